@@ -1,0 +1,68 @@
+"""Steer text-to-video diffusion models at inference time.
+
+Fused attention that also returns the maps of chosen text tokens, the flow of tokens through attention graphs, and the
+guidance methods built on them, for diffusers pipelines. Names are loaded when they are first used: importing the package
+imports neither triton, diffusers nor compiled code.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "ArgumentError": "errors",
+    "Backend": "backends",
+    "BackendUnavailableError": "errors",
+    "CapturedAttention": "ops",
+    "CapturedMaps": "ops",
+    "CvgError": "errors",
+    "Vico": "guidance",
+    "attention_with_capture": "ops",
+    "capture": "capture",
+    "capture_maps": "ops",
+    "min_max_matmul": "ops",
+    "path_flow": "ops",
+    "processors": "capture",
+    "token_peaks": "ops",
+    "trace_backends": "ops",
+    "use_processors": "capture",
+}
+_MODULES = ("shapes", "viz")
+
+__all__ = ["__version__", *_HOMES, *_MODULES]
+
+
+def __getattr__(name: str):
+    if name in _HOMES:
+        found = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    elif name in _MODULES:
+        found = importlib.import_module(f"{__name__}.{name}")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+if TYPE_CHECKING:
+    from cvg_kernels import shapes, viz
+    from cvg_kernels.backends import Backend
+    from cvg_kernels.capture import capture, processors, use_processors
+    from cvg_kernels.errors import ArgumentError, BackendUnavailableError, CvgError
+    from cvg_kernels.guidance import Vico
+    from cvg_kernels.ops import (
+        CapturedAttention,
+        CapturedMaps,
+        attention_with_capture,
+        capture_maps,
+        min_max_matmul,
+        path_flow,
+        token_peaks,
+        trace_backends,
+    )

@@ -1,0 +1,130 @@
+"""Which attention is which: the layers of a denoiser, their kinds, and how a model lays out its tokens.
+
+Supporting another model is one entry in `MODELS`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+
+from cvg_kernels.errors import ArgumentError
+
+Kind = Literal["cross", "self", "temporal"]
+Grid = tuple[int, int, int]  # frames, rows, columns
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One attention layer of a denoiser."""
+
+    name: str  #: dotted path of the module
+    module: nn.Module
+    kind: Kind
+
+
+@dataclass(frozen=True)
+class Model:
+    """What capture and guidance must know of a denoiser class.
+
+    Attributes:
+        latents: name of the forward argument that holds the latents `[B, C, F, H, W]`; it comes first.
+        grid: (latents' shape, tokens per sample, denoiser) → the layer's grid.
+        frames_in_batch: whether cross-attention sees one sample per frame (`[B·F, h·w, C]`).
+        batched_branches: whether the pipeline stacks [unconditional, conditional] into one call.
+        text_per_frame: whether the caller repeats the text for every frame.
+    """
+
+    latents: str
+    grid: Callable[[tuple[int, ...], int, Any], Grid]
+    frames_in_batch: bool
+    batched_branches: bool
+    text_per_frame: bool = False
+
+
+def _unet_grid(latents: tuple[int, ...], tokens: int, denoiser: Any) -> Grid:
+    """A UNet halves rows and columns, rounding up, until they hold as many tokens as the layer has."""
+    frames, rows, columns = latents[2:]
+    while rows * columns > tokens:
+        rows, columns = -(-rows // 2), -(-columns // 2)
+    if rows * columns != tokens:
+        raise ArgumentError(f"a layer of {tokens} tokens fits no level of latents {tuple(latents)}")
+    return frames, rows, columns
+
+
+def _patch_grid(latents: tuple[int, ...], tokens: int, denoiser: Any) -> Grid:
+    """A video transformer cuts the latents into patches once."""
+    frames, rows, columns = (
+        size // patch for size, patch in zip(latents[2:], denoiser.config.patch_size, strict=True)
+    )
+    return frames, rows, columns
+
+
+MODELS: dict[str, Model] = {
+    "UNetMotionModel": Model("sample", _unet_grid, True, True, text_per_frame=True),
+    "UNet3DConditionModel": Model("sample", _unet_grid, True, True),
+    "WanTransformer3DModel": Model("hidden_states", _patch_grid, False, False),
+}
+
+_TEMPORAL = re.compile(r"motion_modules|temp_attentions|transformer_in|temporal_transformer_blocks")
+_SPATIAL_BLOCK = re.compile(r"(.*)\.attentions\.(\d+)\.")
+
+
+def unwrap(denoiser: nn.Module) -> nn.Module:
+    """The module behind `torch.compile`."""
+    return getattr(denoiser, "_orig_mod", denoiser)
+
+
+def model_of(denoiser: nn.Module) -> Model:
+    """The table entry of a denoiser.
+
+    Raises:
+        ArgumentError: for a class that is not in `MODELS`.
+    """
+    name = type(unwrap(denoiser)).__name__
+    if name not in MODELS:
+        raise ArgumentError(f"denoiser must be one of {', '.join(MODELS)}, got {name}")
+    return MODELS[name]
+
+
+def denoisers_of(pipe: Any) -> list[nn.Module]:
+    """The denoisers of a pipeline (Wan 2.2 has two), or the denoiser itself if given one."""
+    if isinstance(pipe, nn.Module):
+        return [pipe]
+    found = [getattr(pipe, name, None) for name in ("unet", "transformer", "transformer_2")]
+    found = [denoiser for denoiser in found if denoiser is not None]
+    if not found:
+        raise ArgumentError(
+            f"pipe must have a unet or a transformer, got {type(pipe).__name__} without either"
+        )
+    return found
+
+
+def attention_layers(denoiser: nn.Module) -> list[Layer]:
+    """All attention layers of a denoiser, classified."""
+    return [
+        Layer(name, module, _kind(name, module))
+        for name, module in unwrap(denoiser).named_modules()
+        if hasattr(module, "set_processor") and hasattr(module, "processor")
+    ]
+
+
+def _kind(name: str, module: nn.Module) -> Kind:
+    if _TEMPORAL.search(name):
+        return "temporal"
+    return "cross" if getattr(module, "is_cross_attention", False) else "self"
+
+
+def temporal_partners(layers: list[Layer], cross: Layer) -> list[Layer]:
+    """The temporal layers that follow a cross-attention layer in its block, in the order in which they run."""
+    place = _SPATIAL_BLOCK.match(cross.name)
+    if place is None:
+        return []
+    block, number = place.groups()
+    behind = re.compile(rf"{re.escape(block)}\.(motion_modules|temp_attentions)\.{number}\.")
+    partners = [layer for layer in layers if layer.kind == "temporal" and behind.match(layer.name)]
+    return sorted(partners, key=lambda layer: layer.name)

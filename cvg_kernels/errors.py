@@ -1,0 +1,15 @@
+"""The exceptions of the package. The command line prints them as one line and exits with 2."""
+
+from __future__ import annotations
+
+
+class CvgError(Exception):
+    """Something that the caller can mend; the message says how."""
+
+
+class ArgumentError(CvgError, ValueError):
+    """An argument does not fit: names it, what was given and what is accepted."""
+
+
+class BackendUnavailableError(CvgError, RuntimeError):
+    """A backend that was asked for by name cannot run here: says why and how to get it."""

@@ -1,0 +1,56 @@
+"""Loads the compiled modules and remembers why one is absent."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from functools import lru_cache
+from pathlib import Path
+from types import ModuleType
+from typing import Literal
+
+from cvg_kernels.errors import BackendUnavailableError
+
+Target = Literal["cpu", "cuda"]
+_BUILD_INFO = Path(__file__).with_name("_build_info.json")
+
+
+@lru_cache
+def build_info() -> dict[str, str | None]:
+    """What the build wrote down: per module `None` if it was built, else the reason why not."""
+    if _BUILD_INFO.exists():
+        return json.loads(_BUILD_INFO.read_text())
+    return {}
+
+
+@lru_cache
+def _load(target: Target) -> ModuleType | str:
+    """The module, or the reason why there is none."""
+    try:
+        return importlib.import_module(f"cvg_kernels._native_{target}")
+    except ImportError as error:
+        built = build_info().get(target, "this source tree was never built")
+        reason = built if built is not None else f"it was built but does not load: {error}"
+        remedy = {
+            "cpu": "install a C++17 compiler and reinstall with CVG_BUILD=cpu",
+            "cuda": "install nvcc and reinstall with CVG_BUILD=cuda",
+        }
+        return f"the compiled {target} module is absent: {reason} ({remedy[target]})"
+
+
+def reason(target: Target) -> str | None:
+    """Why the compiled module for `target` is absent; `None` if it is there."""
+    loaded = _load(target)
+    return loaded if isinstance(loaded, str) else None
+
+
+def load(target: Target) -> ModuleType:
+    """The compiled module for `target`.
+
+    Raises:
+        BackendUnavailableError: with the reason, if it is absent.
+    """
+    loaded = _load(target)
+    if isinstance(loaded, str):
+        raise BackendUnavailableError(loaded)
+    return loaded

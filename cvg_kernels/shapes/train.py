@@ -1,0 +1,119 @@
+"""`cvg-kernels shapes train`: from nothing to a pipeline folder, in four resumable stages."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, UNetMotionModel
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from cvg_kernels.errors import ArgumentError
+from cvg_kernels.shapes.latents import encode_shards
+from cvg_kernels.shapes.model import assemble, build_tokenizer
+from cvg_kernels.shapes.train_autoencoder import train_autoencoder
+from cvg_kernels.shapes.train_denoiser import IMAGES, VIDEO, train_denoiser
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How long each stage trains. The defaults made the weights that ship."""
+
+    autoencoder_steps: int = 2000
+    clips: int = 16384
+    image_steps: int = 2400
+    video_steps: int = 4000
+    seed: int = 0
+
+
+def train(
+    folder: Path, recipe: Recipe, *, device: torch.device, processes: int = 1
+) -> Path:
+    """Trains the shapes pipeline: autoencoder, latents, image denoiser, video denoiser.
+
+    A stage whose result lies in `folder` is not repeated, and one that was cut off goes on from its last checkpoint, so
+    the same call made again finishes the work. On a CPU several processes of one thread each are about twice as fast
+    as one process of several threads: the networks are small.
+
+    Args:
+        folder: where everything is kept; the pipeline ends in `folder/pipeline`.
+        recipe: steps, clips and seed.
+        device: `cpu` or a CUDA device.
+        processes: how many train the denoiser together (their number is part of the recipe: the batch grows with it).
+
+    Returns:
+        The pipeline's folder, which `AnimateDiffPipeline.from_pretrained` loads.
+
+    Raises:
+        ArgumentError: if a number is not positive, or several processes are asked for on a GPU.
+    """
+    for name, value in (*vars(recipe).items(), ("processes", processes)):
+        if value < (0 if name == "seed" else 1):
+            raise ArgumentError(f"{name} must be positive, got {value}")
+    if processes > 1 and device.type != "cpu":
+        raise ArgumentError(f"processes must be 1 on {device.type}, got {processes}")
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "tokenizer").exists():
+        build_tokenizer(folder / "tokenizer")
+    if not (folder / "vae").exists():
+        train_autoencoder(
+            folder, seed=recipe.seed, steps=recipe.autoencoder_steps, device=device
+        )
+    if processes == 1:
+        _denoiser_stages(0, 1, folder, recipe, device)
+    else:
+        torch.multiprocessing.spawn(
+            _denoiser_process, (processes, folder, recipe, device), nprocs=processes
+        )
+    return _export(folder)
+
+
+def _denoiser_process(
+    rank: int, processes: int, folder: Path, recipe: Recipe, device: torch.device
+) -> None:
+    """One of several processes that train together on the CPU."""
+    torch.set_num_threads(1)  # small networks: more threads in a process would mostly wait
+    meeting = folder / f"processes-{os.getppid()}"
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{meeting.resolve()}", rank=rank, world_size=processes
+    )
+    try:
+        _denoiser_stages(rank, processes, folder, recipe, device)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def _denoiser_stages(
+    rank: int, processes: int, folder: Path, recipe: Recipe, device: torch.device
+) -> None:
+    """Everything after the autoencoder, as seen by one process."""
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    autoencoder = AutoencoderKL.from_pretrained(folder / "vae").eval()
+    share = {"rank": rank, "processes": processes}
+    encode_shards(
+        folder / "latents", autoencoder, tokenizer, seed=recipe.seed, clips=recipe.clips, **share
+    )
+    for stage, steps in ((IMAGES, recipe.image_steps), (VIDEO, recipe.video_steps)):
+        done = (folder / stage.name / "text_encoder").exists()
+        if processes > 1:  # nobody reads a stage's result before its writer has finished
+            torch.distributed.barrier()
+        if not done:
+            train_denoiser(
+                folder, tokenizer, stage, seed=recipe.seed, steps=steps, device=device, **share
+            )
+        if processes > 1:
+            torch.distributed.barrier()
+
+
+def _export(folder: Path) -> Path:
+    """Writes the trained parts as one pipeline folder."""
+    pipeline = assemble(
+        AutoencoderKL.from_pretrained(folder / "vae"),
+        CLIPTextModel.from_pretrained(folder / "video" / "text_encoder"),
+        CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+        UNetMotionModel.from_pretrained(folder / "video" / "unet"),
+    )
+    pipeline.save_pretrained(folder / "pipeline")
+    return folder / "pipeline"

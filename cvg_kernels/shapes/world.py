@@ -1,0 +1,210 @@
+"""The world of moving shapes: scenes, captions and frames.
+
+A clip shows one or two objects for eight frames of 64×64 pixels on a dark ground. An object is a colour, a shape and a
+direction of motion; its caption is "a red circle moving left". Everything is drawn from a seeded generator and rendered
+with anti-aliased signed distances, so a clip is known exactly: where, what, and which way.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+FRAMES = 8
+SIZE = 64
+BACKGROUND = 0.08
+COLOURS: dict[str, tuple[float, float, float]] = {
+    "red": (1.0, 0.15, 0.1),
+    "green": (0.1, 0.8, 0.2),
+    "blue": (0.15, 0.3, 1.0),
+    "yellow": (1.0, 0.9, 0.1),
+    "purple": (0.7, 0.2, 0.9),
+    "white": (1.0, 1.0, 1.0),
+}
+SHAPES = ("circle", "square", "triangle", "cross")
+DIRECTIONS: dict[str, tuple[int, int]] = {
+    "left": (-1, 0),
+    "right": (1, 0),
+    "up": (0, -1),
+    "down": (0, 1),
+}
+#: Colour-shape pairs that no training clip shows: what a model does with them is composition, not memory.
+HELD_OUT = frozenset(
+    {("purple", "circle"), ("yellow", "square"), ("blue", "triangle"), ("green", "cross")}
+)
+
+_RADIUS = (6.5, 9.0)  # pixels
+_SPEED = (3.0, 4.5)  # pixels a frame
+_MARGIN = 1.0  # pixels kept free at the border and between two objects
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One object as the caption tells it."""
+
+    colour: str
+    shape: str
+    direction: str
+
+    def __str__(self) -> str:
+        return f"a {self.colour} {self.shape} moving {self.direction}"
+
+
+@dataclass(frozen=True)
+class Motion:
+    """Where a thing is: its radius, and its centre in every frame, in pixels."""
+
+    radius: float
+    centres: np.ndarray  # [F, 2] as (x, y)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A clip before it is drawn."""
+
+    things: tuple[Thing, ...]
+    motions: tuple[Motion, ...]
+
+    @property
+    def caption(self) -> str:
+        """The sentence that describes the clip."""
+        return caption(self.things)
+
+
+def caption(things: Sequence[Thing]) -> str:
+    """Joins what is seen into one sentence, in the order given."""
+    return " and ".join(str(thing) for thing in things)
+
+
+def parse_caption(text: str) -> tuple[Thing, ...]:
+    """Reads the things back out of a caption.
+
+    Raises:
+        ValueError: if a part is not of the form "a COLOUR SHAPE moving DIRECTION".
+    """
+    things = []
+    for part in text.strip().lower().rstrip(".").split(" and "):
+        words = part.split()
+        if (
+            len(words) != 5
+            or (words[0], words[3]) != ("a", "moving")
+            or words[1] not in COLOURS
+            or words[2] not in SHAPES
+            or words[4] not in DIRECTIONS
+        ):
+            raise ValueError(
+                f"{part!r} is not of the form 'a COLOUR SHAPE moving DIRECTION' with COLOUR of "
+                f"{', '.join(COLOURS)}; SHAPE of {', '.join(SHAPES)}; DIRECTION of "
+                f"{', '.join(DIRECTIONS)}"
+            )
+        things.append(Thing(words[1], words[2], words[4]))
+    return tuple(things)
+
+
+def pairs(held_out: bool) -> list[tuple[str, str]]:
+    """The colour-shape pairs of training (`held_out=False`) or those that training never shows."""
+    return [p for p in itertools.product(COLOURS, SHAPES) if (p in HELD_OUT) == held_out]
+
+
+def random_things(
+    rng: np.random.Generator,
+    count: int,
+    *,
+    held_out: bool | None = False,
+    distinct_shapes: bool = False,
+) -> tuple[Thing, ...]:
+    """Draws `count` things of different colours.
+
+    Args:
+        rng: source of randomness.
+        count: how many, 1 or 2.
+        held_out: `False` draws from the pairs of training; `True` makes at least one thing a held-out pair; `None`
+            draws from all pairs.
+        distinct_shapes: also make the shapes differ.
+    """
+    while True:
+        drawn = [
+            Thing(
+                str(rng.choice(list(COLOURS))),
+                str(rng.choice(SHAPES)),
+                str(rng.choice(list(DIRECTIONS))),
+            )
+            for _ in range(count)
+        ]
+        new = [(thing.colour, thing.shape) in HELD_OUT for thing in drawn]
+        if held_out is not None and any(new) != held_out:
+            continue
+        if len({thing.colour for thing in drawn}) < count:
+            continue
+        if distinct_shapes and len({thing.shape for thing in drawn}) < count:
+            continue
+        return tuple(drawn)
+
+
+def random_motion(rng: np.random.Generator, direction: str, frames: int = FRAMES) -> Motion:
+    """A straight path at constant speed that stays inside the frame.
+
+    Clips longer than `FRAMES` move more slowly: the way travelled is that of a standard clip.
+    """
+    radius = rng.uniform(*_RADIUS)
+    half_way = rng.uniform(*_SPEED) * (FRAMES - 1) / 2
+    step = np.array(DIRECTIONS[direction], dtype=np.float64)
+    room = radius + _MARGIN + half_way * np.abs(step)
+    middle = rng.uniform(room, SIZE - 1 - room)
+    return Motion(radius, middle + np.linspace(-half_way, half_way, frames)[:, None] * step)
+
+
+def _apart(first: Motion, second: Motion) -> bool:
+    """Whether the bounding squares of two moving things never touch."""
+    gap = np.abs(first.centres - second.centres).max(axis=1)
+    return bool((gap > first.radius + second.radius + _MARGIN).all())
+
+
+def random_scene(
+    rng: np.random.Generator, things: Sequence[Thing] | None = None, frames: int = FRAMES
+) -> Scene:
+    """Places things so that they never touch; draws the things too (two of them in 2 of 3 clips) if not given."""
+    if things is None:
+        things = random_things(rng, 2 if rng.random() < 0.65 else 1)
+    while True:
+        motions = [random_motion(rng, thing.direction, frames) for thing in things]
+        if all(_apart(a, b) for a, b in itertools.combinations(motions, 2)):
+            return Scene(tuple(things), tuple(motions))
+
+
+def signed_distance(shape: str, x: torch.Tensor, y: torch.Tensor, radius: torch.Tensor):
+    """Signed distance in pixels to a shape's outline, negative inside, `x` and `y` measured from its centre."""
+    if shape == "circle":
+        return torch.hypot(x, y) - radius
+    if shape == "square":
+        return torch.maximum(x.abs(), y.abs()) - 0.9 * radius
+    if shape == "triangle":  # apex up; the base is at y = +0.9 r, the flanks rise at slope 2
+        flank = (2 * x.abs() - (y + radius)) / 5**0.5
+        return torch.maximum(flank, y - 0.9 * radius)
+    if shape == "cross":
+        across = torch.maximum(x.abs() - radius, y.abs() - 0.36 * radius)
+        upright = torch.maximum(y.abs() - radius, x.abs() - 0.36 * radius)
+        return torch.minimum(across, upright)
+    raise ValueError(f"shape must be one of {', '.join(SHAPES)}, got {shape!r}")
+
+
+def render(scenes: Sequence[Scene], size: int = SIZE) -> torch.Tensor:
+    """Draws scenes as float32 `[B, F, 3, size, size]` in [0, 1]."""
+    frames = len(scenes[0].motions[0].centres)
+    axis = torch.arange(size, dtype=torch.float32) * (SIZE / size)
+    video = torch.full((len(scenes), frames, 3, size, size), BACKGROUND)
+    for clip, scene in zip(video, scenes, strict=True):
+        for thing, motion in zip(scene.things, scene.motions, strict=True):
+            centres = torch.as_tensor(motion.centres, dtype=torch.float32)
+            x = axis - centres[:, 0, None, None]  # [F, 1, W]
+            y = axis[:, None] - centres[:, 1, None, None]  # [F, H, 1]
+            x, y = torch.broadcast_tensors(x, y)
+            distance = signed_distance(thing.shape, x, y, torch.tensor(motion.radius))
+            cover = (0.5 - distance).clamp(0, 1)[:, None]  # [F, 1, H, W]
+            colour = torch.tensor(COLOURS[thing.colour])[:, None, None]
+            clip.mul_(1 - cover).add_(cover * colour)
+    return video

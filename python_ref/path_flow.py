@@ -1,0 +1,69 @@
+"""Min-max path flow: how much of a token reaches each frame along its widest path. The definition.
+
+A path through layers carries as much as its narrowest edge; the flow of a token is that of its widest path, and the
+product that finds it is the matrix product with (×, +) replaced by (min, max):
+
+    (A ⊙ B)_ij = max_r min(A_ir, B_rj)
+
+The soft form replaces max and min by  max_T(x) = T log Σ exp(x/T)  and  min_T(x) = −max_T(−x).  After h hops over R nodes
+each it differs from the hard form by at most  T · h · (ln R + ln 2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+
+def min_max_matmul(
+    a: torch.Tensor, b: torch.Tensor, temperature: float | None = None
+) -> torch.Tensor:
+    """(A ⊙ B)_ij = max_r min(A_ir, B_rj).
+
+    Args:
+        a: `[..., X, R]`.
+        b: `[..., R, Y]`.
+        temperature: `None` for the hard form, T > 0 for the soft one.
+
+    Returns:
+        `[..., X, Y]`.
+    """
+    left, right = a[..., :, :, None], b[..., None, :, :]  # [..., X, R, 1], [..., 1, R, Y]
+    if temperature is None:
+        return torch.minimum(left, right).amax(-2)
+    # logaddexp and logsumexp subtract a running maximum, so no T overflows.
+    narrow = -torch.logaddexp(-left / temperature, -right / temperature)
+    return temperature * narrow.logsumexp(-2)
+
+
+def residual_hop(hop: torch.Tensor, residual: str | None) -> torch.Tensor:
+    """Mixes the skip connection into a square hop: (A+I)/2 `"average"`, A+I `"add"`, or A `None`."""
+    if residual is None:
+        return hop
+    mixed = hop + torch.eye(hop.shape[-1], dtype=hop.dtype, device=hop.device)
+    return mixed / 2 if residual == "average" else mixed
+
+
+def path_flow(
+    cross: torch.Tensor,
+    temporal: Sequence[torch.Tensor],
+    *,
+    temperature: float | None = None,
+    residual: str | None = "average",
+) -> torch.Tensor:
+    """Flow of each token to each output frame, at each position: T_n ⊙ … ⊙ T_1 ⊙ X.
+
+    Args:
+        cross: X `[B, K, F, L]`, the share of token K in the attention of position L of frame F.
+        temporal: hops `[B, L, F, F]` in the order in which the network applies them, row = attending frame.
+        temperature: `None` for the hard form, T > 0 for the soft one.
+        residual: how the skip connection enters a hop: `"average"`, `"add"` or `None`.
+
+    Returns:
+        `[B, K, F, L]`.
+    """
+    flow = cross.permute(0, 3, 2, 1)  # [B, L, F, K]
+    for hop in temporal:
+        flow = min_max_matmul(residual_hop(hop, residual), flow, temperature)
+    return flow.permute(0, 3, 2, 1)
