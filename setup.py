@@ -52,7 +52,9 @@ def find_nvcc() -> str:
     for candidate in candidates:
         if candidate and shutil.which(candidate):
             return shutil.which(candidate)
-    raise BuildFailed("nvcc was not found at build time (CUDACXX, PATH, CUDA_HOME, /usr/local/cuda)")
+    raise BuildFailed(
+        "nvcc was not found at build time (CUDACXX, PATH, CUDA_HOME, /usr/local/cuda)"
+    )
 
 
 def pybind11_dir() -> str:
@@ -67,7 +69,12 @@ def run_logged(command: list[str], log: Path) -> None:
     """Runs a command, shows its output, and turns a failure into its first error line."""
     print("+", " ".join(command), flush=True)
     done = subprocess.run(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
     )
     with log.open("a") as file:
         file.write(done.stdout)
@@ -78,7 +85,9 @@ def run_logged(command: list[str], log: Path) -> None:
     errors = [n for n, line in enumerate(lines) if re.search(r"\berror\b|fatal", line, re.I)]
     first = errors[0] if errors else max(len(lines) - 1, 0)
     said = " ".join(lines[first : first + 2])[:400]
-    raise BuildFailed(f"{command[0].rsplit('/', 1)[-1]} failed with exit code {done.returncode}: {said}")
+    raise BuildFailed(
+        f"{command[0].rsplit('/', 1)[-1]} failed with exit code {done.returncode}: {said}"
+    )
 
 
 def cmake_build(target: str, output: Path, build: Path) -> None:
@@ -115,7 +124,9 @@ def cmake_build(target: str, output: Path, build: Path) -> None:
 def compiler_of(build: Path) -> str | None:
     """The C++ compiler of a CMake build, as "GNU 12.2.0"."""
     for file in build.glob("CMakeFiles/*/CMakeCXXCompiler.cmake"):
-        found = dict(re.findall(r'set\(CMAKE_CXX_COMPILER_(ID|VERSION) "(.*?)"\)', file.read_text()))
+        found = dict(
+            re.findall(r'set\(CMAKE_CXX_COMPILER_(ID|VERSION) "(.*?)"\)', file.read_text())
+        )
         return f"{found.get('ID')} {found.get('VERSION')}"
     return None
 

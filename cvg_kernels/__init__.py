@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 __version__ = "0.1.0"
 
+#: Public name → the module that it is loaded from.
 _HOMES = {
     "ArgumentError": "errors",
     "Backend": "backends",
@@ -21,7 +22,6 @@ _HOMES = {
     "CvgError": "errors",
     "Vico": "guidance",
     "attention_with_capture": "ops",
-    "capture": "capture",
     "capture_maps": "ops",
     "min_max_matmul": "ops",
     "path_flow": "ops",
@@ -30,12 +30,13 @@ _HOMES = {
     "trace_backends": "ops",
     "use_processors": "capture",
 }
-_MODULES = ("shapes", "viz")
+_MODULES = ("capture", "shapes", "viz")  # `capture` can be called: it is its main function as well
 
 __all__ = ["__version__", *_HOMES, *_MODULES]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> object:
+    """Loads a public name when it is first used (PEP 562)."""
     if name in _HOMES:
         found = getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
     elif name in _MODULES:
@@ -47,6 +48,7 @@ def __getattr__(name: str):
 
 
 def __dir__() -> list[str]:
+    """The public names, loaded or not."""
     return sorted(__all__)
 
 

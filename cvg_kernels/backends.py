@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import os
 from enum import Enum
 from typing import TYPE_CHECKING
@@ -89,12 +89,14 @@ def require(operation: str, backend: Backend, device: torch.device | None = None
 def _triton_reason(device: torch.device | None) -> str | None:
     import torch
 
-    if importlib.util.find_spec("triton") is None:
-        return "triton is not installed (pip install triton; Linux only)"
+    try:
+        importlib.import_module("triton")
+    except ImportError as error:
+        return f"triton cannot be imported: {error} (pip install triton; Linux only)"
     if os.environ.get("TRITON_INTERPRET") == "1":
         return None  # kernels run on CPU tensors, slowly: for tests
     if device is not None and device.type != "cuda":
         return f"Triton kernels take tensors on a GPU, these are on {device}"
     if not torch.cuda.is_available():
-        return "torch sees no GPU"
+        return f"torch {torch.__version__} sees no GPU"
     return None

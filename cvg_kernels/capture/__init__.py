@@ -1,5 +1,8 @@
 """Capture on diffusers: which attention is which, words to tokens, the drop-in processors, and the records."""
 
+import sys
+from types import ModuleType
+
 from cvg_kernels.capture.capture import Capture, Record, capture
 from cvg_kernels.capture.layer_capture import LayerCapture
 from cvg_kernels.capture.processors import ProcessorSwap, processors, use_processors
@@ -13,3 +16,12 @@ __all__ = [
     "processors",
     "use_processors",
 ]
+
+
+class _CallableModule(ModuleType):
+    """The folder and its main function share a name, so `cvg_kernels.capture` is both."""
+
+    __call__ = staticmethod(capture)
+
+
+sys.modules[__name__].__class__ = _CallableModule

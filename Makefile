@@ -1,0 +1,80 @@
+# What people run. Everything happens in the virtual environment .venv; nothing else on the machine is changed.
+#
+#   make demo    from a fresh machine to a guided video in out/
+#   make test    the same set-up, then the tests            (PYTEST_ARGS='-m "not slow"')
+#   make bench   the kernels against what people use today
+#   make gpu     build in place, GPU tests and benchmarks on a machine with an NVIDIA GPU, torch and nvcc; no network
+#   make lint    ruff and clang-format
+#   make clean   remove what the targets above made
+#
+# Without an NVIDIA GPU, TORCH_SPEC is installed first, with PIP_TORCH_ARGS for pip: name an index of CPU wheels there, or
+# let pip find them through its own configuration. With one, pip takes torch as the package asks for it.
+
+SHELL := /bin/bash
+PYTHON ?= python3
+TORCH_SPEC ?= torch==2.13.0
+PIP_TORCH_ARGS ?=
+PIP_ARGS ?=
+PYTEST_ARGS ?=
+OUT ?= out
+PROMPT ?= a red circle moving left and a blue square moving right
+CVG_BUILD ?= auto
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS)
+# The linters' versions stand in pyproject.toml only.
+LINTERS = $(shell sed -nE 's/^ *"((ruff|clang-format)==[^"]+)".*/\1/p' pyproject.toml)
+SOURCES := $(shell find cvg_kernels python_ref csrc -type f \
+	! -name '*.pyc' ! -name '_native_*' ! -name '_build_info.json' 2>/dev/null)
+CPP_FILES = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+
+.PHONY: demo test bench gpu lint format clean
+.DELETE_ON_ERROR:
+
+demo: $(VENV)/installed
+	$(BIN)/cvg-kernels generate "$(PROMPT)" --guidance vico --output "$(OUT)/"
+
+# PYTHONSAFEPATH: what is tested is the installed package, not the source tree that happens to be the current folder.
+test: $(VENV)/installed
+	PYTHONSAFEPATH=1 $(BIN)/pytest $(PYTEST_ARGS)
+
+bench: $(VENV)/installed
+	$(BIN)/cvg-kernels bench attention
+
+gpu:
+	$(PYTHON) scripts/gpu.py
+
+lint: $(VENV)/linters
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(if $(CPP_FILES),$(BIN)/clang-format --dry-run --Werror $(CPP_FILES))
+
+format: $(VENV)/linters
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(if $(CPP_FILES),$(BIN)/clang-format -i $(CPP_FILES))
+
+$(VENV)/created:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "cvg-kernels needs Python 3.10 or newer")'
+	$(PYTHON) -m venv $(VENV) || { echo "python3 -m venv failed; on Debian: apt install python3-venv" >&2; exit 1; }
+	touch $@
+
+$(VENV)/linters: $(VENV)/created pyproject.toml
+	$(PIP) $(LINTERS)
+	touch $@
+
+$(VENV)/torch: $(VENV)/created
+	if nvidia-smi --list-gpus 2>/dev/null | grep -q GPU; \
+	then echo "an NVIDIA GPU: pip chooses torch"; \
+	else $(PIP) $(PIP_TORCH_ARGS) "$(TORCH_SPEC)"; fi
+	touch $@
+
+$(VENV)/installed: $(VENV)/torch pyproject.toml setup.py MANIFEST.in CMakeLists.txt README.md $(SOURCES)
+	CVG_BUILD=$(CVG_BUILD) $(PIP) ".[video,test]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist out *.egg-info .pytest_cache .ruff_cache
+	rm -f cvg_kernels/_native_*.so cvg_kernels/_build_info.json
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,69 @@
+"""The program: finds the command, runs it, and turns what the user can mend into one line."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from cvg_kernels import __version__
+from cvg_kernels.errors import CvgError
+
+#: Command → what it does. Each is the module of its name beside this file, with two functions:
+#: `add_arguments(parser)` and `run(options) -> exit code`. Only the one that is asked for is imported.
+COMMANDS = {
+    "generate": "make a video, with and without guidance, and a report of what changed",
+    "shapes": "train or score the built-in world of moving shapes",
+    "bench": "measure the kernels against what people use today",
+    "info": "versions, devices, and which backends can run here",
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line, like those of the commands themselves."""
+
+    def error(self, message: str) -> NoReturn:
+        """Prints the message and exits with 2."""
+        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the program.
+
+    Args:
+        arguments: of the command line; `None` takes those of this process.
+
+    Returns:
+        The exit code: 0, 2 for what the user can mend, 130 after an interrupt, or what the command says.
+    """
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    # Progress and errors are ours to print; the libraries' own notices only when asked for.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    parser = Parser(
+        prog="cvg-kernels", description="Steer text-to-video diffusion models at inference time."
+    )
+    parser.add_argument("--version", action="version", version=f"cvg-kernels {__version__}")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    wanted = next((word for word in arguments if not word.startswith("-")), None)
+    for name, purpose in COMMANDS.items():
+        command = commands.add_parser(name, help=purpose, description=f"{purpose.capitalize()}.")
+        if name == wanted:
+            module = importlib.import_module(f"cvg_kernels.cli.{name}")
+            module.add_arguments(command)
+            command.set_defaults(run=module.run)
+    options = parser.parse_args(arguments)
+    try:
+        return options.run(options)
+    except CvgError as error:
+        message = " ".join(str(error).split())
+        print(f"cvg-kernels {options.command}: {message}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"cvg-kernels {options.command}: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of a pipe had enough, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
