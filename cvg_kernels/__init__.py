@@ -1,8 +1,8 @@
 """Steer text-to-video diffusion models at inference time.
 
-Fused attention that also returns the maps of chosen text tokens, the flow of tokens through attention graphs, and the
-guidance methods built on them, for diffusers pipelines. Names are loaded when they are first used: importing the package
-imports neither triton, diffusers nor compiled code.
+Fused attention that also returns the maps of chosen text tokens, the flow of tokens through
+attention graphs, and the guidance methods built on them, for diffusers pipelines. Names are loaded
+when they are first used: importing the package imports neither triton, diffusers nor compiled code.
 """
 
 from __future__ import annotations
@@ -30,9 +30,30 @@ _HOMES = {
     "trace_backends": "ops",
     "use_processors": "capture",
 }
-_MODULES = ("capture", "shapes", "viz")  # `capture` can be called: it is its main function as well
+#: Modules among the public names; `capture` can be called: it is its main function as well.
+_MODULES = ("capture", "shapes", "viz")
 
-__all__ = ["__version__", *_HOMES, *_MODULES]
+__all__ = [
+    "ArgumentError",
+    "Backend",
+    "BackendUnavailableError",
+    "CapturedAttention",
+    "CapturedMaps",
+    "CvgError",
+    "Vico",
+    "__version__",
+    "attention_with_capture",
+    "capture",
+    "capture_maps",
+    "min_max_matmul",
+    "path_flow",
+    "processors",
+    "shapes",
+    "token_peaks",
+    "trace_backends",
+    "use_processors",
+    "viz",
+]
 
 
 def __getattr__(name: str) -> object:
