@@ -6,17 +6,28 @@ import argparse
 import importlib.metadata
 import json
 import platform
+from pathlib import Path
 from typing import Any
 
 from cvg_kernels import __version__, native
 from cvg_kernels.backends import OPERATIONS, unavailable_reason
 
-_PACKAGES = ("torch", "triton", "diffusers", "transformers", "numpy", "imageio", "imageio-ffmpeg")
+_PACKAGES = (
+    "torch",
+    "triton",
+    "diffusers",
+    "transformers",
+    "accelerate",
+    "numpy",
+    "imageio",
+    "imageio-ffmpeg",
+    "matplotlib",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `info`."""
-    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
 
 def versions() -> dict[str, str]:
@@ -31,44 +42,58 @@ def versions() -> dict[str, str]:
 
 
 def devices() -> dict[str, str]:
-    """The processor, with the instruction set that the native kernels chose, and every GPU."""
+    """The processor and every GPU that torch can use, or why there is none."""
     import torch
 
-    isa = native.load("cpu").isa() if native.reason("cpu") is None else "no native kernels"
-    found = {"cpu": f"{_processor()}, {torch.get_num_threads()} threads, {isa}"}
+    found = {"cpu": f"{_processor()}, {torch.get_num_threads()} threads"}
     for index in range(torch.cuda.device_count()):
-        properties = torch.cuda.get_device_properties(index)
-        works = "no CUDA module"
-        if native.reason("cuda") is None:
-            problem = native.load("cuda").self_check(index)
-            works = "CUDA module runs" if problem is None else f"CUDA module fails: {problem}"
-        found[f"cuda:{index}"] = (
-            f"{properties.name}, sm_{properties.major}{properties.minor}, "
-            f"{properties.total_memory / 2**30:.0f} GiB, {works}"
-        )
+        facts = torch.cuda.get_device_properties(index)
+        kind = getattr(facts, "gcnArchName", "") if torch.version.hip else ""
+        kind = kind or f"sm_{facts.major}{facts.minor}"
+        found[f"cuda:{index}"] = f"{facts.name}, {kind}, {facts.total_memory / 2**30:.0f} GiB"
+    if len(found) == 1:
+        built = torch.backends.cuda.is_built()
+        found["cuda"] = f"none: torch {'sees no GPU' if built else 'is a build for CPU only'}"
     return found
 
 
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo") as file:
-            names = [
-                line.split(":", 1)[1].strip() for line in file if line.startswith("model name")
-            ]
-        return names[0]
-    except (OSError, IndexError):
-        return platform.processor() or platform.machine()
+def modules() -> dict[str, str]:
+    """Per compiled module what it was built for and runs as, or the reason why it is absent."""
+    import torch
+
+    found = {}
+    build = native.build_info()
+    if (reason := native.reason("cpu")) is None:
+        compiler = build.get("compiler") or "a compiler that was not written down"
+        reason = f"yes: {native.load('cpu').isa()}, built by {compiler}"
+    found["cpu"] = reason
+    if (reason := native.reason("cuda")) is None:
+        reason = f"yes: built for {', '.join(build.get('cuda_archs') or ['?'])}"
+        for index in range(torch.cuda.device_count()):
+            problem = native.load("cuda").self_check(index)
+            reason += f"; cuda:{index} {'runs it' if problem is None else f'fails: {problem}'}"
+    found["cuda"] = reason
+    return found
 
 
-def report() -> dict[str, Any]:
-    """Everything `info` shows, as plain data."""
-    backends = {
+def backends() -> dict[str, dict[str, str]]:
+    """Per operation and backend "yes" or the reason why it cannot run on this machine."""
+    return {
         operation: {
             backend.value: unavailable_reason(operation, backend) or "yes" for backend in there
         }
         for operation, there in OPERATIONS.items()
     }
-    return {"versions": versions(), "devices": devices(), "backends": backends}
+
+
+def report() -> dict[str, Any]:
+    """Everything `info` shows, as plain data."""
+    return {
+        "versions": versions(),
+        "devices": devices(),
+        "native modules": modules(),
+        "backends": backends(),
+    }
 
 
 def run(options: argparse.Namespace) -> int:
@@ -77,12 +102,19 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(facts, indent=2))
         return 0
-    for title in ("versions", "devices"):
+    tables = {title: facts[title] for title in ("versions", "devices", "native modules")}
+    tables |= {f"backends of {name}": answers for name, answers in facts["backends"].items()}
+    for title, rows in tables.items():
         print(title)
-        for name, value in facts[title].items():
-            print(f"  {name:16} {value}")
-    for operation, there in facts["backends"].items():
-        print(f"backends of {operation}")
-        for name, answer in there.items():
-            print(f"  {name:16} {answer}")
+        for name, value in rows.items():
+            print(f"  {name:16}{value}")
     return 0
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

@@ -1,0 +1,134 @@
+"""The program: `info`, one-line errors, exit codes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import types
+
+import pytest
+
+import cvg_kernels
+from cvg_kernels import backends
+from cvg_kernels.cli import main
+
+
+@pytest.fixture
+def command(monkeypatch):
+    """Puts a command of the test's own in the place of `info`."""
+
+    def put(run):
+        module = types.ModuleType("cvg_kernels.cli.info")
+        module.add_arguments = lambda parser: parser.add_argument("--size", type=int)
+        module.run = run
+        monkeypatch.setitem(sys.modules, "cvg_kernels.cli.info", module)
+
+    return put
+
+
+def test_info_prints_every_operation_with_each_backend(capsys):
+    assert main(["info"]) == 0
+    said = capsys.readouterr().out
+    for title in ("versions", "devices", "native modules"):
+        assert f"{title}\n" in said
+    for operation, there in backends.OPERATIONS.items():
+        part = said.partition(f"backends of {operation}\n")[2].splitlines()
+        for backend, line in zip(there, part, strict=False):
+            name, _, answer = line.strip().partition(" ")
+            assert name == backend.value
+            reason = backends.unavailable_reason(operation, backend)
+            assert answer.strip() == (reason or "yes")
+
+
+def test_info_json(capsys):
+    assert main(["info", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["versions"]["cvg_kernels"] == cvg_kernels.__version__
+    assert facts["devices"]["cpu"]
+    assert set(facts["native modules"]) == {"cpu", "cuda"}
+    assert set(facts["backends"]) == set(backends.OPERATIONS)
+    assert all(answers["reference"] == "yes" for answers in facts["backends"].values())
+
+
+def test_info_without_native_modules_says_why(capsys, monkeypatch):
+    monkeypatch.setattr("cvg_kernels.native.reason", lambda target: f"no {target} compiler here")
+    assert main(["info", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["native modules"] == {
+        "cpu": "no cpu compiler here",
+        "cuda": "no cuda compiler here",
+    }
+    assert facts["backends"]["attention"]["native"] == "no cpu compiler here"
+
+
+@pytest.mark.parametrize(
+    "program", [["-m", "cvg_kernels"], ["-c", "from cvg_kernels.cli import main; main()"]]
+)
+def test_module_and_script_are_one_program(program):
+    done = subprocess.run(
+        [sys.executable, *program, "--version"], capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stdout) == (0, f"cvg-kernels {cvg_kernels.__version__}\n")
+
+
+def test_help_names_every_command(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--help"])
+    assert stop.value.code == 0
+    said = capsys.readouterr().out
+    assert all(name in said for name in ("info", "bench", "shapes", "generate"))
+
+
+@pytest.mark.parametrize("name", ["info", "bench", "shapes", "generate"])
+def test_every_command_has_help(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([name, "--help"])
+    assert stop.value.code == 0
+    assert f"usage: cvg-kernels {name}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments", [[], ["fly"], ["info", "--nonsense"], ["--nonsense", "info"], ["info", "extra"]]
+)
+def test_bad_command_line_is_one_line_and_2(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(arguments)
+    assert stop.value.code == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("cvg-kernels") and said.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("error", [cvg_kernels.ArgumentError, cvg_kernels.BackendUnavailableError])
+def test_what_the_user_can_mend_is_one_line_and_2(error, command, capsys):
+    def run(options):
+        raise error(f"size must be even,\n  got {options.size}")
+
+    command(run)
+    assert main(["info", "--size", "3"]) == 2
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", "cvg-kernels info: size must be even, got 3\n")
+
+
+def test_a_defect_is_not_hidden(command):
+    def run(options):
+        raise ZeroDivisionError
+
+    command(run)
+    with pytest.raises(ZeroDivisionError):
+        main(["info"])
+
+
+def test_interrupt_is_130(command, capsys):
+    def run(options):
+        raise KeyboardInterrupt
+
+    command(run)
+    assert main(["info"]) == 130
+    assert capsys.readouterr().err == "cvg-kernels info: interrupted\n"
+
+
+def test_exit_code_is_the_commands(command):
+    command(lambda options: 7)
+    assert main(["info"]) == 7

@@ -1,0 +1,225 @@
+"""What a wheel holds, what CVG_BUILD decides, and that a failed CUDA build leaves the CPU module alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import cvg_kernels
+from cvg_kernels import native
+
+for module in ("setuptools", "wheel", "cmake", "ninja", "pybind11"):
+    pytest.importorskip(module)
+
+ROOT = Path(__file__).parents[1]
+PACKAGED = ("setup.py", "pyproject.toml", "README.md", "LICENSE", "MANIFEST.in", "CMakeLists.txt")
+
+# Stands in for the real one: the CPU "module" is a file, the CUDA build fails as it would on an old compiler.
+CMAKELISTS = """
+cmake_minimum_required(VERSION 3.18)
+project(fake LANGUAGES NONE)
+if(CVG_CUDA AND NOT "$ENV{FAKE_CUDA}" STREQUAL "works")
+    message(FATAL_ERROR "this compiler knows no such architecture")
+endif()
+set(name cpu)
+if(CVG_CUDA)
+    set(name cuda)
+endif()
+foreach(needed Python_EXECUTABLE pybind11_DIR CVG_OUTPUT_DIR)
+    if(NOT EXISTS "${${needed}}")
+        message(FATAL_ERROR "${needed} is no path: ${${needed}}")
+    endif()
+endforeach()
+add_custom_target(module ALL COMMAND ${CMAKE_COMMAND} -E touch ${CVG_OUTPUT_DIR}/_native_${name}.so)
+"""
+
+
+def run(arguments, folder, check=True, **environment):
+    # One interpreter flag less to think about: what is built is what lies in `folder`.
+    clean = {k: v for k, v in os.environ.items() if k not in ("CVG_BUILD", "PYTHONSAFEPATH")}
+    done = subprocess.run(
+        [sys.executable, *arguments],
+        cwd=folder,
+        env=clean | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=600,
+    )
+    assert not check or done.returncode == 0, done.stdout
+    return done
+
+
+@pytest.fixture
+def project(tmp_path):
+    """A project with our setup.py, a package of one file, and a CMakeLists.txt that takes no time."""
+    for name in ("setup.py", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / "CMakeLists.txt").write_text(CMAKELISTS)
+    (tmp_path / "cvg_kernels").mkdir()
+    (tmp_path / "cvg_kernels" / "__init__.py").write_text('__version__ = "0.1.0"\n')
+    return tmp_path
+
+
+@pytest.fixture
+def tools(tmp_path_factory):
+    """A PATH with cmake, ninja, a C++ compiler and nvcc, none of which is looked at by the stand-in."""
+    folder = tmp_path_factory.mktemp("bin")
+    for name in ("cmake", "ninja"):
+        found = shutil.which(name)
+        assert found, f"{name} is on no PATH"
+        (folder / name).symlink_to(found)
+    for name in ("c++", "nvcc"):
+        (folder / name).write_text("#!/bin/sh\nexit 1\n")
+        (folder / name).chmod(0o755)
+    return folder
+
+
+def build_in_place(project, tools, mode, check=True, **environment):
+    path = {"PATH": str(tools), "CVG_BUILD": mode, "CXX": "", "CUDACXX": ""} | environment
+    done = run(["setup.py", "build_ext", "--inplace"], project, check, **path)
+    package = project / "cvg_kernels"
+    stored = package / "_build_info.json"
+    info = json.loads(stored.read_text()) if stored.exists() else {}
+    return done, info, sorted(path.name for path in package.glob("_native_*"))
+
+
+def test_auto_keeps_the_cpu_module_when_cuda_fails(project, tools):
+    _, info, modules = build_in_place(project, tools, "auto")
+    assert modules == ["_native_cpu.so"]
+    assert info["cpu"] is None
+    assert "this compiler knows no such architecture" in info["cuda"]
+
+
+def test_both_modules(project, tools):
+    for mode in ("auto", "cuda"):
+        _, info, modules = build_in_place(project, tools, mode, FAKE_CUDA="works")
+        assert modules == ["_native_cpu.so", "_native_cuda.so"]
+        assert (info["cpu"], info["cuda"]) == (None, None)
+
+
+def test_cuda_makes_its_failure_fatal(project, tools):
+    done, _, modules = build_in_place(project, tools, "cuda", check=False)
+    assert done.returncode != 0
+    assert "CVG_BUILD=cuda, but the native cuda module cannot be built" in done.stdout
+    assert "_native_cuda.so" not in modules
+
+
+def test_cpu_leaves_cuda_alone_and_removes_a_stale_one(project, tools):
+    (project / "cvg_kernels" / "_native_cuda.so").touch()
+    _, info, modules = build_in_place(project, tools, "cpu", FAKE_CUDA="works")
+    assert modules == ["_native_cpu.so"]
+    assert info["cuda"] == "it was not asked for (CVG_BUILD=cpu)"
+
+
+def test_without_a_compiler_auto_is_pure_python_and_says_so(project, tools):
+    for name in ("c++", "nvcc"):
+        (tools / name).unlink()
+    done, info, modules = build_in_place(project, tools, "auto")
+    assert modules == []
+    assert "no C++ compiler was found" in info["cpu"]
+    assert "found at build time" in info["cuda"]
+    assert "cvg-kernels: no native cpu module: no C++ compiler was found" in done.stdout
+    assert build_in_place(project, tools, "cpu", check=False)[0].returncode != 0
+
+
+def test_without_cmake_auto_says_so(project, tools):
+    (tools / "cmake").unlink()
+    _, info, _ = build_in_place(project, tools, "auto")
+    assert info["cpu"] == "cmake was not found at build time"
+
+
+def test_an_unknown_mode_is_refused(project, tools):
+    done, _, _ = build_in_place(project, tools, "gpu", check=False)
+    assert done.returncode != 0
+    assert "CVG_BUILD must be one of auto, cpu, cuda, none; got 'gpu'" in done.stdout
+
+
+def wheel_of(project, folder, **environment):
+    run(
+        ["-m", "pip", "wheel", ".", "--no-deps", "--no-build-isolation", "-q", "-w", str(folder)],
+        project,
+        **environment,
+    )
+    (wheel,) = folder.glob("*.whl")
+    return wheel
+
+
+def test_wheel_holds_the_module_and_the_reason(project, tools, tmp_path_factory):
+    # what an earlier build in place left behind must not come along
+    (project / "cvg_kernels" / "_native_cuda.so").touch()
+    (project / "cvg_kernels" / "_build_info.json").write_text('{"cuda": null}')
+    path = f"{tools}{os.pathsep}{os.environ['PATH']}"
+    wheel = wheel_of(project, tmp_path_factory.mktemp("wheel"), PATH=path, CVG_BUILD="auto")
+    assert "-none-any" not in wheel.name
+    with zipfile.ZipFile(wheel) as archive:
+        names = [name for name in archive.namelist() if "dist-info" not in name]
+        info = json.loads(archive.read("cvg_kernels/_build_info.json"))
+    assert sorted(names) == [
+        "cvg_kernels/__init__.py",
+        "cvg_kernels/_build_info.json",
+        "cvg_kernels/_native_cpu.so",
+    ]
+    assert info["cuda"] is not None
+
+
+@pytest.fixture(scope="module")
+def source_tree(tmp_path_factory):
+    """The real tree without what builds leave in it."""
+    folder = tmp_path_factory.mktemp("source") / "tree"
+    shutil.copytree(
+        ROOT,
+        folder,
+        ignore=shutil.ignore_patterns(
+            ".git", ".venv", "build", "dist", "out", "*.egg-info", "__pycache__", ".*_cache"
+        ),
+    )
+    return folder
+
+
+@pytest.mark.slow
+def test_sdist_builds_the_same_wheel(source_tree, tmp_path):
+    make_sdist = "import sys, setuptools.build_meta as b; b.build_sdist(sys.argv[1])"
+    run(["-c", make_sdist, str(tmp_path)], source_tree)
+    (sdist,) = tmp_path.glob("*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path / "unpacked", filter="data")
+    (unpacked,) = (tmp_path / "unpacked").iterdir()
+
+    needed = [*PACKAGED, *(p.relative_to(ROOT) for p in (ROOT / "csrc").rglob("*") if p.is_file())]
+    assert not [str(name) for name in needed if not (unpacked / name).exists()]
+
+    contents = []
+    for number, tree in enumerate((source_tree, unpacked)):
+        wheel = wheel_of(tree, tmp_path / f"wheel{number}", CVG_BUILD="none")
+        assert wheel.name.endswith("-py3-none-any.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            contents.append({n: archive.read(n) for n in archive.namelist() if "RECORD" not in n})
+    assert contents[0].keys() == contents[1].keys()
+    assert contents[0] == contents[1]
+
+    names = contents[0]
+    modules = {str(p.relative_to(ROOT)) for p in (ROOT / "cvg_kernels").rglob("*.py")}
+    modules |= {str(p.relative_to(ROOT)) for p in (ROOT / "python_ref").rglob("*.py")}
+    assert modules <= set(names)
+    assert not [n for n in names if n.startswith(("tests/", "benchmarks/")) or "_native_" in n]
+    assert any(n.endswith(".safetensors") for n in names), "the shapes model is not in the wheel"
+    stored = json.loads(names["cvg_kernels/_build_info.json"])
+    assert stored["cpu"] == stored["cuda"] == "it was not asked for (CVG_BUILD=none)"
+
+
+@pytest.mark.parametrize("target", ["cpu", "cuda"])
+def test_what_was_built_loads(target):
+    stored = Path(cvg_kernels.__file__).with_name("_build_info.json")
+    if not stored.exists():
+        pytest.skip("a source tree that was never built")
+    built = json.loads(stored.read_text())[target]
+    assert (native.reason(target) is None) == (built is None), native.reason(target)
