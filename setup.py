@@ -84,10 +84,9 @@ def run_logged(command: list[str], log: Path) -> None:
     lines = [" ".join(line.split()) for line in done.stdout.splitlines() if line.strip()]
     errors = [n for n, line in enumerate(lines) if re.search(r"\berror\b|fatal", line, re.I)]
     first = errors[0] if errors else max(len(lines) - 1, 0)
-    said = " ".join(lines[first : first + 2])[:400]
-    raise BuildFailed(
-        f"{command[0].rsplit('/', 1)[-1]} failed with exit code {done.returncode}: {said}"
-    )
+    said = " ".join(lines[first : first + 4])
+    said = re.sub(r"CMake Error at \S+ \(\w+\): ", "", said)[:300]
+    raise BuildFailed(f"{Path(command[0]).name} failed with exit code {done.returncode}: {said}")
 
 
 def cmake_build(target: str, output: Path, build: Path) -> None:
@@ -132,11 +131,15 @@ def compiler_of(build: Path) -> str | None:
 
 
 def cuda_archs_of(build: Path) -> list[str]:
-    """The GPU architectures of a CMake build, as nvcc's command lines name them."""
+    """The GPU code in a CUDA module ("sm_90a", "compute_120" for PTX), off nvcc's command lines."""
     commands = build / "compile_commands.json"
     if not commands.exists():
         return []
-    return sorted(set(re.findall(r"\b(?:sm|compute)_\d+[af]?\b", commands.read_text())))
+    found = re.findall(r"code=\[?((?:(?:sm|compute)_\w+,?)+)", commands.read_text())
+    names = {name for group in found for name in group.split(",") if name}
+    return sorted(
+        names, key=lambda name: (int(re.sub(r"\D", "", name)), name.startswith("compute"))
+    )
 
 
 def write_build_info(package: Path, info: dict[str, object]) -> None:
