@@ -1,9 +1,10 @@
-"""What every test runs under: the Triton interpreter without a GPU, printed seeds, poisoned scratch memory."""
+"""What every test runs under: fresh, printed seeds, poisoned memory, Triton's interpreter without a GPU."""
 
 from __future__ import annotations
 
 import os
 import random
+import secrets
 import sys
 import zlib
 
@@ -14,20 +15,31 @@ import torch
 # Triton reads this when a kernel is defined, so it has to stand before the first `import triton`.
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
-SEED = int(os.environ.get("CVG_TEST_SEED", "0"))
 _FUNCTIONS = ("empty", "empty_like", "empty_strided", "empty_permuted")
 _METHODS = ("new_empty", "new_empty_strided")
 
 
-def pytest_report_header() -> list[str]:
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--seed", type=int, default=None, help="repeat a run with the seed it printed")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    given = config.getoption("--seed")
+    config.seed = secrets.randbelow(2**31) if given is None else given
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
     from cvg_kernels import native
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    modules = ", ".join(f"{name}: {native.reason(name) or 'yes'}" for name in ("cpu", "cuda"))
+    modules = "; ".join(f"{name}: {native.reason(name) or 'yes'}" for name in ("cpu", "cuda"))
     return [
+        f"random seed {config.seed} (repeat with --seed {config.seed})",
         f"torch {torch.__version__}, {torch.get_num_threads()} threads, GPU: {gpu}, "
-        f"TRITON_INTERPRET={os.environ.get('TRITON_INTERPRET', '')}, CVG_TEST_SEED={SEED}",
+        f"TRITON_INTERPRET={os.environ.get('TRITON_INTERPRET', '')}",
         f"native modules: {modules}",
     ]
 
@@ -40,17 +52,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(autouse=True)
-def seed(request: pytest.FixtureRequest) -> int:
-    """Seeds every generator with a number of the test's own, printed with a failure.
-
-    CVG_TEST_SEED=n (0 unless told) moves all of them; a test draws the same numbers alone and in company.
-    """
-    number = zlib.crc32(f"{SEED}:{request.node.nodeid}".encode())
-    print(f"seed {number} (CVG_TEST_SEED={SEED})")
-    random.seed(number)
-    np.random.seed(number)
-    torch.manual_seed(number)
-    return number
+def _fresh_random_numbers(request: pytest.FixtureRequest) -> None:
+    """Seeds every generator from the run's seed and the test's name: the same alone and in company."""
+    seed = zlib.crc32(f"{request.config.seed}:{request.node.nodeid}".encode())
+    print(f"seed {seed} (repeat with --seed {request.config.seed})")
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
 
 
 def _poisoned(allocate):
@@ -60,21 +68,32 @@ def _poisoned(allocate):
         tensor = allocate(*args, **kwargs)
         if torch.compiler.is_compiling():
             return tensor
-        caller = sys._getframe(1).f_globals.get("__name__", "")
-        if caller.partition(".")[0] in ("cvg_kernels", "python_ref"):
-            if tensor.is_floating_point() or tensor.is_complex():
-                tensor.fill_(torch.nan)
-            elif tensor.dtype != torch.bool:
-                tensor.fill_(torch.iinfo(tensor.dtype).max)
+        caller = sys._getframe(1).f_globals.get("__name__", "").partition(".")[0]
+        real = type(tensor) is torch.Tensor and tensor.device.type != "meta"
+        if real and caller in ("cvg_kernels", "python_ref"):
+            with torch.no_grad():
+                if tensor.is_floating_point() or tensor.is_complex():
+                    tensor.fill_(torch.nan)
+                elif tensor.dtype != torch.bool:
+                    tensor.fill_(torch.iinfo(tensor.dtype).max)
         return tensor
 
     return wrapper
 
 
 @pytest.fixture(autouse=True)
-def poison(monkeypatch: pytest.MonkeyPatch) -> None:
+def _poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory that a kernel should have written and did not is NaN, not a lucky zero."""
     for name in _FUNCTIONS:
         monkeypatch.setattr(torch, name, _poisoned(getattr(torch, name)))
     for name in _METHODS:
         monkeypatch.setattr(torch.Tensor, name, _poisoned(getattr(torch.Tensor, name)))
+
+
+@pytest.fixture
+def one_thread() -> None:
+    """For tests of tiny networks: more threads would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
