@@ -25,9 +25,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS)
 # The linters' versions stand in pyproject.toml only.
 LINTERS = $(shell sed -nE 's/^ *"((ruff|clang-format)==[^"]+)".*/\1/p' pyproject.toml)
-SOURCES := $(shell find cvg_kernels python_ref csrc -type f \
-	! -name '*.pyc' ! -name '_native_*' ! -name '_build_info.json' 2>/dev/null)
-CPP_FILES = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -name '*.cuh')
+CPP_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.hpp' -o -name '*.cu' -o -name '*.cuh')
 
 .PHONY: demo test bench gpu lint format clean
 .DELETE_ON_ERROR:
@@ -35,9 +33,8 @@ CPP_FILES = $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.cu' -o -n
 demo: $(VENV)/installed
 	$(BIN)/cvg-kernels generate "$(PROMPT)" --guidance vico --output "$(OUT)/"
 
-# PYTHONSAFEPATH: what is tested is the installed package, not the source tree that happens to be the current folder.
 test: $(VENV)/installed
-	PYTHONSAFEPATH=1 $(BIN)/pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 bench: $(VENV)/installed
 	$(BIN)/cvg-kernels bench attention
@@ -70,8 +67,9 @@ $(VENV)/torch: $(VENV)/created
 	else $(PIP) $(PIP_TORCH_ARGS) "$(TORCH_SPEC)"; fi
 	touch $@
 
-$(VENV)/installed: $(VENV)/torch pyproject.toml setup.py MANIFEST.in CMakeLists.txt README.md $(SOURCES)
-	CVG_BUILD=$(CVG_BUILD) $(PIP) ".[video,test]"
+# Editable: Python sources are used where they lie, so only what is compiled asks for another build.
+$(VENV)/installed: $(VENV)/torch pyproject.toml setup.py CMakeLists.txt $(CPP_FILES)
+	CVG_BUILD=$(CVG_BUILD) $(PIP) --editable ".[video,test]"
 	touch $@
 
 clean:

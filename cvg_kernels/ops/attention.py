@@ -183,7 +183,7 @@ def _token_ids(token_ids, query: torch.Tensor, key: torch.Tensor) -> torch.Tenso
     """Ids as int64 `[B, K]` on the query's device, checked where that is free."""
     on_host = not (isinstance(token_ids, torch.Tensor) and token_ids.device.type != "cpu")
     if not isinstance(token_ids, torch.Tensor):
-        token_ids = torch.tensor(token_ids, dtype=torch.int64)
+        token_ids = torch.tensor(token_ids) if len(token_ids) else torch.empty(0, dtype=torch.int64)
     batch, keys = query.shape[0], key.shape[2]
     if token_ids.dtype not in (torch.int64, torch.int32):
         raise ArgumentError(f"token_ids must be int64 or int32, got {token_ids.dtype}")

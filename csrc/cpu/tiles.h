@@ -1,0 +1,89 @@
+// How attention is cut into tiles, and the memory a thread works in.
+#pragma once
+
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+#include <type_traits>
+
+#include "cpu/gemm.h"
+#include "cvg/attention.h"
+
+namespace cvg::CVG_LEVEL {
+
+// Keys that fit one tile are handled in one pass: a row's scores are all on chip at once.
+constexpr int64_t kOneTile = 512;
+constexpr int64_t kLongTile = 256;
+constexpr int64_t kScores = 32768;  // numbers in a score tile: 128 KiB of float, within a core's L2
+
+struct Tiles {
+  int64_t keys;        // keys in a tile
+  int64_t key_tiles;   // how many
+  int64_t sub_rows;    // query rows whose scores are held at once
+  int64_t rows;        // query rows of a task: packed keys are used for all of them
+  int64_t row_tiles;   // tasks along the queries
+  int64_t lanes_keys;  // keys of a tile, padded to whole vectors
+};
+
+// `others` is the number of tasks that come from batch (and heads); small problems get smaller tasks.
+template <typename A>
+Tiles plan_tiles(const AttentionArgs& args, int64_t others) {
+  Tiles tiles;
+  tiles.keys = args.keys <= kOneTile ? args.keys : kLongTile;
+  tiles.key_tiles = (args.keys + tiles.keys - 1) / tiles.keys;
+  tiles.lanes_keys = round_up(tiles.keys, kLanes<A>);
+  tiles.sub_rows = std::clamp<int64_t>(kScores / tiles.lanes_keys / kRows * kRows, 32, 128);
+  tiles.rows = 4 * tiles.sub_rows;
+  while (tiles.rows > 32 &&
+         others * ((args.queries + tiles.rows - 1) / tiles.rows) < 4 * args.threads) {
+    tiles.rows /= 2;
+  }
+  tiles.rows = std::min(round_up(tiles.rows, kRows), round_up(args.queries, kRows));
+  tiles.sub_rows = std::min(tiles.sub_rows, tiles.rows);
+  tiles.row_tiles = (args.queries + tiles.rows - 1) / std::max<int64_t>(1, tiles.rows);
+  return tiles;
+}
+
+// An aligned array that is not initialised: every use writes before it reads.
+template <typename A>
+class Scratch {
+ public:
+  explicit Scratch(int64_t count)
+      : data_(static_cast<A*>(std::aligned_alloc(64, round_up(std::max<int64_t>(count, 1) * sizeof(A), 64)))) {}
+  operator A*() const { return data_.get(); }
+
+ private:
+  struct Free {
+    void operator()(A* p) const { std::free(p); }
+  };
+  std::unique_ptr<A, Free> data_;
+};
+
+template <typename T>
+using Wide = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+// The [length, dim] matrix of one batch entry and head.
+template <typename T>
+struct Matrix {
+  const T* data;
+  int64_t row_stride, dim_stride;
+  const T* row(int64_t r) const { return data + r * row_stride; }
+};
+template <typename T>
+Matrix<T> matrix(const Tensor4& t, int64_t b, int64_t h) {
+  return {static_cast<const T*>(t.data) + b * t.stride[0] + h * t.stride[1], t.stride[2], t.stride[3]};
+}
+
+// The additive mask of one key tile: 0 or the bias, -inf where a vector reaches beyond the keys.
+template <typename A>
+void tile_bias(const AttentionArgs& args, int64_t b, int64_t first, int64_t count, int64_t padded,
+               A* to) {
+  const A* bias = static_cast<const A*>(args.bias);
+  for (int64_t j = 0; j < padded; ++j) {
+    to[j] = j >= count ? -std::numeric_limits<A>::infinity()
+            : bias     ? bias[b * args.keys + first + j]
+                       : A{0};
+  }
+}
+
+}  // namespace cvg::CVG_LEVEL

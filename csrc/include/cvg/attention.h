@@ -1,0 +1,63 @@
+// Attention with capture on the CPU: what a caller hands over. The formulas stand in python_ref/attention.py.
+#pragma once
+
+#include <cstdint>
+
+#include "cvg/dtype.h"
+
+namespace cvg {
+
+// A [B, H, length, dim] tensor with strides in elements. data == nullptr: absent.
+struct Tensor4 {
+  const void* data = nullptr;
+  int64_t stride[4] = {0, 0, 0, 0};
+};
+
+struct AttentionArgs {
+  int64_t batch, heads, queries, keys, dim, value_dim, tokens;
+  DType dtype;
+  Tensor4 query, key, value;
+  const int64_t* token_ids;  // [B, K]
+  const void* bias;          // [B, M] in the wide type, or nullptr
+  double scale;
+  bool head_mean;
+  int threads;
+};
+
+// Outputs are contiguous; maps and lse are float (double for double input).
+struct ForwardOut {
+  void* out;   // [B, H, N, Dv] in the input's type; unused without values
+  void* maps;  // [B, K, N] or [B, H, K, N]
+  void* lse;   // [B, H, N]
+};
+
+// Gradients that come in; any may be absent. maps and lse are contiguous.
+struct BackwardIn {
+  Tensor4 grad_out;
+  const void* grad_maps;
+  const void* grad_lse;
+  Tensor4 out;
+  const void* lse;
+};
+
+// Gradients that go out, contiguous; nullptr: not wanted.
+struct BackwardOut {
+  void* query;
+  void* key;
+  void* value;
+};
+
+struct AttentionKernels {
+  const char* isa;
+  void (*forward)(const AttentionArgs&, const ForwardOut&);
+  void (*backward)(const AttentionArgs&, const BackwardIn&, const BackwardOut&);
+};
+
+// One set per instruction-set level; nullptr where the compiler or machine has no such level.
+const AttentionKernels& attention_kernels_baseline();
+#ifdef CVG_X86_LEVELS
+const AttentionKernels& attention_kernels_avx2();
+const AttentionKernels& attention_kernels_avx512();
+#endif
+
+}  // namespace cvg

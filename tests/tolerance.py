@@ -1,0 +1,48 @@
+"""Error budgets taken from what PyTorch's own path of the same precision makes of the same input."""
+
+from __future__ import annotations
+
+import torch
+
+
+def relative_error(actual: torch.Tensor, exact: torch.Tensor) -> float:
+    """Largest error relative to the largest value of the exact result; NaN is an error."""
+    assert actual.shape == exact.shape, (actual.shape, exact.shape)
+    assert torch.isfinite(actual).all(), "not finite"
+    if exact.numel() == 0:
+        return 0.0
+    scale = exact.abs().max().clamp_min(1e-30)
+    return ((actual.double() - exact).abs().max() / scale).item()
+
+
+def assert_as_exact_as(
+    actual: torch.Tensor,
+    stock: torch.Tensor,
+    exact: torch.Tensor,
+    factor: float = 1.5,
+    depth: int = 1,
+) -> None:
+    """Asserts that the error is at most `factor` times that of PyTorch's own result.
+
+    On a few numbers the stock path can be exact by luck, so what no float32 kernel can avoid is allowed on top: one
+    rounding of the result, and the random walk √depth · eps of a sum of `depth` float32 terms.
+    """
+    unavoidable = torch.finfo(actual.dtype).eps + depth**0.5 * torch.finfo(torch.float32).eps
+    allowed = factor * relative_error(stock, exact) + unavoidable
+    found = relative_error(actual, exact)
+    assert found <= allowed, f"error {found:.3g}, allowed {allowed:.3g}"
+
+
+def assert_maps_exact(maps: torch.Tensor, exact: torch.Tensor, row_peak: torch.Tensor, bound: float):
+    """Asserts that maps are right to `bound`, relative to the largest probability of their row.
+
+    Args:
+        maps: `[..., K, N]`.
+        exact: the same in float64.
+        row_peak: `[..., N]`, largest probability of each row (for a head mean: the mean of the heads').
+        bound: the relative error allowed.
+    """
+    assert maps.shape == exact.shape, (maps.shape, exact.shape)
+    assert torch.isfinite(maps).all(), "not finite"
+    error = ((maps.double() - exact).abs() / row_peak.clamp_min(1e-30)[..., None, :]).max()
+    assert error <= bound, f"error {error.item():.3g} of the row's largest, allowed {bound:.3g}"
