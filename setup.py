@@ -191,13 +191,18 @@ class NativeBuild(build_ext):
         return {}
 
 
-class PurePython(build_py):
-    """CVG_BUILD=none has no extension whose build could write the reason down."""
+class CleanBuildPy(build_py):
+    """Copies into a clean folder, and writes the reason down where no extension's build does."""
 
     def run(self) -> None:
+        build_lib = Path(self.build_lib).resolve()
+        if not self.editable_mode and build_lib != ROOT:
+            # setuptools packs whatever an earlier build left there, files since removed as well
+            for package in ("cvg_kernels", "python_ref"):
+                shutil.rmtree(build_lib / package, ignore_errors=True)
         super().run()
         if MODE == "none":
-            package = ROOT if self.editable_mode else Path(self.build_lib)
+            package = ROOT if self.editable_mode else build_lib
             reason = "it was not asked for (CVG_BUILD=none)"
             info = {"cpu": reason, "cuda": reason, "compiler": None, "cuda_archs": []}
             write_build_info(package / "cvg_kernels", info)
@@ -206,5 +211,5 @@ class PurePython(build_py):
 MODULES = [Extension(f"cvg_kernels._native_{target}", sources=[]) for target in ("cpu", "cuda")]
 setup(
     ext_modules=[] if MODE == "none" else MODULES,
-    cmdclass={"build_ext": NativeBuild, "build_py": PurePython},
+    cmdclass={"build_ext": NativeBuild, "build_py": CleanBuildPy},
 )

@@ -171,6 +171,16 @@ def test_wheel_holds_the_module_and_the_reason(project, tools, tmp_path_factory)
     assert info["cuda"] is not None
 
 
+def test_wheel_holds_nothing_of_an_earlier_build(project, tmp_path_factory):
+    stale = project / "build" / "lib" / "cvg_kernels" / "removed_since.py"
+    stale.parent.mkdir(parents=True)
+    stale.touch()
+    wheel = wheel_of(project, tmp_path_factory.mktemp("wheel"), CVG_BUILD="none")
+    with zipfile.ZipFile(wheel) as archive:
+        names = [name for name in archive.namelist() if "dist-info" not in name]
+    assert sorted(names) == ["cvg_kernels/__init__.py", "cvg_kernels/_build_info.json"]
+
+
 @pytest.fixture(scope="module")
 def source_tree(tmp_path_factory):
     """The real tree without what builds leave in it."""
@@ -214,6 +224,26 @@ def test_sdist_builds_the_same_wheel(source_tree, tmp_path):
     assert any(n.endswith(".safetensors") for n in names), "the shapes model is not in the wheel"
     stored = json.loads(names["cvg_kernels/_build_info.json"])
     assert stored["cpu"] == stored["cuda"] == "it was not asked for (CVG_BUILD=none)"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("c++"), reason="no C++ compiler on this machine")
+def test_installed_wheel_runs_its_cpu_module(source_tree, tmp_path):
+    wheel = wheel_of(source_tree, tmp_path / "wheel", CVG_BUILD="cpu")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    said = run(
+        [
+            "-c",
+            "import torch, cvg_kernels as cvg; q = torch.randn(1, 2, 5, 8)\n"
+            "native = cvg.attention_with_capture(q, q, q, [0], backend='native')\n"
+            "torch.testing.assert_close(native, cvg.attention_with_capture(q, q, q, [0], backend='reference'))\n"
+            "print(cvg.__file__, native.maps.shape)",
+        ],
+        tmp_path,
+        PYTHONPATH=str(tmp_path / "site"),
+    ).stdout
+    assert str(tmp_path / "site") in said
 
 
 @pytest.mark.parametrize("target", ["cpu", "cuda"])

@@ -1,0 +1,1 @@
+"""Triton kernels and their launchers, one file an operation. Imported only when a kernel is about to run."""

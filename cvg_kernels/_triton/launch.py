@@ -1,0 +1,79 @@
+"""A kernel launch as a value: it can be run, or compiled for a GPU that is not there."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource, CompiledKernel
+
+#: Kernels run in the interpreter, on CPU tensors: for tests.
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+_POINTERS = {
+    torch.float32: "*fp32",
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.int64: "*i64",
+}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel launch.
+
+    Attributes:
+        kernel: a `@triton.jit` function.
+        grid: number of programs.
+        arguments: what varies from call to call, by parameter name; `None` stands for an absent tensor.
+        constants: the `tl.constexpr` parameters.
+        num_warps: warps of a program.
+        num_stages: depth of the software pipeline.
+    """
+
+    kernel: Any
+    grid: tuple[int, ...]
+    arguments: dict[str, Any]
+    constants: dict[str, Any]
+    num_warps: int
+    num_stages: int
+
+    def run(self) -> None:
+        """Runs the kernel on the current device."""
+        if 0 not in self.grid:
+            self.kernel[self.grid](
+                **self.arguments, **self.constants, num_warps=self.num_warps, num_stages=self.num_stages
+            )
+
+    def compile(self, target: GPUTarget) -> CompiledKernel:
+        """Compiles the kernel for `target` as `run` would, without a GPU; tensors may be on the meta device."""
+        signature, constants, attributes = {}, dict(self.constants), {}
+        for index, name in enumerate(self.kernel.arg_names):
+            value = self.arguments.get(name)
+            if name in constants or value is None or (isinstance(value, int) and value == 1):
+                # As at run time: constants, absent tensors, and sizes or strides of 1 are compiled in.
+                signature[name] = "constexpr"
+                constants.setdefault(name, value)
+                continue
+            if isinstance(value, torch.Tensor):
+                signature[name] = _POINTERS[value.dtype]
+                attributes[(index,)] = [["tt.divisibility", 16]]
+            elif isinstance(value, float):
+                signature[name] = "fp32"
+            else:
+                signature[name] = "i32" if abs(value) < 2**31 else "i64"
+                if value % 16 == 0:
+                    attributes[(index,)] = [["tt.divisibility", 16]]
+        source = ASTSource(self.kernel, signature, constants, attributes)
+        options = {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        return triton.compile(source, target=target, options=options)
+
+
+def strides(name: str, tensor: torch.Tensor | None) -> dict[str, int]:
+    """The four strides of a tensor as kernel arguments `<name>_b`, `_h`, `_n`, `_d`."""
+    values = (0, 0, 0, 0) if tensor is None else tensor.stride()
+    return {f"{name}_{axis}": value for axis, value in zip("bhnd", values, strict=True)}
