@@ -32,7 +32,7 @@ OPERATIONS: dict[str, tuple[Backend, ...]] = {
 }
 
 
-def resolve_name(backend: str | Backend) -> Backend:
+def parse_backend(backend: str | Backend) -> Backend:
     """Turns a name into a `Backend`.
 
     Raises:
@@ -43,10 +43,6 @@ def resolve_name(backend: str | Backend) -> Backend:
     except ValueError:
         names = ", ".join(repr(member.value) for member in Backend)
         raise ArgumentError(f"backend must be one of {names}, got {backend!r}") from None
-
-
-#: The same under the name that the operations call it by.
-parse_backend = resolve_name
 
 
 def unavailable_reason(
