@@ -31,7 +31,7 @@ class Tile:
 def forward_tile(head_dim: int, element_size: int) -> Tile:
     """The tile of the forward kernel: as large as registers allow without spilling."""
     if element_size == 4:  # float32 is multiplied without tensor cores
-        return Tile(32, 32, 4, 1) if head_dim > 64 else Tile(64, 32, 4, 2)
+        return Tile(16, 32, 8, 1) if head_dim > 64 else Tile(32, 32, 8, 1)
     if head_dim > 128:
         return Tile(64, 32, 8, 1)
     return Tile(128, 64, 8, 2) if head_dim > 64 else Tile(128, 64, 4, 3)
@@ -40,7 +40,7 @@ def forward_tile(head_dim: int, element_size: int) -> Tile:
 def backward_tile(head_dim: int, element_size: int) -> Tile:
     """The tile of the backward kernels, which hold more at once."""
     if element_size == 4:
-        return Tile(32, 32, 8, 1) if head_dim > 64 else Tile(32, 32, 4, 1)
+        return Tile(32, 16, 8, 1) if head_dim > 64 else Tile(32, 32, 4, 1)
     if head_dim > 128:
         return Tile(32, 32, 8, 1)
     return Tile(64, 64, 8, 1) if head_dim > 64 else Tile(64, 64, 4, 2)
@@ -60,7 +60,7 @@ def fuse_capture(
         processors: multiprocessors of the GPU.
     """
     programs = batch * -(-queries // rows)
-    return tokens <= _MAX_TOKENS and keys <= _SHORT_KEYS and programs >= 2 * processors
+    return tokens <= _MAX_TOKENS and keys <= _SHORT_KEYS and 2 * programs >= 3 * processors
 
 
 @lru_cache

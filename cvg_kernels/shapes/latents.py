@@ -31,13 +31,14 @@ def encode_shards(
     *,
     seed: int,
     clips: int,
+    speed: tuple[float, float],
     rank: int = 0,
     processes: int = 1,
 ) -> None:
     """Draws and encodes this process's share of the clips; shards that exist are kept.
 
     Each shard holds `latents` float16 `[512, F, 4, 8, 8]` and `tokens` int64 `[512, MAX_TOKENS]`. Clip number `i`
-    depends on the seed and `i` alone.
+    depends on the seed, the speed and `i` alone.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for start in range(rank * _SHARD, clips, processes * _SHARD):
@@ -45,7 +46,7 @@ def encode_shards(
         if path.exists():
             continue
         numbers = range(start, min(start + _SHARD, clips))
-        scenes = [random_scene(np.random.default_rng((seed, 3, number))) for number in numbers]
+        scenes = [random_scene(np.random.default_rng((seed, 3, number)), speed=speed) for number in numbers]
         latents = [
             autoencoder.encode(render([scene])[0] * 2 - 1).latent_dist.mean for scene in scenes
         ]

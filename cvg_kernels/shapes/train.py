@@ -23,8 +23,8 @@ class Recipe:
 
     autoencoder_steps: int = 2000
     clips: int = 16384
-    image_steps: int = 2400
-    video_steps: int = 4000
+    image_steps: int = 2600
+    video_steps: int = 3300
     seed: int = 0
 
 
@@ -92,12 +92,14 @@ def _denoiser_stages(
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
     autoencoder = AutoencoderKL.from_pretrained(folder / "vae").eval()
     share = {"rank": rank, "processes": processes}
-    encode_shards(
-        folder / "latents", autoencoder, tokenizer, seed=recipe.seed, clips=recipe.clips, **share
-    )
     for stage, steps in ((IMAGES, recipe.image_steps), (VIDEO, recipe.video_steps)):
         done = (folder / stage.name / "text_encoder").exists()
-        if processes > 1:  # nobody reads a stage's result before its writer has finished
+        if not done:
+            encode_shards(
+                folder / f"latents-{stage.name}", autoencoder, tokenizer,
+                seed=recipe.seed, clips=recipe.clips, speed=stage.speed, **share,
+            )  # fmt: skip
+        if processes > 1:  # nobody reads what another process is still writing
             torch.distributed.barrier()
         if not done:
             train_denoiser(

@@ -26,6 +26,7 @@ from cvg_kernels.shapes.model import (
     build_scheduler,
     build_text_encoder,
 )
+from cvg_kernels.shapes.world import SPEED
 
 _CAPTION_DROPOUT = 0.1  # the share of captions replaced by "", for classifier-free guidance
 _EMA_DECAY = 0.999
@@ -57,6 +58,8 @@ class Stage:
     samples: int  # per process and step: frames or clips
     rate: float  # of the layers of the image model
     motion_rate: float  # of the motion modules
+    speed: tuple[float, float]  # of the clips it learns from, in pixels a frame
+    noise_power: float  # timesteps are drawn as 1000 · u^power, u uniform
 
     def draw(self, latents: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         """Shapes chosen clips `[B, F, C, h, w]` for the stage's denoiser; images are a random frame of each."""
@@ -65,9 +68,17 @@ class Stage:
         frame = torch.randint(latents.shape[1], latents.shape[:1], generator=generator)
         return latents[torch.arange(len(latents)), frame]
 
+    def timesteps(self, count: int, generator: torch.Generator) -> torch.Tensor:
+        """How much noise each sample gets, as a timestep in [0, 1000)."""
+        if self.noise_power == 1:
+            return torch.randint(1000, (count,), generator=generator)
+        return (1000 * torch.rand(count, generator=generator) ** self.noise_power).long()
 
-IMAGES = Stage("images", samples=48, rate=2e-3, motion_rate=2e-3)
-VIDEO = Stage("video", samples=16, rate=7e-4, motion_rate=2e-3)
+
+#: Pictures come from slow clips, whose objects are spread more evenly over the picture.
+IMAGES = Stage("images", 48, rate=2e-3, motion_rate=2e-3, speed=(3.0, 4.5), noise_power=1.0)
+#: Where things go is decided while there is much noise, so more of the clips have much.
+VIDEO = Stage("video", 12, rate=7e-4, motion_rate=2e-3, speed=SPEED, noise_power=0.6)
 
 
 def _start(stage: Stage, folder: Path, tokenizer: CLIPTokenizer) -> TextToLatents:
@@ -93,10 +104,10 @@ def train_denoiser(
 ) -> None:
     """Trains one stage with v-prediction and saves its moving average to `folder/<stage>/{unet,text_encoder}`.
 
-    Loss: ‖v_θ(α_t z + σ_t ε, t, c) − (α_t ε − σ_t z)‖², t uniform, AdamW with one learning-rate cycle.
+    Loss: ‖v_θ(α_t z + σ_t ε, t, c) − (α_t ε − σ_t z)‖², t as the stage draws it, AdamW with one learning-rate cycle.
 
     Args:
-        folder: the run's folder, with `latents/` made before.
+        folder: the run's folder, with `latents-<stage>/` made before.
         tokenizer: the run's tokenizer.
         stage: `IMAGES` or `VIDEO`.
         seed: of initialisation, order and noise; a resumed run goes on as it would have.
@@ -128,7 +139,7 @@ def train_denoiser(
     predict = DistributedDataParallel(model) if processes > 1 else model
 
     noise_schedule = build_scheduler()
-    latents, tokens = load_shards(folder / "latents")
+    latents, tokens = load_shards(folder / f"latents-{stage.name}")
     no_caption = tokenize(tokenizer, [""])
     with TrainingLog(folder, stage.name, first, steps, silent=rank > 0) as log:
         for step in range(first, steps):
@@ -136,7 +147,7 @@ def train_denoiser(
             chosen = torch.randint(len(latents), (stage.samples,), generator=generator)
             clean = stage.draw(latents[chosen].float(), generator)
             noise = torch.randn(clean.shape, generator=generator)
-            timesteps = torch.randint(1000, chosen.shape, generator=generator)
+            timesteps = stage.timesteps(len(chosen), generator)
             dropped = torch.rand(chosen.shape, generator=generator) < _CAPTION_DROPOUT
             words = torch.where(dropped[:, None], no_caption, tokens[chosen])
             noisy = noise_schedule.add_noise(clean, noise, timesteps)

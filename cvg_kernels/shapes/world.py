@@ -38,7 +38,8 @@ HELD_OUT = frozenset(
 )
 
 _RADIUS = (6.5, 9.0)  # pixels
-_SPEED = (3.0, 4.5)  # pixels a frame
+#: Pixels a frame. At this speed an object crosses the whole picture, so where it is tells, with the frame, where it goes.
+SPEED = (4.5, 6.0)
 _MARGIN = 1.0  # pixels kept free at the border and between two objects
 
 
@@ -145,13 +146,18 @@ def random_things(
         return tuple(drawn)
 
 
-def random_motion(rng: np.random.Generator, direction: str, frames: int = FRAMES) -> Motion:
+def random_motion(
+    rng: np.random.Generator,
+    direction: str,
+    frames: int = FRAMES,
+    speed: tuple[float, float] = SPEED,
+) -> Motion:
     """A straight path at constant speed that stays inside the frame.
 
     Clips longer than `FRAMES` move more slowly: the way travelled is that of a standard clip.
     """
     radius = rng.uniform(*_RADIUS)
-    half_way = rng.uniform(*_SPEED) * (FRAMES - 1) / 2
+    half_way = rng.uniform(*speed) * (FRAMES - 1) / 2
     step = np.array(DIRECTIONS[direction], dtype=np.float64)
     room = radius + _MARGIN + half_way * np.abs(step)
     middle = rng.uniform(room, SIZE - 1 - room)
@@ -165,13 +171,16 @@ def _apart(first: Motion, second: Motion) -> bool:
 
 
 def random_scene(
-    rng: np.random.Generator, things: Sequence[Thing] | None = None, frames: int = FRAMES
+    rng: np.random.Generator,
+    things: Sequence[Thing] | None = None,
+    frames: int = FRAMES,
+    speed: tuple[float, float] = SPEED,
 ) -> Scene:
     """Places things so that they never touch; draws the things too (two of them in 2 of 3 clips) if not given."""
     if things is None:
         things = random_things(rng, 2 if rng.random() < 0.65 else 1)
     while True:
-        motions = [random_motion(rng, thing.direction, frames) for thing in things]
+        motions = [random_motion(rng, thing.direction, frames, speed) for thing in things]
         if all(_apart(a, b) for a, b in itertools.combinations(motions, 2)):
             return Scene(tuple(things), tuple(motions))
 

@@ -1,0 +1,82 @@
+"""`cvg-kernels shapes`: train the shapes pipeline, or score it with and without guidance."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from cvg_kernels.errors import ArgumentError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `shapes train` and `shapes eval`."""
+    from cvg_kernels.shapes.train import Recipe
+
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    train = actions.add_parser("train", help="train the pipeline from nothing; made again, goes on")
+    train.add_argument("--output", type=Path, default=Path("shapes-run"), help="the run's folder")
+    train.add_argument("--device", default="cpu", help="cpu or cuda")
+    train.add_argument("--processes", type=int, default=3, help="on a CPU; part of the recipe")
+    for name, value in vars(Recipe()).items():
+        train.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
+
+    score = actions.add_parser("eval", help="score guidance methods on two-object prompts")
+    score.add_argument("--guidance", default="none,vico", help="methods, separated by commas")
+    score.add_argument("--prompts", type=int, default=200)
+    score.add_argument("--seed", type=int, default=0)
+    score.add_argument("--steps", type=int, default=None, help="denoising steps")
+    score.add_argument("--model", type=Path, default=None, help="a pipeline folder; default: shipped")
+    score.add_argument("--device", default="cpu")
+    score.add_argument("--json", type=Path, default=None, help="also write the report here")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Trains or scores."""
+    import torch
+
+    try:
+        device = torch.device(options.device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ArgumentError(f"--device {options.device} cannot be used: {error}") from None
+    return _train(options, device) if options.action == "train" else _score(options, device)
+
+
+def _train(options: argparse.Namespace, device) -> int:
+    from cvg_kernels.shapes.train import Recipe, train
+
+    recipe = Recipe(**{name: getattr(options, name) for name in vars(Recipe())})
+    processes = options.processes if device.type == "cpu" else 1
+    print(train(options.output, recipe, device=device, processes=processes))
+    return 0
+
+
+def _score(options: argparse.Namespace, device) -> int:
+    from rich.progress import Progress
+
+    from cvg_kernels.guidance.methods import method_named
+    from cvg_kernels.shapes.evaluate import evaluate, print_report
+    from cvg_kernels.shapes.pipeline import STEPS, load_pipeline
+
+    if options.prompts < 2:
+        raise ArgumentError(f"--prompts must be at least 2, got {options.prompts}")
+    if options.json is not None and not options.json.resolve().parent.is_dir():
+        raise ArgumentError(f"--json must lie in a folder that exists, got {options.json}")
+    methods = {name: method_named(name) for name in options.guidance.split(",")}
+    pipe = load_pipeline(options.model, device)
+    with Progress(transient=True) as bar:
+        tasks = {name: bar.add_task(name, total=options.prompts) for name in methods}
+        report = evaluate(
+            pipe,
+            methods,
+            model="shapes (shipped)" if options.model is None else str(options.model),
+            prompts=options.prompts,
+            seed=options.seed,
+            steps=options.steps or STEPS,
+            progress=lambda name, done: bar.update(tasks[name], completed=done),
+        )
+    if options.json is not None:
+        options.json.write_text(json.dumps(report, indent=2) + "\n")
+    print_report(report)
+    return 0

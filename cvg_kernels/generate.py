@@ -1,0 +1,225 @@
+"""The main job: one prompt, a clip without and a clip with guidance, and a report of what changed."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cvg_kernels import viz
+from cvg_kernels.capture import capture
+from cvg_kernels.capture.tokens import token_spans
+from cvg_kernels.cli.info import devices, versions
+from cvg_kernels.errors import ArgumentError
+from cvg_kernels.guidance.methods import METHODS, method_named
+from cvg_kernels.guidance.vico import content_words
+
+_DTYPES = ("float32", "bfloat16", "float16")
+
+
+@dataclass
+class Job:
+    """What `cvg-kernels generate` is asked to do. Sizes of `None` are the pipeline's own."""
+
+    prompt: str
+    output: Path
+    guidance: str = "vico"
+    words: list[str] = field(default_factory=list)  #: empty: the prompt's content words
+    model: str | None = None  #: a folder or hub id; `None`: the shapes pipeline
+    seed: int = 0
+    steps: int = 20
+    guidance_scale: float = 6.0
+    frames: int = 8
+    height: int | None = None
+    width: int | None = None
+    negative_prompt: str | None = None
+    dtype: str = "float32"
+    device: str = "cpu"
+
+    def check(self) -> None:
+        """Checks everything that can be checked before a model is loaded.
+
+        Raises:
+            ArgumentError: for what does not fit.
+        """
+        if not self.prompt.strip():
+            raise ArgumentError("prompt must not be empty")
+        for name in ("steps", "frames", "height", "width"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ArgumentError(f"--{name} must be at least 1, got {value}")
+        if self.dtype not in _DTYPES:
+            raise ArgumentError(f"--dtype must be one of {', '.join(_DTYPES)}, got {self.dtype!r}")
+        if self.guidance not in METHODS or self.guidance == "none":
+            names = ", ".join(name for name in METHODS if name != "none")
+            raise ArgumentError(f"--guidance must be one of {names}, got {self.guidance!r}")
+        try:
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0]
+            raise ArgumentError(f"--device {self.device!r} cannot be used: {reason}") from None
+        if self.output.exists() and not self.output.is_dir():
+            raise ArgumentError(f"--output must be a folder, got the file {self.output}")
+        if not self.output.resolve().parent.is_dir():
+            raise ArgumentError(f"--output must lie in a folder that exists, got {self.output}")
+        if self.model is None:
+            from cvg_kernels.shapes.world import SIZE, parse_caption
+
+            if {self.height, self.width} - {None, SIZE}:
+                raise ArgumentError(
+                    f"--height and --width must be {SIZE} with the shapes pipeline, got "
+                    f"{self.height}×{self.width}"
+                )
+            try:
+                parse_caption(self.prompt)
+            except ValueError as error:
+                raise ArgumentError(
+                    f"prompt does not fit the shapes pipeline (give another with --model): {error}"
+                ) from None
+
+
+def run(job: Job) -> dict[str, Any]:
+    """Does the job and returns the report; the output folder is filled at the end, or not at all.
+
+    Raises:
+        ArgumentError: for what does not fit; nothing is written then.
+    """
+    job.check()
+    times: dict[str, float] = {}
+    with _timed(times, "load"):
+        pipe = _load(job)
+    words = job.words or content_words(job.prompt)
+    token_spans(pipe.tokenizer, job.prompt, words)  # a word that is not there is told before anything runs
+    method = method_named(job.guidance, words)
+
+    clips, maps, history = {}, {}, []
+    for name, attached in (("unguided", nullcontext()), ("guided", method.attach(pipe))):
+        pipe.set_progress_bar_config(desc=name, disable=not sys.stderr.isatty(), leave=False)
+        with _timed(times, name), attached as made, capture(pipe, words=words) as captured:
+            clips[name] = _call(pipe, job)
+        maps[name] = captured
+        history = [] if made is None else made.history
+    report = _report(job, words, times, clips, history)
+
+    with tempfile.TemporaryDirectory(prefix=".cvg-", dir=job.output.resolve().parent) as folder:
+        with _timed(times, "write"):
+            report["files"] = _write(Path(folder), clips, maps, words, history)
+        (Path(folder) / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+        job.output.mkdir(exist_ok=True)
+        for path in Path(folder).iterdir():
+            shutil.move(path, job.output / path.name)
+    return report
+
+
+@contextmanager
+def _timed(times: dict[str, float], name: str) -> Iterator[None]:
+    began = time.perf_counter()
+    yield
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    times[name] = round(time.perf_counter() - began, 3)
+
+
+def _load(job: Job) -> Any:
+    """The pipeline, on its device and in its dtype."""
+    if job.model is None:
+        from cvg_kernels.shapes.pipeline import load_pipeline
+
+        return load_pipeline(None, job.device).to(dtype=getattr(torch, job.dtype))
+    from diffusers import DiffusionPipeline
+
+    try:
+        pipe = DiffusionPipeline.from_pretrained(
+            job.model,
+            torch_dtype=getattr(torch, job.dtype),
+            local_files_only=Path(job.model).exists(),
+        )
+    except (OSError, ValueError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ArgumentError(f"--model {job.model!r} cannot be loaded: {reason}") from None
+    return pipe.to(job.device)
+
+
+def _call(pipe: Any, job: Job) -> torch.Tensor:
+    """Runs the pipeline and returns frames `[F, 3, H, W]` in [0, 1] on the CPU."""
+    if job.model is None:
+        from cvg_kernels.shapes.world import SIZE
+
+        size = {"height": SIZE, "width": SIZE}
+    else:
+        size = {"height": job.height, "width": job.width}
+    options = {name: value for name, value in size.items() if value is not None}
+    if job.negative_prompt is not None:
+        options["negative_prompt"] = job.negative_prompt
+    frames = pipe(
+        job.prompt,
+        num_frames=job.frames,
+        num_inference_steps=job.steps,
+        guidance_scale=job.guidance_scale,
+        generator=torch.Generator().manual_seed(job.seed),
+        output_type="pt",
+        **options,
+    ).frames[0]
+    return frames.float().cpu()
+
+
+def _report(job: Job, words: list, times: dict, clips: dict, history: list) -> dict[str, Any]:
+    verdicts = {}
+    if job.model is None:
+        from cvg_kernels.shapes.oracle import judge
+        from cvg_kernels.shapes.world import parse_caption
+
+        things = parse_caption(job.prompt)
+        verdicts = {name: asdict(judge(clip, things)) for name, clip in clips.items()}
+    return {
+        "job": {name: str(value) if name == "output" else value for name, value in asdict(job).items()},
+        "words": [word if isinstance(word, str) else word[0] for word in words],
+        "versions": versions(),
+        "devices": devices(),
+        "seconds": times,
+        "peak_memory_mib": _peak_memory(),
+        "loss": [
+            {"step": entry["step"], "iteration": entry["iteration"], "loss": float(entry["loss"].mean())}
+            for entry in history
+        ],
+        "oracle": verdicts,
+    }
+
+
+def _peak_memory() -> float:
+    """The GPU's high-water mark where there is one, else the process's."""
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
+        return round(torch.cuda.max_memory_allocated() / 2**20, 1)
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0.0
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)
+
+
+def _write(folder: Path, clips: dict, maps: dict, words: list, history: list) -> list[str]:
+    """Clips, contact sheet, heat maps and loss curve."""
+    for name, clip in clips.items():
+        viz.save_gif(clip, folder / f"{name}.gif")
+        viz.save_mp4(clip, folder / f"{name}.mp4")
+    viz.contact_sheet(clips).save(folder / "contact_sheet.png")
+    for name, captured in maps.items():
+        rows = {name: clips[name]}
+        for word in words:
+            text, occurrence = (word, 0) if isinstance(word, str) else word
+            heat = captured.heat_map(text, occurrence)
+            rows[f"where {text!r} looked"] = viz.overlay(clips[name], heat)
+        viz.contact_sheet(rows).save(folder / f"heat_maps_{name}.png")
+    if history:
+        viz.loss_curve(history, folder / "loss.png")
+    return sorted(path.name for path in folder.iterdir())
