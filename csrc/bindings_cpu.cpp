@@ -1,4 +1,5 @@
-// The Python module cvg_kernels._native_cpu: addresses in, nothing allocated, the GIL released while kernels run.
+// The Python module cvg_kernels._native_cpu: addresses in, nothing allocated, the GIL released
+// while kernels run.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -102,30 +103,30 @@ PYBIND11_MODULE(_native_cpu, m) {
     }
     return names;
   });
-  m.def("attention_forward", [](const std::array<int64_t, 7>& sizes, int dtype, const Strided& query,
-                                const Strided& key, const Strided& value, Address token_ids,
-                                Address bias, double scale, bool head_mean, int threads, Address out,
-                                Address maps, Address lse) {
-    const auto args = make_args(sizes, dtype, query, key, value, token_ids, bias, scale, head_mean,
-                                threads);
+  m.def("attention_forward", [](const std::array<int64_t, 7>& sizes, int dtype,
+                                const Strided& query, const Strided& key, const Strided& value,
+                                Address token_ids, Address bias, double scale, bool head_mean,
+                                int threads, Address out, Address maps, Address lse) {
+    const auto args =
+        make_args(sizes, dtype, query, key, value, token_ids, bias, scale, head_mean, threads);
     py::gil_scoped_release release;
     kernels->forward(args, {reinterpret_cast<void*>(out), reinterpret_cast<void*>(maps),
                             reinterpret_cast<void*>(lse)});
   });
-  m.def("attention_backward",
-        [](const std::array<int64_t, 7>& sizes, int dtype, const Strided& query, const Strided& key,
-           const Strided& value, Address token_ids, Address bias, double scale, bool head_mean,
-           int threads, const Strided& grad_out, Address grad_maps, Address grad_lse,
-           const Strided& out, Address lse, Address grad_query, Address grad_key,
-           Address grad_value) {
-          const auto args = make_args(sizes, dtype, query, key, value, token_ids, bias, scale,
-                                      head_mean, threads);
-          const cvg::BackwardIn in{tensor(grad_out), reinterpret_cast<const void*>(grad_maps),
-                                   reinterpret_cast<const void*>(grad_lse), tensor(out),
-                                   reinterpret_cast<const void*>(lse)};
-          py::gil_scoped_release release;
-          kernels->backward(args, in,
-                            {reinterpret_cast<void*>(grad_query), reinterpret_cast<void*>(grad_key),
-                             reinterpret_cast<void*>(grad_value)});
-        });
+  m.def("attention_backward", [](const std::array<int64_t, 7>& sizes, int dtype,
+                                 const Strided& query, const Strided& key, const Strided& value,
+                                 Address token_ids, Address bias, double scale, bool head_mean,
+                                 int threads, const Strided& grad_out, Address grad_maps,
+                                 Address grad_lse, const Strided& out, Address lse,
+                                 Address grad_query, Address grad_key, Address grad_value) {
+    const auto args =
+        make_args(sizes, dtype, query, key, value, token_ids, bias, scale, head_mean, threads);
+    const cvg::BackwardIn in{tensor(grad_out), reinterpret_cast<const void*>(grad_maps),
+                             reinterpret_cast<const void*>(grad_lse), tensor(out),
+                             reinterpret_cast<const void*>(lse)};
+    py::gil_scoped_release release;
+    kernels->backward(args, in,
+                      {reinterpret_cast<void*>(grad_query), reinterpret_cast<void*>(grad_key),
+                       reinterpret_cast<void*>(grad_value)});
+  });
 }

@@ -1,4 +1,5 @@
-// The Python module cvg_kernels._native_cuda. It imports without a GPU; a launcher's error code becomes an exception.
+// The Python module cvg_kernels._native_cuda. It imports without a GPU; a launcher's error code
+// becomes an exception.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -14,7 +15,8 @@ namespace {
 
 void check(cudaError_t error) {
   if (error != cudaSuccess) {
-    throw std::runtime_error(std::string(cudaGetErrorName(error)) + ": " + cudaGetErrorString(error));
+    throw std::runtime_error(std::string(cudaGetErrorName(error)) + ": " +
+                             cudaGetErrorString(error));
   }
 }
 

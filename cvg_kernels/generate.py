@@ -98,7 +98,9 @@ def run(job: Job) -> dict[str, Any]:
     with _timed(times, "load"):
         pipe = _load(job)
     words = job.words or content_words(job.prompt)
-    token_spans(pipe.tokenizer, job.prompt, words)  # a word that is not there is told before anything runs
+    token_spans(
+        pipe.tokenizer, job.prompt, words
+    )  # a word that is not there is told before anything runs
     method = method_named(job.guidance, words)
 
     clips, maps, history = {}, {}, []
@@ -181,14 +183,20 @@ def _report(job: Job, words: list, times: dict, clips: dict, history: list) -> d
         things = parse_caption(job.prompt)
         verdicts = {name: asdict(judge(clip, things)) for name, clip in clips.items()}
     return {
-        "job": {name: str(value) if name == "output" else value for name, value in asdict(job).items()},
+        "job": {
+            name: str(value) if name == "output" else value for name, value in asdict(job).items()
+        },
         "words": [word if isinstance(word, str) else word[0] for word in words],
         "versions": versions(),
         "devices": devices(),
         "seconds": times,
         "peak_memory_mib": _peak_memory(),
         "loss": [
-            {"step": entry["step"], "iteration": entry["iteration"], "loss": float(entry["loss"].mean())}
+            {
+                "step": entry["step"],
+                "iteration": entry["iteration"],
+                "loss": float(entry["loss"].mean()),
+            }
             for entry in history
         ],
         "oracle": verdicts,

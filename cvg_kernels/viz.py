@@ -16,7 +16,9 @@ _MIN_TILE = 128  # pixels; smaller frames are enlarged
 
 def to_uint8(frames: torch.Tensor) -> np.ndarray:
     """Frames `[F, 3, H, W]` in [0, 1] as `[F, H, W, 3]` bytes."""
-    return (frames.detach().float().clamp(0, 1) * 255).round().byte().cpu().permute(0, 2, 3, 1).numpy()
+    return (
+        (frames.detach().float().clamp(0, 1) * 255).round().byte().cpu().permute(0, 2, 3, 1).numpy()
+    )
 
 
 def _enlarge(frames: torch.Tensor) -> torch.Tensor:

@@ -33,7 +33,9 @@ def assert_as_exact_as(
     assert found <= allowed, f"error {found:.3g}, allowed {allowed:.3g}"
 
 
-def assert_maps_exact(maps: torch.Tensor, exact: torch.Tensor, row_peak: torch.Tensor, bound: float):
+def assert_maps_exact(
+    maps: torch.Tensor, exact: torch.Tensor, row_peak: torch.Tensor, bound: float
+):
     """Asserts that maps are right to `bound`, relative to the largest probability of their row.
 
     Args:

@@ -4,8 +4,9 @@
 //   δ = Σ_j P dP − dlse = Σ_d dO·O + Σ_κ dC·C − dlse,   dS = scale · P ∘ (dP − δ),
 //   dq = dS k,   dk = dSᵀ q,   dv = Pᵀ dO.
 //
-// Guidance wants dq alone, so that is a pass of its own over query tiles; dk and dv come from a second pass over key tiles,
-// which sums over the queries in one order: no atomics. P is recomputed in both; dC is never spread over the heads in memory.
+// Guidance wants dq alone, so that is a pass of its own over query tiles; dk and dv come from a
+// second pass over key tiles, which sums over the queries in one order: no atomics. P is recomputed
+// in both; dC is never spread over the heads in memory.
 #include "cpu/tiles.h"
 
 namespace cvg::CVG_LEVEL {
@@ -27,8 +28,8 @@ class Backward {
         key_(tiles.lanes_keys * args.dim),
         value_(has_out_ ? tiles.lanes_keys * args.value_dim : 0),
         bias_(tiles.lanes_keys),
-        weights_(round_up(tiles.sub_rows, kRows) * tiles.lanes_keys),
-        grads_(round_up(tiles.sub_rows, kRows) * tiles.lanes_keys) {}
+        weights_(round_up(tiles.sub_rows, kRows<A>) * tiles.lanes_keys),
+        grads_(round_up(tiles.sub_rows, kRows<A>) * tiles.lanes_keys) {}
 
   void load_keys(int64_t b, int64_t h, int64_t first_key, int64_t keys) {
     const Matrix<T> key = matrix<T>(args_.key, b, h);
@@ -45,7 +46,7 @@ class Backward {
   // P and dP of `rows` queries, whose q and dO lie row-major in `query` and `grad_out`.
   void weights_and_grads(const A* query, const A* grad_out, int64_t b, int64_t h, int64_t row,
                          int64_t rows, int64_t first_key, int64_t keys) {
-    const int64_t width = round_up(keys, lanes), padded = round_up(rows, kRows);
+    const int64_t width = round_up(keys, lanes), padded = round_up(rows, kRows<A>);
     gemm<A>(query, args_.dim, 1, key_, padded, width, args_.dim, weights_, width, false);
     if (has_out_) {
       gemm<A>(grad_out, args_.value_dim, 1, value_, padded, width, args_.value_dim, grads_, width,
@@ -111,7 +112,7 @@ class Backward {
         store(g + j, load(weights_ + r * width + j) * (load(g + j) - centre[r]) * scale);
       }
     }
-    std::fill(grads_ + rows * width, grads_ + round_up(rows, kRows) * width, A{0});
+    std::fill(grads_ + rows * width, grads_ + round_up(rows, kRows<A>) * width, A{0});
   }
 
   const AttentionArgs& args_;
@@ -127,8 +128,9 @@ class Backward {
 template <typename T>
 class QueryPass : Backward<T> {
   using Base = Backward<T>;
+  using Base::args_, Base::in_, Base::tiles_, Base::has_out_, Base::lanes, Base::weights_,
+      Base::grads_;
   using typename Base::A;
-  using Base::args_, Base::in_, Base::tiles_, Base::has_out_, Base::lanes, Base::weights_, Base::grads_;
 
  public:
   QueryPass(const AttentionArgs& args, const BackwardIn& in, const Tiles& tiles, T* grad_query,
@@ -146,11 +148,11 @@ class QueryPass : Backward<T> {
     const int64_t b = entry / args_.heads, h = entry % args_.heads;
     const int64_t first = tile * tiles_.rows, count = std::min(tiles_.rows, args_.queries - first);
     const Matrix<T> query = matrix<T>(args_.query, b, h), key = matrix<T>(args_.key, b, h);
-    copy_rows(query.row(first), query.row_stride, query.dim_stride, count, round_up(count, kRows),
-              args_.dim, static_cast<A*>(query_));
+    copy_rows(query.row(first), query.row_stride, query.dim_stride, count,
+              round_up(count, kRows<A>), args_.dim, static_cast<A*>(query_));
     if (has_out_) {
       const Matrix<T> grad = matrix<T>(in_.grad_out, b, h);
-      copy_rows(grad.row(first), grad.row_stride, grad.dim_stride, count, round_up(count, kRows),
+      copy_rows(grad.row(first), grad.row_stride, grad.dim_stride, count, round_up(count, kRows<A>),
                 args_.value_dim, static_cast<A*>(grad_out_));
     }
     A* centre = centre_ + entry * args_.queries + first;
@@ -176,7 +178,7 @@ class QueryPass : Backward<T> {
         }
         if (grad_query_) {
           this->grads_to_scores(centre + row, rows, wide);
-          gemm<A>(grads_, wide, 1, key_rows_, round_up(rows, kRows), width_, keys,
+          gemm<A>(grads_, wide, 1, key_rows_, round_up(rows, kRows<A>), width_, keys,
                   sum_ + row * width_, width_, key_tile > 0);
         }
       }
@@ -192,7 +194,8 @@ class QueryPass : Backward<T> {
   }
 
  private:
-  // δ = Σ_d dO·O + Σ_κ dC·C − dlse, for rows whose keys do not fit one tile. C is recomputed from the captured keys.
+  // δ = Σ_d dO·O + Σ_κ dC·C − dlse, for rows whose keys do not fit one tile. C is recomputed from
+  // the captured keys.
   void centre_ahead(int64_t b, int64_t h, int64_t first, int64_t count, A* centre) {
     const A* lse = static_cast<const A*>(in_.lse) + (b * args_.heads + h) * args_.queries + first;
     const A* bias = static_cast<const A*>(args_.bias);
@@ -214,7 +217,8 @@ class QueryPass : Backward<T> {
         for (int64_t d = 0; d < args_.dim; ++d) {
           dot += query_[r * args_.dim + d] * widen(row[d * key.dim_stride]);
         }
-        const A s = dot * static_cast<A>(args_.scale) + (bias ? bias[b * args_.keys + ids[k]] : A{0});
+        const A s =
+            dot * static_cast<A>(args_.scale) + (bias ? bias[b * args_.keys + ids[k]] : A{0});
         sum += this->map_grad(b, h, k, first + r) * std::exp(s - lse[r]);
       }
       centre[r] = sum;
@@ -231,8 +235,9 @@ class QueryPass : Backward<T> {
 template <typename T>
 class KeyPass : Backward<T> {
   using Base = Backward<T>;
+  using Base::args_, Base::in_, Base::tiles_, Base::has_out_, Base::lanes, Base::weights_,
+      Base::grads_;
   using typename Base::A;
-  using Base::args_, Base::in_, Base::tiles_, Base::has_out_, Base::lanes, Base::weights_, Base::grads_;
 
  public:
   KeyPass(const AttentionArgs& args, const BackwardIn& in, const Tiles& tiles, T* grad_key,
@@ -259,7 +264,7 @@ class KeyPass : Backward<T> {
     this->load_keys(b, h, first_key, keys);
     for (int64_t row = 0; row < args_.queries; row += tiles_.sub_rows) {
       const int64_t rows = std::min(tiles_.sub_rows, args_.queries - row);
-      const int64_t padded = round_up(rows, kRows);
+      const int64_t padded = round_up(rows, kRows<A>);
       copy_rows(query.row(row), query.row_stride, query.dim_stride, rows, padded, args_.dim,
                 static_cast<A*>(query_));
       if (has_out_) {
@@ -267,8 +272,8 @@ class KeyPass : Backward<T> {
                   static_cast<A*>(grad_out_));
       }
       this->weights_and_grads(query_, grad_out_, b, h, row, rows, first_key, keys);
-      // The products run over the queries: row j of the left side is column j of P and dS, and dS needs no padding, as
-      // the depth is the exact number of rows.
+      // The products run over the queries: row j of the left side is column j of P and dS, and dS
+      // needs no padding, as the depth is the exact number of rows.
       if (grad_value_) {
         pack(grad.row(row), grad.row_stride, grad.dim_stride, rows, args_.value_dim,
              static_cast<A*>(grad_out_panels_));

@@ -1,8 +1,10 @@
 // Forward pass of attention with capture.
 //
-// A task is a tile of queries of one batch entry; it goes through the heads one after the other, so that maps averaged
-// over heads are summed by one thread, in one order, straight into the output. Per head the keys pass by in tiles:
-//   S = scale · q kᵀ + bias;   m' = max(m, max_j S);   P = exp(S − m');   l = l·e^(m−m') + Σ P;   O = O·e^(m−m') + P v
+// A task is a tile of queries of one batch entry; it goes through the heads one after the other, so
+// that maps averaged over heads are summed by one thread, in one order, straight into the output.
+// Per head the keys pass by in tiles:
+//   S = scale · q kᵀ + bias;   m' = max(m, max_j S);   P = exp(S − m');   l = l·e^(m−m') + Σ P;   O
+//   = O·e^(m−m') + P v
 // and the scores of captured tokens are put aside as they pass:  maps = exp(s_token − m) / l.
 #include "cpu/tiles.h"
 
@@ -44,7 +46,7 @@ class Forward {
   void head(int64_t b, int64_t h) {
     const Matrix<T> query = matrix<T>(args_.query, b, h), key = matrix<T>(args_.key, b, h);
     copy_rows(query.row(first_), query.row_stride, query.dim_stride, count_,
-              round_up(count_, kRows), args_.dim, static_cast<A*>(query_));
+              round_up(count_, kRows<A>), args_.dim, static_cast<A*>(query_));
     std::fill_n(static_cast<A*>(highest_), tiles_.rows, kNone);
     std::fill_n(static_cast<A*>(total_), tiles_.rows, A{0});
     for (int64_t tile = 0; tile < tiles_.key_tiles; ++tile) {
@@ -66,7 +68,7 @@ class Forward {
   }
 
   void rows_meet_keys(int64_t b, int64_t row, int64_t rows, int64_t first_key, int64_t keys) {
-    const int64_t width = round_up(keys, lanes), padded = round_up(rows, kRows);
+    const int64_t width = round_up(keys, lanes), padded = round_up(rows, kRows<A>);
     gemm<A>(query_ + row * args_.dim, args_.dim, 1, key_, padded, width, args_.dim, scores_, width,
             false);
     for (int64_t r = 0; r < rows; ++r) {

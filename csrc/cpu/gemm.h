@@ -2,8 +2,9 @@
 //
 //   C[rows, columns] (+)= A[rows, depth] · B[depth, columns]
 //
-// B lies in panels of one vector's width, B[panel][depth][lanes], zero-padded; A is read by broadcast with any strides;
-// C is row-major and as wide as the panels. kRows × kPanels accumulators stay in registers.
+// B lies in panels of one vector's width, B[panel][depth][lanes], zero-padded; A is read by
+// broadcast with any strides; C is row-major and as wide as the panels. kRows × kPanels
+// accumulators stay in registers.
 #pragma once
 
 #include <cstdint>
@@ -13,15 +14,18 @@
 
 namespace cvg::CVG_LEVEL {
 
-constexpr int64_t kRows = CVG_VECTOR_BYTES == 64 ? 8 : 4;
+template <typename A>
+constexpr int64_t kRows = CVG_VECTOR_BYTES == 64 ? 8
+                          : kLanes<A> < 4        ? kLanes<A>
+                                                 : 4;
 constexpr int64_t kPanels = 3;
 
 template <int64_t Panels, typename A>
 inline void gemm_block(const A* a, int64_t row_stride, int64_t depth_stride, const A* b,
                        int64_t depth, A* c, int64_t c_stride, bool accumulate) {
   constexpr int64_t lanes = kLanes<A>;
-  Vec<A> sum[kRows][Panels];
-  for (int64_t r = 0; r < kRows; ++r) {
+  Vec<A> sum[kRows<A>][Panels];
+  for (int64_t r = 0; r < kRows<A>; ++r) {
     for (int64_t p = 0; p < Panels; ++p) {
       sum[r][p] = accumulate ? load(c + r * c_stride + p * lanes) : Vec<A>{};
     }
@@ -31,21 +35,22 @@ inline void gemm_block(const A* a, int64_t row_stride, int64_t depth_stride, con
     for (int64_t p = 0; p < Panels; ++p) {
       column[p] = load(b + (p * depth + k) * lanes);
     }
-    for (int64_t r = 0; r < kRows; ++r) {
+    for (int64_t r = 0; r < kRows<A>; ++r) {
       const A x = a[r * row_stride + k * depth_stride];
       for (int64_t p = 0; p < Panels; ++p) {
         sum[r][p] += x * column[p];
       }
     }
   }
-  for (int64_t r = 0; r < kRows; ++r) {
+  for (int64_t r = 0; r < kRows<A>; ++r) {
     for (int64_t p = 0; p < Panels; ++p) {
       store(c + r * c_stride + p * lanes, sum[r][p]);
     }
   }
 }
 
-// rows must be a multiple of kRows and columns of the vector's width: callers pad.
+// rows must be a multiple of kRows and columns of the vector's width, which kRows divides: callers
+// pad.
 template <typename A>
 void gemm(const A* a, int64_t row_stride, int64_t depth_stride, const A* b, int64_t rows,
           int64_t columns, int64_t depth, A* c, int64_t c_stride, bool accumulate) {
@@ -53,7 +58,7 @@ void gemm(const A* a, int64_t row_stride, int64_t depth_stride, const A* b, int6
   const int64_t panels = columns / lanes;
   for (int64_t p = 0; p < panels; p += kPanels) {
     const A* panel = b + p * depth * lanes;
-    for (int64_t r = 0; r < rows; r += kRows) {
+    for (int64_t r = 0; r < rows; r += kRows<A>) {
       const A* left = a + r * row_stride;
       A* to = c + r * c_stride + p * lanes;
       switch (panels - p) {
@@ -71,7 +76,8 @@ void gemm(const A* a, int64_t row_stride, int64_t depth_stride, const A* b, int6
   }
 }
 
-// Rows [first, first + count) of a strided matrix as row-major wide numbers, zero-padded to `padded` rows.
+// Rows [first, first + count) of a strided matrix as row-major wide numbers, zero-padded to
+// `padded` rows.
 template <typename T, typename A>
 void copy_rows(const T* from, int64_t row_stride, int64_t dim_stride, int64_t count, int64_t padded,
                int64_t dim, A* to) {

@@ -1,5 +1,5 @@
-// Vectors of one instruction-set level. Included only by files that are compiled once per level, with CVG_LEVEL (the
-// namespace) and CVG_VECTOR_BYTES defined by the build.
+// Vectors of one instruction-set level. Included only by files that are compiled once per level,
+// with CVG_LEVEL (the namespace) and CVG_VECTOR_BYTES defined by the build.
 #pragma once
 
 #include <cmath>
@@ -12,7 +12,8 @@ namespace cvg::CVG_LEVEL {
 template <typename A>
 struct VectorOf {
   typedef A type __attribute__((vector_size(CVG_VECTOR_BYTES)));
-  typedef A unaligned __attribute__((vector_size(CVG_VECTOR_BYTES), aligned(alignof(A)), may_alias));
+  typedef A unaligned
+      __attribute__((vector_size(CVG_VECTOR_BYTES), aligned(alignof(A)), may_alias));
 };
 template <typename A>
 using Vec = typename VectorOf<A>::type;

@@ -25,20 +25,21 @@ struct Tiles {
   int64_t lanes_keys;  // keys of a tile, padded to whole vectors
 };
 
-// `others` is the number of tasks that come from batch (and heads); small problems get smaller tasks.
+// `others` is the number of tasks that come from batch (and heads); small problems get smaller
+// tasks.
 template <typename A>
 Tiles plan_tiles(const AttentionArgs& args, int64_t others) {
   Tiles tiles;
   tiles.keys = args.keys <= kOneTile ? args.keys : kLongTile;
   tiles.key_tiles = (args.keys + tiles.keys - 1) / tiles.keys;
   tiles.lanes_keys = round_up(tiles.keys, kLanes<A>);
-  tiles.sub_rows = std::clamp<int64_t>(kScores / tiles.lanes_keys / kRows * kRows, 32, 128);
+  tiles.sub_rows = std::clamp<int64_t>(kScores / tiles.lanes_keys / kRows<A> * kRows<A>, 32, 128);
   tiles.rows = 4 * tiles.sub_rows;
   while (tiles.rows > 32 &&
          others * ((args.queries + tiles.rows - 1) / tiles.rows) < 4 * args.threads) {
     tiles.rows /= 2;
   }
-  tiles.rows = std::min(round_up(tiles.rows, kRows), round_up(args.queries, kRows));
+  tiles.rows = std::min(round_up(tiles.rows, kRows<A>), round_up(args.queries, kRows<A>));
   tiles.sub_rows = std::min(tiles.sub_rows, tiles.rows);
   tiles.row_tiles = (args.queries + tiles.rows - 1) / std::max<int64_t>(1, tiles.rows);
   return tiles;
@@ -49,7 +50,8 @@ template <typename A>
 class Scratch {
  public:
   explicit Scratch(int64_t count)
-      : data_(static_cast<A*>(std::aligned_alloc(64, round_up(std::max<int64_t>(count, 1) * sizeof(A), 64)))) {}
+      : data_(static_cast<A*>(
+            std::aligned_alloc(64, round_up(std::max<int64_t>(count, 1) * sizeof(A), 64)))) {}
   operator A*() const { return data_.get(); }
 
  private:
@@ -71,7 +73,8 @@ struct Matrix {
 };
 template <typename T>
 Matrix<T> matrix(const Tensor4& t, int64_t b, int64_t h) {
-  return {static_cast<const T*>(t.data) + b * t.stride[0] + h * t.stride[1], t.stride[2], t.stride[3]};
+  return {static_cast<const T*>(t.data) + b * t.stride[0] + h * t.stride[1], t.stride[2],
+          t.stride[3]};
 }
 
 // The additive mask of one key tile: 0 or the bias, -inf where a vector reaches beyond the keys.

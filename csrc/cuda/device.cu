@@ -1,4 +1,5 @@
-// What the CUDA module can say of the machine, and the smallest kernel: does this binary's code run on that GPU?
+// What the CUDA module can say of the machine, and the smallest kernel: does this binary's code run
+// on that GPU?
 #include "cvg/device.h"
 
 namespace {

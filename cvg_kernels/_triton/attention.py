@@ -182,9 +182,7 @@ def backward_launches(
     row_tiles, key_tiles = -(-queries // tile.rows), -(-key.shape[2] // tile.columns)
     launches = [_launch(delta_kernel, (row_tiles * entries,), arguments, constants, tile)]
     if need_query:
-        launches.append(
-            _launch(query_kernel, (row_tiles * entries,), arguments, constants, tile)
-        )
+        launches.append(_launch(query_kernel, (row_tiles * entries,), arguments, constants, tile))
     if need_key or need_value:
         launches.append(_launch(key_kernel, (key_tiles * entries,), arguments, constants, tile))
     return launches, grads

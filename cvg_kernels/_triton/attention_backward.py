@@ -27,7 +27,7 @@ from cvg_kernels._triton.primitives import (
 
 @triton.jit
 def load_map_grads(grad_maps, ids_at, rows, tokens, queries, heads, HEAD_MEAN: tl.constexpr):
-    """dC of one head, a tile [rows, K]; the gradient of a head mean is shared out evenly."""
+    """DC of one head, a tile [rows, K]; the gradient of a head mean is shared out evenly."""
     at = ids_at[None, :].to(tl.int64) * queries + rows[:, None]
     inside = (ids_at[None, :] < tokens) & (rows[:, None] < queries)
     grads = tl.load(grad_maps + at, mask=inside, other=0.0)
@@ -41,7 +41,7 @@ def add_map_grads(
     dp, grad_maps, token_ids, rows, columns, tokens, queries, heads,
     TOKENS_PAD: tl.constexpr, HEAD_MEAN: tl.constexpr,
 ):  # fmt: skip
-    """dP + dC E for a tile [rows, columns]."""
+    """DP + dC E for a tile [rows, columns]."""
     for start in range(0, tokens, TOKENS_PAD):
         ids_at = start + tl.arange(0, TOKENS_PAD)
         ids = tl.load(token_ids + ids_at, mask=ids_at < tokens, other=-1)
@@ -70,7 +70,9 @@ def delta_kernel(
     place = entry * queries + rows
     total = tl.zeros((ROWS,), tl.float32)
     if HAS_OUT:
-        o = load_rows(out + b * out_b + h * out_h, rows, queries, out_n, out_d, VALUE_DIM, VALUE_PAD)
+        o = load_rows(
+            out + b * out_b + h * out_h, rows, queries, out_n, out_d, VALUE_DIM, VALUE_PAD
+        )
         do = load_rows(
             grad_out + b * grad_b + h * grad_h, rows, queries, grad_n, grad_d, VALUE_DIM, VALUE_PAD
         )
@@ -82,7 +84,9 @@ def delta_kernel(
             bias += b * keys
         grad_maps += (b if HEAD_MEAN else entry) * tokens * queries
         row_lse = tl.load(lse + place, mask=rows < queries, other=0.0)
-        q = load_rows(query + b * query_b + h * query_h, rows, queries, query_n, query_d, DIM, DIM_PAD)
+        q = load_rows(
+            query + b * query_b + h * query_h, rows, queries, query_n, query_d, DIM, DIM_PAD
+        )
         for start in range(0, tokens, TOKENS_PAD):
             ids_at = start + tl.arange(0, TOKENS_PAD)
             wanted = ids_at < tokens
@@ -126,7 +130,7 @@ def query_kernel(
     HAS_OUT: tl.constexpr, HAS_MAPS: tl.constexpr, HAS_BIAS: tl.constexpr, HEAD_MEAN: tl.constexpr,
     UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """dq = Σ_j dS_ij k_j of a tile of rows."""
+    """Dq = Σ_j dS_ij k_j of a tile of rows."""
     tiles = tl.cdiv(queries, ROWS)
     tile, entry = tl.program_id(0) % tiles, (tl.program_id(0) // tiles).to(tl.int64)
     b, h = entry // heads, entry % heads
@@ -171,7 +175,7 @@ def key_kernel(
     HAS_OUT: tl.constexpr, HAS_MAPS: tl.constexpr, HAS_BIAS: tl.constexpr, HEAD_MEAN: tl.constexpr,
     NEED_KEY: tl.constexpr, NEED_VALUE: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """dk = Σ_i dS_ij q_i and dv = Σ_i P_ij dO_i of a tile of keys."""
+    """Dk = Σ_i dS_ij q_i and dv = Σ_i P_ij dO_i of a tile of keys."""
     tiles = tl.cdiv(keys, COLUMNS)
     tile, entry = tl.program_id(0) % tiles, (tl.program_id(0) // tiles).to(tl.int64)
     b, h = entry // heads, entry % heads
@@ -190,7 +194,9 @@ def key_kernel(
     dv = tl.zeros((COLUMNS, VALUE_PAD), tl.float32)
     for start in range(0, queries, ROWS):
         rows = start + tl.arange(0, ROWS)
-        q = load_rows(query + b * query_b + h * query_h, rows, queries, query_n, query_d, DIM, DIM_PAD)
+        q = load_rows(
+            query + b * query_b + h * query_h, rows, queries, query_n, query_d, DIM, DIM_PAD
+        )
         do = q
         if HAS_OUT:
             do_base = grad_out + b * grad_b + h * grad_h

@@ -37,7 +37,7 @@ def forward_kernel(
     HAS_VALUE: tl.constexpr, HAS_BIAS: tl.constexpr, ALL_HEADS: tl.constexpr, CAPTURE: tl.constexpr,
     UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """out = softmax(scale · q kᵀ + bias) v and lse; with CAPTURE also maps, of one head or of the mean of ALL_HEADS."""
+    """Out = softmax(scale · q kᵀ + bias) v and lse; with CAPTURE also maps, of one head or of the mean of ALL_HEADS."""
     program = tl.program_id(0)
     tiles = tl.cdiv(queries, ROWS)
     tile, entry = program % tiles, (program // tiles).to(tl.int64)
@@ -54,7 +54,9 @@ def forward_kernel(
     captured = tl.zeros((ROWS, TOKENS_PAD), tl.float32)
 
     for h in range(first_head, first_head + count):
-        q = load_rows(query + b * query_b + h * query_h, rows, queries, query_n, query_d, DIM, DIM_PAD)
+        q = load_rows(
+            query + b * query_b + h * query_h, rows, queries, query_n, query_d, DIM, DIM_PAD
+        )
         k_base = key + b * key_b + h * key_h
         m = tl.full((ROWS,), float("-inf"), tl.float32)  # running maximum, base 2
         l = tl.zeros((ROWS,), tl.float32)
@@ -78,7 +80,9 @@ def forward_kernel(
         share = tl.where(l > 0, 1.0 / l, 0.0)
         tl.store(lse + place + rows, m * LN2 + tl.log(l), mask=rows < queries)
         if HAS_VALUE:
-            store_rows(out + place * VALUE_DIM, acc * share[:, None], rows, queries, VALUE_DIM, VALUE_PAD)
+            store_rows(
+                out + place * VALUE_DIM, acc * share[:, None], rows, queries, VALUE_DIM, VALUE_PAD
+            )
         if CAPTURE:
             s = captured_logits2(
                 q, k_base, key_n, key_d, ids, wanted, bias, scale, DIM, DIM_PAD, HAS_BIAS, UPCAST
@@ -99,7 +103,7 @@ def capture_kernel(
     DIM: tl.constexpr, DIM_PAD: tl.constexpr, ROWS: tl.constexpr, TOKENS_PAD: tl.constexpr,
     HAS_BIAS: tl.constexpr, ALL_HEADS: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """maps = exp(scale · q k_selᵀ + bias − lse), of one head or of the mean of ALL_HEADS, TOKENS_PAD tokens a program."""
+    """Maps = exp(scale · q k_selᵀ + bias − lse), of one head or of the mean of ALL_HEADS, TOKENS_PAD tokens a program."""
     program = tl.program_id(0)
     tiles = tl.cdiv(queries, ROWS)
     tile, entry = program % tiles, (program // tiles).to(tl.int64)
@@ -115,7 +119,9 @@ def capture_kernel(
     ids = tl.load(token_ids + b * tokens + ids_at, mask=wanted, other=0)
     captured = tl.zeros((ROWS, TOKENS_PAD), tl.float32)
     for h in range(first_head, first_head + count):
-        q = load_rows(query + b * query_b + h * query_h, rows, queries, query_n, query_d, DIM, DIM_PAD)
+        q = load_rows(
+            query + b * query_b + h * query_h, rows, queries, query_n, query_d, DIM, DIM_PAD
+        )
         k_base = key + b * key_b + h * key_h
         s = captured_logits2(
             q, k_base, key_n, key_d, ids, wanted, bias, scale, DIM, DIM_PAD, HAS_BIAS, UPCAST

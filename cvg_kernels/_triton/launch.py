@@ -46,7 +46,10 @@ class Launch:
         """Runs the kernel on the current device."""
         if 0 not in self.grid:
             self.kernel[self.grid](
-                **self.arguments, **self.constants, num_warps=self.num_warps, num_stages=self.num_stages
+                **self.arguments,
+                **self.constants,
+                num_warps=self.num_warps,
+                num_stages=self.num_stages,
             )
 
     def compile(self, target: GPUTarget) -> CompiledKernel:

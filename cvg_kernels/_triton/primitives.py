@@ -11,7 +11,7 @@ LN2 = tl.constexpr(0.6931471805599453)
 
 @triton.jit
 def dot(a, b, UPCAST: tl.constexpr):
-    """a · b with float32 accumulation; float32 inputs are multiplied exactly as float32.
+    """A · b with float32 accumulation; float32 inputs are multiplied exactly as float32.
 
     UPCAST widens low-precision inputs first: the interpreter's own low-precision arithmetic is not to be trusted.
     """
@@ -40,9 +40,7 @@ def store_rows(base, tile, rows, length, DIM: tl.constexpr, DIM_PAD: tl.constexp
 
 
 @triton.jit
-def logits2(
-    q, k, columns, bias, keys, scale, HAS_BIAS: tl.constexpr, UPCAST: tl.constexpr
-):
+def logits2(q, k, columns, bias, keys, scale, HAS_BIAS: tl.constexpr, UPCAST: tl.constexpr):
     """log₂e · (scale · q kᵀ + bias) of a tile [rows, columns]; −∞ beyond the keys."""
     s = dot(q, tl.trans(k), UPCAST) * (scale * LOG2E)
     if HAS_BIAS:

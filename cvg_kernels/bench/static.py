@@ -50,7 +50,9 @@ class StaticRow:
     target: str
     kernel: str
     registers: int | None
-    spills: int | None  #: instructions that touch local memory (LDL, STL), or AMD's spilled registers
+    spills: (
+        int | None
+    )  #: instructions that touch local memory (LDL, STL), or AMD's spilled registers
     shared_bytes: int
     wgmma: int | None  #: HGMMA: Hopper's warp-group matrix product
     mma: int | None  #: HMMA and kin: matrix products of a warp, MFMA on AMD

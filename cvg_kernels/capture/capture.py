@@ -31,7 +31,9 @@ class Record:
     branch: Branch
     words: tuple[str, ...]  #: names along the K dimension of cross maps
     grid: tuple[int, int, int]  #: frames, rows, columns
-    maps: torch.Tensor  #: cross `[B, K, F, h, w]` (`[B, heads, K, …]` per head), temporal `[B, h·w, F, F]`
+    maps: (
+        torch.Tensor
+    )  #: cross `[B, K, F, h, w]` (`[B, heads, K, …]` per head), temporal `[B, h·w, F, F]`
 
 
 @dataclass
@@ -155,7 +157,9 @@ class Capture:
             if len({len(spans) for spans in self.tokens}) > 1:
                 raise ArgumentError("words='all' needs prompts of the same number of tokens")
             self._run_of_tokens = self._watch.runs
-        each = [[(at, k) for k, span in enumerate(spans) for at in span.ids] for spans in self.tokens]
+        each = [
+            [(at, k) for k, span in enumerate(spans) for at in span.ids] for spans in self.tokens
+        ]
         width = max(len(tokens) for tokens in each)
         ids = torch.zeros(len(each), width, dtype=torch.int64)
         membership = torch.zeros(len(each), len(self.tokens[0]), width)
@@ -199,9 +203,7 @@ class Capture:
             if self._keep == "cpu" and not self._gradients:
                 part = part.cpu()
             self.records.append(
-                Record(
-                    call.step, call.timestep, layer.name, layer.kind, branch, words, grid, part
-                )
+                Record(call.step, call.timestep, layer.name, layer.kind, branch, words, grid, part)
             )
 
     def heat_map(
@@ -232,14 +234,18 @@ class Capture:
         maps = [r for r in self.records if r.kind == "cross" and r.branch == branch]
         if not maps or label not in maps[0].words:
             there = ", ".join(maps[0].words) if maps else "none"
-            raise ArgumentError(f"word {label!r} was not captured on branch {branch!r}; captured: {there}")
+            raise ArgumentError(
+                f"word {label!r} was not captured on branch {branch!r}; captured: {there}"
+            )
         size = size or max((record.grid[1:] for record in maps), key=lambda grid: grid[0] * grid[1])
         total = 0
         for record in maps:
             chosen = record.maps[sample].detach().float().cpu()
             chosen = chosen.mean(0) if chosen.ndim == 5 else chosen  # per head
             one = chosen[record.words.index(label)]  # [F, h, w]
-            total = total + interpolate(one[:, None], size, mode="bicubic", align_corners=False)[:, 0]
+            total = (
+                total + interpolate(one[:, None], size, mode="bicubic", align_corners=False)[:, 0]
+            )
         return total / len(maps)
 
 

@@ -120,7 +120,9 @@ class LayerCapture:
             for name in names:
                 if name not in there or there[name].kind != kind:
                     known = [layer.name for layer in there.values() if layer.kind == kind]
-                    raise ArgumentError(f"{name!r} is no {kind} layer; these are: {', '.join(known)}")
+                    raise ArgumentError(
+                        f"{name!r} is no {kind} layer; these are: {', '.join(known)}"
+                    )
                 self._chosen.append(there[name])
         self._maps: dict[str, torch.Tensor] | None = None  # None: not recording
         self._latents: tuple[int, ...] = ()

@@ -5,12 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from cvg_kernels.generate import Job, run as do
+from cvg_kernels.generate import Job
+from cvg_kernels.generate import run as do
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `generate`."""
-    parser.add_argument("prompt", help='e.g. "a red circle moving left and a blue square moving right"')
+    parser.add_argument(
+        "prompt", help='e.g. "a red circle moving left and a blue square moving right"'
+    )
     parser.add_argument("--guidance", default="vico", help="the guidance method")
     parser.add_argument("--words", help="words to guide and to show, separated by commas")
     parser.add_argument("--output", type=Path, default=Path("out"), help="folder for the results")
@@ -39,9 +42,13 @@ def run(options: argparse.Namespace) -> int:
         verdict = report["oracle"].get(name, {})
         cells = [{True: "yes", False: "no"}.get(verdict.get(kind), "-") for kind in
                  ("present", "bound", "direction", "all_right")]  # fmt: skip
-        print(f"{name:10}  {report['seconds'][name]:7.2f}  {cells[0]:7}  {cells[1]:5}  {cells[2]:9}  {cells[3]}")
+        print(
+            f"{name:10}  {report['seconds'][name]:7.2f}  {cells[0]:7}  {cells[1]:5}  {cells[2]:9}  {cells[3]}"
+        )
     losses = [entry["loss"] for entry in report["loss"]]
     if losses:
         print(f"loss {losses[0]:.4f} → {losses[-1]:.4f} in {len(losses)} updates")
-    print(f"peak memory {report['peak_memory_mib']:.0f} MiB; written to {options.output}/: {', '.join(report['files'])}")
+    print(
+        f"peak memory {report['peak_memory_mib']:.0f} MiB; written to {options.output}/: {', '.join(report['files'])}"
+    )
     return 0

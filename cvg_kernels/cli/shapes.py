@@ -26,7 +26,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     score.add_argument("--prompts", type=int, default=200)
     score.add_argument("--seed", type=int, default=0)
     score.add_argument("--steps", type=int, default=None, help="denoising steps")
-    score.add_argument("--model", type=Path, default=None, help="a pipeline folder; default: shipped")
+    score.add_argument(
+        "--model", type=Path, default=None, help="a pipeline folder; default: shipped"
+    )
     score.add_argument("--device", default="cpu")
     score.add_argument("--json", type=Path, default=None, help="also write the report here")
 

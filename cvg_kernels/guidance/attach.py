@@ -48,7 +48,9 @@ class Method(Protocol):
 class Run:
     """What happened while a method was attached."""
 
-    history: list[dict[str, Any]] = field(default_factory=list)  #: one entry per evaluation of the loss
+    history: list[dict[str, Any]] = field(
+        default_factory=list
+    )  #: one entry per evaluation of the loss
 
 
 class Attachment:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from cvg_kernels.capture.layer_capture import LayerCapture
-from cvg_kernels.capture.layers import attention_layers, model_of, temporal_partners
+from cvg_kernels.capture.layers import attention_layers, temporal_partners
 from cvg_kernels.capture.tokens import TokenSpan, Word, prompt_token_ids, token_spans
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.guidance.attach import Attachment, Run, Step
@@ -27,8 +27,7 @@ from cvg_kernels.ops import path_flow, token_peaks
 
 #: Words that are never what a prompt is about; the default choice of words leaves them out.
 _FUNCTION_WORDS = frozenset(
-    "a an the and or of in on at to with from by for is are was be its it this that while as into over under near "
-    "next moving move moves left right up down".split()
+    ["a", "an", "the", "and", "or", "of", "in", "on", "at", "to", "with", "from", "by", "for", "is", "are", "was", "be", "its", "it", "this", "that", "while", "as", "into", "over", "under", "near", "next", "moving", "move", "moves", "left", "right", "up", "down"]
 )
 
 
@@ -144,7 +143,9 @@ class Vico:
         if self.step_size < 0:
             raise ArgumentError(f"step_size must not be negative, got {self.step_size!r}")
         if isinstance(self.words, str) or (self.words is not None and len(self.words) == 0):
-            raise ArgumentError(f"words must be a list of at least one word or None, got {self.words!r}")
+            raise ArgumentError(
+                f"words must be a list of at least one word or None, got {self.words!r}"
+            )
 
     def attach(self, pipe: Any, prompt: str | list[str] | None = None) -> Attachment:
         """Connects to a pipeline; a context manager that yields the `Run` with its history.
@@ -193,7 +194,15 @@ class Vico:
                 (gradient,) = torch.autograd.grad(losses.sum(), z)
                 active = losses.detach() > threshold
                 run.history.append(
-                    _entry(step, iteration, losses, peaks, gradient, tokens, time.perf_counter() - began)
+                    _entry(
+                        step,
+                        iteration,
+                        losses,
+                        peaks,
+                        gradient,
+                        tokens,
+                        time.perf_counter() - began,
+                    )
                 )
                 if threshold > 0 and not bool(active.any()):  # the one wait for the device
                     break
@@ -284,7 +293,9 @@ class _Tokens:
         width = max(len(one) for one in ids)
         padded = [[*one, *[one[0]] * (width - len(one))] for one in ids]
         self.ids = torch.tensor(padded, device=device)
-        self.real = torch.tensor([[at < len(one) for at in range(width)] for one in ids], device=device)
+        self.real = torch.tensor(
+            [[at < len(one) for at in range(width)] for one in ids], device=device
+        )
         spans = [
             token_spans(tokenizer, prompt, content_words(prompt) if words is None else words)
             for prompt in prompts

@@ -25,4 +25,6 @@ def backward(
         scale=scale, mask=mask, head_mean=head_mean,
     )  # fmt: skip
     needed = (need_query, need_key, need_value)
-    return tuple(grad.contiguous() if need else None for grad, need in zip(grads, needed, strict=True))
+    return tuple(
+        grad.contiguous() if need else None for grad, need in zip(grads, needed, strict=True)
+    )

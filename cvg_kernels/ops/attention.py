@@ -76,9 +76,7 @@ def attention_with_capture(
 
     Maps of cross-attention as guidance signals: Vico (flow equalization) and CVG (composition classifier).
     """
-    out, maps, lse = _attend(
-        query, key, value, token_ids, scale, key_mask, head_reduction, backend
-    )
+    out, maps, lse = _attend(query, key, value, token_ids, scale, key_mask, head_reduction, backend)
     return CapturedAttention(out, maps, lse)
 
 
@@ -151,7 +149,9 @@ def _check_tensors(query, key, value) -> None:
     tensors = {"query": query, "key": key} | ({} if value is None else {"value": value})
     for name, tensor in tensors.items():
         if not isinstance(tensor, torch.Tensor) or tensor.ndim != 4:
-            given = tuple(tensor.shape) if isinstance(tensor, torch.Tensor) else type(tensor).__name__
+            given = (
+                tuple(tensor.shape) if isinstance(tensor, torch.Tensor) else type(tensor).__name__
+            )
             raise ArgumentError(f"{name} must be a tensor [B, H, length, head_dim], got {given}")
         if tensor.dtype not in _DTYPES:
             raise ArgumentError(
@@ -176,7 +176,9 @@ def _check_tensors(query, key, value) -> None:
             f"key must have the query's head_dim {query.shape[3]}, got {key.shape[3]}"
         )
     if value is not None and value.shape[2] != key.shape[2]:
-        raise ArgumentError(f"value must have the key's length {key.shape[2]}, got {value.shape[2]}")
+        raise ArgumentError(
+            f"value must have the key's length {key.shape[2]}, got {value.shape[2]}"
+        )
 
 
 def _token_ids(token_ids, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:

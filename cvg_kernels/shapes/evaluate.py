@@ -46,7 +46,7 @@ def rate(values: Sequence[bool]) -> dict[str, Any]:
 
 
 def paired_difference(one: Sequence[bool], other: Sequence[bool]) -> dict[str, Any]:
-    """other − one over the same prompts and seeds, with the 95 % normal interval of paired differences."""
+    """Other − one over the same prompts and seeds, with the 95 % normal interval of paired differences."""
     differences = np.array(other, float) - np.array(one, float)
     mean = float(differences.mean())
     half = 1.959964 * float(differences.std(ddof=1)) / math.sqrt(len(differences))
@@ -135,11 +135,15 @@ def evaluate(
 
 def print_report(report: dict[str, Any]) -> None:
     """Prints the rates as a table."""
-    print(f"{report['prompts']} two-object prompts, seed {report['seed']}, {report['model']}; 95 % intervals")
+    print(
+        f"{report['prompts']} two-object prompts, seed {report['seed']}, {report['model']}; 95 % intervals"
+    )
     print("  ".join(["method".ljust(10), *(kind.ljust(18) for kind in CLASSES), "s/clip"]))
     for name, entry in report["guidance"].items():
         cells = [
-            f"{entry[kind]['rate']:6.1%} [{entry[kind]['ci95'][0]:.0%}, {entry[kind]['ci95'][1]:.0%}]".ljust(18)
+            f"{entry[kind]['rate']:6.1%} [{entry[kind]['ci95'][0]:.0%}, {entry[kind]['ci95'][1]:.0%}]".ljust(
+                18
+            )
             for kind in CLASSES
         ]
         print("  ".join([name.ljust(10), *cells, f"{entry['seconds_per_clip']:.2f}"]))

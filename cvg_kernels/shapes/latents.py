@@ -18,9 +18,7 @@ _SHARD = 512  # clips
 
 def tokenize(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
     """Token ids `[B, MAX_TOKENS]`, padded as the pipeline pads."""
-    return tokenizer(
-        captions, padding="max_length", truncation=True, return_tensors="pt"
-    ).input_ids
+    return tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
 
 
 @torch.no_grad()
@@ -46,7 +44,10 @@ def encode_shards(
         if path.exists():
             continue
         numbers = range(start, min(start + _SHARD, clips))
-        scenes = [random_scene(np.random.default_rng((seed, 3, number)), speed=speed) for number in numbers]
+        scenes = [
+            random_scene(np.random.default_rng((seed, 3, number)), speed=speed)
+            for number in numbers
+        ]
         latents = [
             autoencoder.encode(render([scene])[0] * 2 - 1).latent_dist.mean for scene in scenes
         ]

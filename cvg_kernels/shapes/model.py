@@ -43,7 +43,8 @@ def build_tokenizer(folder: str | Path) -> CLIPTokenizer:
     learner.pre_tokenizer = pre_tokenizers.Whitespace()
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
     corpus = [
-        caption([Thing(*words)]) + " and " for words in itertools.product(COLOURS, SHAPES, DIRECTIONS)
+        caption([Thing(*words)]) + " and "
+        for words in itertools.product(COLOURS, SHAPES, DIRECTIONS)
     ]
     # Each letter once inside a word and once at its end, so that no text is ever unknown.
     corpus.append(" ".join(f"{letter} {letter}a" for letter in letters))
@@ -52,8 +53,15 @@ def build_tokenizer(folder: str | Path) -> CLIPTokenizer:
     )
     learner.train_from_iterator(corpus, trainer)
     model = json.loads(learner.to_str())["model"]
+    vocabulary = model["vocab"]
+    # The learner numbers the letters that end a word in no fixed order; a seed shall mean one run.
+    endings = sorted(
+        token for token in vocabulary if len(token) == len("a</w>") and "</w>" in token
+    )
+    numbers = sorted(vocabulary[token] for token in endings)
+    vocabulary.update(zip(endings, numbers, strict=True))
     tokenizer = CLIPTokenizer(
-        vocab=model["vocab"],
+        vocab=vocabulary,
         merges=[tuple(merge) for merge in model["merges"]],
         bos_token=start,
         eos_token=end,

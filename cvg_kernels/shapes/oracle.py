@@ -127,7 +127,9 @@ def _direction_of(centres: np.ndarray) -> str | None:
     seen = np.flatnonzero(~np.isnan(centres[:, 0]))
     if len(seen) < 3:
         return None
-    travel = np.polyfit(seen, centres[seen], 1)[0] * (len(centres) - 1)  # pixels over the clip, (x, y)
+    travel = np.polyfit(seen, centres[seen], 1)[0] * (
+        len(centres) - 1
+    )  # pixels over the clip, (x, y)
     along = int(np.abs(travel).argmax())
     if abs(travel[along]) < _MIN_TRAVEL or abs(travel[along]) < 2 * abs(travel[1 - along]):
         return None
@@ -174,10 +176,13 @@ def judge(frames: torch.Tensor, things: Sequence[Thing]) -> Verdict:
     shapes = Counter(one.shape for one in seen if one.colour not in {t.colour for t in things})
     missing = [thing for thing in things if thing.colour not in by_colour]
     # A thing in a wrong colour is still there, if an object of no other thing has its shape.
-    present = all(shapes[thing.shape] > 0 and not shapes.subtract([thing.shape]) for thing in missing)
+    present = all(
+        shapes[thing.shape] > 0 and not shapes.subtract([thing.shape]) for thing in missing
+    )
     asked = [by_colour.get(thing.colour) for thing in things]
     bound = all(
-        one is not None and one.shape == thing.shape for one, thing in zip(asked, things, strict=True)
+        one is not None and one.shape == thing.shape
+        for one, thing in zip(asked, things, strict=True)
     )
     direction = all(
         one is not None and one.direction == thing.direction

@@ -31,7 +31,9 @@ def load_pipeline(folder: str | Path | None = None, device: str | torch.device =
 
     folder = WEIGHTS if folder is None else Path(folder)
     if not (folder / "model_index.json").exists():
-        raise ArgumentError(f"folder must hold a diffusers pipeline, got {folder} without model_index.json")
+        raise ArgumentError(
+            f"folder must hold a diffusers pipeline, got {folder} without model_index.json"
+        )
     pipe = AnimateDiffPipeline.from_pretrained(folder, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)

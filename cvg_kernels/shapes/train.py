@@ -28,9 +28,7 @@ class Recipe:
     seed: int = 0
 
 
-def train(
-    folder: Path, recipe: Recipe, *, device: torch.device, processes: int = 1
-) -> Path:
+def train(folder: Path, recipe: Recipe, *, device: torch.device, processes: int = 1) -> Path:
     """Trains the shapes pipeline: autoencoder, latents, image denoiser, video denoiser.
 
     A stage whose result lies in `folder` is not repeated, and one that was cut off goes on from its last checkpoint, so
@@ -58,9 +56,7 @@ def train(
     if not (folder / "tokenizer").exists():
         build_tokenizer(folder / "tokenizer")
     if not (folder / "vae").exists():
-        train_autoencoder(
-            folder, seed=recipe.seed, steps=recipe.autoencoder_steps, device=device
-        )
+        train_autoencoder(folder, seed=recipe.seed, steps=recipe.autoencoder_steps, device=device)
     if processes == 1:
         _denoiser_stages(0, 1, folder, recipe, device)
     else:

@@ -163,7 +163,9 @@ def check(backend, case, dtype, head_reduction, map_bound):
     assert_maps_exact(maps.detach(), exact_maps.detach(), peak, map_bound)
     seen = torch.isfinite(exact_lse)
     assert torch.equal(torch.isfinite(lse), seen)
-    assert_as_exact_as(lse[seen].detach(), exact_lse[seen].float().detach(), exact_lse[seen].detach(), 8)
+    assert_as_exact_as(
+        lse[seen].detach(), exact_lse[seen].float().detach(), exact_lse[seen].detach(), 8
+    )
 
     # Gradients that reach the outputs, and what stock attention makes of the part it knows, dO.
     grad_out = torch.randn_like(out)
@@ -312,7 +314,16 @@ def test_opcheck(value, masked):
     bias = torch.randn(2, 7) if masked else None
     torch.library.opcheck(
         torch.ops.cvg_kernels.attention_forward.default,
-        (query, key, torch.randn(2, 3, 7, 4) if value else None, ids, bias, 0.3, not masked, "auto"),
+        (
+            query,
+            key,
+            torch.randn(2, 3, 7, 4) if value else None,
+            ids,
+            bias,
+            0.3,
+            not masked,
+            "auto",
+        ),
     )
 
 

@@ -1,4 +1,5 @@
-// Attention with capture on the CPU: what a caller hands over. The formulas stand in python_ref/attention.py.
+// Attention with capture on the CPU: what a caller hands over. The formulas stand in
+// python_ref/attention.py.
 #pragma once
 
 #include <cstdint>

@@ -1,0 +1,113 @@
+"""Fair timing: all arms in turn, round after round, in one process; medians; memory beyond the inputs."""
+
+from __future__ import annotations
+
+import datetime
+import gc
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+Arm = Callable[[], Any]
+_L2_FLUSH_BYTES = 256 * 2**20
+
+
+def _time_cpu(arm: Arm) -> float:
+    began = time.perf_counter()
+    arm()
+    return time.perf_counter() - began
+
+
+def _time_gpu(arm: Arm, flush: torch.Tensor) -> float:
+    """Seconds between two events, with a cold L2 cache."""
+    flush.zero_()
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    arm()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1000
+
+
+def median_seconds(
+    arms: Mapping[str, Arm], device: torch.device, rounds: int
+) -> dict[str, float | str]:
+    """Median seconds of each arm, interleaved; an arm that fails has its error instead.
+
+    Args:
+        arms: name → what is timed.
+        device: where it runs.
+        rounds: timed rounds, after two that are not.
+    """
+    flush = (
+        torch.empty(_L2_FLUSH_BYTES, dtype=torch.int8, device=device)
+        if device.type == "cuda"
+        else None
+    )
+    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    errors: dict[str, str] = {}
+    for round_ in range(rounds + 2):
+        for name, arm in arms.items():
+            if name in errors:
+                continue
+            try:
+                took = _time_cpu(arm) if flush is None else _time_gpu(arm, flush)
+            except (RuntimeError, ValueError, NotImplementedError) as error:  # also out of memory
+                errors[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
+                continue
+            if round_ >= 2:
+                seconds[name].append(took)
+    return {name: errors.get(name) or statistics.median(seconds[name]) for name in arms}
+
+
+def extra_bytes(arm: Arm, device: torch.device) -> int | None:
+    """Peak memory of one call beyond what is allocated before it, results included; `None` where it cannot be told."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        kept = arm()
+        torch.cuda.synchronize()
+        del kept
+        return torch.cuda.max_memory_allocated() - before
+    try:
+        before = _status("VmRSS")
+        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
+        kept = arm()
+        del kept
+        return _status("VmHWM") - before
+    except OSError:
+        return None
+
+
+def _status(name: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(name):
+            return int(line.split()[1]) * 1024
+    raise OSError(f"/proc/self/status has no {name}")
+
+
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """What a large matrix product reaches here: the yardstick for "percent of peak"."""
+    size = 2048 if device.type == "cpu" else 8192
+    a = torch.randn(size, size, device=device).to(dtype)
+    took = median_seconds({"mm": lambda: a @ a}, device, rounds=5)["mm"]
+    return 2 * size**3 / took if isinstance(took, float) else float("nan")
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Where and with what a result was measured."""
+    from cvg_kernels.cli.info import devices, versions
+
+    return {
+        "date": datetime.date.today().isoformat(),
+        "device": str(device),
+        "threads": torch.get_num_threads(),
+        "devices": devices(),
+        "versions": versions(),
+    }

@@ -1,0 +1,84 @@
+"""`cvg-kernels bench`: the kernels against what people use today, or what compilers make of them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from cvg_kernels.errors import ArgumentError
+
+_OPERATIONS = ("attention",)
+_DTYPES = ("float32", "bfloat16", "float16")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `bench`."""
+    parser.add_argument("operation", nargs="?", default="attention", choices=_OPERATIONS)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument(
+        "--dtype", choices=_DTYPES, help="default: float32 on a CPU, bfloat16 on a GPU"
+    )
+    parser.add_argument("--threads", type=int, help="CPU threads of every arm")
+    parser.add_argument("--rounds", type=int, help="timed rounds; the median counts")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it works")
+    parser.add_argument("--json", type=Path, help="also write the figures here, as they come")
+    parser.add_argument(
+        "--static",
+        action="store_true",
+        help="instead: compile the Triton kernels for GPUs that need not be there, and print registers, spills and "
+        "tensor-core instructions",
+    )
+    parser.add_argument("--targets", help="with --static: targets, separated by commas")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Measures, or compiles."""
+    if options.json is not None and not options.json.resolve().parent.is_dir():
+        raise ArgumentError(f"--json must lie in a folder that exists, got {options.json}")
+    return _static(options) if options.static else _measure(options)
+
+
+def _measure(options: argparse.Namespace) -> int:
+    import torch
+
+    from cvg_kernels.bench import attention
+
+    for name in ("threads", "rounds"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise ArgumentError(f"--{name} must be at least 1, got {value}")
+    if options.threads:
+        torch.set_num_threads(options.threads)
+    try:
+        device = torch.device(options.device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ArgumentError(f"--device {options.device} cannot be used: {reason}") from None
+    dtype = options.dtype or ("float32" if device.type == "cpu" else "bfloat16")
+    attention.run(
+        device,
+        getattr(torch, dtype),
+        quick=options.quick,
+        rounds=options.rounds,
+        path=options.json,
+    )
+    return 0
+
+
+def _static(options: argparse.Namespace) -> int:
+    from cvg_kernels.bench import static
+
+    targets = options.targets.split(",") if options.targets else list(static.TARGETS)
+    unknown = set(targets) - set(static.TARGETS)
+    if unknown:
+        raise ArgumentError(
+            f"--targets must be of {', '.join(static.TARGETS)}, got {', '.join(sorted(unknown))}"
+        )
+    variants = static.VARIANTS[1:3] if options.quick else static.VARIANTS
+    rows = static.collect(targets, variants)
+    static.print_table(rows)
+    if options.json is not None:
+        options.json.write_text(json.dumps(static.as_json(rows), indent=2) + "\n")
+    return 0

@@ -1,0 +1,124 @@
+"""Training: every stage runs, stops and goes on, and ends in a stock pipeline."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers")
+pytest.importorskip("transformers")
+
+from cvg_kernels.errors import ArgumentError  # noqa: E402
+from cvg_kernels.shapes import train as training  # noqa: E402
+from cvg_kernels.shapes.checkpoint import Checkpoint  # noqa: E402
+from cvg_kernels.shapes.model import build_autoencoder, build_tokenizer, fold_latent_scale  # noqa: E402
+from cvg_kernels.shapes.pipeline import load_pipeline, sample  # noqa: E402
+from cvg_kernels.shapes.train import Recipe, train  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+CPU = torch.device("cpu")
+TINY = Recipe(autoencoder_steps=2, clips=6, image_steps=2, video_steps=2)
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch):
+    """The same networks, a few samples a step."""
+    monkeypatch.setattr(training, "IMAGES", replace(training.IMAGES, samples=2))
+    monkeypatch.setattr(training, "VIDEO", replace(training.VIDEO, samples=1))
+    monkeypatch.setattr("cvg_kernels.shapes.train_autoencoder._BATCH", 2)
+
+
+def test_training_ends_in_a_stock_pipeline(tmp_path):
+    from diffusers import AnimateDiffPipeline
+
+    folder = train(tmp_path / "run", TINY, device=CPU)
+    pipe = load_pipeline(folder)
+    assert type(pipe) is AnimateDiffPipeline
+    clip = sample(pipe, ["a red circle moving left"], [0], steps=1)
+    assert clip.shape == (1, 8, 3, 64, 64) and torch.isfinite(clip).all()
+
+
+class Stopped(Exception):
+    """Stands for a machine that goes away."""
+
+
+def test_a_stopped_run_goes_on_as_it_would_have(tmp_path):
+    """Stopped after the first video step, then resumed: the same weights as without the stop."""
+    whole = train(tmp_path / "whole", TINY, device=CPU)
+
+    def save_then_stop(checkpoint, step):
+        if checkpoint.path.stem == "video":
+            checkpoint.save(step)
+            raise Stopped
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Checkpoint, "save_sometimes", save_then_stop)
+        with pytest.raises(Stopped):
+            train(tmp_path / "stopped", TINY, device=CPU)
+    assert not (tmp_path / "stopped" / "video").exists()
+    resumed = train(tmp_path / "stopped", TINY, device=CPU)
+    for part in ("unet", "text_encoder", "vae"):
+        one, other = (getattr(load_pipeline(f), part).state_dict() for f in (whole, resumed))
+        assert all(torch.equal(one[name], other[name]) for name in one), part
+
+
+def test_a_finished_run_is_left_alone(tmp_path):
+    train(tmp_path, TINY, device=CPU)
+    weights = tmp_path / "video" / "unet" / "diffusion_pytorch_model.safetensors"
+    before = weights.stat().st_mtime_ns
+    train(tmp_path, TINY, device=CPU)
+    assert weights.stat().st_mtime_ns == before
+
+
+def test_metrics_are_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("cvg_kernels.shapes.log._EVERY", 1)
+    train(tmp_path, TINY, device=CPU)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["stage"] for line in lines] == ["autoencoder"] * 2 + ["images"] * 2 + ["video"] * 2
+    assert all(line["loss"] > 0 for line in lines)
+
+
+def test_two_processes_train_together(tmp_path):
+    """The processes are separate programs, with the recipe's own batches; two steps of each stage."""
+    folder = train(tmp_path, TINY, device=CPU, processes=2)
+    assert (folder / "model_index.json").exists()
+
+
+@pytest.mark.parametrize("change", [{"clips": 0}, {"video_steps": -1}])
+def test_numbers_are_checked(tmp_path, change):
+    with pytest.raises(ArgumentError, match=f"{next(iter(change))} must be positive"):
+        train(tmp_path / "run", Recipe(**change), device=CPU)
+    assert not (tmp_path / "run").exists()
+
+
+def test_folding_changes_latents_and_not_pictures():
+    autoencoder = build_autoencoder().eval()
+    frames = torch.rand(2, 3, 64, 64) * 2 - 1
+    mean, std = torch.randn(4), torch.rand(4) + 0.5
+    with torch.no_grad():
+        before = autoencoder.encode(frames).latent_dist
+        picture = autoencoder.decode(before.mean).sample
+        fold_latent_scale(autoencoder, mean, std)
+        after = autoencoder.encode(frames).latent_dist
+        shape = (1, 4, 1, 1)
+        torch.testing.assert_close(
+            after.mean, (before.mean - mean.view(shape)) / std.view(shape), rtol=1e-4, atol=1e-4
+        )
+        torch.testing.assert_close(after.std, before.std / std.view(shape), rtol=1e-4, atol=1e-4)
+        # The edge of the picture differs by nothing either: the 1×1 convolution has no padding.
+        torch.testing.assert_close(
+            autoencoder.decode(after.mean).sample, picture, rtol=1e-3, atol=1e-3
+        )
+
+
+def test_the_words_of_the_world_are_single_tokens(tmp_path):
+    from cvg_kernels.shapes.world import COLOURS, DIRECTIONS, SHAPES
+
+    tokenizer = build_tokenizer(tmp_path)
+    for word in (*COLOURS, *SHAPES, *DIRECTIONS, "a", "and", "moving"):
+        assert len(tokenizer.tokenize(word)) == 1, word
+    assert len(tokenizer.tokenize("hexagon")) == 7
+    assert tokenizer("quiz").input_ids.count(tokenizer.unk_token_id) == 1  # the end token alone

@@ -1,0 +1,95 @@
+"""`cvg-kernels generate`: everything it promises to write, and nothing after an error."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+pytest.importorskip("diffusers")
+pytest.importorskip("transformers")
+
+from cvg_kernels.cli import main  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+PROMPT = "a red circle moving left and a blue square moving right"
+
+
+def test_the_main_job(tmp_path, capsys):
+    output = tmp_path / "out"
+    assert (
+        main(["generate", PROMPT, "--guidance", "vico", "--output", str(output), "--steps", "4"])
+        == 0
+    )
+    written = {path.name for path in output.iterdir()}
+    assert written >= {
+        "unguided.gif", "guided.gif", "contact_sheet.png", "heat_maps_unguided.png",
+        "heat_maps_guided.png", "loss.png", "report.json",
+    }  # fmt: skip
+    report = json.loads((output / "report.json").read_text())
+    assert set(report["files"]) == written - {"report.json"}
+    assert report["words"] == ["red", "circle", "blue", "square"]
+    assert report["job"]["seed"] == 0 and report["job"]["prompt"] == PROMPT
+    assert {"load", "unguided", "guided", "write"} <= set(report["seconds"])
+    assert report["peak_memory_mib"] > 0
+    assert [entry["step"] for entry in report["loss"]] == sorted(e["step"] for e in report["loss"])
+    assert set(report["oracle"]) == {"unguided", "guided"}
+    table = capsys.readouterr().out
+    assert "unguided" in table and "guided" in table and "peak memory" in table
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]  # no scratch is left behind
+
+
+def test_clips_are_what_the_sheet_shows(tmp_path):
+    from PIL import Image
+
+    assert main(["generate", PROMPT, "--output", str(tmp_path / "out"), "--steps", "2"]) == 0
+    with Image.open(tmp_path / "out" / "guided.gif") as clip:
+        assert clip.n_frames == 8
+    with Image.open(tmp_path / "out" / "contact_sheet.png") as sheet:
+        assert sheet.width == 8 * 128
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["a dog"], "prompt does not fit the shapes pipeline"),
+        (["  "], "prompt must not be empty"),
+        ([PROMPT, "--words", "dog"], "'dog' is not in the prompt; the words there: a, red, circle"),
+        ([PROMPT, "--guidance", "magic"], "--guidance must be one of vico, got 'magic'"),
+        ([PROMPT, "--height", "32"], "--height and --width must be 64 with the shapes pipeline"),
+        ([PROMPT, "--steps", "0"], "--steps must be at least 1, got 0"),
+        ([PROMPT, "--dtype", "int8"], "--dtype must be one of float32, bfloat16, float16"),
+        ([PROMPT, "--device", "abacus"], "--device 'abacus' cannot be used"),
+        ([PROMPT, "--model", "no/such-model"], "--model 'no/such-model' cannot be loaded"),
+    ],
+    ids=lambda given: given if isinstance(given, str) else "",
+)
+def test_errors_are_one_line_and_leave_nothing(arguments, message, tmp_path, capsys):
+    assert main(["generate", *arguments, "--output", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err.strip()
+    last = error.splitlines()[-1]
+    assert last.startswith("cvg-kernels generate: ") and message in last
+    assert not list(tmp_path.iterdir())
+
+
+def test_output_that_cannot_be_written(tmp_path, capsys):
+    (tmp_path / "file").write_text("mine")
+    for output, message in (
+        (tmp_path / "file", "--output must be a folder"),
+        (tmp_path / "no" / "where", "--output must lie in a folder that exists"),
+    ):
+        assert main(["generate", PROMPT, "--output", str(output)]) == 2
+        assert message in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def test_a_local_folder_as_model(tmp_path):
+    """Any pipeline folder works, without verdicts of the oracle."""
+    from cvg_kernels.shapes.pipeline import WEIGHTS
+
+    code = main(
+        ["generate", "a red circle, slowly", "--model", str(WEIGHTS), "--height", "64", "--width", "64",
+         "--steps", "2", "--words", "circle", "--output", str(tmp_path / "out")]
+    )  # fmt: skip
+    assert code == 0
+    assert json.loads((tmp_path / "out" / "report.json").read_text())["oracle"] == {}
