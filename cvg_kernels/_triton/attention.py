@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -135,6 +135,8 @@ def forward_launches(query, key, value, token_ids, bias, scale, head_mean, *, pr
     all_heads = head_mean and fuse_capture(
         batch, queries, key.shape[2], tokens, tile.rows, processors
     )
+    if all_heads:  # the maps take registers too: more warps share them
+        tile = replace(tile, warps=8)
     capture = all_heads or (not head_mean and tokens <= _MAX_TOKENS)
     arguments |= {"value": value, "out": out, "maps": maps, "lse": lse, **strides("value", value)}
     constants |= {"HAS_VALUE": value is not None, "ALL_HEADS": all_heads, "CAPTURE": capture}

@@ -117,9 +117,15 @@ def build_image_denoiser() -> UNet2DConditionModel:
     )
 
 
+@torch.no_grad()
 def build_motion_adapter() -> MotionAdapter:
-    """The motion modules that turn the image denoiser into one of video, 0.5 M parameters."""
-    return MotionAdapter(
+    """The motion modules that turn the image denoiser into one of video, 0.5 M parameters.
+
+    The first attention of each module starts as a band: its queries and keys are the features themselves, so a frame
+    attends to itself and to its neighbours, as trained temporal attention does. From uniform attention, which hands every
+    frame the same average, a small model finds out very slowly that frames have an order.
+    """
+    adapter = MotionAdapter(
         block_out_channels=_CHANNELS,
         motion_layers_per_block=1,
         motion_mid_block_layers_per_block=1,
@@ -127,6 +133,11 @@ def build_motion_adapter() -> MotionAdapter:
         motion_norm_num_groups=_GROUPS,
         use_motion_mid_block=True,
     )
+    for name, module in adapter.named_modules():
+        if name.endswith("attn1"):
+            for projection in (module.to_q, module.to_k):
+                projection.weight.copy_(torch.eye(len(projection.weight)))
+    return adapter
 
 
 def build_scheduler() -> DDIMScheduler:

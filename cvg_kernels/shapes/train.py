@@ -24,7 +24,7 @@ class Recipe:
     autoencoder_steps: int = 2000
     clips: int = 16384
     image_steps: int = 2600
-    video_steps: int = 3300
+    video_steps: int = 1750
     seed: int = 0
 
 
