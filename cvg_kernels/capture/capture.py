@@ -183,18 +183,24 @@ class Capture:
                 layer.kind, model, denoiser, call.latents, call.token_ids, self._head_reduction,
                 self._backend, query, key, value, mask, scale,
             )  # fmt: skip
+            maps = self._by_word(
+                layer, call, maps
+            )  # in a replay too: it must save what the call saved
             if self._call is not None:
                 self._record(layer, call, maps, grid)
             return out
 
         return attend
 
+    def _by_word(self, layer: Layer, call: _Call, maps: torch.Tensor) -> torch.Tensor:
+        """Sums the maps of the tokens of each word."""
+        if layer.kind == "temporal":
+            return maps
+        pattern = "bkt,btfhw->bkfhw" if maps.ndim == 5 else "bkt,bntfhw->bnkfhw"
+        return torch.einsum(pattern, call.membership.to(maps.dtype), maps)
+
     def _record(self, layer: Layer, call: _Call, maps: torch.Tensor, grid: tuple) -> None:
-        words: tuple[str, ...] = ()
-        if layer.kind == "cross":
-            words = tuple(_label(span) for span in self.tokens[0])
-            pattern = "bkt,btfhw->bkfhw" if maps.ndim == 5 else "bkt,bntfhw->bnkfhw"
-            maps = torch.einsum(pattern, call.membership.to(maps.dtype), maps)
+        words = tuple(_label(span) for span in self.tokens[0]) if layer.kind == "cross" else ()
         if not self._gradients:
             maps = maps.detach()
         for branch in dict.fromkeys(call.branches):

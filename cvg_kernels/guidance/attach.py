@@ -96,7 +96,7 @@ class Attachment:
     def _intercept_scheduler(self) -> Callable[[], None]:
         """Gives `scheduler.step` the moved latents; returns what undoes it."""
         scheduler = self.pipe.scheduler
-        step = scheduler.step
+        step, own = scheduler.step, vars(scheduler).get("step")
 
         def guided_step(model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, **options):
             if self._moved_by is not None:
@@ -107,8 +107,14 @@ class Attachment:
             self._moved_by, self._step_begun = None, False
             return step(model_output, timestep, sample, **options)
 
+        def restore() -> None:
+            if own is None:
+                del scheduler.step
+            else:
+                scheduler.step = own
+
         scheduler.step = guided_step
-        return lambda: vars(scheduler).pop("step")
+        return restore
 
     def _before_call(self, denoiser: nn.Module, args: tuple, kwargs: dict[str, Any]):
         """Moves the latents at the first denoiser call of a step; later calls of it get the same latents."""

@@ -74,7 +74,7 @@ class Vico:
         iterations: updates per guided step; or step index → updates, where a step not named has one (code: up to 10
             at steps 0, 10 and 20).
         thresholds: no update once every loss is below; a number (paper: 0.2), or step index → number with 0.2 for the
-            others (code: {0: 0.95, 10: 0.5, 20: 0.2} for the losses' complements).
+            others (code: {0: 0.95, 10: 0.5, 20: 0.2}).
         step_decay: shrink the step over the run as √linspace(1, 0.5) (code).
         backend: of the operations.
     """
@@ -171,8 +171,7 @@ class Vico:
             iterations = iterations.get(step.index, 1)
         threshold = self.thresholds
         if isinstance(threshold, dict):
-            # The code compares the loss with one minus the share it asks for; 0.2 elsewhere.
-            threshold = 1 - threshold[step.index] if step.index in threshold else 0.2
+            threshold = threshold.get(step.index, 0.2)
         size = self.step_size
         if self.step_decay:
             size *= math.sqrt(1 - 0.5 * step.index / max(step.count - 1, 1))

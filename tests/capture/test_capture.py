@@ -1,0 +1,378 @@
+"""Capture and the drop-in processors on three pipelines: same video, right maps, nothing left behind."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers")
+pytest.importorskip("transformers")
+
+from diffusers.models.attention_processor import AttnProcessor  # noqa: E402
+from torch.nn import functional  # noqa: E402
+
+import cvg_kernels as cvg  # noqa: E402
+from cvg_kernels.capture import LayerCapture  # noqa: E402
+from cvg_kernels.capture.layers import (  # noqa: E402
+    attention_layers,
+    denoisers_of,
+    temporal_partners,
+)
+from tests.offline_pipelines import (  # noqa: E402
+    BUILDERS,
+    PROMPT,
+    TOKENS,
+    animatediff,
+    modelscope,
+    run,
+    wan,
+)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+NAMES = list(BUILDERS)
+
+
+def processors_of(pipe):
+    return {
+        layer.name: layer.module.processor
+        for denoiser in denoisers_of(pipe)
+        for layer in attention_layers(denoiser)
+    }
+
+
+def eager_maps(pipe, options, monkeypatch, **changes):
+    """Every softmax matrix of the pipeline's attention, in the order of the calls, by stock arithmetic."""
+    found = []
+    stock = functional.scaled_dot_product_attention
+
+    def spy(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, **rest):
+        logits = query @ key.mT * (scale or query.shape[-1] ** -0.5)
+        found.append((logits if attn_mask is None else logits + attn_mask).softmax(-1).mean(1))
+        return stock(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(functional, "scaled_dot_product_attention", spy)
+        run(pipe, options, **changes)
+    return found
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_drop_in_processors_change_nothing(name):
+    pipe, options = BUILDERS[name]()
+    stock, before = run(pipe, options), processors_of(pipe)
+    with cvg.processors(pipe), cvg.trace_backends() as ran:
+        swapped = run(pipe, options)
+    assert ran and {operation for operation, _ in ran} == {"attention"}
+    torch.testing.assert_close(swapped, stock, rtol=1e-4, atol=1e-4)
+    assert all(processors_of(pipe)[layer] is before[layer] for layer in before)
+    handle = cvg.use_processors(pipe)
+    assert any(processors_of(pipe)[layer] is not before[layer] for layer in before)
+    handle.restore()
+    assert all(processors_of(pipe)[layer] is before[layer] for layer in before)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_maps_are_the_eager_ones(name, monkeypatch):
+    """Cross maps of every layer, step and branch against softmax(q kᵀ) of the stock run."""
+    pipe, options = BUILDERS[name]()
+    stock = run(pipe, options)
+    with cvg.capture(pipe, words=["cat", "blue dog"]) as captured:
+        video = run(pipe, options)
+    torch.testing.assert_close(video, stock, rtol=1e-4, atol=1e-4)
+
+    tokens = pipe.tokenizer(PROMPT).input_ids
+    every = eager_maps(pipe, options, monkeypatch)
+    # The text encoder attends from tokens to tokens; the denoiser from places to tokens.
+    eager = [p for p in every if p.shape[-1] == TOKENS and p.shape[-2] != TOKENS]
+    frames = captured.records[0].grid[0]
+    wanted = []
+    for p in eager:  # [B', N, tokens]
+        chosen = torch.stack([p[..., 3], p[..., 6] + p[..., 7]], 1)  # [B', K, N]
+        if name == "wan":
+            wanted.append(chosen.unflatten(-1, (frames, -1)))
+        else:
+            wanted += list(chosen.unflatten(0, (2, 1, frames)).transpose(2, 3))
+    assert tokens[3] == pipe.tokenizer.convert_tokens_to_ids("cat")
+    assert len(wanted) == len(captured.records)
+    for record, want in zip(captured.records, wanted, strict=True):
+        assert record.words == ("cat", "blue dog")
+        assert record.maps.shape == (1, 2, *record.grid)
+        assert record.maps.dtype == torch.float32 and not record.maps.requires_grad
+        torch.testing.assert_close(record.maps.flatten(3), want, rtol=1e-4, atol=1e-5)
+    assert {record.branch for record in captured.records} == {"cond", "uncond"}
+    assert sorted({record.step for record in captured.records}) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("build", [animatediff, modelscope])
+def test_temporal_maps_are_the_eager_ones(build, monkeypatch):
+    pipe, options = build()
+    with cvg.capture(pipe, temporal=True, keep="device") as captured:
+        run(pipe, options)
+    assert {record.kind for record in captured.records} == {"temporal"}
+    frames = options["num_frames"]
+    eager = [p for p in eager_maps(pipe, options, monkeypatch) if p.shape[-2:] == (frames, frames)]
+    wanted = [half for p in eager for half in p.chunk(2)]
+    assert len(wanted) == len(captured.records)
+    for record, want in zip(captured.records, wanted, strict=True):
+        assert record.maps.shape == (1, record.grid[1] * record.grid[2], frames, frames)
+        torch.testing.assert_close(record.maps[0], want, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(record.maps.sum(-1), torch.ones(record.maps.shape[:-1]))
+
+
+def test_levels_that_are_rounded_up_have_their_grid():
+    pipe, options = animatediff()
+    with cvg.capture(pipe, words=["cat"]) as captured:
+        run(pipe, options)
+    assert {record.grid for record in captured.records} == {(4, 5, 7), (4, 3, 4)}
+    assert captured.heat_map("cat").shape == (4, 5, 7)
+    assert captured.heat_map("cat", size=(20, 28)).shape == (4, 20, 28)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_without_classifier_free_guidance(name):
+    pipe, options = BUILDERS[name]()
+    with cvg.capture(pipe, words=["cat"]) as captured:
+        run(pipe, options, guidance_scale=1.0)
+    assert {record.branch for record in captured.records} == {"cond"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_several_prompts_at_once(name):
+    """Each sample of a batch has the maps that it has alone, also where its word stands elsewhere."""
+    pipe, options = BUILDERS[name]()
+    prompts = [PROMPT, "a dog and a red cat"]
+
+    def call(prompt, latents):
+        with cvg.capture(pipe, words=["cat"], steps=[0]) as captured:
+            run(pipe, options, prompt, latents=latents, num_inference_steps=2)
+        return captured.records
+
+    channels = denoisers_of(pipe)[0].config.in_channels
+    shape = {
+        "animatediff": (2, channels, 4, 5, 7),
+        "modelscope": (2, channels, 4, 8, 8),
+        "wan": (2, channels, 3, 4, 4),
+    }[name]
+    noise = torch.randn(shape)
+    together = call(prompts, noise)
+    for sample, prompt in enumerate(prompts):
+        alone = call(prompt, noise[sample : sample + 1])
+        for both, one in zip(together, alone, strict=True):
+            assert (both.layer, both.branch) == (one.layer, one.branch)
+            torch.testing.assert_close(both.maps[sample], one.maps[0], rtol=1e-3, atol=1e-5)
+
+
+def test_options_of_capture():
+    pipe, options = animatediff()
+    with cvg.capture(
+        pipe, words=["cat", ("a", 1)], layers=r"down_blocks\.0", head_reduction="none", steps=[1]
+    ) as per_head:
+        run(pipe, options)
+    assert {record.step for record in per_head.records} == {1}
+    assert all("down_blocks.0" in record.layer for record in per_head.records)
+    assert per_head.records[0].words == ("cat", "a#1")
+    assert per_head.records[0].maps.ndim == 6
+    with cvg.capture(
+        pipe, words="all", layers=lambda layer: "down_blocks.0" in layer, steps=[1]
+    ) as every:
+        run(pipe, options)
+    assert every.records[0].words == ("a", "red", "cat", "and", "a#1", "blue", "dog")
+    torch.testing.assert_close(
+        per_head.records[0].maps.mean(1)[:, 0], every.records[0].maps[:, 2], rtol=1e-4, atol=1e-6
+    )
+    torch.testing.assert_close(
+        per_head.heat_map("cat"), every.heat_map("cat"), rtol=1e-4, atol=1e-6
+    )
+    with pytest.raises(
+        cvg.ArgumentError, match="word 'dog' was not captured .* captured: cat, a#1"
+    ):
+        per_head.heat_map("dog")
+
+
+def test_embeddings_instead_of_a_prompt():
+    pipe, options = animatediff()
+    embeddings, negative = pipe.encode_prompt(PROMPT, "cpu", 1, True)
+    given = {"prompt_embeds": embeddings, "negative_prompt_embeds": negative}
+    with pytest.raises(cvg.ArgumentError, match="pass prompt="), cvg.capture(pipe, words=["cat"]):
+        run(pipe, options, None, **given)
+    with cvg.capture(pipe, words=["cat"], prompt=PROMPT) as named:
+        run(pipe, options, None, **given)
+    with cvg.capture(pipe, words=["cat"]) as usual:
+        run(pipe, options)
+    torch.testing.assert_close(named.heat_map("cat"), usual.heat_map("cat"))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_stays_after_an_exception(name):
+    pipe, options = BUILDERS[name]()
+    before = processors_of(pipe)
+    with pytest.raises(cvg.ArgumentError, match="'bird' is not in the prompt"):
+        with cvg.capture(pipe, words=["bird"]):
+            run(pipe, options)
+    with pytest.raises(ZeroDivisionError), cvg.capture(pipe, words=["cat"]):
+        raise ZeroDivisionError
+    assert all(processors_of(pipe)[layer] is before[layer] for layer in before)
+    assert "encode_prompt" not in vars(pipe)
+    for denoiser in denoisers_of(pipe):
+        assert not denoiser._forward_pre_hooks and not denoiser._forward_hooks
+
+
+def test_an_inner_capture_takes_over_and_gives_back():
+    pipe, options = animatediff()
+    with cvg.capture(pipe, words=["cat"]) as outer:
+        with cvg.capture(pipe, words=["dog"]) as inner:
+            run(pipe, options)
+        assert inner.records and not outer.records
+        run(pipe, options)
+    assert outer.records
+
+
+def test_a_processor_without_sdpa_is_named():
+    pipe, options = animatediff()
+    pipe.unet.set_attn_processor(AttnProcessor())
+    with pytest.raises(
+        cvg.ArgumentError, match="AttnProcessor does not call scaled_dot_product_attention"
+    ):
+        with cvg.capture(pipe, words=["cat"]):
+            run(pipe, options)
+
+
+def test_a_compiled_denoiser_is_refused():
+    pipe, _ = animatediff()
+    pipe.unet = torch.compile(pipe.unet)
+    with pytest.raises(cvg.ArgumentError, match="the denoiser is compiled"):
+        cvg.use_processors(pipe)
+    other, _ = wan()
+    other.transformer.compile()
+    with pytest.raises(cvg.ArgumentError, match="the denoiser is compiled"):
+        cvg.capture(other, words=["cat"]).__enter__()
+
+
+def test_an_unknown_denoiser_is_refused():
+    pipe, _ = animatediff()
+    pipe.unet = torch.nn.Linear(1, 1)
+    with pytest.raises(
+        cvg.ArgumentError, match="must be one of UNetMotionModel, UNet3DConditionModel, Wan"
+    ):
+        cvg.capture(pipe, words=["cat"]).__enter__()
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"words": "cat"}, "words must be a list of words"),
+        ({"words": []}, "words must name at least one"),
+        ({"words": None}, "words must be given unless temporal=True"),
+        ({"words": ["cat"], "keep": "disk"}, "keep must be 'cpu' or 'device', got 'disk'"),
+        ({"words": ["cat"], "head_reduction": "max"}, "head_reduction must be"),
+    ],
+)
+def test_arguments_are_checked(arguments, message):
+    pipe, _ = animatediff()
+    with pytest.raises(cvg.ArgumentError, match=message):
+        cvg.capture(pipe, **arguments)
+
+
+def test_a_selection_without_layers_is_refused():
+    pipe, _ = animatediff()
+    with pytest.raises(cvg.ArgumentError, match="selects no layer"):
+        cvg.capture(pipe, words=["cat"], layers="nowhere").__enter__()
+
+
+def unet_call(pipe, latents):
+    """A denoiser call as the pipeline makes it, without classifier-free guidance."""
+    text, _ = pipe.encode_prompt(PROMPT, "cpu", 1, False)
+    return lambda: pipe.unet(latents, 500, encoder_hidden_states=text.repeat_interleave(4, 0))
+
+
+def cross_names(pipe):
+    return [
+        layer.name for layer in attention_layers(denoisers_of(pipe)[0]) if layer.kind == "cross"
+    ]
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
+def test_layer_capture_is_differentiable(checkpointing):
+    """The gradient on the latents is that of finite differences, with and without replayed layers."""
+    pipe, _ = animatediff()
+    pipe.unet.requires_grad_(False)
+    if checkpointing:
+        pipe.unet.enable_gradient_checkpointing()
+        pipe.unet.train()
+    layers = attention_layers(pipe.unet)
+    cross = [layer for layer in layers if layer.kind == "cross"][:2]
+    temporal = [partner.name for layer in cross for partner in temporal_partners(layers, layer)]
+    latents = torch.randn(1, 4, 4, 5, 7)
+    ids = torch.tensor([[3, 7]])
+    weights = None
+
+    def loss(z):
+        nonlocal weights
+        maps = capture.run(lambda: call_with(z))
+        assert set(maps) == {layer.name for layer in cross} | set(temporal)
+        if weights is None:
+            weights = {name: torch.randn_like(tensor) for name, tensor in maps.items()}
+        return sum((maps[name] * weights[name]).sum() for name in maps)
+
+    text, _ = pipe.encode_prompt(PROMPT, "cpu", 1, False)
+    text = text.detach().repeat_interleave(4, 0)
+
+    def call_with(z):
+        return pipe.unet(z, 500, encoder_hidden_states=text)
+
+    with LayerCapture(pipe.unet, ids, [layer.name for layer in cross], temporal) as capture:
+        z = latents.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(loss(z), z)
+        direction = torch.randn_like(latents)
+        step = 1e-2
+        with torch.no_grad():
+            ahead, behind = loss(latents + step * direction), loss(latents - step * direction)
+    found, wanted = (gradient * direction).sum(), (ahead - behind) / (2 * step)
+    torch.testing.assert_close(found, wanted, rtol=2e-2, atol=1e-3)
+
+
+def test_a_replayed_layer_is_recorded_once():
+    pipe, _ = animatediff()
+    pipe.unet.requires_grad_(False)
+    latents = torch.randn(1, 4, 4, 5, 7, requires_grad=True)
+    found = {}
+    for checkpointing in (False, True):
+        if checkpointing:
+            pipe.unet.enable_gradient_checkpointing()
+            pipe.unet.train()
+        with cvg.capture(pipe, words=["cat"], prompt=PROMPT, gradients=True) as captured:
+            output = unet_call(pipe, latents)().sample
+            loss = output.square().sum() + sum(
+                record.maps.square().sum() for record in captured.records
+            )
+            (gradient,) = torch.autograd.grad(loss, latents)
+        found[checkpointing] = (len(captured.records), gradient)
+    assert found[True][0] == found[False][0] == len(cross_names(pipe))
+    torch.testing.assert_close(found[True][1], found[False][1], rtol=1e-4, atol=1e-6)
+
+
+def test_layer_capture_ends_early_and_checks():
+    pipe, _ = animatediff()
+    latents = torch.randn(1, 4, 4, 5, 7)
+    ran = []
+    hook = pipe.unet.conv_out.register_forward_hook(lambda *_: ran.append(True))
+    first = cross_names(pipe)[0]
+    for stop, reached in ((True, []), (False, [True])):
+        ran.clear()
+        with LayerCapture(pipe.unet, torch.tensor([[3]]), [first], stop_after_last=stop) as capture:
+            maps = capture.run(unet_call(pipe, latents))
+        assert ran == reached and set(maps) == {first}
+    hook.remove()
+    with pytest.raises(
+        cvg.ArgumentError, match="'nowhere' is no cross layer; these are: down_blocks"
+    ):
+        LayerCapture(pipe.unet, torch.tensor([[3]]), ["nowhere"])
+
+
+def test_layer_capture_refuses_a_cache():
+    from diffusers import FirstBlockCacheConfig
+
+    pipe, _ = wan()
+    pipe.transformer.enable_cache(FirstBlockCacheConfig())
+    with pytest.raises(cvg.ArgumentError, match="has a cache enabled"):
+        LayerCapture(pipe.transformer, torch.tensor([[3]]), cross_names(pipe))

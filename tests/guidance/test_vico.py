@@ -1,0 +1,358 @@
+"""Vico on three pipelines: guided from the first step, right in its gradient, gone afterwards."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers")
+pytest.importorskip("transformers")
+
+import diffusers  # noqa: E402
+
+import cvg_kernels as cvg  # noqa: E402
+from cvg_kernels.capture.layers import denoisers_of  # noqa: E402
+from cvg_kernels.guidance.losses import fairness_loss  # noqa: E402
+from cvg_kernels.guidance.steps import LatentStepper  # noqa: E402
+from cvg_kernels.guidance.vico import content_words  # noqa: E402
+from tests.offline_pipelines import BUILDERS, PROMPT, animatediff, run, wan  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+NAMES = list(BUILDERS)
+WORDS = ["cat", "dog"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step_of_zero_changes_nothing(name):
+    pipe, options = BUILDERS[name]()
+    stock = run(pipe, options)
+    with cvg.Vico(WORDS, step_size=0.0).attach(pipe) as made:
+        guided = run(pipe, options)
+    assert torch.equal(guided, stock)
+    assert [entry["step"] for entry in made.history] == [
+        0,
+        1,
+    ]  # the first half of three steps, rounded up
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_loss_falls(name):
+    pipe, options = BUILDERS[name]()
+    with cvg.Vico(WORDS, iterations=6, step_size=0.005).attach(pipe) as made:
+        run(pipe, options)
+    first = [float(entry["loss"]) for entry in made.history if entry["step"] == 0]
+    assert len(first) == 6 and first[-1] < first[0]
+    assert set(made.history[0]["peaks"][0]) == set(WORDS)
+    assert made.history[0]["gradient_norm"] > 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_gradient_is_that_of_finite_differences(name):
+    """Through the whole of it: denoiser, captured layers, flow, scores, loss."""
+    pipe, options = BUILDERS[name]()
+    vico = cvg.Vico(WORDS, loss="variance", temperature=0.1, sharpness=5.0)
+    found = {}
+
+    class Probe:
+        def move(self, step, made):
+            from cvg_kernels.capture import LayerCapture
+            from cvg_kernels.guidance.vico import _Tokens
+
+            groups = vico.groups(step.denoiser, tuple(step.latents.shape))
+            tokens = _Tokens(step, WORDS, step.latents.device)
+            names = (
+                [group.cross for group in groups],
+                [t for group in groups for t in group.temporal],
+            )
+
+            def loss(z):
+                maps = capture.run(lambda: step.denoise(z))
+                return fairness_loss(vico.scores(maps, groups, tokens), "variance").sum()
+
+            with LayerCapture(step.denoiser, tokens.ids, *names) as capture:
+                z = step.latents.clone().requires_grad_()
+                (gradient,) = torch.autograd.grad(loss(z), z)
+                direction = gradient / gradient.norm()
+                width = 0.05
+                with torch.no_grad():
+                    ahead = loss(step.latents + width * direction)
+                    behind = loss(step.latents - width * direction)
+            found.setdefault("pairs", []).append(
+                ((gradient * direction).sum().item(), ((ahead - behind) / (2 * width)).item())
+            )
+
+    from cvg_kernels.guidance import Attachment
+
+    with Attachment(Probe(), pipe):
+        run(pipe, options)
+    assert len(found["pairs"]) == 3
+    for exact, numeric in found["pairs"]:
+        assert exact == pytest.approx(numeric, rel=0.05)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_first_step_is_guided_in_every_place(name):
+    """The moved latents reach both branches of the denoiser and the scheduler, at step 0 already."""
+    pipe, options = BUILDERS[name]()
+
+    class Shift:
+        def move(self, step, made):
+            made.history.append(step)
+            return step.latents + 0.25 if step.index == 0 else None
+
+    def trace(attached):
+        seen = {"inputs": [], "samples": []}
+        denoiser, scheduler = denoisers_of(pipe)[0], pipe.scheduler
+        stock = scheduler.step
+
+        def spy_step(model_output, timestep, sample, **rest):
+            seen["samples"].append(sample.clone())
+            return stock(model_output, timestep, sample, **rest)
+
+        def spy_call(module, args, kwargs):
+            seen["inputs"].append((args[0] if args else kwargs["hidden_states"]).clone())
+
+        scheduler.step = spy_step
+        try:
+            if attached:
+                with cvg.guidance.Attachment(Shift(), pipe) as made:
+                    hook = denoiser.register_forward_pre_hook(spy_call, with_kwargs=True)
+                    run(pipe, options)
+                assert [step.index for step in made.history] == [0, 1, 2]
+                assert made.history[0].count == 3 and made.history[0].latents.dtype == torch.float32
+                assert made.history[0].prompts == [PROMPT]
+            else:
+                hook = denoiser.register_forward_pre_hook(spy_call, with_kwargs=True)
+                run(pipe, options)
+        finally:
+            hook.remove()
+            del scheduler.step
+        return seen
+
+    plain, guided = trace(False), trace(True)
+    torch.testing.assert_close(guided["samples"][0], plain["samples"][0] + 0.25)
+    calls = 2 if name == "wan" else 1
+    for call in range(calls):
+        torch.testing.assert_close(guided["inputs"][call], plain["inputs"][call] + 0.25)
+
+
+@pytest.mark.parametrize(
+    "scheduler",
+    [
+        "DDIMScheduler",
+        "EulerDiscreteScheduler",
+        "DPMSolverMultistepScheduler",
+        "UniPCMultistepScheduler",
+    ],
+)
+def test_schedulers(scheduler):
+    """Also one that scales the denoiser's input: a step of zero changes nothing, the loss falls."""
+    pipe, options = animatediff()
+    pipe.scheduler = getattr(diffusers, scheduler).from_config(pipe.scheduler.config)
+    stock = run(pipe, options)
+    with cvg.Vico(WORDS, step_size=0.0).attach(pipe):
+        torch.testing.assert_close(run(pipe, options), stock, rtol=1e-5, atol=1e-5)
+    with cvg.Vico(WORDS, iterations=5, step_size=0.005).attach(pipe) as made:
+        guided = run(pipe, options)
+    assert not torch.equal(guided, stock)
+    first = [float(entry["loss"]) for entry in made.history if entry["step"] == 0]
+    assert first[-1] < first[0]
+
+
+def test_unipc_on_wan():
+    pipe, options = wan()
+    pipe.scheduler = diffusers.UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+    )
+    stock = run(pipe, options)
+    with cvg.Vico(WORDS, step_size=0.0).attach(pipe) as made:
+        assert torch.equal(run(pipe, options), stock)
+    assert len(made.history) == 2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_samples_do_not_see_each_other(name):
+    pipe, options = BUILDERS[name]()
+    channels = denoisers_of(pipe)[0].config.in_channels
+    size = {"animatediff": (4, 5, 7), "modelscope": (4, 8, 8), "wan": (3, 4, 4)}[name]
+    noise = torch.randn(2, channels, *size)
+    prompts = [PROMPT, "a dog and a red cat"]
+    vico = cvg.Vico(WORDS, iterations=2)
+
+    def losses(prompt, latents):
+        with vico.attach(pipe) as made:
+            run(pipe, options, prompt, latents=latents)
+        return torch.stack([entry["loss"] for entry in made.history])
+
+    together = losses(prompts, noise)
+    for sample in range(2):
+        alone = losses(prompts[sample], noise[sample : sample + 1])
+        torch.testing.assert_close(together[:, sample], alone[:, 0], rtol=1e-3, atol=1e-5)
+
+
+def test_several_videos_of_a_prompt():
+    pipe, options = wan()
+    with cvg.Vico(WORDS).attach(pipe) as made:
+        frames = run(pipe, options, num_videos_per_prompt=2)
+    assert len(frames) == 2 and made.history[0]["loss"].shape == (2,)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_low_precision_model_has_float32_latents(dtype):
+    pipe, options = animatediff()
+    pipe.to(dtype=dtype)
+
+    class Look:
+        def move(self, step, made):
+            made.history.append(step.latents.dtype)
+            return cvg.Vico(WORDS).move(step, cvg.guidance.Run())
+
+    with cvg.guidance.Attachment(Look(), pipe) as made:
+        frames = run(pipe, options)
+    assert set(made.history) == {torch.float32} and torch.isfinite(frames).all()
+
+
+def leftovers(pipe):
+    denoiser = denoisers_of(pipe)[0]
+    return (
+        {"step"} & set(vars(pipe.scheduler)),
+        {"encode_prompt"} & set(vars(pipe)),
+        dict(denoiser._forward_pre_hooks),
+        [parameter.requires_grad for parameter in denoiser.parameters()],
+        {name: id(module.processor) for name, module in denoiser.named_modules() if hasattr(module, "processor")},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_everything_is_put_back(name):
+    pipe, options = BUILDERS[name]()
+    before = leftovers(pipe)
+    with cvg.Vico(WORDS).attach(pipe):
+        run(pipe, options)
+    assert leftovers(pipe) == before
+    with (
+        pytest.raises(cvg.ArgumentError, match="'bird' is not in the prompt"),
+        cvg.Vico(["bird"]).attach(pipe),
+    ):
+        run(pipe, options)
+    assert leftovers(pipe) == before
+
+
+def test_capture_beside_guidance_sees_the_pipeline_only():
+    pipe, options = animatediff()
+    with cvg.capture(pipe, words=WORDS) as alone:
+        run(pipe, options)
+    with cvg.Vico(WORDS, iterations=3).attach(pipe), cvg.capture(pipe, words=WORDS) as beside:
+        run(pipe, options)
+    assert [(r.step, r.layer, r.branch) for r in beside.records] == [
+        (r.step, r.layer, r.branch) for r in alone.records
+    ]
+
+
+def test_early_stop():
+    pipe, options = animatediff()
+    with cvg.Vico(WORDS, iterations=5, thresholds=2.0).attach(pipe) as made:
+        guided = run(pipe, options)
+    assert len(made.history) == 2  # one look a step, no update
+    assert torch.equal(guided, run(pipe, options))
+
+
+OPTIONS = {
+    "hard": {"flow": "hard"},
+    "cross": {"flow": "cross"},
+    "variance": {"loss": "variance"},
+    "max": {"combine": "max"},
+    "add": {"residual": "add"},
+    "no-residual": {"residual": None},
+    "bare-flow": {"normalize": False},
+    "one-level": {"levels": [(5, 7)]},
+    "adam": {"step_rule": "adam", "step_size": 0.01},
+    "sgd": {"step_rule": "sgd", "step_size": 1.0},
+    "decay": {"step_decay": True},
+}
+
+
+@pytest.mark.parametrize("name", OPTIONS)
+def test_every_option_guides(name):
+    pipe, options = animatediff()
+    stock = run(pipe, options)
+    with cvg.Vico(WORDS, **OPTIONS[name]).attach(pipe) as made:
+        guided = run(pipe, options)
+    assert torch.isfinite(guided).all() and not torch.equal(guided, stock)
+    assert all(torch.isfinite(entry["gradient_norm"]).all() for entry in made.history)
+
+
+def test_presets():
+    pipe, options = animatediff()
+    released, paper = cvg.Vico.released(WORDS), cvg.Vico.paper(WORDS, iterations=2)
+    assert (released.residual, released.combine, released.step_rule) == ("average", "mean", "adam")
+    assert (paper.residual, paper.combine, paper.thresholds) == ("add", "max", 0.2)
+    with replace(released, thresholds=0.0).attach(pipe) as made:
+        run(pipe, options)
+    assert [entry["step"] for entry in made.history] == [0] * 10 + [1]
+    with paper.attach(pipe) as made:
+        run(pipe, options)
+    assert len(made.history) == 4
+
+
+def test_words_of_the_prompt():
+    assert content_words("a red cat and a blue dog") == [
+        ("red", 0),
+        ("cat", 0),
+        ("blue", 0),
+        ("dog", 0),
+    ]
+    assert content_words("A cat and a cat") == [("cat", 0), ("cat", 1)]
+    with pytest.raises(cvg.ArgumentError, match="has no content word"):
+        content_words("and the")
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"flow": "exact"}, "flow must be one of 'soft', 'hard', 'cross', got 'exact'"),
+        ({"loss": "max"}, "loss must be one of"),
+        ({"residual": "mean"}, "residual must be one of"),
+        ({"step_rule": "lion"}, "step_rule must be one of"),
+        ({"temperature": 0.0}, "temperature must be positive, got 0.0"),
+        ({"until": 1.5}, r"until must lie in \[0, 1\], got 1.5"),
+        ({"step_size": -1.0}, "step_size must not be negative, got -1.0"),
+        ({"words": []}, "words must be a list of at least one word"),
+        ({"words": "cat"}, "words must be a list of at least one word"),
+    ],
+)
+def test_errors_name_the_argument(change, message):
+    with pytest.raises(cvg.ArgumentError, match=message):
+        cvg.Vico(**change)
+
+
+def test_a_level_that_is_not_there_is_named():
+    pipe, options = animatediff()
+    with pytest.raises(
+        cvg.ArgumentError, match=r"levels=\[\(9, 9\)\] has no layer; the grids there: "
+    ):
+        with cvg.Vico(WORDS, levels=[(9, 9)]).attach(pipe):
+            run(pipe, options)
+
+
+def test_step_rules():
+    latents, gradient = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
+    torch.testing.assert_close(
+        LatentStepper("sgd", 0.5)(latents, gradient), latents - 0.5 * gradient
+    )
+    moved = LatentStepper("normalized", 0.1)(latents, gradient) - latents
+    torch.testing.assert_close(
+        moved.flatten(1).norm(dim=1), 0.1 * latents.flatten(1).norm(dim=1), rtol=1e-4, atol=1e-6
+    )
+    adam = LatentStepper("adam", 0.01)
+    torch.testing.assert_close(
+        adam(latents, gradient), latents - 0.01 * gradient.sign(), rtol=1e-3, atol=1e-5
+    )
+
+
+def test_losses():
+    peaks = torch.tensor([[0.9, 0.4], [0.2, 0.2]])
+    torch.testing.assert_close(fairness_loss(peaks), torch.tensor([0.6, 0.8]))
+    torch.testing.assert_close(fairness_loss(peaks, "variance"), torch.tensor([0.125, 0.0]))

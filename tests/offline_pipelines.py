@@ -1,0 +1,142 @@
+"""Tiny text-to-video pipelines with random weights, built without a network: the real classes of diffusers, made small.
+
+Each builder returns a pipeline and the arguments it is called with.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers import (
+    AnimateDiffPipeline,
+    AutoencoderKL,
+    AutoencoderKLWan,
+    DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    MotionAdapter,
+    TextToVideoSDPipeline,
+    UNet2DConditionModel,
+    UNet3DConditionModel,
+    WanPipeline,
+    WanTransformer3DModel,
+)
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5EncoderModel,
+)
+
+PROMPT = "a red cat and a blue dog"
+TOKENS = (
+    14  # of every text encoder; no grid has as many places, so that maps can be told by their shape
+)
+
+
+def word_tokenizer(length: int) -> PreTrainedTokenizerFast:
+    """A token a word."""
+    words = "<pad> <bos> </s> <unk> a red cat and blue dog running".split()
+    made = Tokenizer(
+        models.WordLevel({word: at for at, word in enumerate(words)}, unk_token="<unk>")
+    )
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    made.post_processor = processors.TemplateProcessing(
+        single="<bos> $A </s>", special_tokens=[("<bos>", 1), ("</s>", 2)]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=made, pad_token="<pad>", bos_token="<bos>", eos_token="</s>",
+        unk_token="<unk>", model_max_length=length,
+    )  # fmt: skip
+
+
+def _clip(width: int) -> CLIPTextModel:
+    return CLIPTextModel(
+        CLIPTextConfig(
+            bos_token_id=1, eos_token_id=2, pad_token_id=0, hidden_size=width, intermediate_size=16,
+            num_attention_heads=4, num_hidden_layers=2, vocab_size=32,
+        )
+    ).eval()  # fmt: skip
+
+
+def _autoencoder(halvings: int) -> AutoencoderKL:
+    blocks = halvings + 1
+    return AutoencoderKL(
+        block_out_channels=(8,) * blocks, down_block_types=["DownEncoderBlock2D"] * blocks,
+        up_block_types=["UpDecoderBlock2D"] * blocks, latent_channels=4, norm_num_groups=2,
+    )  # fmt: skip
+
+
+def _quiet(pipe: Any) -> Any:
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def animatediff() -> tuple[AnimateDiffPipeline, dict[str, Any]]:
+    """Latents of 5×7, so a level is rounded up to 3×4; heads of 2 numbers."""
+    torch.manual_seed(0)
+    unet = UNet2DConditionModel(
+        block_out_channels=(8, 8), layers_per_block=1, sample_size=8, cross_attention_dim=8,
+        down_block_types=("CrossAttnDownBlock2D",) * 2,
+        up_block_types=("CrossAttnUpBlock2D",) * 2, attention_head_dim=4, norm_num_groups=2,
+    )  # fmt: skip
+    adapter = MotionAdapter(
+        block_out_channels=(8, 8), motion_layers_per_block=1, motion_norm_num_groups=2,
+        motion_num_attention_heads=4,
+    )  # fmt: skip
+    pipe = AnimateDiffPipeline(
+        vae=_autoencoder(3), text_encoder=_clip(8), tokenizer=word_tokenizer(TOKENS), unet=unet,
+        motion_adapter=adapter, scheduler=DDIMScheduler(clip_sample=False),
+    )  # fmt: skip
+    return _quiet(pipe), {"height": 40, "width": 56, "num_frames": 4}
+
+
+def modelscope() -> tuple[TextToVideoSDPipeline, dict[str, Any]]:
+    """Two levels, double temporal self-attention; heads of 4 numbers."""
+    torch.manual_seed(0)
+    unet = UNet3DConditionModel(
+        block_out_channels=(8, 8), layers_per_block=1, sample_size=8, cross_attention_dim=4,
+        down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
+        up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"), attention_head_dim=4, norm_num_groups=2,
+    )  # fmt: skip
+    pipe = TextToVideoSDPipeline(
+        unet=unet, vae=_autoencoder(0), scheduler=DDIMScheduler(clip_sample=False),
+        text_encoder=_clip(4), tokenizer=word_tokenizer(TOKENS),
+    )  # fmt: skip
+    return _quiet(pipe), {"height": 8, "width": 8, "num_frames": 4}
+
+
+def wan() -> tuple[WanPipeline, dict[str, Any]]:
+    """Two blocks on a 3×2×2 grid; heads of 12 numbers."""
+    torch.manual_seed(0)
+    autoencoder = AutoencoderKLWan(
+        base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1,
+        temperal_downsample=[False, True, True],
+    )  # fmt: skip
+    transformer = WanTransformer3DModel(
+        patch_size=(1, 2, 2), num_attention_heads=2, attention_head_dim=12, in_channels=16,
+        out_channels=16, text_dim=32, freq_dim=256, ffn_dim=32, num_layers=2, cross_attn_norm=True,
+        qk_norm="rms_norm_across_heads", rope_max_seq_len=32,
+    )  # fmt: skip
+    text_encoder = T5EncoderModel(
+        T5Config(vocab_size=32, d_model=32, d_kv=8, d_ff=16, num_layers=2, num_heads=4)
+    ).eval()
+    pipe = WanPipeline(
+        transformer=transformer, vae=autoencoder, text_encoder=text_encoder,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=7.0), tokenizer=word_tokenizer(TOKENS),
+        transformer_2=None,
+    )  # fmt: skip
+    return _quiet(pipe), {"height": 32, "width": 32, "num_frames": 9, "max_sequence_length": TOKENS}
+
+
+BUILDERS = {"animatediff": animatediff, "modelscope": modelscope, "wan": wan}
+
+
+def run(pipe: Any, options: dict[str, Any], prompt: Any = PROMPT, **changes: Any) -> torch.Tensor:
+    """A short call from fixed noise; frames as a tensor."""
+    settings = {"num_inference_steps": 3, "output_type": "pt", **options, **changes}
+    if prompt is not None:
+        settings["prompt"] = prompt
+    return pipe(generator=torch.Generator().manual_seed(0), **settings).frames
