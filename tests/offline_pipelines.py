@@ -38,7 +38,7 @@ TOKENS = (
 
 def word_tokenizer(length: int) -> PreTrainedTokenizerFast:
     """A token a word."""
-    words = "<pad> <bos> </s> <unk> a red cat and blue dog running".split()
+    words = ["<pad>", "<bos>", "</s>", "<unk>", "a", "red", "cat", "and", "blue", "dog", "running"]
     made = Tokenizer(
         models.WordLevel({word: at for at, word in enumerate(words)}, unk_token="<unk>")
     )

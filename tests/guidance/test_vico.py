@@ -330,11 +330,13 @@ def test_errors_name_the_argument(change, message):
 
 def test_a_level_that_is_not_there_is_named():
     pipe, options = animatediff()
-    with pytest.raises(
-        cvg.ArgumentError, match=r"levels=\[\(9, 9\)\] has no layer; the grids there: "
+    with (
+        pytest.raises(
+            cvg.ArgumentError, match=r"levels=\[\(9, 9\)\] has no layer; the grids there: "
+        ),
+        cvg.Vico(WORDS, levels=[(9, 9)]).attach(pipe),
     ):
-        with cvg.Vico(WORDS, levels=[(9, 9)]).attach(pipe):
-            run(pipe, options)
+        run(pipe, options)
 
 
 def test_step_rules():
