@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -56,8 +56,8 @@ class Vico:
     depends on fp16 rounding and does not carry over.
 
     Attributes:
-        words: what to balance, as for `capture`; `None` takes the prompt's content words: all but articles,
-            prepositions, conjunctions and the words of motion.
+        words: what to balance, as for `capture`, or a function of the prompt; `None` takes the prompt's content words:
+            all but articles, prepositions, conjunctions and the words of motion.
         flow: `"soft"` (default of paper and code), `"hard"`, or `"cross"`: the cross-attention alone (paper, table 4).
         temperature: of the soft flow (0.01 in both).
         residual: skip connections as `"average"` (A+I)/2 (code), `"add"` A+I (paper) or `None`.
@@ -79,7 +79,7 @@ class Vico:
         backend: of the operations.
     """
 
-    words: Sequence[Word] | None = None
+    words: Sequence[Word] | Callable[[str], Sequence[Word]] | None = None
     flow: Literal["soft", "hard", "cross"] = "soft"
     temperature: float = 0.01
     residual: Literal["average", "add"] | None = "average"
@@ -143,7 +143,8 @@ class Vico:
             raise ArgumentError(f"until must lie in [0, 1], got {self.until!r}")
         if self.step_size < 0:
             raise ArgumentError(f"step_size must not be negative, got {self.step_size!r}")
-        if isinstance(self.words, str) or (self.words is not None and len(self.words) == 0):
+        given = self.words is not None and not callable(self.words)
+        if isinstance(self.words, str) or (given and len(self.words) == 0):
             raise ArgumentError(
                 f"words must be a list of at least one word or None, got {self.words!r}"
             )
@@ -286,7 +287,7 @@ class Vico:
 class _Tokens:
     """All tokens of each prompt, padded to one length, and which of them make up each word."""
 
-    def __init__(self, step: Step, words: Sequence[Word] | None, device: torch.device) -> None:
+    def __init__(self, step: Step, words: Any, device: torch.device) -> None:
         tokenizer = step.pipe.tokenizer
         prompts = step.prompts
         ids = [prompt_token_ids(tokenizer, prompt) for prompt in prompts]
@@ -296,10 +297,8 @@ class _Tokens:
         self.real = torch.tensor(
             [[at < len(one) for at in range(width)] for one in ids], device=device
         )
-        spans = [
-            token_spans(tokenizer, prompt, content_words(prompt) if words is None else words)
-            for prompt in prompts
-        ]
+        choose = content_words if words is None else words if callable(words) else lambda _: words
+        spans = [token_spans(tokenizer, prompt, choose(prompt)) for prompt in prompts]
         if len({len(one) for one in spans}) > 1:
             raise ArgumentError(
                 "words must be as many for every prompt of a batch; give them, or run the prompts one by one"

@@ -29,7 +29,6 @@ from cvg_kernels.shapes.model import (
 from cvg_kernels.shapes.world import SPEED
 
 _CAPTION_DROPOUT = 0.1  # the share of captions replaced by "", for classifier-free guidance
-_EMA_DECAY = 0.999
 
 
 class TextToLatents(nn.Module):
@@ -69,6 +68,7 @@ class Stage:
     motion_rate: float  # of the motion modules
     speed: tuple[float, float]  # of the clips it learns from, in pixels a frame
     noise_power: float  # timesteps are drawn as 1000 · u^power, u uniform
+    decay: float  # of the moving average of the weights
     lessons: tuple[Lesson, ...] = ()  # what it begins with, in order
 
     def lesson(self, step: int) -> Lesson:
@@ -91,7 +91,9 @@ class Stage:
 
 
 #: Pictures come from slow clips, whose objects are spread more evenly over the picture.
-IMAGES = Stage("images", 48, rate=2e-3, motion_rate=2e-3, speed=(3.0, 4.5), noise_power=1.0)
+IMAGES = Stage(
+    "images", 48, rate=2e-3, motion_rate=2e-3, speed=(3.0, 4.5), noise_power=1.0, decay=0.999
+)
 #: Where things go is decided while there is much noise, so more of the clips have much.
 #: To begin with, one object that goes left: where it is follows from the frame. Then one direction more at a time: from all
 #: four at once, whose pulls cancel, a small model does not find out what the words mean.
@@ -102,6 +104,7 @@ VIDEO = Stage(
     motion_rate=2e-3,
     speed=SPEED,
     noise_power=0.6,
+    decay=0.995,
     lessons=(
         Lesson(75, without=("and", "right", "up", "down"), least_noise=900),
         Lesson(200, without=("and", "up", "down"), least_noise=900),
@@ -164,7 +167,7 @@ def train_denoiser(
     """
     torch.manual_seed(seed)
     model = _start(stage, folder, tokenizer).to(device, memory_format=torch.channels_last)
-    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(_EMA_DECAY))
+    average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(stage.decay))
     motion = [p for name, p in model.named_parameters() if "motion_modules" in name]
     others = [p for name, p in model.named_parameters() if "motion_modules" not in name]
     optimizer = torch.optim.AdamW(

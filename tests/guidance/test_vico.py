@@ -297,6 +297,13 @@ def test_presets():
     assert len(made.history) == 4
 
 
+def test_words_as_a_function_of_the_prompt():
+    pipe, options = animatediff()
+    with cvg.Vico(lambda prompt: prompt.split()[-1:]).attach(pipe) as made:
+        run(pipe, options, [PROMPT, "a dog and a cat"])
+    assert [list(peaks) for peaks in made.history[0]["peaks"]] == [["dog"], ["cat"]]
+
+
 def test_words_of_the_prompt():
     assert content_words("a red cat and a blue dog") == [
         ("red", 0),
