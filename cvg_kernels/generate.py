@@ -18,7 +18,7 @@ import torch
 from cvg_kernels import viz
 from cvg_kernels.capture import capture
 from cvg_kernels.capture.tokens import token_spans
-from cvg_kernels.cli.info import devices, versions
+from cvg_kernels.environment import devices, versions
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.guidance.methods import METHODS, method_named
 from cvg_kernels.guidance.vico import content_words

@@ -29,14 +29,11 @@ def probabilities(
     scores = scale * (query.to(wide) @ key.to(wide).mT)  # [B, H, N, M]
     if mask is not None:
         scores = scores + mask.to(wide)
-    if scores.shape[-1] == 0:
-        return scores, scores.new_full(scores.shape[:-1], -torch.inf)
     # A masked row is replaced before the softmax, not after, so that no NaN reaches its gradient.
     unseen = (scores == -torch.inf).all(-1, keepdim=True)
     scores = scores.masked_fill(unseen, 0.0)
-    lse = scores.logsumexp(-1)
-    weights = (scores - lse[..., None]).exp().masked_fill(unseen, 0.0)
-    return weights, lse.masked_fill(unseen[..., 0], -torch.inf)
+    weights = scores.softmax(-1).masked_fill(unseen, 0.0)
+    return weights, scores.logsumexp(-1).masked_fill(unseen[..., 0], -torch.inf)
 
 
 def attention_with_capture(
@@ -103,6 +100,9 @@ def attention_with_capture_backward(
         scale: factor of the logits.
         mask: additive.
         head_mean: whether the maps were averaged.
+
+    Returns:
+        The gradients of query, key and value (`None` without values), each in the dtype of its tensor.
     """
     weights, _ = probabilities(query, key, mask, scale)
     wide = weights.dtype

@@ -102,7 +102,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
 
 def machine(device: torch.device) -> dict[str, Any]:
     """Where and with what a result was measured."""
-    from cvg_kernels.cli.info import devices, versions
+    from cvg_kernels.environment import devices, versions
 
     return {
         "date": datetime.date.today().isoformat(),

@@ -9,12 +9,13 @@ import torch
 
 from cvg_kernels.backends import Backend, parse_backend, require
 from cvg_kernels.errors import ArgumentError
+from cvg_kernels.ops import _attention_reference as reference
+from cvg_kernels.ops._autocast import cast_inputs
+from cvg_kernels.ops._dispatch import KERNEL_DEVICES, attention_module
 from cvg_kernels.ops._trace import note_backend
-from python_ref import attention as reference
+from cvg_kernels.ops._validate import check_tensors, mask_of, scale_of, token_ids_of
 
 HeadReduction = Literal["mean", "none"]
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-_MAX_HEAD_DIM = 256
 
 
 class CapturedAttention(NamedTuple):
@@ -48,8 +49,9 @@ def attention_with_capture(
         P = softmax(scale · q kᵀ + mask);  out = P v;  maps = P[..., token_ids]
 
     The N×M matrix P is never held (except by the reference backend), and the maps are float32 whatever the dtype of
-    the inputs. Differentiable in query, key and value through `out`, `maps` and `lse`; a gradient that nobody asks for
-    is not computed. The kernels give first derivatives; `backend="reference"` is differentiable twice.
+    the inputs (float64 for float64). Differentiable in query, key and value through `out`, `maps` and `lse`; a gradient
+    that nobody asks for is not computed. The kernels give first derivatives; `backend="reference"` is differentiable
+    twice. Under autocast the inputs are cast as those of torch's own attention are.
 
     Args:
         query: `[B, H, N, D]`, float32, bfloat16, float16 or float64 (float64: CPU kernels and reference only), with any
@@ -61,8 +63,9 @@ def attention_with_capture(
             list, it is checked.
         scale: factor of the logits; `None` is `D ** -0.5`.
         key_mask: `None`; bool `[B, M]`, `True` where a key is seen; or additive float `[B, 1, 1, M]`. A denser additive
-            or bool mask, broadcastable to `[B, H, N, M]`, is served by the reference only. A row with no key seen
-            gives out = 0, maps = 0, lse = −∞ and zero gradients.
+            or bool mask, broadcastable to `[B, H, N, M]`, is served by the reference only, since the kernels read one
+            row of it per sample. A row with no key seen gives out = 0, maps = 0, lse = −∞ and zero gradients. Only the
+            reference gives the mask a gradient.
         head_reduction: `"mean"` averages the maps over the heads, `"none"` keeps them.
         backend: `"auto"`, or the name of one, which then never falls back: `"reference"`, `"native"` (C++, CPU tensors)
             or `"triton"` (GPU tensors).
@@ -76,7 +79,9 @@ def attention_with_capture(
 
     Maps of cross-attention as guidance signals: Vico (flow equalization) and CVG (composition classifier).
     """
-    out, maps, lse = _attend(query, key, value, token_ids, scale, key_mask, head_reduction, backend)
+    out, maps, lse = _attend(
+        query, key, value, token_ids, scale, key_mask, head_reduction, backend, values=True
+    )
     return CapturedAttention(out, maps, lse)
 
 
@@ -108,158 +113,50 @@ def capture_maps(
         ArgumentError: if an argument does not fit.
         BackendUnavailableError: if the named backend cannot run here.
     """
-    _, maps, lse = _attend(query, key, None, token_ids, scale, key_mask, head_reduction, backend)
+    _, maps, lse = _attend(
+        query, key, None, token_ids, scale, key_mask, head_reduction, backend, values=False
+    )
     return CapturedMaps(maps, lse)
 
 
-def _attend(query, key, value, token_ids, scale, key_mask, head_reduction, backend):
+def _attend(query, key, value, token_ids, scale, key_mask, head_reduction, backend, *, values):
     """Checks the arguments, then calls the registered operation, or the reference as it is."""
     backend = parse_backend(backend)
-    _check_tensors(query, key, value)
+    query, key, value = cast_inputs(query, key, value)
+    check_tensors(query, key, value, values=values)
     if head_reduction not in ("mean", "none"):
         raise ArgumentError(f"head_reduction must be 'mean' or 'none', got {head_reduction!r}")
     head_mean = head_reduction == "mean"
-    scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
-    token_ids = _token_ids(token_ids, query, key)
-    bias, dense = _mask(key_mask, query, key)
+    scale = scale_of(scale, query)
+    token_ids = token_ids_of(token_ids, query, key)
+    mask = mask_of(key_mask, query, key)
+    dense = mask is not None and mask.dense
     if dense and backend not in (Backend.AUTO, Backend.REFERENCE):
         raise ArgumentError(
             f"key_mask of shape {tuple(key_mask.shape)} depends on the query or the head; backend "
             f"{backend.value!r} takes bool [B, M] or additive [B, 1, 1, M] only (the reference takes any)"
         )
+    if query.device.type not in KERNEL_DEVICES:
+        if backend is not Backend.AUTO:
+            require("attention", backend, query.device)
+        backend = Backend.REFERENCE
+    additive = None if mask is None else mask.values
     if dense or backend is Backend.REFERENCE:
         note_backend("attention", "reference")
-        return reference.attention_with_capture(
-            query, key, value, token_ids, scale=scale, mask=bias, head_mean=head_mean
-        )
-    if bias is not None:
-        if bias.requires_grad:
-            raise ArgumentError(
-                "key_mask must not require a gradient, except with backend='reference'"
-            )
-        wide = torch.promote_types(query.dtype, torch.float32)
-        bias = bias[:, 0, 0].to(wide).contiguous()
-    return torch.ops.cvg_kernels.attention_forward(
-        query, key, value, token_ids, bias, scale, head_mean, backend.value
-    )
-
-
-def _check_tensors(query, key, value) -> None:
-    """Shapes, dtypes and devices of query, key and value."""
-    tensors = {"query": query, "key": key} | ({} if value is None else {"value": value})
-    for name, tensor in tensors.items():
-        if not isinstance(tensor, torch.Tensor) or tensor.ndim != 4:
-            given = (
-                tuple(tensor.shape) if isinstance(tensor, torch.Tensor) else type(tensor).__name__
-            )
-            raise ArgumentError(f"{name} must be a tensor [B, H, length, head_dim], got {given}")
-        if tensor.dtype not in _DTYPES:
-            raise ArgumentError(
-                f"{name} must be float32, bfloat16, float16 or float64, got {tensor.dtype}"
-            )
-        if (tensor.dtype, tensor.device) != (query.dtype, query.device):
-            raise ArgumentError(
-                f"{name} must have the query's dtype and device ({query.dtype}, {query.device}), "
-                f"got {tensor.dtype}, {tensor.device}"
-            )
-        if tensor.shape[:2] != query.shape[:2]:
-            raise ArgumentError(
-                f"{name} must have the query's batch and heads {tuple(query.shape[:2])}, got "
-                f"{tuple(tensor.shape[:2])}"
-            )
-        if not 1 <= tensor.shape[3] <= _MAX_HEAD_DIM:
-            raise ArgumentError(
-                f"{name} must have a head_dim of 1 to {_MAX_HEAD_DIM}, got {tensor.shape[3]}"
-            )
-    if key.shape[3] != query.shape[3]:
-        raise ArgumentError(
-            f"key must have the query's head_dim {query.shape[3]}, got {key.shape[3]}"
-        )
-    if value is not None and value.shape[2] != key.shape[2]:
-        raise ArgumentError(
-            f"value must have the key's length {key.shape[2]}, got {value.shape[2]}"
-        )
-
-
-def _token_ids(token_ids, query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
-    """Ids as int64 `[B, K]` on the query's device, checked where that is free."""
-    on_host = not (isinstance(token_ids, torch.Tensor) and token_ids.device.type != "cpu")
-    if not isinstance(token_ids, torch.Tensor):
-        token_ids = torch.tensor(token_ids) if len(token_ids) else torch.empty(0, dtype=torch.int64)
-    batch, keys = query.shape[0], key.shape[2]
-    if token_ids.dtype not in (torch.int64, torch.int32):
-        raise ArgumentError(f"token_ids must be int64 or int32, got {token_ids.dtype}")
-    if token_ids.ndim not in (1, 2) or (token_ids.ndim == 2 and token_ids.shape[0] != batch):
-        raise ArgumentError(
-            f"token_ids must have shape [K] or [B, K] with B = {batch}, got {tuple(token_ids.shape)}"
-        )
-    if token_ids.shape[-1] == 0:
-        raise ArgumentError("token_ids must name at least one key, got none")
-    if on_host and not torch.compiler.is_compiling() and token_ids.numel():
-        low, high = int(token_ids.min()), int(token_ids.max())
-        if low < 0 or high >= keys:
-            raise ArgumentError(
-                f"token_ids must lie in [0, {keys}) for {keys} keys, got {low if low < 0 else high}"
-            )
-    return token_ids.to(query.device, torch.int64).expand(batch, -1).contiguous()
-
-
-def _mask(key_mask, query, key) -> tuple[torch.Tensor | None, bool]:
-    """The mask in additive form, `[B, 1, 1, M]` or denser, and whether it is denser."""
-    if key_mask is None:
-        return None, False
-    (batch, heads, queries, _), keys = query.shape, key.shape[2]
-    per_key = (batch, 1, 1, keys)
-    if key_mask.dtype != torch.bool and not key_mask.is_floating_point():
-        raise ArgumentError(f"key_mask must be bool or floating point, got {key_mask.dtype}")
-    if key_mask.device != query.device:
-        raise ArgumentError(f"key_mask must be on {query.device}, got {key_mask.device}")
-    mask = key_mask[:, None, None] if key_mask.ndim == 2 else key_mask
-    full = (batch, heads, queries, keys)
-    if mask.ndim != 4 or any(
-        have not in (1, want) for have, want in zip(mask.shape, full, strict=True)
-    ):
-        raise ArgumentError(
-            f"key_mask must be bool [B, M] = {(batch, keys)}, additive [B, 1, 1, M], or (reference only) broadcast "
-            f"to {full}; got {tuple(key_mask.shape)}"
-        )
-    if mask.dtype == torch.bool:
-        wide = torch.promote_types(query.dtype, torch.float32)
-        mask = torch.zeros_like(mask, dtype=wide).masked_fill(~mask, -torch.inf)
-    dense = mask.shape[1] != 1 or mask.shape[2] != 1
-    return (mask if dense else mask.expand(per_key)), dense
-
-
-def choose_backend(device: torch.device, dtype: torch.dtype) -> Backend:
-    """What `auto` means: the fastest backend that can run on this device, by our benchmarks."""
-    from cvg_kernels.backends import unavailable_reason
-
-    preferred = Backend.NATIVE if device.type == "cpu" else Backend.TRITON
-    if dtype == torch.float64 and preferred is Backend.TRITON:
-        return Backend.REFERENCE
-    usable = unavailable_reason("attention", preferred, device) is None
-    return preferred if usable else Backend.REFERENCE
-
-
-def _implementation(backend: str, query: torch.Tensor):
-    """The module whose `forward` and `backward` serve this call."""
-    chosen = Backend(backend)
-    if chosen is Backend.AUTO:
-        chosen = choose_backend(query.device, query.dtype)
-    require("attention", chosen, query.device)
-    if chosen is Backend.TRITON and query.dtype == torch.float64:
-        raise ArgumentError(
-            "query of dtype torch.float64 is not served by backend 'triton'; it takes float32, bfloat16 and "
-            "float16 (use 'native' on the CPU, or 'reference')"
-        )
-    note_backend("attention", chosen.value)
-    if chosen is Backend.NATIVE:
-        from cvg_kernels.ops import _attention_native as module
-    elif chosen is Backend.TRITON:
-        from cvg_kernels._triton import attention as module
+        out, maps, lse = reference.attend(query, key, value, token_ids, additive, scale, head_mean)
     else:
-        from cvg_kernels.ops import _attention_reference as module
-    return module
+        if additive is not None:
+            if additive.requires_grad and torch.is_grad_enabled():
+                raise ArgumentError(
+                    "key_mask must not require a gradient, except with backend='reference'"
+                )
+            additive = additive[:, 0, 0].detach().contiguous()
+        out, maps, lse = torch.ops.cvg_kernels.attention_forward(
+            query, key, value, token_ids, additive, scale, head_mean, backend.value
+        )
+    if mask is not None and mask.shift is not None:
+        lse = lse + mask.shift
+    return out, maps, lse
 
 
 # --- registration ----------------------------------------------------------------------------------------------------
@@ -280,7 +177,8 @@ torch.library.define(
 
 @torch.library.impl("cvg_kernels::attention_forward", ("cpu", "cuda"))
 def _forward(query, key, value, token_ids, bias, scale, head_mean, backend):
-    module = _implementation(backend, query)
+    chosen, module = attention_module(Backend(backend), query)
+    note_backend("attention", chosen.value)
     out, maps, lse = module.forward(query, key, value, token_ids, bias, scale, head_mean)
     return (query.new_empty(0) if out is None else out), maps, lse
 
@@ -302,7 +200,8 @@ def _forward_fake(query, key, value, token_ids, bias, scale, head_mean, backend)
 @torch.library.impl("cvg_kernels::attention_backward", ("cpu", "cuda"))
 def _backward(grad_out, grad_maps, grad_lse, query, key, value, token_ids, bias, out, lse, scale,
               head_mean, need_query, need_key, need_value, backend):  # fmt: skip
-    module = _implementation(backend, query)
+    chosen, module = attention_module(Backend(backend), query)
+    note_backend("attention_backward", chosen.value)
     grads = module.backward(
         grad_out, grad_maps, grad_lse, query, key, value, token_ids, bias, out, lse, scale, head_mean,
         need_query, need_key, need_value,

@@ -1,0 +1,98 @@
+"""What is installed, what it runs on, and which backends work: for `info`, reports and benchmarks."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from pathlib import Path
+from typing import Any
+
+from cvg_kernels import __version__, native
+from cvg_kernels.backends import OPERATIONS, unavailable_reason
+
+_PACKAGES = (
+    "torch",
+    "triton",
+    "diffusers",
+    "transformers",
+    "accelerate",
+    "numpy",
+    "imageio",
+    "imageio-ffmpeg",
+    "matplotlib",
+)
+
+
+def versions() -> dict[str, str]:
+    """Versions of this package, Python and the packages it works with."""
+    found = {"cvg_kernels": __version__, "python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
+
+
+def devices() -> dict[str, str]:
+    """The processor and every GPU that torch can use, or why there is none."""
+    import torch
+
+    found = {"cpu": f"{_processor()}, {torch.get_num_threads()} threads"}
+    for index in range(torch.cuda.device_count()):
+        facts = torch.cuda.get_device_properties(index)
+        kind = getattr(facts, "gcnArchName", "") if torch.version.hip else ""
+        kind = kind or f"sm_{facts.major}{facts.minor}"
+        found[f"cuda:{index}"] = f"{facts.name}, {kind}, {facts.total_memory / 2**30:.0f} GiB"
+    if len(found) == 1:
+        built = torch.backends.cuda.is_built()
+        found["cuda"] = f"none: torch {'sees no GPU' if built else 'is a build for CPU only'}"
+    return found
+
+
+def modules() -> dict[str, str]:
+    """Per compiled module what it was built for and runs as, or the reason why it is absent."""
+    import torch
+
+    found = {}
+    build = native.build_info()
+    if (reason := native.reason("cpu")) is None:
+        compiler = build.get("compiler") or "a compiler that was not written down"
+        reason = f"yes: {native.load('cpu').isa()}, built by {compiler}"
+    found["cpu"] = reason
+    if (reason := native.reason("cuda")) is None:
+        reason = f"yes: built for {', '.join(build.get('cuda_archs') or ['?'])}"
+        for index in range(torch.cuda.device_count()):
+            problem = native.load("cuda").self_check(index)
+            reason += f"; cuda:{index} {'runs it' if problem is None else f'fails: {problem}'}"
+    found["cuda"] = reason
+    return found
+
+
+def backends() -> dict[str, dict[str, str]]:
+    """Per operation and backend "yes" or the reason why it cannot run on this machine."""
+    return {
+        operation: {
+            backend.value: unavailable_reason(operation, backend) or "yes" for backend in there
+        }
+        for operation, there in OPERATIONS.items()
+    }
+
+
+def report() -> dict[str, Any]:
+    """Everything `info` shows, as plain data."""
+    return {
+        "versions": versions(),
+        "devices": devices(),
+        "native modules": modules(),
+        "backends": backends(),
+    }
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()

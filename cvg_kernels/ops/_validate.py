@@ -1,0 +1,143 @@
+"""Checks of the arguments of attention with capture, and the one form that backends take them in."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+
+from cvg_kernels.errors import ArgumentError
+
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_MAX_HEAD_DIM = 256
+
+
+class Mask(NamedTuple):
+    """A mask in additive form, shifted along the keys so that the largest entry of a row is 0.
+
+    The shift leaves probabilities as they are and keeps their float32 logits small: masks of −10⁴ or of the lowest
+    float on every key would else drown the scores.
+    """
+
+    values: torch.Tensor  #: `[B, 1, 1, M]`; broadcasts to `[B, H, N, M]` where `dense`
+    shift: torch.Tensor | None  #: broadcasts to `[B, H, N]`, to be added to the log-sum-exp
+    dense: bool  #: depends on the query or the head
+
+
+def check_tensors(query, key, value, *, values: bool) -> None:
+    """Checks shapes, dtypes and devices of query, key and, where the operation has them, values."""
+    tensors = {"query": query, "key": key} | ({"value": value} if values else {})
+    for name, tensor in tensors.items():
+        if not isinstance(tensor, torch.Tensor) or tensor.ndim != 4:
+            given = (
+                tuple(tensor.shape) if isinstance(tensor, torch.Tensor) else type(tensor).__name__
+            )
+            raise ArgumentError(f"{name} must be a tensor [B, H, length, head_dim], got {given}")
+        if tensor.dtype not in _DTYPES:
+            raise ArgumentError(
+                f"{name} must be float32, bfloat16, float16 or float64, got {tensor.dtype}"
+            )
+        if (tensor.dtype, tensor.device) != (query.dtype, query.device):
+            raise ArgumentError(
+                f"{name} must have the query's dtype and device ({query.dtype}, {query.device}), "
+                f"got {tensor.dtype}, {tensor.device}"
+            )
+        if tensor.shape[0] != query.shape[0] or tensor.shape[1] != query.shape[1]:
+            raise ArgumentError(
+                f"{name} must have the query's batch and heads {tuple(query.shape[:2])}, got "
+                f"{tuple(tensor.shape[:2])}"
+            )
+        if not 1 <= tensor.shape[3] <= _MAX_HEAD_DIM:
+            raise ArgumentError(
+                f"{name} must have a head_dim of 1 to {_MAX_HEAD_DIM}, got {tensor.shape[3]}"
+            )
+    if query.shape[1] == 0:
+        raise ArgumentError("query must have at least one head, got none")
+    if key.shape[2] == 0:
+        raise ArgumentError("key must hold at least one key, got none")
+    if key.shape[3] != query.shape[3]:
+        raise ArgumentError(
+            f"key must have the query's head_dim {query.shape[3]}, got {key.shape[3]}"
+        )
+    if values and value.shape[2] != key.shape[2]:
+        raise ArgumentError(
+            f"value must have the key's length {key.shape[2]}, got {value.shape[2]}"
+        )
+
+
+def scale_of(scale: float | None, query: torch.Tensor) -> float:
+    """The factor of the logits, D ** -0.5 if none is given."""
+    if scale is None:
+        return query.shape[-1] ** -0.5
+    try:
+        return float(scale)
+    except (TypeError, ValueError) as error:
+        raise ArgumentError(f"scale must be a number or None, got {scale!r}") from error
+
+
+def token_ids_of(
+    token_ids: torch.Tensor | Sequence[int], query: torch.Tensor, key: torch.Tensor
+) -> torch.Tensor:
+    """Ids as contiguous int64 `[B, K]` on the query's device, checked where a look at them is free."""
+    batch, keys = query.shape[0], key.shape[2]
+    if not isinstance(token_ids, torch.Tensor):
+        try:
+            token_ids = torch.tensor(token_ids)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ArgumentError(
+                f"token_ids must be integers, [K] or [B, K], got {token_ids!r}"
+            ) from error
+    if token_ids.ndim not in (1, 2):
+        raise ArgumentError(
+            f"token_ids must have shape [K] or [B, K] with B = {batch}, got {tuple(token_ids.shape)}"
+        )
+    if token_ids.shape[-1] == 0:
+        raise ArgumentError("token_ids must name at least one key, got none")
+    if token_ids.dtype not in (torch.int64, torch.int32):
+        raise ArgumentError(f"token_ids must be int64 or int32, got {token_ids.dtype}")
+    if token_ids.ndim == 2 and token_ids.shape[0] != batch:
+        raise ArgumentError(
+            f"token_ids must have shape [K] or [B, K] with B = {batch}, got {tuple(token_ids.shape)}"
+        )
+    on_host = token_ids.device.type == "cpu" and not torch.compiler.is_compiling()
+    if on_host and token_ids.numel():
+        low, high = (int(bound) for bound in torch.aminmax(token_ids))
+        if low < 0 or high >= keys:
+            raise ArgumentError(
+                f"token_ids must lie in [0, {keys}) for {keys} keys, got {low if low < 0 else high}"
+            )
+    return token_ids.to(query.device, torch.int64).expand(batch, -1).contiguous()
+
+
+def mask_of(key_mask: torch.Tensor | None, query: torch.Tensor, key: torch.Tensor) -> Mask | None:
+    """The mask in additive form, checked; `None` if there is none."""
+    if key_mask is None:
+        return None
+    if not isinstance(key_mask, torch.Tensor):
+        raise ArgumentError(f"key_mask must be a tensor or None, got {type(key_mask).__name__}")
+    if key_mask.dtype != torch.bool and not key_mask.is_floating_point():
+        raise ArgumentError(f"key_mask must be bool or floating point, got {key_mask.dtype}")
+    if key_mask.device != query.device:
+        raise ArgumentError(f"key_mask must be on {query.device}, got {key_mask.device}")
+    (batch, heads, queries, _), keys = query.shape, key.shape[2]
+    full = (batch, heads, queries, keys)
+    mask = key_mask[:, None, None] if key_mask.ndim == 2 else key_mask
+    # Compared one by one: `in` on a tuple does not see that a symbolic size equals a number.
+    if mask.ndim != 4 or any(
+        have != 1 and have != want for have, want in zip(mask.shape, full, strict=True)
+    ):
+        raise ArgumentError(
+            f"key_mask must be bool [B, M] = {(batch, keys)}, additive [B, 1, 1, M], or (reference only) broadcast "
+            f"to {full}; got {tuple(key_mask.shape)}"
+        )
+    wide = torch.promote_types(query.dtype, torch.float32)
+    dense = mask.shape[1] != 1 or mask.shape[2] != 1
+    if mask.dtype == torch.bool:
+        values, shift = torch.zeros_like(mask, dtype=wide).masked_fill(~mask, -torch.inf), None
+    else:
+        values = mask.to(wide)
+        shift = values.detach().amax(-1, keepdim=True)
+        shift = shift.masked_fill(shift == -torch.inf, 0.0)
+        values, shift = values - shift, shift[..., 0]
+    return Mask(values if dense else values.expand(batch, 1, 1, keys), shift, dense)
