@@ -96,7 +96,15 @@ class Forward {
       }
     }
     const A before = highest_[row], highest = std::max(before, horizontal_max<A>(most));
-    if (highest == kNone) {  // every key so far is masked
+    if (highest == kNone) {  // every key so far is masked, or not a number, which comparisons skip
+      Vec<A> sum{};
+      for (int64_t j = 0; j < width; j += lanes) {
+        sum += load(scores + j);
+      }
+      const A found = horizontal_sum<A>(sum);
+      if (found != found) {
+        total_[row] = found;
+      }
       std::fill_n(scores, width, A{0});
       return;
     }
@@ -121,8 +129,8 @@ class Forward {
     const int64_t place = (b * args_.heads + h) * args_.queries + first_;
     A* lse = static_cast<A*>(to_.lse) + place;
     for (int64_t r = 0; r < count_; ++r) {
-      lse[r] = total_[r] > 0 ? highest_[r] + std::log(total_[r]) : kNone;
-      total_[r] = total_[r] > 0 ? 1 / total_[r] : A{0};
+      lse[r] = total_[r] == 0 ? kNone : highest_[r] + std::log(total_[r]);
+      total_[r] = total_[r] == 0 ? A{0} : 1 / total_[r];
     }
     if (args_.value.data) {
       T* out = static_cast<T*>(to_.out) + place * args_.value_dim;
@@ -139,7 +147,7 @@ class Forward {
       A* maps = static_cast<A*>(to_.maps) + (entry * args_.tokens + k) * args_.queries + first_;
       const A* chosen = chosen_ + k * tiles_.rows;
       for (int64_t r = 0; r < count_; ++r) {
-        const A p = total_[r] > 0 ? std::exp(chosen[r] - highest_[r]) * total_[r] * share : A{0};
+        const A p = total_[r] == 0 ? A{0} : std::exp(chosen[r] - highest_[r]) * total_[r] * share;
         maps[r] = add ? maps[r] + p : p;
       }
     }
