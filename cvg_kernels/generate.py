@@ -37,7 +37,7 @@ class Job:
     model: str | None = None  #: a folder or hub id; `None`: the shapes pipeline
     seed: int = 0
     steps: int = 20
-    guidance_scale: float = 6.0
+    guidance_scale: float = 3.0
     frames: int = 8
     height: int | None = None
     width: int | None = None

@@ -25,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         ("frames", int, 8),
         ("height", int, None),
         ("width", int, None),
-        ("guidance-scale", float, 6.0),
+        ("guidance-scale", float, 3.0),
         ("dtype", str, "float32"),
         ("device", str, "cpu"),
     ):

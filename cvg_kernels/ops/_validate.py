@@ -134,10 +134,10 @@ def mask_of(key_mask: torch.Tensor | None, query: torch.Tensor, key: torch.Tenso
     wide = torch.promote_types(query.dtype, torch.float32)
     dense = mask.shape[1] != 1 or mask.shape[2] != 1
     if mask.dtype == torch.bool:
-        values, shift = torch.zeros_like(mask, dtype=wide).masked_fill(~mask, -torch.inf), None
+        values, shift = torch.where(mask, 0.0, -torch.inf).to(wide), None
     else:
         values = mask.to(wide)
-        shift = values.detach().amax(-1, keepdim=True)
-        shift = shift.masked_fill(shift == -torch.inf, 0.0)
+        # Not −∞ where no key is seen: −∞ − (−∞) would be no number.
+        shift = values.detach().amax(-1, keepdim=True).clamp_min(torch.finfo(wide).min)
         values, shift = values - shift, shift[..., 0]
     return Mask(values if dense else values.expand(batch, 1, 1, keys), shift, dense)

@@ -151,7 +151,7 @@ def _attend(query, key, value, token_ids, scale, key_mask, head_reduction, backe
                     "key_mask must not require a gradient, except with backend='reference'"
                 )
             additive = additive[:, 0, 0].detach().contiguous()
-        out, maps, lse = torch.ops.cvg_kernels.attention_forward(
+        out, maps, lse = _forward_op(
             query, key, value, token_ids, additive, scale, head_mean, backend.value
         )
     if mask is not None and mask.shift is not None:
@@ -173,6 +173,9 @@ torch.library.define(
     "Tensor token_ids, Tensor? bias, Tensor out, Tensor lse, float scale, bool head_mean, bool need_query, "
     "bool need_key, bool need_value, str backend) -> (Tensor grad_query, Tensor grad_key, Tensor grad_value)",
 )
+
+_forward_op = torch.ops.cvg_kernels.attention_forward.default
+_backward_op = torch.ops.cvg_kernels.attention_backward.default
 
 
 @torch.library.impl("cvg_kernels::attention_forward", ("cpu", "cuda"))
@@ -235,7 +238,7 @@ def _differentiate(ctx, grad_out, grad_maps, grad_lse):
         return (None,) * 8
     need_query, need_key, need_value = ctx.needs_input_grad[:3]
     need_value = need_value and grad_out is not None
-    grads = torch.ops.cvg_kernels.attention_backward(
+    grads = _backward_op(
         grad_out, grad_maps, grad_lse, query, key, value, token_ids, bias, out, lse, scale, head_mean,
         need_query, need_key, need_value, backend,
     )  # fmt: skip

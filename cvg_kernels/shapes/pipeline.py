@@ -14,7 +14,7 @@ from cvg_kernels.shapes.world import FRAMES, SIZE
 WEIGHTS = Path(__file__).with_name("weights")
 #: How clips of the shapes world are sampled, unless said otherwise.
 STEPS = 20
-GUIDANCE_SCALE = 6.0
+GUIDANCE_SCALE = 3.0
 
 
 def load_pipeline(folder: str | Path | None = None, device: str | torch.device = "cpu") -> Any:
