@@ -234,10 +234,11 @@ def _differentiate(ctx, grad_out, grad_maps, grad_lse):
     scale, head_mean, backend = ctx.options
     if value is None:
         grad_out = None
-    if grad_out is None and grad_maps is None and grad_lse is None:
-        return (None,) * 8
     need_query, need_key, need_value = ctx.needs_input_grad[:3]
     need_value = need_value and grad_out is not None
+    arrived = any(grad is not None for grad in (grad_out, grad_maps, grad_lse))
+    if not (arrived and (need_query or need_key or need_value)):
+        return (None,) * 8
     grads = _backward_op(
         grad_out, grad_maps, grad_lse, query, key, value, token_ids, bias, out, lse, scale, head_mean,
         need_query, need_key, need_value, backend,
