@@ -11,7 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention
 import cvg_kernels as cvg
 from cvg_kernels.backends import Backend, unavailable_reason
 from python_ref import attention as reference
-from tests.tolerance import assert_as_exact_as, assert_maps_exact
+from tests.tolerance import assert_as_exact_as, assert_maps_exact, relative_error
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
@@ -171,11 +171,13 @@ def check(backend, case, dtype, head_reduction, map_bound):
     grad_out = torch.randn_like(out)
     grad_maps = torch.randn_like(maps)
     grad_lse = torch.randn_like(lse) * seen
-    grads = torch.autograd.grad([out, maps, lse], given, [grad_out, grad_maps, grad_lse])
+    cotangents = [grad_out, grad_maps, grad_lse]
+    grads = torch.autograd.grad([out, maps, lse], given, cotangents, retain_graph=True)
     exact_grads = torch.autograd.grad(
         [exact_out, exact_maps, exact_lse],
         exact_leaves,
         [grad_out.double(), grad_maps.double(), grad_lse.double()],
+        retain_graph=True,
     )
     if mask is not None and mask.dtype == torch.bool and not mask.any(-1).all():
         dead = ~mask.any(-1)
@@ -197,7 +199,15 @@ def check(backend, case, dtype, head_reduction, map_bound):
     from_maps = torch.autograd.grad(eager[1:], wide[:2], [grad_maps, grad_lse])
     from_out = torch.autograd.grad(stock_out, stock_leaves, grad_out)
     stock = [from_out[0].float() + from_maps[0], from_out[1].float() + from_maps[1], from_out[2]]
+    # In 16 bit the kernels round dS once for all three gradients that flow into it; the budget above rounds dO's only.
+    factor = 1.5 if dtype == torch.float32 else 2.5
     for found, plain, exact in zip(grads, stock, exact_grads, strict=True):
+        assert_as_exact_as(found, plain, exact, factor, depth=depth)
+
+    # What stock attention does too, the gradient of its output, is held to the stock path's own error.
+    alone = torch.autograd.grad(out, given, grad_out)
+    exact_alone = torch.autograd.grad(exact_out, exact_leaves, grad_out.double())
+    for found, plain, exact in zip(alone, from_out, exact_alone, strict=True):
         assert_as_exact_as(found, plain, exact, depth=depth)
 
 
@@ -255,11 +265,12 @@ def test_token_ids_per_sample(backend):
         torch.testing.assert_close(together.maps[part], alone.maps)
 
 
-@pytest.mark.parametrize("backend", [needs("reference"), needs("native")])
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("batch,queries", [(0, 4), (2, 0)], ids=["no-sample", "no-query"])
 def test_empty(backend, batch, queries):
-    query = torch.randn(batch, 2, queries, 8, requires_grad=True)
-    key, value = (torch.randn(batch, 2, 5, 8, requires_grad=True) for _ in range(2))
+    options = {"requires_grad": True, "device": device_of(backend)}
+    query = torch.randn(batch, 2, queries, 8, **options)
+    key, value = (torch.randn(batch, 2, 5, 8, **options) for _ in range(2))
     result = cvg.attention_with_capture(query, key, value, [1, 2], backend=backend)
     assert result.out.shape == (batch, 2, queries, 8)
     assert result.maps.shape == (batch, 2, queries)
@@ -298,114 +309,91 @@ def test_second_derivative_of_the_reference():
     assert torch.autograd.gradgradcheck(attend, inputs)
 
 
-def test_second_derivative_of_a_kernel_names_the_reference():
-    inputs = [torch.randn(1, 2, n, 3, requires_grad=True) for n in (2, 4, 4)]
-    out = cvg.attention_with_capture(*inputs, [1]).out
-    (grad,) = torch.autograd.grad(out.square().sum(), inputs[0], create_graph=True)
-    with pytest.raises(RuntimeError, match="backend='reference'"):
-        grad.sum().backward()
+def assert_close_to_definition(backend, inputs, ids, mask=None, **options):
+    """Outputs and gradients in float32 next to those of the definition in float64."""
+    given = [t.detach().requires_grad_() for t in inputs]
+    exact = [t.detach().double().requires_grad_() for t in inputs]
+    found = cvg.attention_with_capture(*given, ids, key_mask=mask, backend=backend, **options)
+    wide = mask if mask is None or mask.dtype == torch.bool else mask.double()
+    wanted = cvg.attention_with_capture(*exact, ids, key_mask=wide, backend="reference", **options)
+    cotangents = [torch.randn_like(t) for t in found]
+    grads = torch.autograd.grad(found, given, cotangents)
+    right = torch.autograd.grad(wanted, exact, [c.double() for c in cotangents])
+    for actual, true in zip(found, wanted, strict=True):
+        torch.testing.assert_close(actual.double(), true, rtol=1e-5, atol=2e-5)
+    for actual, true in zip(grads, right, strict=True):
+        assert relative_error(actual, true) <= 5e-5
 
 
-@pytest.mark.parametrize("value", [True, False], ids=["values", "maps-only"])
-@pytest.mark.parametrize("masked", [True, False], ids=["masked", "unmasked"])
-def test_opcheck(value, masked):
-    query, key = (torch.randn(2, 3, n, 8, requires_grad=True) for n in (5, 7))
-    ids = torch.tensor([[1, 2], [0, 0]])
-    bias = torch.randn(2, 7) if masked else None
-    torch.library.opcheck(
-        torch.ops.cvg_kernels.attention_forward.default,
-        (
-            query,
-            key,
-            torch.randn(2, 3, 7, 4) if value else None,
-            ids,
-            bias,
-            0.3,
-            not masked,
-            "auto",
-        ),
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("scale", [-0.7, 0.0, 3.0])
+def test_any_scale(backend, scale):
+    inputs = [torch.randn(1, 2, n, 8, device=device_of(backend)) for n in (18, 21, 21)]
+    assert_close_to_definition(backend, inputs, [0, 20], scale=scale)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("level", [-1e4, torch.finfo(torch.float32).min, 1e4])
+def test_masks_of_large_numbers(backend, level):
+    """A constant on every key of a sample changes nothing but the log-sum-exp; on some keys it hides them."""
+    device = device_of(backend)
+    inputs = [torch.randn(3, 2, n, 8, device=device) for n in (18, 21, 21)]
+    mask = torch.zeros(3, 1, 1, 21, device=device)
+    mask[0] = level
+    mask[1, ..., 4:] = -abs(level)
+    assert_close_to_definition(backend, inputs, [0, 20], mask)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("layout", ["expanded", "transposed"])
+def test_gradients_arrive_in_any_layout(backend, layout):
+    device = device_of(backend)
+    inputs = [torch.randn(2, 3, n, 8, device=device, requires_grad=True) for n in (18, 21, 21)]
+    found = cvg.attention_with_capture(*inputs, [0, 20], head_reduction="none", backend=backend)
+    if layout == "expanded":  # what sum() sends back
+        cotangents = [torch.ones((), device=device).expand(t.shape) for t in found]
+    else:
+        cotangents = [torch.randn_like(t.mT.contiguous()).mT for t in found[:2]]
+        cotangents.append(torch.randn(*found.lse.shape[::-1], device=device).permute(2, 1, 0))
+    grads = torch.autograd.grad(found, inputs, cotangents, retain_graph=True)
+    plain = torch.autograd.grad(found, inputs, [c.contiguous() for c in cotangents])
+    for one, other in zip(grads, plain, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("keys", [21, 700], ids=["one-tile", "several-tiles"])
+def test_not_a_number_stays_one(backend, keys):
+    """A query of NaN must not pass for a row whose keys are all masked; its neighbours know nothing of it."""
+    if backend == "triton" and keys > 100 and DEVICE.type == "cpu":
+        keys = 100  # the interpreter is slow
+    query, key, value = (
+        torch.randn(1, 2, n, 8, device=device_of(backend)) for n in (18, keys, keys)
     )
-
-
-@pytest.mark.parametrize("dynamic", [False, True], ids=["static", "dynamic"])
-def test_fullgraph_compile(dynamic):
-    """One graph, forward and backward, equal to eager; dynamic sizes do not compile again."""
-    compilations = 0
-
-    def count(graph, inputs):
-        nonlocal compilations
-        compilations += 1
-        return graph.forward
-
-    from torch._dynamo.backends.common import aot_autograd
-
-    def loss(query, key, value, ids):
-        captured = cvg.attention_with_capture(query, key, value, ids)
-        return captured.out.sum() + captured.maps.square().sum()
-
-    compiled = torch.compile(
-        loss, fullgraph=True, dynamic=dynamic, backend=aot_autograd(fw_compiler=count)
+    query[0, 1, 3, 2] = torch.nan
+    query.requires_grad_()
+    found = cvg.attention_with_capture(
+        query, key, value, [0, keys - 1], head_reduction="none", backend=backend
     )
-    for queries in (6, 9) if dynamic else (6,):
-        query = torch.randn(2, 2, queries, 8, requires_grad=True)
-        key, value = torch.randn(2, 2, 2, 11, 8).unbind(0)
-        ids = torch.tensor([[3, 4], [0, 1]])
-        (grad,) = torch.autograd.grad(compiled(query, key, value, ids), query)
-        (wanted,) = torch.autograd.grad(loss(query, key, value, ids), query)
-        torch.testing.assert_close(grad, wanted)
-    assert compilations == 2  # one forward graph and one backward graph
+    grads = torch.autograd.grad(found, query, [torch.ones_like(t) for t in found])
+    for tensor in (found.out, found.maps.mT, found.lse[..., None], *grads):
+        lost = tensor.isnan()
+        assert lost[0, 1, 3].all() and lost.sum() == tensor.shape[-1]
 
 
-GOOD = {
-    "query": torch.zeros(1, 2, 3, 4),
-    "key": torch.zeros(1, 2, 5, 4),
-    "value": torch.zeros(1, 2, 5, 4),
-    "token_ids": [0],
-}
-
-
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        ({"query": torch.zeros(3, 4)}, r"query must be a tensor \[B, H, length, head_dim\]"),
-        ({"query": torch.zeros(1, 2, 3, 4, dtype=torch.int32)}, "query must be float32"),
-        ({"key": torch.zeros(1, 2, 5, 4).half()}, "key must have the query's dtype"),
-        ({"key": torch.zeros(1, 3, 5, 4)}, "key must have the query's batch and heads"),
-        ({"key": torch.zeros(1, 2, 5, 6)}, "key must have the query's head_dim 4, got 6"),
-        ({"value": torch.zeros(1, 2, 6, 4)}, "value must have the key's length 5, got 6"),
-        ({"query": torch.zeros(1, 2, 3, 300)}, "head_dim of 1 to 256, got 300"),
-        ({"token_ids": [5]}, r"token_ids must lie in \[0, 5\) for 5 keys, got 5"),
-        ({"token_ids": [-1]}, "got -1"),
-        ({"token_ids": []}, "token_ids must name at least one key"),
-        ({"token_ids": [0.5]}, "token_ids must be int64 or int32"),
-        ({"token_ids": torch.zeros(2, 1, dtype=torch.int64)}, r"\[K\] or \[B, K\] with B = 1"),
-        ({"key_mask": torch.zeros(1, 4)}, "key_mask must be bool"),
-        ({"key_mask": torch.zeros(1, 5, dtype=torch.int64)}, "key_mask must be bool or floating"),
-        ({"head_reduction": "max"}, "head_reduction must be 'mean' or 'none', got 'max'"),
-        ({"backend": "fastest"}, "backend must be one of 'auto'"),
-        (
-            {"backend": "native", "key_mask": torch.zeros(1, 1, 3, 5)},
-            "depends on the query or the head",
-        ),
-        (
-            {"key_mask": torch.zeros(1, 1, 1, 5, requires_grad=True)},
-            "key_mask must not require a gradient",
-        ),
-    ],
-    ids=lambda given: given if isinstance(given, str) else "",
-)
-def test_errors_name_the_argument(change, message):
-    with pytest.raises(cvg.ArgumentError, match=message):
-        cvg.attention_with_capture(**(GOOD | change))
-
-
-def test_a_named_backend_does_not_fall_back():
-    with pytest.raises(cvg.BackendUnavailableError, match="attention has no cuda kernel"):
-        cvg.attention_with_capture(**GOOD, backend="cuda")
-
-
-def test_dense_mask_goes_to_the_reference():
-    mask = torch.randn(1, 2, 3, 5)
-    with cvg.trace_backends() as ran:
-        cvg.attention_with_capture(**GOOD, key_mask=mask)
-    assert ran == [("attention", "reference")]
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_maps_alone_never_read_the_values(backend):
+    """With values of NaN, a gradient through the maps is that of `capture_maps`: no work is done for `out`."""
+    device = device_of(backend)
+    query, key = (torch.randn(2, 2, n, 8, device=device, requires_grad=True) for n in (18, 21))
+    value = torch.full((2, 2, 21, 8), torch.nan, device=device, requires_grad=True)
+    found = cvg.attention_with_capture(query, key, value, [0, 20], backend=backend)
+    cotangent = torch.randn_like(found.maps)
+    *grads, none = torch.autograd.grad(
+        found.maps, (query, key, value), cotangent, allow_unused=True
+    )
+    alone = cvg.capture_maps(query, key, [0, 20], backend=backend)
+    wanted = torch.autograd.grad(alone.maps, (query, key), cotangent)
+    assert none is None
+    for one, other in zip(grads, wanted, strict=True):
+        torch.testing.assert_close(one, other)
