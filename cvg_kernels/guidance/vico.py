@@ -70,7 +70,8 @@ class Vico:
             of them; a tuple of (h, w) names them. The code takes one level, 1/32 of the image.
         step_rule: `"normalized"`, `"adam"` (both; fp16 in the code, float32 here) or `"sgd"`.
         step_size: see `LatentStepper`.
-        until: share of the denoising steps that are guided (both: the first half).
+        until: share of the denoising steps that are guided, from the first (both: 0.5; on the shapes world later guidance
+            spoils the motion).
         iterations: updates per guided step; or step index → updates, where a step not named has one (code: up to 10
             at steps 0, 10 and 20).
         thresholds: no update once every loss is below; a number (paper: 0.2), or step index → number with 0.2 for the
@@ -89,9 +90,9 @@ class Vico:
     sharpness: float = 100.0
     levels: Literal["auto"] | Sequence[tuple[int, int]] = "auto"
     step_rule: StepRule = "normalized"
-    step_size: float = 0.02
-    until: float = 0.5
-    iterations: int | dict[int, int] = 1
+    step_size: float = 0.03
+    until: float = 0.15
+    iterations: int | dict[int, int] = 3
     thresholds: float | dict[int, float] = 0.0
     step_decay: bool = False
     backend: str = "auto"
@@ -103,6 +104,7 @@ class Vico:
             words=words,
             step_rule="adam",
             step_size=1e-4,
+            until=0.5,
             iterations={0: 10, 10: 10, 20: 10},
             thresholds={0: 0.95, 10: 0.5, 20: 0.2},
             step_decay=True,
@@ -119,6 +121,8 @@ class Vico:
             normalize=False,
             step_rule="adam",
             step_size=1e-5,
+            until=0.5,
+            iterations=1,
             thresholds=0.2,
         )
         return replace(settings, **changes)

@@ -24,11 +24,16 @@ NAMES = list(BUILDERS)
 WORDS = ["cat", "dog"]
 
 
+def guide(words, **options) -> cvg.Vico:
+    """Vico on the first half of the steps, one update each, unless said otherwise."""
+    return cvg.Vico(words, **{"until": 0.5, "iterations": 1, **options})
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_step_of_zero_changes_nothing(name):
     pipe, options = BUILDERS[name]()
     stock = run(pipe, options)
-    with cvg.Vico(WORDS, step_size=0.0).attach(pipe) as made:
+    with guide(WORDS, step_size=0.0).attach(pipe) as made:
         guided = run(pipe, options)
     assert torch.equal(guided, stock)
     assert [entry["step"] for entry in made.history] == [
@@ -40,7 +45,7 @@ def test_a_step_of_zero_changes_nothing(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_loss_falls(name):
     pipe, options = BUILDERS[name]()
-    with cvg.Vico(WORDS, iterations=6, step_size=0.005).attach(pipe) as made:
+    with guide(WORDS, iterations=6, step_size=0.005).attach(pipe) as made:
         run(pipe, options)
     first = [float(entry["loss"]) for entry in made.history if entry["step"] == 0]
     assert len(first) == 6 and first[-1] < first[0]
@@ -52,7 +57,7 @@ def test_the_loss_falls(name):
 def test_the_gradient_is_that_of_finite_differences(name):
     """Through the whole of it: denoiser, captured layers, flow, scores, loss."""
     pipe, options = BUILDERS[name]()
-    vico = cvg.Vico(WORDS, loss="variance", temperature=0.1, sharpness=5.0)
+    vico = guide(WORDS, loss="variance", temperature=0.1, sharpness=5.0)
     found = {}
 
     class Probe:
@@ -152,9 +157,9 @@ def test_schedulers(scheduler):
     pipe, options = animatediff()
     pipe.scheduler = getattr(diffusers, scheduler).from_config(pipe.scheduler.config)
     stock = run(pipe, options)
-    with cvg.Vico(WORDS, step_size=0.0).attach(pipe):
+    with guide(WORDS, step_size=0.0).attach(pipe):
         torch.testing.assert_close(run(pipe, options), stock, rtol=1e-5, atol=1e-5)
-    with cvg.Vico(WORDS, iterations=5, step_size=0.005).attach(pipe) as made:
+    with guide(WORDS, iterations=5, step_size=0.005).attach(pipe) as made:
         guided = run(pipe, options)
     assert not torch.equal(guided, stock)
     first = [float(entry["loss"]) for entry in made.history if entry["step"] == 0]
@@ -167,7 +172,7 @@ def test_unipc_on_wan():
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
     )
     stock = run(pipe, options)
-    with cvg.Vico(WORDS, step_size=0.0).attach(pipe) as made:
+    with guide(WORDS, step_size=0.0).attach(pipe) as made:
         assert torch.equal(run(pipe, options), stock)
     assert len(made.history) == 2
 
@@ -179,7 +184,7 @@ def test_samples_do_not_see_each_other(name):
     size = {"animatediff": (4, 5, 7), "modelscope": (4, 8, 8), "wan": (3, 4, 4)}[name]
     noise = torch.randn(2, channels, *size)
     prompts = [PROMPT, "a dog and a red cat"]
-    vico = cvg.Vico(WORDS, iterations=2)
+    vico = guide(WORDS, iterations=2)
 
     def losses(prompt, latents):
         with vico.attach(pipe) as made:
@@ -194,7 +199,7 @@ def test_samples_do_not_see_each_other(name):
 
 def test_several_videos_of_a_prompt():
     pipe, options = wan()
-    with cvg.Vico(WORDS).attach(pipe) as made:
+    with guide(WORDS).attach(pipe) as made:
         frames = run(pipe, options, num_videos_per_prompt=2)
     assert len(frames) == 2 and made.history[0]["loss"].shape == (2,)
 
@@ -207,7 +212,7 @@ def test_a_low_precision_model_has_float32_latents(dtype):
     class Look:
         def move(self, step, made):
             made.history.append(step.latents.dtype)
-            return cvg.Vico(WORDS).move(step, cvg.guidance.Run())
+            return guide(WORDS).move(step, cvg.guidance.Run())
 
     with cvg.guidance.Attachment(Look(), pipe) as made:
         frames = run(pipe, options)
@@ -229,12 +234,12 @@ def leftovers(pipe):
 def test_everything_is_put_back(name):
     pipe, options = BUILDERS[name]()
     before = leftovers(pipe)
-    with cvg.Vico(WORDS).attach(pipe):
+    with guide(WORDS).attach(pipe):
         run(pipe, options)
     assert leftovers(pipe) == before
     with (
         pytest.raises(cvg.ArgumentError, match="'bird' is not in the prompt"),
-        cvg.Vico(["bird"]).attach(pipe),
+        guide(["bird"]).attach(pipe),
     ):
         run(pipe, options)
     assert leftovers(pipe) == before
@@ -244,7 +249,7 @@ def test_capture_beside_guidance_sees_the_pipeline_only():
     pipe, options = animatediff()
     with cvg.capture(pipe, words=WORDS) as alone:
         run(pipe, options)
-    with cvg.Vico(WORDS, iterations=3).attach(pipe), cvg.capture(pipe, words=WORDS) as beside:
+    with guide(WORDS, iterations=3).attach(pipe), cvg.capture(pipe, words=WORDS) as beside:
         run(pipe, options)
     assert [(r.step, r.layer, r.branch) for r in beside.records] == [
         (r.step, r.layer, r.branch) for r in alone.records
@@ -253,7 +258,7 @@ def test_capture_beside_guidance_sees_the_pipeline_only():
 
 def test_early_stop():
     pipe, options = animatediff()
-    with cvg.Vico(WORDS, iterations=5, thresholds=2.0).attach(pipe) as made:
+    with guide(WORDS, iterations=5, thresholds=2.0).attach(pipe) as made:
         guided = run(pipe, options)
     assert len(made.history) == 2  # one look a step, no update
     assert torch.equal(guided, run(pipe, options))
@@ -278,7 +283,7 @@ OPTIONS = {
 def test_every_option_guides(name):
     pipe, options = animatediff()
     stock = run(pipe, options)
-    with cvg.Vico(WORDS, **OPTIONS[name]).attach(pipe) as made:
+    with guide(WORDS, **OPTIONS[name]).attach(pipe) as made:
         guided = run(pipe, options)
     assert torch.isfinite(guided).all() and not torch.equal(guided, stock)
     assert all(torch.isfinite(entry["gradient_norm"]).all() for entry in made.history)
@@ -299,7 +304,7 @@ def test_presets():
 
 def test_words_as_a_function_of_the_prompt():
     pipe, options = animatediff()
-    with cvg.Vico(lambda prompt: prompt.split()[-1:]).attach(pipe) as made:
+    with guide(lambda prompt: prompt.split()[-1:]).attach(pipe) as made:
         run(pipe, options, [PROMPT, "a dog and a cat"])
     assert [list(peaks) for peaks in made.history[0]["peaks"]] == [["dog"], ["cat"]]
 
@@ -341,7 +346,7 @@ def test_a_level_that_is_not_there_is_named():
         pytest.raises(
             cvg.ArgumentError, match=r"levels=\[\(9, 9\)\] has no layer; the grids there: "
         ),
-        cvg.Vico(WORDS, levels=[(9, 9)]).attach(pipe),
+        guide(WORDS, levels=[(9, 9)]).attach(pipe),
     ):
         run(pipe, options)
 
