@@ -146,11 +146,11 @@ def _attend(query, key, value, token_ids, scale, key_mask, head_reduction, backe
         out, maps, lse = reference.attend(query, key, value, token_ids, additive, scale, head_mean)
     else:
         if additive is not None:
-            if additive.requires_grad and torch.is_grad_enabled():
+            if additive.requires_grad:
                 raise ArgumentError(
                     "key_mask must not require a gradient, except with backend='reference'"
                 )
-            additive = additive[:, 0, 0].detach().contiguous()
+            additive = additive[:, 0, 0].contiguous()
         out, maps, lse = _forward_op(
             query, key, value, token_ids, additive, scale, head_mean, backend.value
         )

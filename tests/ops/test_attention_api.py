@@ -172,6 +172,21 @@ def test_fullgraph_compile(backend, mask):
     assert graphs == [2, 4, 4, 4]
 
 
+@pytest.mark.parametrize("shape", [(2, 15), (2, 1, 1, 15)], ids=["bool", "additive"])
+def test_compiled_code_meets_a_mask_when_sizes_are_symbols(shape):
+    """The number of keys is a symbol by then, that of the new mask a number: they must still compare equal."""
+    torch._dynamo.reset()
+    compiled = torch.compile(everything, fullgraph=True, backend="aot_eager")
+    for keys in (11, 13, 15):
+        query = torch.randn(2, 2, 6, 8)
+        key, value = torch.randn(2, 2, 2, keys, 8).unbind(0)
+        mask = None
+        if keys == 15:
+            mask = torch.ones(shape, dtype=torch.bool) if len(shape) == 2 else torch.randn(shape)
+        arguments = (query, key, value, torch.tensor([3, 4]), mask, "auto")
+        torch.testing.assert_close(compiled(*arguments), everything(*arguments))
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch's CPU compiler needs g++")
 def test_compile_by_inductor():
