@@ -5,14 +5,17 @@ from __future__ import annotations
 import torch
 
 
-def relative_error(actual: torch.Tensor, exact: torch.Tensor) -> float:
-    """Largest error relative to the largest value of the exact result; NaN is an error."""
+def relative_error(actual: torch.Tensor, exact: torch.Tensor, size: float = 1.0) -> float:
+    """Largest error relative to the largest value of the exact result; NaN is an error.
+
+    Where the exact result is 0 throughout, the error is relative to `size`, that of the terms which cancel.
+    """
     assert actual.shape == exact.shape, (actual.shape, exact.shape)
     assert torch.isfinite(actual).all(), "not finite"
     if exact.numel() == 0:
         return 0.0
-    scale = exact.abs().max().clamp_min(1e-30)
-    return ((actual.double() - exact).abs().max() / scale).item()
+    scale = exact.abs().max().item() or size
+    return (actual.double() - exact).abs().max().item() / scale
 
 
 def assert_as_exact_as(
@@ -21,15 +24,17 @@ def assert_as_exact_as(
     exact: torch.Tensor,
     factor: float = 1.5,
     depth: int = 1,
+    size: float = 1.0,
 ) -> None:
     """Asserts that the error is at most `factor` times that of PyTorch's own result.
 
     On a few numbers the stock path can be exact by luck, so what no float32 kernel can avoid is allowed on top: one
-    rounding of the result, and the random walk √depth · eps of a sum of `depth` float32 terms.
+    rounding of the result, and the random walk √depth · eps of a sum of `depth` float32 terms. `size` is as for
+    `relative_error`.
     """
     unavoidable = torch.finfo(actual.dtype).eps + depth**0.5 * torch.finfo(torch.float32).eps
-    allowed = factor * relative_error(stock, exact) + unavoidable
-    found = relative_error(actual, exact)
+    allowed = factor * relative_error(stock, exact, size) + unavoidable
+    found = relative_error(actual, exact, size)
     assert found <= allowed, f"error {found:.3g}, allowed {allowed:.3g}"
 
 
