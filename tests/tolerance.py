@@ -5,16 +5,16 @@ from __future__ import annotations
 import torch
 
 
-def relative_error(actual: torch.Tensor, exact: torch.Tensor, size: float = 1.0) -> float:
+def relative_error(actual: torch.Tensor, exact: torch.Tensor, size: float = 0.0) -> float:
     """Largest error relative to the largest value of the exact result; NaN is an error.
 
-    Where the exact result is 0 throughout, the error is relative to `size`, that of the terms which cancel.
+    Where terms cancel to a smaller result, or to 0, their `size` takes the place of the result's.
     """
     assert actual.shape == exact.shape, (actual.shape, exact.shape)
     assert torch.isfinite(actual).all(), "not finite"
     if exact.numel() == 0:
         return 0.0
-    scale = exact.abs().max().item() or size
+    scale = max(exact.abs().max().item(), size) or 1.0
     return (actual.double() - exact).abs().max().item() / scale
 
 
@@ -24,7 +24,7 @@ def assert_as_exact_as(
     exact: torch.Tensor,
     factor: float = 1.5,
     depth: int = 1,
-    size: float = 1.0,
+    size: float = 0.0,
 ) -> None:
     """Asserts that the error is at most `factor` times that of PyTorch's own result.
 
