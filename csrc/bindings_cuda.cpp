@@ -1,28 +1,12 @@
-// The Python module cvg_kernels._native_cuda. It imports without a GPU; a launcher's error code
-// becomes an exception.
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
+// The Python module cvg_kernels._native_cuda. It imports without a GPU.
+#include "bindings_cuda.h"
 
 #include <optional>
-#include <stdexcept>
-#include <string>
 
 #include "cvg/device.h"
 
-namespace py = pybind11;
-
-namespace {
-
-void check(cudaError_t error) {
-  if (error != cudaSuccess) {
-    throw std::runtime_error(std::string(cudaGetErrorName(error)) + ": " +
-                             cudaGetErrorString(error));
-  }
-}
-
-}  // namespace
-
 PYBIND11_MODULE(_native_cuda, m) {
+  using namespace cvg::bindings;
   m.doc() = "CUDA kernels of cvg_kernels.";
   m.attr("architectures") = CVG_CUDA_ARCHITECTURES;
   m.attr("runtime_version") = CUDART_VERSION;

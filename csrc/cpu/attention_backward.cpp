@@ -356,13 +356,8 @@ void attention_forward(const AttentionArgs& args, const ForwardOut& to);
 
 }  // namespace cvg::CVG_LEVEL
 
-#define CVG_NAME_(level) attention_kernels_##level
-#define CVG_NAME(level) CVG_NAME_(level)
-#define CVG_TEXT_(level) #level
-#define CVG_TEXT(level) CVG_TEXT_(level)
-
-const cvg::AttentionKernels& cvg::CVG_NAME(CVG_LEVEL)() {
-  static const AttentionKernels kernels{CVG_TEXT(CVG_LEVEL), CVG_LEVEL::attention_forward,
+const cvg::AttentionKernels& cvg::CVG_OF_LEVEL(attention_kernels)() {
+  static const AttentionKernels kernels{CVG_LEVEL::attention_forward,
                                         CVG_LEVEL::attention_backward};
   return kernels;
 }

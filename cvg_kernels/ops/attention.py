@@ -205,6 +205,8 @@ def _backward(grad_out, grad_maps, grad_lse, query, key, value, token_ids, bias,
               head_mean, need_query, need_key, need_value, backend):  # fmt: skip
     chosen, module = attention_module(Backend(backend), query)
     note_backend("attention_backward", chosen.value)
+    if grad_out is None and need_value:
+        raise ValueError("need_value: the gradient of value flows through grad_out, which is None")
     grads = module.backward(
         grad_out, grad_maps, grad_lse, query, key, value, token_ids, bias, out, lse, scale, head_mean,
         need_query, need_key, need_value,

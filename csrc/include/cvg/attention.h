@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "cvg/dtype.h"
+#include "cvg/level.h"
 
 namespace cvg {
 
@@ -49,16 +50,10 @@ struct BackwardOut {
 };
 
 struct AttentionKernels {
-  const char* isa;
   void (*forward)(const AttentionArgs&, const ForwardOut&);
   void (*backward)(const AttentionArgs&, const BackwardIn&, const BackwardOut&);
 };
 
-// One set per instruction-set level; nullptr where the compiler or machine has no such level.
-const AttentionKernels& attention_kernels_baseline();
-#ifdef CVG_X86_LEVELS
-const AttentionKernels& attention_kernels_avx2();
-const AttentionKernels& attention_kernels_avx512();
-#endif
+CVG_DECLARE_LEVELS(AttentionKernels, attention_kernels);
 
 }  // namespace cvg

@@ -1,0 +1,41 @@
+// What the binding files of cvg_kernels._native_cpu share. Each operation has one such file, with
+// one function that adds its kernels to the module. Addresses come in, nothing is allocated here,
+// and the GIL is released while a kernel runs.
+#pragma once
+
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
+
+namespace cvg::bindings {
+
+namespace py = pybind11;
+
+using Address = uintptr_t;  // a data_ptr(); 0: absent
+
+template <typename T>
+T* pointer(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+// Instruction-set levels that this machine can run, best last, and the one in use: the best, or
+// what the environment variable CVG_CPU_ISA names.
+const std::vector<std::string>& levels();
+int level();
+
+// The kernels of an operation for the level in use.
+#ifdef CVG_X86_LEVELS
+#define CVG_AT_LEVEL(kernels) \
+  (std::array{kernels##_baseline, kernels##_avx2, kernels##_avx512}[cvg::bindings::level()]())
+#else
+#define CVG_AT_LEVEL(kernels) (kernels##_baseline())
+#endif
+
+void bind_attention(py::module_& m);
+
+}  // namespace cvg::bindings

@@ -1,0 +1,32 @@
+// What the binding files of cvg_kernels._native_cuda share. Each operation has one such file.
+// Addresses and a stream come in; nothing is allocated here.
+#pragma once
+
+#include <cuda_runtime.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+
+namespace cvg::bindings {
+
+namespace py = pybind11;
+
+using Address = uintptr_t;  // a data_ptr() or a cudaStream_t; 0: absent
+
+template <typename T>
+T* pointer(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+// A launcher's error code becomes an exception.
+inline void check(cudaError_t error) {
+  if (error != cudaSuccess) {
+    throw std::runtime_error(std::string(cudaGetErrorName(error)) + ": " +
+                             cudaGetErrorString(error));
+  }
+}
+
+}  // namespace cvg::bindings
