@@ -8,15 +8,6 @@ namespace cvg::bindings {
 
 namespace {
 
-using Strided = std::pair<Address, std::array<int64_t, 4>>;  // (data_ptr, strides)
-
-Tensor4 tensor(const Strided& given) {
-  Tensor4 t;
-  t.data = pointer<const void>(given.first);
-  std::copy(given.second.begin(), given.second.end(), t.stride);
-  return t;
-}
-
 AttentionArgs make_args(const std::array<int64_t, 7>& sizes, int dtype, const Strided& query,
                         const Strided& key, const Strided& value, Address token_ids, Address bias,
                         double scale, bool head_mean, int threads) {

@@ -27,8 +27,8 @@ class Backend(str, Enum):
 #: Every operation and the backends it has.
 OPERATIONS: dict[str, tuple[Backend, ...]] = {
     "attention": (Backend.REFERENCE, Backend.NATIVE, Backend.TRITON),
-    "path_flow": (Backend.REFERENCE,),
-    "token_peaks": (Backend.REFERENCE,),
+    "path_flow": (Backend.REFERENCE, Backend.NATIVE, Backend.TRITON),
+    "token_peaks": (Backend.REFERENCE, Backend.NATIVE, Backend.TRITON),
 }
 
 

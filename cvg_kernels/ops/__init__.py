@@ -7,7 +7,8 @@ from cvg_kernels.ops.attention import (
     attention_with_capture,
     capture_maps,
 )
-from cvg_kernels.ops.path_flow import min_max_matmul, path_flow
+from cvg_kernels.ops.min_max_matmul import min_max_matmul
+from cvg_kernels.ops.path_flow import path_flow
 from cvg_kernels.ops.token_peaks import token_peaks
 
 __all__ = [

@@ -1,0 +1,28 @@
+// The memory a thread works in.
+#pragma once
+
+#include <algorithm>
+#include <cstdlib>
+#include <memory>
+
+#include "cpu/simd.h"
+
+namespace cvg::CVG_LEVEL {
+
+// An aligned array that is not initialised: every use writes before it reads.
+template <typename A>
+class Scratch {
+ public:
+  explicit Scratch(int64_t count)
+      : data_(static_cast<A*>(
+            std::aligned_alloc(64, round_up(std::max<int64_t>(count, 1) * sizeof(A), 64)))) {}
+  operator A*() const { return data_.get(); }
+
+ private:
+  struct Free {
+    void operator()(A* p) const { std::free(p); }
+  };
+  std::unique_ptr<A, Free> data_;
+};
+
+}  // namespace cvg::CVG_LEVEL
