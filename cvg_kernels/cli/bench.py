@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 from pathlib import Path
 
 from cvg_kernels.errors import ArgumentError
 
-_OPERATIONS = ("attention",)
+#: Operation → the module that measures it.
+_BENCHMARKS = {
+    "attention": "cvg_kernels.bench.attention",
+    "path_flow": "cvg_kernels.bench.path_flow",
+}
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `bench`."""
-    parser.add_argument("operation", nargs="?", default="attention", choices=_OPERATIONS)
+    parser.add_argument("operation", nargs="?", default="attention", choices=_BENCHMARKS)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument(
         "--dtype", choices=_DTYPES, help="default: float32 on a CPU, bfloat16 on a GPU"
@@ -42,8 +47,6 @@ def run(options: argparse.Namespace) -> int:
 def _measure(options: argparse.Namespace) -> int:
     import torch
 
-    from cvg_kernels.bench import attention
-
     for name in ("threads", "rounds"):
         value = getattr(options, name)
         if value is not None and value < 1:
@@ -57,7 +60,7 @@ def _measure(options: argparse.Namespace) -> int:
         reason = str(error).splitlines()[0]
         raise ArgumentError(f"--device {options.device} cannot be used: {reason}") from None
     dtype = options.dtype or ("float32" if device.type == "cpu" else "bfloat16")
-    attention.run(
+    importlib.import_module(_BENCHMARKS[options.operation]).run(
         device,
         getattr(torch, dtype),
         quick=options.quick,
