@@ -73,17 +73,17 @@ void bind_flow(py::module_& m) {
     flow.min_max_backward(args, pointer<void>(grad), pointer<void>(grad_a), pointer<void>(grad_b));
   });
   m.def("token_peaks", [](const std::array<int64_t, 5>& sizes, int dtype, Address from,
-                          double sharpness, double side, int threads, Address to, Address lse) {
+                          double sharpness, double side, int threads, Address to, Address sums) {
     const auto args = peaks_args(sizes, dtype, from, sharpness, side, threads);
     py::gil_scoped_release release;
-    peaks.forward(args, pointer<void>(to), pointer<void>(lse));
+    peaks.forward(args, pointer<void>(to), pointer<void>(sums));
   });
   m.def("token_peaks_backward",
         [](const std::array<int64_t, 5>& sizes, int dtype, Address from, double sharpness,
-           double side, int threads, Address grad, Address lse, Address grad_flow) {
+           double side, int threads, Address grad, Address sums, Address grad_flow) {
           const auto args = peaks_args(sizes, dtype, from, sharpness, side, threads);
           py::gil_scoped_release release;
-          peaks.backward(args, pointer<void>(grad), pointer<void>(lse), pointer<void>(grad_flow));
+          peaks.backward(args, pointer<void>(grad), pointer<void>(sums), pointer<void>(grad_flow));
         });
 }
 

@@ -1,7 +1,8 @@
 // A_k = max (G ∗ softmax_K(sharpness · flow))_k, forward and backward.
 //
-// The softmax is never held: its logarithmic denominator is, one number a voxel, and the share of a
-// token is made anew in the scratch of the thread that smooths it.
+// The softmax is never held: the largest logit and the sum of exponentials below it are, two
+// numbers a voxel (their one logarithm would cost digits), and the share of a token is made anew in
+// the scratch of the thread that smooths it.
 #include "cvg/token_peaks.h"
 
 #include <vector>
@@ -26,8 +27,8 @@ class Peaks {
         share_(round_up(voxels_, lanes)),
         work_(round_up(voxels_, lanes)) {}
 
-  // lse = log Σ_k e^{sharpness · flow_k} at a vector of voxels.
-  void denominator(int64_t b, int64_t first, A* lse) const {
+  // max_k s_k and Σ_k e^{s_k − max}, s = sharpness · flow, at a vector of voxels.
+  void denominator(int64_t b, int64_t first, A* sums) const {
     const int64_t count = std::min(lanes, voxels_ - first);
     Vec<A> most = splat(-std::numeric_limits<A>::infinity());
     for (int64_t k = 0; k < args_.tokens; ++k) {
@@ -37,11 +38,12 @@ class Peaks {
     for (int64_t k = 0; k < args_.tokens; ++k) {
       total += vexp(sharpness_ * some(token(b, k) + first, count) - most);
     }
-    put(lse + b * voxels_ + first, count, most + vlog(total));
+    put(sums + 2 * b * voxels_ + first, count, most);
+    put(sums + (2 * b + 1) * voxels_ + first, count, total);
   }
 
-  A peak(int64_t b, int64_t k, const A* lse) {
-    const A* smooth = smoothed_share(b, k, lse);
+  A peak(int64_t b, int64_t k, const A* sums) {
+    const A* smooth = smoothed_share(b, k, sums);
     A most = smooth[0];
     for (int64_t v = 1; v < voxels_; ++v) {
       most = smooth[v] > most || smooth[v] != smooth[v] ? smooth[v] : most;
@@ -50,8 +52,8 @@ class Peaks {
   }
 
   // The gradient of token k's share, into `to`: Gᵀ of the peak's voxels, which split it evenly.
-  void pull_share(int64_t b, int64_t k, A grad, const A* lse, A* to) {
-    const A* smooth = smoothed_share(b, k, lse);
+  void pull_share(int64_t b, int64_t k, A grad, const A* sums, A* to) {
+    const A* smooth = smoothed_share(b, k, sums);
     const A most = *std::max_element(smooth, smooth + voxels_);
     const auto ties = std::count(smooth, smooth + voxels_, most);
     for (int64_t v = 0; v < voxels_; ++v) {
@@ -63,7 +65,7 @@ class Peaks {
 
   // From the gradient of the shares to that of the flow, at a vector of voxels, in place:
   // dflow_k = sharpness · share_k (dshare_k − Σ_j dshare_j share_j).
-  void pull_softmax(int64_t b, int64_t first, const A* lse, A* grad) const {
+  void pull_softmax(int64_t b, int64_t first, const A* sums, A* grad) const {
     const int64_t count = std::min(lanes, voxels_ - first);
     bool any = false;
     for (int64_t k = 0; k < args_.tokens && !any; ++k) {
@@ -73,17 +75,14 @@ class Peaks {
     if (!any) {
       return;
     }
-    const Vec<A> denominator = some(lse + b * voxels_ + first, count);
-    const auto share = [&](int64_t k) {
-      return vexp(sharpness_ * some(token(b, k) + first, count) - denominator);
-    };
     Vec<A> mean{};
     for (int64_t k = 0; k < args_.tokens; ++k) {
-      mean += share(k) * some(grad + (b * args_.tokens + k) * voxels_ + first, count);
+      mean += share(b, k, first, count, sums) *
+              some(grad + (b * args_.tokens + k) * voxels_ + first, count);
     }
     for (int64_t k = 0; k < args_.tokens; ++k) {
       A* g = grad + (b * args_.tokens + k) * voxels_ + first;
-      put(g, count, sharpness_ * share(k) * (some(g, count) - mean));
+      put(g, count, sharpness_ * share(b, k, first, count, sums) * (some(g, count) - mean));
     }
   }
 
@@ -100,11 +99,17 @@ class Peaks {
   }
   static void put(A* to, int64_t count, Vec<A> x) { std::memcpy(to, &x, count * sizeof(A)); }
 
-  const A* smoothed_share(int64_t b, int64_t k, const A* lse) {
+  // softmax_K(sharpness · flow) of token k at a vector of voxels.
+  Vec<A> share(int64_t b, int64_t k, int64_t first, int64_t count, const A* sums) const {
+    const Vec<A> most = some(sums + 2 * b * voxels_ + first, count);
+    const Vec<A> total = some(sums + (2 * b + 1) * voxels_ + first, count);
+    return vexp(sharpness_ * some(token(b, k) + first, count) - most) / total;
+  }
+
+  const A* smoothed_share(int64_t b, int64_t k, const A* sums) {
     for (int64_t v = 0; v < voxels_; v += lanes) {
       const int64_t count = std::min(lanes, voxels_ - v);
-      put(share_ + v, count,
-          vexp(sharpness_ * some(token(b, k) + v, count) - some(lse + b * voxels_ + v, count)));
+      put(share_ + v, count, share(b, k, v, count, sums));
     }
     return along_axes<&Peaks::smooth>();
   }
@@ -169,24 +174,24 @@ class Peaks {
 };
 
 template <typename A>
-void forward(const TokenPeaksArgs& args, A* peaks, A* lse) {
+void forward(const TokenPeaksArgs& args, A* peaks, A* sums) {
   const int64_t vectors = (args.frames * args.height * args.width + kLanes<A> - 1) / kLanes<A>;
 #pragma omp parallel num_threads(args.threads)
   {
     Peaks<A> worker(args);
 #pragma omp for
     for (int64_t n = 0; n < args.batch * vectors; ++n) {
-      worker.denominator(n / vectors, n % vectors * kLanes<A>, lse);
+      worker.denominator(n / vectors, n % vectors * kLanes<A>, sums);
     }
 #pragma omp for
     for (int64_t n = 0; n < args.batch * args.tokens; ++n) {
-      peaks[n] = worker.peak(n / args.tokens, n % args.tokens, lse);
+      peaks[n] = worker.peak(n / args.tokens, n % args.tokens, sums);
     }
   }
 }
 
 template <typename A>
-void backward(const TokenPeaksArgs& args, const A* grad_peaks, const A* lse, A* grad_flow) {
+void backward(const TokenPeaksArgs& args, const A* grad_peaks, const A* sums, A* grad_flow) {
   const int64_t voxels = args.frames * args.height * args.width;
   const int64_t vectors = (voxels + kLanes<A> - 1) / kLanes<A>;
 #pragma omp parallel num_threads(args.threads)
@@ -198,33 +203,33 @@ void backward(const TokenPeaksArgs& args, const A* grad_peaks, const A* lse, A* 
       if (grad_peaks[n] == 0) {
         std::fill_n(to, voxels, A{0});
       } else {
-        worker.pull_share(n / args.tokens, n % args.tokens, grad_peaks[n], lse, to);
+        worker.pull_share(n / args.tokens, n % args.tokens, grad_peaks[n], sums, to);
       }
     }
 #pragma omp for
     for (int64_t n = 0; n < args.batch * vectors; ++n) {
-      worker.pull_softmax(n / vectors, n % vectors * kLanes<A>, lse, grad_flow);
+      worker.pull_softmax(n / vectors, n % vectors * kLanes<A>, sums, grad_flow);
     }
   }
 }
 
 }  // namespace
 
-void token_peaks_forward(const TokenPeaksArgs& args, void* peaks, void* lse) {
+void token_peaks_forward(const TokenPeaksArgs& args, void* peaks, void* sums) {
   if (args.dtype == DType::f32) {
-    forward(args, static_cast<float*>(peaks), static_cast<float*>(lse));
+    forward(args, static_cast<float*>(peaks), static_cast<float*>(sums));
   } else {
-    forward(args, static_cast<double*>(peaks), static_cast<double*>(lse));
+    forward(args, static_cast<double*>(peaks), static_cast<double*>(sums));
   }
 }
 
-void token_peaks_backward(const TokenPeaksArgs& args, const void* grad_peaks, const void* lse,
+void token_peaks_backward(const TokenPeaksArgs& args, const void* grad_peaks, const void* sums,
                           void* grad_flow) {
   if (args.dtype == DType::f32) {
-    backward(args, static_cast<const float*>(grad_peaks), static_cast<const float*>(lse),
+    backward(args, static_cast<const float*>(grad_peaks), static_cast<const float*>(sums),
              static_cast<float*>(grad_flow));
   } else {
-    backward(args, static_cast<const double*>(grad_peaks), static_cast<const double*>(lse),
+    backward(args, static_cast<const double*>(grad_peaks), static_cast<const double*>(sums),
              static_cast<double*>(grad_flow));
   }
 }

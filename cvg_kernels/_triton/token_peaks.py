@@ -1,8 +1,9 @@
 """Vico's score of tokens in Triton: A_k = max (G ∗ softmax_K(sharpness · flow))_k.
 
-The softmax is never held: its logarithmic denominator is, one number a voxel, and a token's shares are made anew where
-its smoothing reads them. G is the product of three-tap filters (side, 1, side) / (1 + 2 side) along frames, rows and
-columns, reflected at the ends, so that a voxel reads 27 neighbours.
+The softmax is never held: the largest logit and the sum of exponentials below it are, two numbers a voxel (their one
+logarithm would cost digits), and a token's shares are made anew where its smoothing reads them. G is the product of
+three-tap filters (side, 1, side) / (1 + 2 side) along frames, rows and columns, reflected at the ends, so that a voxel
+reads 27 neighbours.
 """
 
 from __future__ import annotations
@@ -36,7 +37,15 @@ def pulled_tap(at, step, size, side):
 
 
 @triton.jit
-def denominator_kernel(flow, lse, tokens, voxels, sharpness, BLOCK: tl.constexpr):
+def load_share(flow, most, voxels, sharpness, inside):
+    """softmax_K(sharpness · flow) of one token; `most` points at the largest logit, the sum stands `voxels` behind."""
+    logit = sharpness * tl.load(flow, mask=inside, other=0.0)
+    below = tl.exp(logit - tl.load(most, mask=inside, other=0.0))
+    return below / tl.load(most + voxels, mask=inside, other=1.0)
+
+
+@triton.jit
+def denominator_kernel(flow, sums, tokens, voxels, sharpness, BLOCK: tl.constexpr):
     """Lse = log Σ_k e^(sharpness · flow_k) of a block of voxels."""
     b = tl.program_id(0).to(tl.int64)
     v = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
@@ -48,12 +57,13 @@ def denominator_kernel(flow, lse, tokens, voxels, sharpness, BLOCK: tl.constexpr
         base = tl.where(above == float("-inf"), 0.0, above)
         total = total * tl.exp(most - base) + tl.exp(x - base)
         most = above
-    tl.store(lse + b * voxels + v, most + tl.log(total), mask=v < voxels)
+    tl.store(sums + 2 * b * voxels + v, most, mask=v < voxels)
+    tl.store(sums + (2 * b + 1) * voxels + v, total, mask=v < voxels)
 
 
 @triton.jit
 def smooth_kernel(
-    flow, lse, smooth, peaks, tokens, frames, height, width, sharpness, side,
+    flow, sums, smooth, peaks, tokens, frames, height, width, sharpness, side,
     PEAKS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Smoothed shares of a token on a block of voxels: their maximum if PEAKS, else all of them."""
@@ -63,14 +73,13 @@ def smooth_kernel(
     inside = v < voxels
     f, y, x = v // (height * width), v // width % height, v % width
     flow += token * voxels
-    lse += token // tokens * voxels
+    most = sums + 2 * (token // tokens) * voxels
     total = tl.zeros([BLOCK], tl.float32)
     for neighbour in range(27):
         df, dy, dx = neighbour // 9 - 1, neighbour // 3 % 3 - 1, neighbour % 3 - 1
         at = reflected(f + df, frames) * height + reflected(y + dy, height)
         at = at * width + reflected(x + dx, width)
-        logit = sharpness * tl.load(flow + at, mask=inside, other=0.0)
-        share = tl.exp(logit - tl.load(lse + at, mask=inside, other=0.0))
+        share = load_share(flow + at, most + at, voxels, sharpness, inside)
         total += (
             share
             * tl.where(df == 0, 1.0, side)
@@ -90,7 +99,7 @@ def smooth_kernel(
 @triton.jit
 def pull_kernel(
     flow,
-    lse,
+    sums,
     weight,
     grad_flow,
     tokens,
@@ -111,7 +120,7 @@ def pull_kernel(
     inside = v < voxels
     f, y, x = v // (height * width), v // width % height, v % width
     norm = 1 + 2 * side
-    denominator = tl.load(lse + b * voxels + v, mask=inside, other=0.0)
+    most = sums + 2 * b * voxels + v
     mean = tl.zeros([BLOCK], tl.float32)
     for k in range(tokens):
         row = (b * tokens + k) * voxels
@@ -123,14 +132,12 @@ def pull_kernel(
             at = ((f + df) * height + y + dy) * width + x + dx
             grad_share += tap * tl.load(weight + row + at, mask=inside & (tap != 0), other=0.0)
         grad_share /= norm * norm * norm
-        logit = sharpness * tl.load(flow + row + v, mask=inside, other=0.0)
-        mean += grad_share * tl.exp(logit - denominator)
+        mean += grad_share * load_share(flow + row + v, most, voxels, sharpness, inside)
         tl.store(grad_flow + row + v, grad_share, mask=inside)
     for k in range(tokens):
         row = (b * tokens + k) * voxels
-        logit = sharpness * tl.load(flow + row + v, mask=inside, other=0.0)
         grad_share = tl.load(grad_flow + row + v, mask=inside, other=0.0)
-        share = tl.exp(logit - denominator)
+        share = load_share(flow + row + v, most, voxels, sharpness, inside)
         tl.store(grad_flow + row + v, sharpness * share * (grad_share - mean), mask=inside)
 
 
@@ -146,51 +153,51 @@ def _launch(kernel, programs: int, flow: torch.Tensor, arguments: dict, **consta
     )
 
 
-def _common(flow, lse, sharpness, sigma) -> dict:
+def _common(flow, sums, sharpness, sigma) -> dict:
     side = math.exp(-1 / (2 * sigma) ** 2)
-    return {"flow": flow, "lse": lse, "sharpness": sharpness, "side": side, "smooth": None, "peaks": None}  # fmt: skip
+    return {"flow": flow, "sums": sums, "sharpness": sharpness, "side": side, "smooth": None, "peaks": None}  # fmt: skip
 
 
 def forward_launches(flow, sharpness, sigma):
-    """The launches of the forward pass; what they fill: peaks of blocks `[B, K, blocks]`, and lse."""
+    """The launches of the forward pass; what they fill: peaks of blocks `[B, K, blocks]`, and sums."""
     batch, tokens = flow.shape[:2]
-    lse = flow.new_empty(batch, *flow.shape[2:])
-    blocks = flow.new_empty(batch, tokens, triton.cdiv(lse[0].numel(), _BLOCK))
-    arguments = _common(flow, lse, sharpness, sigma)
+    sums = flow.new_empty(batch, 2, *flow.shape[2:])
+    blocks = flow.new_empty(batch, tokens, triton.cdiv(sums[0, 0].numel(), _BLOCK))
+    arguments = _common(flow, sums, sharpness, sigma)
     return [
-        _launch(denominator_kernel, batch, flow, {k: arguments[k] for k in ("flow", "lse", "sharpness")}),
+        _launch(denominator_kernel, batch, flow, {k: arguments[k] for k in ("flow", "sums", "sharpness")}),
         _launch(smooth_kernel, batch * tokens, flow, arguments | {"peaks": blocks}, PEAKS=True),
-    ], (blocks, lse)  # fmt: skip
+    ], (blocks, sums)  # fmt: skip
 
 
-def smooth_launch(flow, lse, sharpness, sigma, smooth):
+def smooth_launch(flow, sums, sharpness, sigma, smooth):
     """The launch that fills `smooth` with the smoothed shares."""
-    arguments = _common(flow, lse, sharpness, sigma) | {"smooth": smooth}
+    arguments = _common(flow, sums, sharpness, sigma) | {"smooth": smooth}
     programs = flow.shape[0] * flow.shape[1]
     return _launch(smooth_kernel, programs, flow, arguments, PEAKS=False)
 
 
-def pull_launch(flow, lse, weight, sharpness, sigma, grad_flow):
+def pull_launch(flow, sums, weight, sharpness, sigma, grad_flow):
     """The launch that fills `grad_flow` from the gradient of the smoothed shares."""
-    arguments = _common(flow, lse, sharpness, sigma) | {"weight": weight, "grad_flow": grad_flow}
+    arguments = _common(flow, sums, sharpness, sigma) | {"weight": weight, "grad_flow": grad_flow}
     return _launch(pull_kernel, flow.shape[0], flow, arguments)
 
 
 def forward(flow, sharpness, sigma):
-    """Returns the peaks `[B, K]` and the logarithm of the softmax's denominator `[B, F, h, w]`."""
-    launches, (blocks, lse) = forward_launches(flow.contiguous(), sharpness, sigma)
+    """Returns the peaks `[B, K]` and the largest logit and the softmax's denominator below it `[B, 2, F, h, w]`."""
+    launches, (blocks, sums) = forward_launches(flow.contiguous(), sharpness, sigma)
     for launch in launches:
         launch.run()
-    return blocks.amax(-1), lse
+    return blocks.amax(-1), sums
 
 
-def backward(grad, flow, lse, sharpness, sigma):
+def backward(grad, flow, sums, sharpness, sigma):
     """The gradient of flow. The smoothed shares are made once more, and compared among themselves to find the peaks."""
     flow = flow.contiguous()
     smooth = torch.empty_like(flow)
-    smooth_launch(flow, lse, sharpness, sigma, smooth).run()
+    smooth_launch(flow, sums, sharpness, sigma, smooth).run()
     hit = smooth == smooth.amax((2, 3, 4), keepdim=True)
     weight = hit * (grad[:, :, None, None, None] / hit.sum((2, 3, 4), keepdim=True))
     grad_flow = smooth  # its numbers are no longer needed
-    pull_launch(flow, lse, weight, sharpness, sigma, grad_flow).run()
+    pull_launch(flow, sums, weight, sharpness, sigma, grad_flow).run()
     return grad_flow

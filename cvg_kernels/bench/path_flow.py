@@ -174,7 +174,8 @@ def run(
 
 def print_layer(layer: dict[str, Any], shape: Shape) -> None:
     """Prints one layer's arms."""
-    print(f"{shape.name}  [{shape.positions}, {shape.frames}, {shape.frames}]·{shape.tokens} tokens, {layer['form']}")  # fmt: skip
+    size = f"[{shape.positions}, {shape.frames}, {shape.frames}]·{shape.tokens}"
+    print(f"{shape.name}  {size} tokens, {layer['form']}")
     print(f"  {'':12}  {'forward':>10}  {'+ backward':>10}  {'scores and gradient':>19}")
     for name in layer["forward"]:
         cells = [

@@ -18,19 +18,21 @@ def _call(flow, sharpness, sigma) -> tuple:
 
 
 def forward(flow, sharpness, sigma):
-    """Returns the peaks `[B, K]` and the logarithm of the softmax's denominator `[B, F, h, w]`."""
+    """Returns the peaks `[B, K]` and the largest logit and the softmax's denominator below it `[B, 2, F, h, w]`."""
     flow = flow.contiguous()
     peaks = flow.new_empty(flow.shape[:2])
-    lse = flow.new_empty(flow.shape[0], *flow.shape[2:])
-    native.load("cpu").token_peaks(*_call(flow, sharpness, sigma), peaks.data_ptr(), lse.data_ptr())
-    return peaks, lse
+    sums = flow.new_empty(flow.shape[0], 2, *flow.shape[2:])
+    native.load("cpu").token_peaks(
+        *_call(flow, sharpness, sigma), peaks.data_ptr(), sums.data_ptr()
+    )
+    return peaks, sums
 
 
-def backward(grad, flow, lse, sharpness, sigma):
+def backward(grad, flow, sums, sharpness, sigma):
     """The gradient of flow."""
     flow, grad = flow.contiguous(), grad.contiguous()
     grad_flow = torch.empty_like(flow)
     native.load("cpu").token_peaks_backward(
-        *_call(flow, sharpness, sigma), grad.data_ptr(), lse.data_ptr(), grad_flow.data_ptr()
+        *_call(flow, sharpness, sigma), grad.data_ptr(), sums.data_ptr(), grad_flow.data_ptr()
     )
     return grad_flow

@@ -68,11 +68,11 @@ def _module(backend: str) -> ModuleType:
 
 torch.library.define(
     "cvg_kernels::token_peaks",
-    "(Tensor flow, float sharpness, float sigma, str backend) -> (Tensor peaks, Tensor lse)",
+    "(Tensor flow, float sharpness, float sigma, str backend) -> (Tensor peaks, Tensor sums)",
 )
 torch.library.define(
     "cvg_kernels::token_peaks_backward",
-    "(Tensor grad, Tensor flow, Tensor lse, float sharpness, float sigma, str backend) -> Tensor",
+    "(Tensor grad, Tensor flow, Tensor sums, float sharpness, float sigma, str backend) -> Tensor",
 )
 
 _forward_op = torch.ops.cvg_kernels.token_peaks.default
@@ -87,25 +87,25 @@ def _forward(flow, sharpness, sigma, backend):
 
 @torch.library.register_fake("cvg_kernels::token_peaks")
 def _forward_fake(flow, sharpness, sigma, backend):
-    return flow.new_empty(flow.shape[:2]), flow.new_empty(flow.shape[:1] + flow.shape[2:])
+    return flow.new_empty(flow.shape[:2]), flow.new_empty((flow.shape[0], 2, *flow.shape[2:]))
 
 
 @torch.library.impl("cvg_kernels::token_peaks_backward", ("cpu", "cuda"))
-def _backward(grad, flow, lse, sharpness, sigma, backend):
+def _backward(grad, flow, sums, sharpness, sigma, backend):
     note_backend("token_peaks_backward", backend)
-    return _module(backend).backward(grad, flow, lse, sharpness, sigma)
+    return _module(backend).backward(grad, flow, sums, sharpness, sigma)
 
 
 @torch.library.register_fake("cvg_kernels::token_peaks_backward")
-def _backward_fake(grad, flow, lse, sharpness, sigma, backend):
+def _backward_fake(grad, flow, sums, sharpness, sigma, backend):
     return flow.new_empty(flow.shape)
 
 
 def _remember(ctx, inputs, output) -> None:
     flow, *ctx.options = inputs
-    _, lse = output
-    ctx.mark_non_differentiable(lse)
-    ctx.save_for_backward(flow, lse)
+    _, sums = output
+    ctx.mark_non_differentiable(sums)
+    ctx.save_for_backward(flow, sums)
 
 
 def _differentiate(ctx, grad, _):

@@ -19,10 +19,11 @@ struct TokenPeaksArgs {
 };
 
 struct TokenPeaksKernels {
-  // peaks [B, K]; lse [B, F, h, w], the logarithm of the softmax's denominator.
-  void (*forward)(const TokenPeaksArgs&, void* peaks, void* lse);
+  // peaks [B, K]; sums [B, 2, F, h, w], the largest logit and the softmax's denominator below it.
+  void (*forward)(const TokenPeaksArgs&, void* peaks, void* sums);
   // grad_flow [B, K, F, h, w] from grad_peaks [B, K].
-  void (*backward)(const TokenPeaksArgs&, const void* grad_peaks, const void* lse, void* grad_flow);
+  void (*backward)(const TokenPeaksArgs&, const void* grad_peaks, const void* sums,
+                   void* grad_flow);
 };
 
 CVG_DECLARE_LEVELS(TokenPeaksKernels, token_peaks_kernels);
