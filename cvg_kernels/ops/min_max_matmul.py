@@ -7,8 +7,8 @@ import torch
 from cvg_kernels.backends import Backend
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.ops._dispatch import backend_for, refuse_second_derivative
+from cvg_kernels.ops._flow import check_temperature, flow_module
 from cvg_kernels.ops._trace import note_backend
-from cvg_kernels.ops.path_flow import check_temperature, flow_module
 from python_ref import path_flow as reference
 
 

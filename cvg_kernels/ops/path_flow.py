@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import ModuleType
 from typing import Literal
 
 import torch
@@ -11,7 +10,9 @@ import torch
 from cvg_kernels.backends import Backend
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.ops._dispatch import backend_for, refuse_second_derivative
+from cvg_kernels.ops._flow import check_temperature, flow_module
 from cvg_kernels.ops._trace import note_backend
+from cvg_kernels.ops.min_max_matmul import min_max_matmul
 from python_ref import path_flow as reference
 
 Residual = Literal["average", "add"]
@@ -23,21 +24,24 @@ def path_flow(
     *,
     temperature: float | None = None,
     residual: Residual | None = "average",
+    spatial: torch.Tensor | None = None,
     backend: str | Backend = "auto",
 ) -> torch.Tensor:
     """Flow of each token to each output frame along its widest path, at every position.
 
-        flow = T_n ⊙ … ⊙ T_1 ⊙ X,   (A ⊙ B)_ij = max_r min(A_ir, B_rj)
+        flow = T_n ⊙ … ⊙ T_1 ⊙ (S ⊙) X,   (A ⊙ B)_ij = max_r min(A_ir, B_rj)
 
-    with X the cross-attention maps and T_i the temporal attention that follows, skip connections mixed in. It is a lower
-    bound of the maximum flow through the same graph.
+    with X the cross-attention maps, T_i the temporal attention that follows and, if given, S the attention within each
+    frame between the two; skip connections mixed in. It is a lower bound of the maximum flow through the same graph.
 
     Args:
         cross: `[B, K, F, L]`: attention of position L of frame F to token K.
         temporal: hops `[B, L, F, F]` (row = attending frame), first hop first; may be empty.
         temperature: `None` for the hard form; T > 0 for the soft form, which differs by at most
-            T · len(temporal) · (ln F + ln 2).
+            T · len(temporal) · (ln F + ln 2), and T · (ln L + ln 2) more with `spatial`.
         residual: `"average"` is (A+I)/2, `"add"` is A+I, `None` is A.
+        spatial: hop `[B, F, L, L]` (row = attending position) before the temporal ones, by `min_max_matmul`: F · L² · K
+            comparisons, so for the coarse levels of a network.
         backend: `"auto"`; `"reference"`, `"native"` (C++, float32 and float64 CPU tensors) or `"triton"` (float32 GPU
             tensors), which then never falls back.
 
@@ -72,6 +76,8 @@ def path_flow(
     if residual not in ("average", "add", None):
         raise ArgumentError(f"residual must be 'average', 'add' or None, got {residual!r}")
     check_temperature(temperature)
+    if spatial is not None:
+        cross = _spatial_hop(cross, spatial, temperature, residual, backend)
     chosen = backend_for("path_flow", backend, cross)
     if chosen is Backend.REFERENCE:
         note_backend("path_flow", "reference")
@@ -79,23 +85,21 @@ def path_flow(
     return _forward_op(cross, list(temporal), temperature, residual, chosen.value)
 
 
-def check_temperature(temperature: float | None) -> None:
-    """Checks the temperature of a soft form.
-
-    Raises:
-        ArgumentError: unless it is `None` or positive.
-    """
-    if temperature is not None and not temperature > 0:
-        raise ArgumentError(f"temperature must be None or positive, got {temperature!r}")
-
-
-def flow_module(backend: str) -> ModuleType:
-    """The module with the kernels of a backend: those of `path_flow` and of `min_max_matmul`."""
-    if backend == Backend.NATIVE.value:
-        from cvg_kernels.ops import _path_flow_native as module
-    else:
-        from cvg_kernels._triton import path_flow as module
-    return module
+def _spatial_hop(cross, spatial, temperature, residual, backend) -> torch.Tensor:
+    """S ⊙ X in every frame."""
+    batch, _, frames, positions = cross.shape
+    wanted = (batch, frames, positions, positions)
+    if tuple(spatial.shape) != wanted or spatial.dtype != cross.dtype:
+        raise ArgumentError(
+            f"spatial must be {cross.dtype} with shape [B, F, L, L] = {wanted}, got {spatial.dtype} "
+            f"{tuple(spatial.shape)}"
+        )
+    if positions == 0:
+        return cross
+    hop = reference.residual_hop(spatial, residual).flatten(0, 1)  # [B·F, L, L]
+    tokens = cross.permute(0, 2, 3, 1).flatten(0, 1)  # [B·F, L, K]
+    flow = min_max_matmul(hop, tokens, temperature, backend=backend)
+    return flow.unflatten(0, (batch, frames)).permute(0, 3, 1, 2)
 
 
 # --- registration ----------------------------------------------------------------------------------------------------

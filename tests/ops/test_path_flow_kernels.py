@@ -106,6 +106,36 @@ def test_min_max_matmul(backend, temperature, shape):
         assert torch.equal(kernel(*tensors), definition(*tensors))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("temperature", [None, 0.05])
+def test_spatial_hop(backend, temperature):
+    """From position to position inside a frame, before the temporal hops."""
+    cross, hop = graph((2, 3, 4, 6, 1), device=device_of(backend))
+    spatial = torch.randn(2, 4, 6, 6, device=cross.device).softmax(-1)
+
+    def kernel(cross, hop, spatial):
+        return cvg.path_flow(
+            cross, [hop], spatial=spatial, temperature=temperature, backend=backend
+        )
+
+    def by_frames(cross, hop, spatial):
+        inside = torch.stack(
+            [
+                reference.min_max_matmul(
+                    (spatial[:, f] + torch.eye(6).to(spatial)) / 2, cross[:, :, f].mT, temperature
+                )
+                for f in range(4)
+            ],
+            1,
+        )  # fmt: skip  [B, F, L, K]
+        return reference.path_flow(inside.permute(0, 3, 1, 2), [hop], temperature=temperature)
+
+    grad = torch.randn_like(cross)
+    assert_like_the_reference(kernel, by_frames, [cross, hop, spatial], grad, temperature)
+    with pytest.raises(cvg.ArgumentError, match=r"spatial must be torch.float32 with shape"):
+        kernel(cross, hop, spatial[:, :1])
+
+
 @pytest.mark.parametrize("backend", KERNELS)
 @pytest.mark.parametrize("temperature", [1e-4, 3e-5])
 def test_cold_soft_flow_is_the_hard_one(backend, temperature):
