@@ -27,6 +27,7 @@ class Backend(str, Enum):
 #: Every operation and the backends it has.
 OPERATIONS: dict[str, tuple[Backend, ...]] = {
     "attention": (Backend.REFERENCE, Backend.NATIVE, Backend.TRITON),
+    "max_flow": (Backend.REFERENCE, Backend.NATIVE, Backend.CUDA),
     "path_flow": (Backend.REFERENCE,),
     "token_peaks": (Backend.REFERENCE,),
 }
