@@ -1,4 +1,4 @@
-"""Exact maximum flow by the C++ kernels, on the CPU or a GPU: allocates the results and passes addresses."""
+"""Exact maximum flow by the C++ kernels, on the CPU or an NVIDIA GPU: allocates the results and passes addresses."""
 
 from __future__ import annotations
 
@@ -8,25 +8,6 @@ from cvg_kernels import native
 
 #: residual → (scale, skip): the capacity of a hop is scale · (T + skip · I).
 _MIXING = {"average": (0.5, 1.0), "add": (1.0, 1.0), None: (1.0, 0.0)}
-
-
-def _strided(tensor: torch.Tensor):
-    return tensor.data_ptr(), tensor.stride()
-
-
-def _address(tensor: torch.Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
-
-
-def _target(tensor: torch.Tensor) -> str:
-    return "cuda" if tensor.is_cuda else "cpu"
-
-
-def _how(tensor: torch.Tensor) -> int:
-    """What a kernel runs on: a stream on a GPU, a number of threads on a CPU."""
-    if tensor.is_cuda:
-        return torch.cuda.current_stream(tensor.device).cuda_stream
-    return torch.get_num_threads()
 
 
 def subgraph_forward(cross, temporal, residual, sink):
@@ -39,10 +20,11 @@ def subgraph_forward(cross, temporal, residual, sink):
     cut_shape = (batch, tokens, positions, *sinks, len(temporal) + 1, frames)
     cut = cross.new_empty(cut_shape, dtype=torch.bool)
     bad = torch.zeros((), dtype=torch.int32, device=cross.device)
-    native.load(_target(cross)).subgraph_max_flow(
+    _solve(
+        "subgraph_max_flow", cross,
         cross.shape, cross.dtype == torch.float64, every_frame, *_MIXING[residual],
         _strided(cross), [_strided(hop) for hop in temporal],
-        flow.data_ptr(), cut.data_ptr(), bad.data_ptr(), _how(cross),
+        flow.data_ptr(), cut.data_ptr(), bad.data_ptr(),
     )  # fmt: skip
     return flow, cut, not bad
 
@@ -54,11 +36,16 @@ def subgraph_backward(grad_flow, cut, residual, sink, need_cross, need_temporal)
     cross = grad_flow.new_empty(batch, tokens, frames, positions) if need_cross else None
     shape = (batch, positions, frames, frames)
     temporal = [grad_flow.new_empty(shape) if need else None for need in need_temporal]
-    native.load(_target(cut)).subgraph_max_flow_backward(
+    given = (
         (batch, tokens, frames, positions), grad_flow.dtype == torch.float64, sink == "frame",
         _MIXING[residual][0], grad_flow.data_ptr(), cut.data_ptr(),
-        _address(cross), [_address(hop) for hop in temporal], _how(cut),
+        _address(cross), [_address(hop) for hop in temporal],
     )  # fmt: skip
+    if cut.is_cuda:
+        with torch.cuda.device(cut.device):
+            native.load("cuda").subgraph_max_flow_backward(*given, _stream())
+    else:
+        native.load("cpu").subgraph_max_flow_backward(*given, torch.get_num_threads())
     return cross, temporal
 
 
@@ -68,8 +55,36 @@ def forward(capacity, source, sink):
     flow = capacity.new_empty(graphs)
     side = capacity.new_empty(graphs, nodes, dtype=torch.bool)
     bad = torch.zeros((), dtype=torch.int32, device=capacity.device)
-    native.load(_target(capacity)).max_flow(
+    _solve(
+        "max_flow", capacity,
         graphs, nodes, source, sink, capacity.dtype == torch.float64, *_strided(capacity),
-        flow.data_ptr(), side.data_ptr(), bad.data_ptr(), _how(capacity),
+        flow.data_ptr(), side.data_ptr(), bad.data_ptr(),
     )  # fmt: skip
     return flow, side, not bad
+
+
+def _solve(name: str, tensor: torch.Tensor, *given) -> None:
+    """Calls a solver where the tensor is. On a GPU it asks for the device memory that it needs."""
+    if not tensor.is_cuda:
+        getattr(native.load("cpu"), name)(*given, torch.get_num_threads())
+        return
+    scratch = []  # held until the kernel is in the stream, which orders what is allocated after it
+
+    def allocate(size: int) -> int:
+        scratch.append(tensor.new_empty(size, dtype=torch.uint8))
+        return scratch[0].data_ptr()
+
+    with torch.cuda.device(tensor.device):
+        getattr(native.load("cuda"), name)(*given, allocate, _stream())
+
+
+def _strided(tensor: torch.Tensor):
+    return tensor.data_ptr(), tensor.stride()
+
+
+def _address(tensor: torch.Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr()
+
+
+def _stream() -> int:
+    return torch.cuda.current_stream().cuda_stream

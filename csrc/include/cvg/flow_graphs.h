@@ -27,7 +27,7 @@ template <class Team, class Capacity>
 CVG_HD bool read_hop(int width, uint64_t heads, Team team, Capacity capacity_of, double* capacity,
                      uint64_t* open) {
   uint64_t bad = 0;
-  for (int tail = team.lane(); tail < width; tail += Team::size) {
+  for (int tail = team.lane(); tail < width; tail += team.size()) {
     uint64_t positive = 0;
     for (int head = 0; head < width; ++head) {
       const double value = capacity_of(tail, head);
@@ -48,7 +48,7 @@ struct Position {
   double* capacity;  // [hops, tail, head]
   uint64_t* open;    // [hops, tail]
 
-  static constexpr size_t bytes(size_t width, size_t hops) {
+  CVG_HD static size_t bytes(size_t width, size_t hops) {
     return 8 * hops * width * (width + 1);
   }
 
@@ -93,7 +93,7 @@ CVG_HD bool solve_subgraph(const SubgraphArgs& args, int64_t b, int64_t k, int64
   const T* supply = cross.at(b, k) + l * cross.stride[3];
   const double* last = position.capacity + size_t(hops) * width * width;
   uint64_t bad = 0;
-  for (int node = team.lane(); node < width; node += Team::size) {
+  for (int node = team.lane(); node < width; node += team.size()) {
     const double given = supply[node * cross.stride[2]];
     bad |= !is_capacity(given);
     work.supply[node] = given;
@@ -118,7 +118,7 @@ CVG_HD bool solve_subgraph(const SubgraphArgs& args, int64_t b, int64_t k, int64
   const int64_t place =
       frame < 0 ? graph : ((b * args.tokens + k) * args.positions + l) * width + frame;
   uint8_t* cut = args.cut + place * (args.hops + 1) * width;
-  for (int at = team.lane(); at < (args.hops + 1) * width; at += Team::size) {
+  for (int at = team.lane(); at < (args.hops + 1) * width; at += team.size()) {
     const int layer = at / width, node = at % width;
     const bool is_output = frame >= 0 && layer == args.hops;
     cut[at] = is_output ? node != frame : work.reached[layer] >> node & 1;
@@ -148,7 +148,7 @@ CVG_HD bool solve_graph(const GraphArgs& args, int64_t graph, void* memory, Team
   if (!read_hop(width, inner, team, capacity_of, arcs.capacity, arcs.open)) {
     return false;
   }
-  for (int node = team.lane(); node < width; node += Team::size) {
+  for (int node = team.lane(); node < width; node += team.size()) {
     const bool is_end = node == source || node == sink;
     work.supply[node] = is_end ? 0 : capacity_of(source, node);
     work.demand[node] = is_end ? 0 : capacity_of(node, sink);
@@ -158,7 +158,7 @@ CVG_HD bool solve_graph(const GraphArgs& args, int64_t graph, void* memory, Team
   if (team.lane() == 0) {
     static_cast<T*>(args.flow)[graph] = static_cast<T>(flow);
   }
-  for (int node = team.lane(); node < width; node += Team::size) {
+  for (int node = team.lane(); node < width; node += team.size()) {
     args.source_side[graph * width + node] = node == source || (work.reached[0] >> node & 1);
   }
   team.sync();

@@ -69,7 +69,7 @@ struct Workspace {
   uint64_t* reached;  // [layer]: nodes that the last search came to
   uint64_t* ends;     // nodes of the first layer with supply, nodes of the last with demand
 
-  static constexpr size_t bytes(size_t width, size_t layers, size_t hops) {
+  CVG_HD static size_t bytes(size_t width, size_t layers, size_t hops) {
     return 8 * (2 * width + hops * width * (width + 2) + (width * layers + 2) * layers + 2) +
            sizeof(Stop) * width * layers;
   }
@@ -90,8 +90,8 @@ struct Workspace {
 
 // One thread on its own; a warp offers the same functions for its lanes (csrc/cuda/max_flow.cu).
 struct Alone {
-  static constexpr int size = 1;
   CVG_HD int lane() const { return 0; }
+  CVG_HD int size() const { return 1; }
   CVG_HD void sync() const {}
   CVG_HD uint64_t any(uint64_t word) const { return word; }  // OR over the lanes
   // OR of the words of `nodes`; may stop when it holds all that is `wanted`.
@@ -126,17 +126,21 @@ class MaxFlow {
 
  private:
   CVG_HD void begin() {
-    for (int at = team_.lane(); at < net_.hops * net_.width; at += Team::size) {
+    for (int at = team_.lane(); at < net_.hops * net_.width; at += team_.size()) {
       work_.open[at] = net_.open[at];
       work_.carries[at] = 0;
     }
     uint64_t sources = 0, sinks = 0;
-    for (int node = team_.lane(); node < net_.width; node += Team::size) {
+    for (int node = team_.lane(); node < net_.width; node += team_.size()) {
       sources |= static_cast<uint64_t>(work_.supply[node] > 0) << node;
       sinks |= static_cast<uint64_t>(work_.demand[node] > 0) << node;
     }
-    work_.ends[0] = team_.any(sources);
-    work_.ends[1] = team_.any(sinks);
+    sources = team_.any(sources);
+    sinks = team_.any(sinks);
+    if (team_.lane() == 0) {
+      work_.ends[0] = sources;
+      work_.ends[1] = sinks;
+    }
     team_.sync();
   }
 
@@ -159,7 +163,7 @@ class MaxFlow {
         if (lead) {
           level[last] = arrived;
         }
-        for (int b = team_.lane(); b < last; b += Team::size) {
+        for (int b = team_.lane(); b < last; b += team_.size()) {
           level[b] = 0;
         }
         team_.sync();
@@ -168,6 +172,7 @@ class MaxFlow {
       uint64_t news = 0;
       for (int b = 0; b < layers; ++b) {
         const uint64_t found = neighbours(level, b);
+        team_.sync();
         if (lead) {
           level[layers + b] = found;
           work_.reached[b] |= found;
