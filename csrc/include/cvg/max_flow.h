@@ -52,9 +52,14 @@ struct Network {
 
 // A node on the path of the depth-first search, and the arc that leads to it.
 struct Stop {
-  double room;  // the smallest from the source to here
+  double received;  // the smallest room on the way to here
+  double room;      // what of it is left
+  double given;     // what went on
   int16_t layer, node;
   bool forward;  // else the arc is walked backwards: flow on it is taken back
+
+  // Exactly what was received where nothing is left, else what went on, within rounding no more.
+  CVG_HD double sent() const { return room > 0 && given < received ? given : received; }
 };
 
 // Working memory of one graph. supply and demand come filled; the rest as it may be.
@@ -201,29 +206,94 @@ class MaxFlow {
     return found & wanted;
   }
 
-  // Blocks every shortest path: depth-first along the levels, where a node without a way on is
-  // struck off its level. Returns what was pushed. One thread does it.
+  // Blocks every shortest path: depth-first along the levels. A stop hands on what it received, to
+  // one node after the other, and the arc that led to it is charged once, when it is done: it has
+  // nothing left, or no way on, and then it is struck off its level. Returns what was pushed. One
+  // thread does it.
   CVG_HD double block(int depth) {
+    if (depth == 0) {
+      return straight_through();
+    }
     const int layers = net_.layers;
-    uint64_t* levels = work_.levels;
     double pushed = 0;
-    for (int at = -1;;) {
-      if (at < 0) {
-        if (!levels[0]) {
-          return pushed;
+    while (work_.levels[0]) {
+      const int source = lowest_bit(work_.levels[0]);
+      Stop* path = work_.path;
+      path[0] = stop_at(0, source, true, work_.supply[source]);
+      for (int at = 0; at >= 0;) {
+        Stop& stop = path[at];
+        uint64_t* level = work_.levels + at * layers;
+        if (at == depth - 1) {
+          deliver(stop, &level[2 * layers - 1]);
+        } else if (stop.room > 0 && step_on(stop, level + layers, &path[at + 1])) {
+          ++at;
+          continue;
         }
-        const int node = lowest_bit(levels[0]);
-        work_.path[at = 0] = {work_.supply[node], 0, static_cast<int16_t>(node), true};
+        if (stop.room > 0) {
+          level[stop.layer] &= ~bit(stop.node);
+        }
+        if (at > 0) {
+          charge(path[at - 1], stop);
+        }
+        --at;
       }
-      if (at == depth) {
-        at = augment(depth, &pushed);
-      } else if (step_on(work_.path[at], levels + (at + 1) * layers, &work_.path[at + 1])) {
-        ++at;
-      } else {
-        const Stop& dead = work_.path[at--];
-        levels[(at + 1) * layers + dead.layer] &= ~bit(dead.node);
+      pushed += path[0].sent();
+      work_.supply[source] = path[0].room;
+      work_.levels[0] &= ~bit(source);
+      work_.ends[0] &= ~(static_cast<uint64_t>(!(path[0].room > 0)) << source);
+    }
+    return pushed;
+  }
+
+  // Nodes of the first layer that have demand themselves.
+  CVG_HD double straight_through() {
+    double pushed = 0;
+    for (uint64_t nodes = work_.levels[0]; nodes; nodes &= nodes - 1) {
+      const int node = lowest_bit(nodes);
+      double &supply = work_.supply[node], &demand = work_.demand[node];
+      const double amount = demand < supply ? demand : supply;
+      pushed += amount;
+      work_.ends[0] &= ~(static_cast<uint64_t>(!(supply -= amount)) << node);
+      work_.ends[1] &= ~(static_cast<uint64_t>(!(demand -= amount)) << node);
+    }
+    return pushed;
+  }
+
+  // Hands from a stop to the nodes with demand next to it.
+  CVG_HD void deliver(Stop& stop, uint64_t* level) {
+    const int last = net_.layers - 1, before = stop.layer - net_.step;
+    if (stop.layer < net_.hops && stop.layer + net_.step == last) {
+      uint64_t ways = work_.open[stop.layer * net_.width + stop.node] & *level;
+      while (ways && stop.room > 0) {
+        const int head = first_from(stop.node, ways);
+        ways &= ~bit(head);
+        const double amount = take(stop, head, left(stop.layer, stop.node, head), level);
+        push(stop.layer, stop.node, head, amount);
       }
     }
+    if (before == last) {  // only where arcs run within the one layer
+      uint64_t ways = work_.carries[stop.node] & *level;
+      while (ways && stop.room > 0) {
+        const int tail = first_from(stop.node, ways);
+        ways &= ~bit(tail);
+        const double amount = take(stop, tail, work_.flow[arc(0, tail, stop.node)], level);
+        take_back(0, tail, stop.node, amount);
+      }
+    }
+  }
+
+  // What goes from a stop to a node with demand over an arc with some room.
+  CVG_HD double take(Stop& stop, int node, double room, uint64_t* level) {
+    double& demand = work_.demand[node];
+    double amount = demand < room ? demand : room;
+    amount = stop.room < amount ? stop.room : amount;
+    stop.room -= amount;
+    stop.given += amount;
+    if (!(demand -= amount)) {
+      work_.ends[1] &= ~bit(node);
+      *level &= ~bit(node);
+    }
+    return amount;
   }
 
   // From one stop to a node of the next level, if an arc leads there.
@@ -237,8 +307,7 @@ class MaxFlow {
     if (ways) {
       const int head = first_from(node, ways);
       const double room = left(from.layer, node, head);
-      *to = {room < from.room ? room : from.room, static_cast<int16_t>(next),
-             static_cast<int16_t>(head), true};
+      *to = stop_at(next, head, true, room < from.room ? room : from.room);
       return true;
     }
     if (before >= 0 && before < net_.hops) {
@@ -247,8 +316,7 @@ class MaxFlow {
     if (ways) {
       const int tail = first_from(node, ways);
       const double room = work_.flow[arc(before, tail, node)];
-      *to = {room < from.room ? room : from.room, static_cast<int16_t>(before),
-             static_cast<int16_t>(tail), false};
+      *to = stop_at(before, tail, false, room < from.room ? room : from.room);
       return true;
     }
     return false;
@@ -261,35 +329,22 @@ class MaxFlow {
     return lowest_bit(ahead ? ahead : ways);
   }
 
-  // Pushes what the whole path takes. Returns the last stop before the first arc that it closed.
-  CVG_HD int augment(int depth, double* pushed) {
-    uint64_t *sources = &work_.ends[0], *sinks = &work_.ends[1];
-    Stop* path = work_.path;
-    const int first = path[0].node, last = path[depth].node;
-    const double demand = work_.demand[last];
-    const double amount = demand < path[depth].room ? demand : path[depth].room;
-    *pushed += amount;
-    int keep = depth;
-    if (!(work_.demand[last] -= amount)) {
-      *sinks &= ~bit(last);
-      work_.levels[depth * net_.layers + net_.layers - 1] &= ~bit(last);
-      keep = depth - 1;
+  CVG_HD static Stop stop_at(int layer, int node, bool forward, double room) {
+    return {room, room, 0, static_cast<int16_t>(layer), static_cast<int16_t>(node), forward};
+  }
+
+  // Charges the arc between two stops with what the second sent on.
+  CVG_HD void charge(Stop& from, const Stop& to) {
+    const double amount = to.sent();
+    if (amount > 0) {
+      from.room -= amount;
+      from.given += amount;
+      if (to.forward) {
+        push(from.layer, from.node, to.node, amount);
+      } else {
+        take_back(to.layer, to.node, from.node, amount);
+      }
     }
-    for (int at = depth; at > 0; --at) {
-      const Stop &from = path[at - 1], &to = path[at];
-      const bool closed = to.forward ? push(from.layer, from.node, to.node, amount)
-                                     : take_back(to.layer, to.node, from.node, amount);
-      keep = closed ? at - 1 : keep;
-    }
-    if (!(work_.supply[first] -= amount)) {
-      *sources &= ~bit(first);
-      work_.levels[0] &= ~bit(first);
-      keep = -1;
-    }
-    for (int at = 0; at <= keep; ++at) {
-      path[at].room -= amount;
-    }
-    return keep;
   }
 
   CVG_HD int arc(int hop, int tail, int head) const {
@@ -305,22 +360,20 @@ class MaxFlow {
     return net_.capacity[arc(hop, tail, head)] - carried(hop, tail, head);
   }
 
-  // Both return whether the arc is closed afterwards.
-  CVG_HD bool push(int hop, int tail, int head, double amount) {
+  CVG_HD void push(int hop, int tail, int head, double amount) {
     const double capacity = net_.capacity[arc(hop, tail, head)], flow = carried(hop, tail, head);
     const double more = flow + amount;
     const bool full = capacity - flow <= amount || more >= capacity;
     work_.flow[arc(hop, tail, head)] = full ? capacity : more;
     work_.carries[hop * net_.width + head] |= bit(tail);
     work_.open[hop * net_.width + tail] &= ~(static_cast<uint64_t>(full) << head);
-    return full;
   }
-  CVG_HD bool take_back(int hop, int tail, int head, double amount) {
+
+  CVG_HD void take_back(int hop, int tail, int head, double amount) {
     double& flow = work_.flow[arc(hop, tail, head)];
-    const bool empty = !(flow -= amount);
-    work_.carries[hop * net_.width + head] &= ~(static_cast<uint64_t>(empty) << tail);
+    flow -= amount;
+    work_.carries[hop * net_.width + head] &= ~(static_cast<uint64_t>(!(flow > 0)) << tail);
     work_.open[hop * net_.width + tail] |= bit(head);
-    return empty;
   }
 
   const Network& net_;
