@@ -66,7 +66,7 @@ struct Stop {
 struct Workspace {
   double* supply;     // [node]: room from the source to the first layer
   double* demand;     // [node]: room from the last layer to the sink
-  double* flow;       // [hops, tail, head]: holds where `carries` says so, else it is 0
+  double* flow;       // [hops, tail, head]
   Stop* path;         // [nodes]
   uint64_t* open;     // [hops, tail]: heads of arcs with room
   uint64_t* carries;  // [hops, head]: tails of arcs with flow
@@ -134,6 +134,9 @@ class MaxFlow {
     for (int at = team_.lane(); at < net_.hops * net_.width; at += team_.size()) {
       work_.open[at] = net_.open[at];
       work_.carries[at] = 0;
+    }
+    for (int at = team_.lane(); at < net_.hops * net_.width * net_.width; at += team_.size()) {
+      work_.flow[at] = 0;
     }
     uint64_t sources = 0, sinks = 0;
     for (int node = team_.lane(); node < net_.width; node += team_.size()) {
@@ -259,41 +262,51 @@ class MaxFlow {
     return pushed;
   }
 
-  // Hands from a stop to the nodes with demand next to it.
+  // Hands from a stop to the nodes of the last level, which have demand. This is where the time
+  // goes: what the loop needs is at hand, and its only branch is its end.
   CVG_HD void deliver(Stop& stop, uint64_t* level) {
-    const int last = net_.layers - 1, before = stop.layer - net_.step;
-    if (stop.layer < net_.hops && stop.layer + net_.step == last) {
-      uint64_t ways = work_.open[stop.layer * net_.width + stop.node] & *level;
-      while (ways && stop.room > 0) {
-        const int head = first_from(stop.node, ways);
-        ways &= ~bit(head);
-        const double amount = take(stop, head, left(stop.layer, stop.node, head), level);
-        push(stop.layer, stop.node, head, amount);
+    const int width = net_.width, node = stop.node, row = stop.layer * width + node;
+    uint64_t met = 0;
+    if (stop.layer < net_.hops && stop.layer + net_.step == net_.layers - 1) {
+      const double* capacity = net_.capacity + row * width;
+      double *flow = work_.flow + row * width, *demand = work_.demand;
+      uint64_t* carries = work_.carries + stop.layer * width;
+      double room = stop.room, given = 0;
+      uint64_t full = 0, ways = turned(work_.open[row] & *level, node);
+      for (; ways && room > 0; ways &= ways - 1) {
+        const int head = (node + lowest_bit(ways)) % kMaxNodes;
+        const double has = flow[head], most = capacity[head], left = most - has;
+        const double wants = demand[head], takes = wants < left ? wants : left;
+        const double amount = takes < room ? takes : room, now = has + amount;
+        const bool fills = !(amount < left) | !(now < most);
+        room -= amount;
+        given += amount;
+        flow[head] = fills ? most : now;
+        demand[head] = wants - amount;
+        carries[head] |= bit(node);
+        full |= static_cast<uint64_t>(fills) << head;
+        met |= static_cast<uint64_t>(!(amount < wants)) << head;
+      }
+      work_.open[row] &= ~full;
+      stop.room = room;
+      stop.given = given;
+    }
+    if (net_.step == 0) {  // arcs run within the layer: flow to this node may be taken back, too
+      uint64_t ways = work_.carries[node] & *level & ~met;
+      for (; ways && stop.room > 0; ways &= ways - 1) {
+        const int tail = lowest_bit(ways);
+        double& demand = work_.demand[tail];
+        const double flow = work_.flow[arc(0, tail, node)], takes = demand < flow ? demand : flow;
+        const double amount = takes < stop.room ? takes : stop.room;
+        met |= static_cast<uint64_t>(!(amount < demand)) << tail;
+        demand -= amount;
+        stop.room -= amount;
+        stop.given += amount;
+        take_back(0, tail, node, amount);
       }
     }
-    if (before == last) {  // only where arcs run within the one layer
-      uint64_t ways = work_.carries[stop.node] & *level;
-      while (ways && stop.room > 0) {
-        const int tail = first_from(stop.node, ways);
-        ways &= ~bit(tail);
-        const double amount = take(stop, tail, work_.flow[arc(0, tail, stop.node)], level);
-        take_back(0, tail, stop.node, amount);
-      }
-    }
-  }
-
-  // What goes from a stop to a node with demand over an arc with some room.
-  CVG_HD double take(Stop& stop, int node, double room, uint64_t* level) {
-    double& demand = work_.demand[node];
-    double amount = demand < room ? demand : room;
-    amount = stop.room < amount ? stop.room : amount;
-    stop.room -= amount;
-    stop.given += amount;
-    if (!(demand -= amount)) {
-      work_.ends[1] &= ~bit(node);
-      *level &= ~bit(node);
-    }
-    return amount;
+    work_.ends[1] &= ~met;
+    *level &= ~met;
   }
 
   // From one stop to a node of the next level, if an arc leads there.
@@ -322,11 +335,14 @@ class MaxFlow {
     return false;
   }
 
-  // The first set bit at or after a node, around the end: tails spread over the heads, and begin
-  // with the node straight ahead, where attention to oneself and skip connections leave most room.
+  // Bits in the order in which a node tries them: itself first, then on and around. So nodes spread
+  // over the next layer, and begin straight ahead, where attention to oneself and skip connections
+  // leave most room.
+  CVG_HD static uint64_t turned(uint64_t ways, int node) {
+    return ways >> node | ways << (kMaxNodes - node) % kMaxNodes;
+  }
   CVG_HD static int first_from(int node, uint64_t ways) {
-    const uint64_t ahead = ways >> node << node;
-    return lowest_bit(ahead ? ahead : ways);
+    return (node + lowest_bit(turned(ways, node))) % kMaxNodes;
   }
 
   CVG_HD static Stop stop_at(int layer, int node, bool forward, double room) {
@@ -351,20 +367,16 @@ class MaxFlow {
     return (hop * net_.width + tail) * net_.width + head;
   }
 
-  CVG_HD double carried(int hop, int tail, int head) const {
-    return work_.carries[hop * net_.width + head] & bit(tail) ? work_.flow[arc(hop, tail, head)]
-                                                              : 0;
-  }
-
   CVG_HD double left(int hop, int tail, int head) const {
-    return net_.capacity[arc(hop, tail, head)] - carried(hop, tail, head);
+    return net_.capacity[arc(hop, tail, head)] - work_.flow[arc(hop, tail, head)];
   }
 
   CVG_HD void push(int hop, int tail, int head, double amount) {
-    const double capacity = net_.capacity[arc(hop, tail, head)], flow = carried(hop, tail, head);
+    const double capacity = net_.capacity[arc(hop, tail, head)];
+    double& flow = work_.flow[arc(hop, tail, head)];
     const double more = flow + amount;
-    const bool full = capacity - flow <= amount || more >= capacity;
-    work_.flow[arc(hop, tail, head)] = full ? capacity : more;
+    const bool full = (capacity - flow <= amount) | (more >= capacity);
+    flow = full ? capacity : more;
     work_.carries[hop * net_.width + head] |= bit(tail);
     work_.open[hop * net_.width + tail] &= ~(static_cast<uint64_t>(full) << head);
   }
