@@ -55,4 +55,5 @@ PYBIND11_MODULE(_native_cpu, m) {
   m.def("levels", &levels, "The levels that this machine can run.");
   bind_attention(m);
   bind_flow(m);
+  bind_max_flow(m);
 }

@@ -13,7 +13,7 @@
 #include <utility>
 #include <vector>
 
-#include "cvg/tensor.h"
+#include "cvg/tensor4.h"
 
 namespace cvg::bindings {
 
@@ -50,5 +50,6 @@ int level();
 
 void bind_attention(py::module_& m);
 void bind_flow(py::module_& m);
+void bind_max_flow(py::module_& m);
 
 }  // namespace cvg::bindings

@@ -29,6 +29,7 @@ OPERATIONS: dict[str, tuple[Backend, ...]] = {
     "attention": (Backend.REFERENCE, Backend.NATIVE, Backend.TRITON),
     "path_flow": (Backend.REFERENCE, Backend.NATIVE, Backend.TRITON),
     "token_peaks": (Backend.REFERENCE, Backend.NATIVE, Backend.TRITON),
+    "max_flow": (Backend.REFERENCE, Backend.NATIVE, Backend.CUDA),
 }
 
 

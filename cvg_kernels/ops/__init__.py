@@ -7,6 +7,7 @@ from cvg_kernels.ops.attention import (
     attention_with_capture,
     capture_maps,
 )
+from cvg_kernels.ops.max_flow import MaxFlow, SubgraphFlow, max_flow, subgraph_max_flow
 from cvg_kernels.ops.min_max_matmul import min_max_matmul
 from cvg_kernels.ops.path_flow import path_flow
 from cvg_kernels.ops.token_peaks import token_peaks
@@ -14,10 +15,14 @@ from cvg_kernels.ops.token_peaks import token_peaks
 __all__ = [
     "CapturedAttention",
     "CapturedMaps",
+    "MaxFlow",
+    "SubgraphFlow",
     "attention_with_capture",
     "capture_maps",
+    "max_flow",
     "min_max_matmul",
     "path_flow",
+    "subgraph_max_flow",
     "token_peaks",
     "trace_backends",
 ]

@@ -7,7 +7,7 @@
 
 #include "cvg/dtype.h"
 #include "cvg/level.h"
-#include "cvg/tensor.h"
+#include "cvg/tensor4.h"
 
 namespace cvg {
 

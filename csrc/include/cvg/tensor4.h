@@ -1,11 +1,11 @@
-// A tensor of four dimensions as a caller hands it over.
+// A tensor as the kernels take it.
 #pragma once
 
 #include <cstdint>
 
 namespace cvg {
 
-// Strides in elements. data == nullptr: absent.
+// Four dimensions, strides in elements. data == nullptr: absent.
 struct Tensor4 {
   const void* data = nullptr;
   int64_t stride[4] = {0, 0, 0, 0};
