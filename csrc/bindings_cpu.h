@@ -37,5 +37,6 @@ int level();
 #endif
 
 void bind_attention(py::module_& m);
+void bind_temporal_attention(py::module_& m);
 
 }  // namespace cvg::bindings

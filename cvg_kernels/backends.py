@@ -28,6 +28,7 @@ class Backend(str, Enum):
 OPERATIONS: dict[str, tuple[Backend, ...]] = {
     "attention": (Backend.REFERENCE, Backend.NATIVE, Backend.TRITON),
     "path_flow": (Backend.REFERENCE,),
+    "temporal_attention": (Backend.REFERENCE, Backend.NATIVE, Backend.TRITON),
     "token_peaks": (Backend.REFERENCE,),
 }
 

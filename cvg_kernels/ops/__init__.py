@@ -8,15 +8,18 @@ from cvg_kernels.ops.attention import (
     capture_maps,
 )
 from cvg_kernels.ops.path_flow import min_max_matmul, path_flow
+from cvg_kernels.ops.temporal_attention import TemporalAttention, temporal_attention
 from cvg_kernels.ops.token_peaks import token_peaks
 
 __all__ = [
     "CapturedAttention",
     "CapturedMaps",
+    "TemporalAttention",
     "attention_with_capture",
     "capture_maps",
     "min_max_matmul",
     "path_flow",
+    "temporal_attention",
     "token_peaks",
     "trace_backends",
 ]

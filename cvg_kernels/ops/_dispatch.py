@@ -1,4 +1,4 @@
-"""Which backend serves a call of attention with capture."""
+"""Which backend serves a call of attention with capture, or of temporal attention."""
 
 from __future__ import annotations
 
@@ -12,6 +12,10 @@ from cvg_kernels.errors import ArgumentError
 
 #: Devices whose tensors go through the registered operation; `auto` serves any other with the reference.
 KERNEL_DEVICES = ("cpu", "cuda", "meta")
+_NO_FLOAT64 = (
+    "query of dtype torch.float64 is not served by backend 'triton'; it takes float32, bfloat16 and float16 (use "
+    "'native' on the CPU, or 'reference')"
+)
 
 
 def choose_attention_backend(
@@ -51,14 +55,58 @@ def attention_module(backend: Backend, query: torch.Tensor) -> tuple[Backend, Mo
     else:
         require("attention", backend, query.device)
     if backend is Backend.TRITON and query.dtype == torch.float64:
-        raise ArgumentError(
-            "query of dtype torch.float64 is not served by backend 'triton'; it takes float32, bfloat16 and "
-            "float16 (use 'native' on the CPU, or 'reference')"
-        )
+        raise ArgumentError(_NO_FLOAT64)
     if backend is Backend.NATIVE:
         from cvg_kernels.ops import _attention_native as module
     elif backend is Backend.TRITON:
         from cvg_kernels._triton import attention as module
     else:
         from cvg_kernels.ops import _attention_reference as module
+    return backend, module
+
+
+#: Frames and head_dim up to which temporal attention's Triton kernels hold a sequence in registers.
+TRITON_TEMPORAL_LIMIT = 128
+
+
+def temporal_attention_module(
+    backend: Backend, query: torch.Tensor, value: torch.Tensor
+) -> tuple[Backend, ModuleType]:
+    """The backend that serves a call of temporal attention, and the module with its `forward` and `backward`.
+
+    Args:
+        backend: as the user named it.
+        query: `[B, P, H, F, D]` of the call.
+        value: `[B, P, H, F, Dv]` of the call.
+
+    Raises:
+        BackendUnavailableError: if a named backend cannot run here.
+        ArgumentError: if it has no kernel for the dtype or the sizes.
+    """
+    sizes = {"frames": query.shape[-2], "head_dim": max(query.shape[-1], value.shape[-1])}
+    too_large = {name: size for name, size in sizes.items() if size > TRITON_TEMPORAL_LIMIT}
+    if backend is Backend.AUTO:
+        device = query.device
+        backend = choose_attention_backend(
+            device.type,
+            query.dtype,
+            lambda candidate: unavailable_reason("temporal_attention", candidate, device) is None
+            and not (candidate is Backend.TRITON and too_large),
+        )
+    else:
+        require("temporal_attention", backend, query.device)
+    if backend is Backend.TRITON:
+        if query.dtype == torch.float64:
+            raise ArgumentError(_NO_FLOAT64)
+        for name, size in too_large.items():
+            raise ArgumentError(
+                f"query or value with {name} {size} is not served by backend 'triton', which takes up to "
+                f"{TRITON_TEMPORAL_LIMIT} (the reference takes any)"
+            )
+    if backend is Backend.NATIVE:
+        from cvg_kernels.ops import _temporal_attention_native as module
+    elif backend is Backend.TRITON:
+        from cvg_kernels._triton import temporal_attention as module
+    else:
+        from cvg_kernels.ops import _temporal_attention_reference as module
     return backend, module
