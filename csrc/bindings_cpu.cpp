@@ -56,4 +56,5 @@ PYBIND11_MODULE(_native_cpu, m) {
   bind_attention(m);
   bind_flow(m);
   bind_max_flow(m);
+  bind_temporal_attention(m);
 }

@@ -51,5 +51,6 @@ int level();
 void bind_attention(py::module_& m);
 void bind_flow(py::module_& m);
 void bind_max_flow(py::module_& m);
+void bind_temporal_attention(py::module_& m);
 
 }  // namespace cvg::bindings

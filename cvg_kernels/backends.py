@@ -30,6 +30,7 @@ OPERATIONS: dict[str, tuple[Backend, ...]] = {
     "path_flow": (Backend.REFERENCE, Backend.NATIVE, Backend.TRITON),
     "token_peaks": (Backend.REFERENCE, Backend.NATIVE, Backend.TRITON),
     "max_flow": (Backend.REFERENCE, Backend.NATIVE, Backend.CUDA),
+    "temporal_attention": (Backend.REFERENCE, Backend.NATIVE, Backend.TRITON),
 }
 
 

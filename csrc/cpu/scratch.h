@@ -1,9 +1,10 @@
-// The memory a thread works in.
+// The memory a thread works in, and the type that arithmetic is done in.
 #pragma once
 
 #include <algorithm>
 #include <cstdlib>
 #include <memory>
+#include <type_traits>
 
 #include "cpu/simd.h"
 
@@ -24,5 +25,8 @@ class Scratch {
   };
   std::unique_ptr<A, Free> data_;
 };
+
+template <typename T>
+using Wide = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 }  // namespace cvg::CVG_LEVEL

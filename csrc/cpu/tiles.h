@@ -1,8 +1,7 @@
-// How attention is cut into tiles, and the memory a thread works in.
+// How attention is cut into tiles.
 #pragma once
 
 #include <algorithm>
-#include <type_traits>
 
 #include "cpu/gemm.h"
 #include "cpu/scratch.h"
@@ -43,9 +42,6 @@ Tiles plan_tiles(const AttentionArgs& args, int64_t others) {
   tiles.row_tiles = (args.queries + tiles.rows - 1) / std::max<int64_t>(1, tiles.rows);
   return tiles;
 }
-
-template <typename T>
-using Wide = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 // The [length, dim] matrix of one batch entry and head.
 template <typename T>

@@ -10,6 +10,7 @@ from cvg_kernels.ops.attention import (
 from cvg_kernels.ops.max_flow import MaxFlow, SubgraphFlow, max_flow, subgraph_max_flow
 from cvg_kernels.ops.min_max_matmul import min_max_matmul
 from cvg_kernels.ops.path_flow import path_flow
+from cvg_kernels.ops.temporal_attention import TemporalAttention, temporal_attention
 from cvg_kernels.ops.token_peaks import token_peaks
 
 __all__ = [
@@ -17,12 +18,14 @@ __all__ = [
     "CapturedMaps",
     "MaxFlow",
     "SubgraphFlow",
+    "TemporalAttention",
     "attention_with_capture",
     "capture_maps",
     "max_flow",
     "min_max_matmul",
     "path_flow",
     "subgraph_max_flow",
+    "temporal_attention",
     "token_peaks",
     "trace_backends",
 ]

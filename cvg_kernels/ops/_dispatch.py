@@ -23,6 +23,13 @@ KERNEL_DEVICES = ("cpu", "cuda", "meta")
 _DTYPES: dict[tuple[str, Backend], tuple[torch.dtype, ...]] = {
     ("attention", Backend.NATIVE): (torch.float32, torch.float64, torch.bfloat16, torch.float16),
     ("attention", Backend.TRITON): (torch.float32, torch.bfloat16, torch.float16),
+    ("temporal_attention", Backend.NATIVE): (
+        torch.float32,
+        torch.float64,
+        torch.bfloat16,
+        torch.float16,
+    ),
+    ("temporal_attention", Backend.TRITON): (torch.float32, torch.bfloat16, torch.float16),
     ("path_flow", Backend.NATIVE): (torch.float32, torch.float64),
     ("path_flow", Backend.TRITON): (torch.float32,),
     ("token_peaks", Backend.NATIVE): (torch.float32, torch.float64),
@@ -105,6 +112,44 @@ def attention_module(backend: Backend, query: torch.Tensor) -> tuple[Backend, Mo
     else:
         from cvg_kernels.ops import _attention_reference as module
     return backend, module
+
+
+#: Frames and head_dim up to which temporal attention's Triton kernels hold a sequence in registers.
+TRITON_TEMPORAL_LIMIT = 128
+
+
+def temporal_attention_module(
+    backend: Backend, query: torch.Tensor, value: torch.Tensor
+) -> tuple[Backend, ModuleType]:
+    """The backend that serves a call of temporal attention, and the module with its `forward` and `backward`.
+
+    Args:
+        backend: as the user named it.
+        query: `[B, P, H, F, D]` of the call.
+        value: `[B, P, H, F, Dv]` of the call.
+
+    Raises:
+        BackendUnavailableError: if a named backend cannot run here.
+        ArgumentError: if it has no kernel for the dtype or the sizes.
+    """
+    sizes = {"frames": query.shape[-2], "head_dim": max(query.shape[-1], value.shape[-1])}
+    too_large = {name: size for name, size in sizes.items() if size > TRITON_TEMPORAL_LIMIT}
+    chosen = backend_for("temporal_attention", backend, query)
+    if chosen is Backend.TRITON and too_large:
+        if backend is Backend.AUTO:
+            chosen = Backend.REFERENCE
+        for name, size in too_large.items() if backend is Backend.TRITON else ():
+            raise ArgumentError(
+                f"query or value with {name} {size} is not served by backend 'triton', which takes up to "
+                f"{TRITON_TEMPORAL_LIMIT} (the reference takes any)"
+            )
+    if chosen is Backend.NATIVE:
+        from cvg_kernels.ops import _temporal_attention_native as module
+    elif chosen is Backend.TRITON:
+        from cvg_kernels._triton import temporal_attention as module
+    else:
+        from cvg_kernels.ops import _temporal_attention_reference as module
+    return chosen, module
 
 
 def refuse_second_derivative(operation: str) -> None:
