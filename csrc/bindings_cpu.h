@@ -26,9 +26,9 @@ T* pointer(Address address) {
   return reinterpret_cast<T*>(address);
 }
 
-using Strided = std::pair<Address, std::array<int64_t, 4>>;  // (data_ptr, strides)
+using Strided4 = std::pair<Address, std::array<int64_t, 4>>;  // (data_ptr, strides)
 
-inline Tensor4 tensor(const Strided& given) {
+inline Tensor4 tensor(const Strided4& given) {
   Tensor4 t;
   t.data = pointer<const void>(given.first);
   std::copy(given.second.begin(), given.second.end(), t.stride);

@@ -7,20 +7,20 @@ namespace cvg::bindings {
 
 namespace {
 
-PathFlowArgs flow_args(const std::array<int64_t, 4>& sizes, int dtype, const Strided& cross,
-                       const std::vector<Strided>& temporal, double share, double skip,
+PathFlowArgs flow_args(const std::array<int64_t, 4>& sizes, int dtype, const Strided4& cross,
+                       const std::vector<Strided4>& temporal, double share, double skip,
                        double temperature, int threads) {
   const auto [batch, tokens, frames, positions] = sizes;
   std::vector<Tensor4> hops;
-  for (const Strided& hop : temporal) {
+  for (const Strided4& hop : temporal) {
     hops.push_back(tensor(hop));
   }
   return {batch, tokens, frames,      positions, static_cast<DType>(dtype), tensor(cross), hops,
           share, skip,   temperature, threads};
 }
 
-MinMaxArgs product_args(const std::array<int64_t, 4>& sizes, int dtype, const Strided& a,
-                        const Strided& b, double temperature, int threads) {
+MinMaxArgs product_args(const std::array<int64_t, 4>& sizes, int dtype, const Strided4& a,
+                        const Strided4& b, double temperature, int threads) {
   const auto [batch, rows, depth, columns] = sizes;
   return {batch,     rows,      depth,       columns, static_cast<DType>(dtype),
           tensor(a), tensor(b), temperature, threads};
@@ -39,17 +39,17 @@ void bind_flow(py::module_& m) {
   static const FlowKernels& flow = CVG_AT_LEVEL(flow_kernels);
   static const TokenPeaksKernels& peaks = CVG_AT_LEVEL(token_peaks_kernels);
 
-  m.def("path_flow", [](const std::array<int64_t, 4>& sizes, int dtype, const Strided& cross,
-                        const std::vector<Strided>& temporal, double share, double skip,
+  m.def("path_flow", [](const std::array<int64_t, 4>& sizes, int dtype, const Strided4& cross,
+                        const std::vector<Strided4>& temporal, double share, double skip,
                         double temperature, int threads, Address to) {
     const auto args = flow_args(sizes, dtype, cross, temporal, share, skip, temperature, threads);
     py::gil_scoped_release release;
     flow.path_flow(args, pointer<void>(to));
   });
   m.def("path_flow_backward", [](const std::array<int64_t, 4>& sizes, int dtype,
-                                 const Strided& cross, const std::vector<Strided>& temporal,
+                                 const Strided4& cross, const std::vector<Strided4>& temporal,
                                  double share, double skip, double temperature, int threads,
-                                 const Strided& grad, Address grad_cross,
+                                 const Strided4& grad, Address grad_cross,
                                  const std::vector<Address>& grad_temporal) {
     const auto args = flow_args(sizes, dtype, cross, temporal, share, skip, temperature, threads);
     PathFlowGradients to{pointer<void>(grad_cross), {}};
@@ -59,14 +59,14 @@ void bind_flow(py::module_& m) {
     py::gil_scoped_release release;
     flow.path_flow_backward(args, tensor(grad), to);
   });
-  m.def("min_max", [](const std::array<int64_t, 4>& sizes, int dtype, const Strided& a,
-                      const Strided& b, double temperature, int threads, Address to) {
+  m.def("min_max", [](const std::array<int64_t, 4>& sizes, int dtype, const Strided4& a,
+                      const Strided4& b, double temperature, int threads, Address to) {
     const auto args = product_args(sizes, dtype, a, b, temperature, threads);
     py::gil_scoped_release release;
     flow.min_max(args, pointer<void>(to));
   });
-  m.def("min_max_backward", [](const std::array<int64_t, 4>& sizes, int dtype, const Strided& a,
-                               const Strided& b, double temperature, int threads, Address grad,
+  m.def("min_max_backward", [](const std::array<int64_t, 4>& sizes, int dtype, const Strided4& a,
+                               const Strided4& b, double temperature, int threads, Address grad,
                                Address grad_a, Address grad_b) {
     const auto args = product_args(sizes, dtype, a, b, temperature, threads);
     py::gil_scoped_release release;
