@@ -131,6 +131,15 @@ def frame_positions(denoiser: nn.Module) -> list[nn.Module]:
     return [one for one in denoiser.modules() if isinstance(one, SinusoidalPositionalEmbedding)]
 
 
+@dataclass(frozen=True)
+class _Call:
+    """A call of the denoiser."""
+
+    latents: tuple[int, ...]  # [B, C, F, H, W]
+    regularised: bool
+    branches: list[str]  # of each sample
+
+
 class Nursing:
     """`VSTAR` on a pipeline for the length of a `with` block.
 
@@ -156,16 +165,16 @@ class Nursing:
         self._watch = PromptWatch(pipe, prompt)
         self._texts: list[torch.Tensor] = []  # of each sample, [F, tokens, C]
         self._texts_run = 0
-        self._latents: tuple[int, ...] = ()
-        self._nursing = False  # whether this step is regularised
-        self._branches: list[str] = []
+        self._calls: list[_Call] = []  # innermost last: a guidance method calls within a call
 
     def __enter__(self) -> Run:
         with ExitStack() as stack:
             stack.enter_context(self._watch)
             for denoiser in denoisers_of(self._pipe):
-                hook = denoiser.register_forward_pre_hook(self._note_call, with_kwargs=True)
-                stack.callback(hook.remove)
+                begin = denoiser.register_forward_pre_hook(self._begin_call, with_kwargs=True)
+                end = denoiser.register_forward_hook(self._end_call, always_call=True)
+                stack.callback(begin.remove)
+                stack.callback(end.remove)
                 if self._settings.trained_frames is not None:
                     for module in frame_positions(denoiser):
                         stack.callback(module.register_forward_hook(self._squeeze).remove)
@@ -183,28 +192,30 @@ class Nursing:
     def __exit__(self, *error: object) -> None:
         self._stack.close()
 
-    def _note_call(self, denoiser: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    def _begin_call(self, denoiser: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """Sees which step a call belongs to, how large its latents are, and what its samples are."""
         model = model_of(denoiser)
         latents = kwargs[model.latents] if model.latents in kwargs else args[0]
-        self._latents = tuple(latents.shape)
         timestep = kwargs["timestep"] if "timestep" in kwargs else args[1]
         timesteps = [float(at) for at in self._pipe.scheduler.timesteps]
         now = float(torch.as_tensor(timestep).flatten()[0])
         steps = math.ceil(self._settings.until * len(timesteps))
-        self._nursing = now in timesteps[:steps]
         text = kwargs["encoder_hidden_states"]
-        self._branches = self._watch.branches(latents.shape[0], text, model.batched_branches)
+        branches = self._watch.branches(latents.shape[0], text, model.batched_branches)
+        self._calls.append(_Call(tuple(latents.shape), now in timesteps[:steps], branches))
         if self._settings.prompts is not None and self._texts_run != self._watch.runs:
             self._texts = [self._encode(prompt, text) for prompt in self._watch.prompts()]
             self._texts_run = self._watch.runs
+
+    def _end_call(self, *call: Any) -> None:
+        self._last = self._calls.pop()
 
     def _encode(self, prompt: str, text: torch.Tensor) -> torch.Tensor:
         """The text of every frame of a video, `[F, tokens, C]`."""
         states = self._settings.states(prompt)
         # By the class: the watch on the instance would take the states for prompts of videos.
         encoded = type(self._pipe).encode_prompt(self._pipe, states, text.device, 1, False)[0]
-        return interpolate_states(encoded.to(text.dtype), self._latents[2])
+        return interpolate_states(encoded.to(text.dtype), self._calls[-1].latents[2])
 
     def _squeeze(self, module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor | None:
         """Adds the positions of a squeezed clip instead of its own."""
@@ -217,9 +228,9 @@ class Nursing:
     def _give_text(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]):
         """Puts the text of each frame in the place of the prompt's, for the conditional samples of a call."""
         text = kwargs["encoder_hidden_states"] if "encoder_hidden_states" in kwargs else args[1]
-        frames = self._latents[2]
-        own = list(text.split(frames))
-        conditional = [at for at, branch in enumerate(self._branches) if branch == "cond"]
+        call = self._calls[-1]
+        own = list(text.split(call.latents[2]))
+        conditional = [at for at, branch in enumerate(call.branches) if branch == "cond"]
         for at, given in zip(conditional, self._texts, strict=True):
             own[at] = given
         text = torch.cat(own)
@@ -229,13 +240,19 @@ class Nursing:
 
     def _processor(self, denoiser: nn.Module, layer: Layer) -> InterceptingProcessor:
         model = model_of(denoiser)
+        columns: dict[tuple[int, ...], int] = {}  # (F, H, W) of the latents → of the layer's grid
 
         def band(positions: int) -> dict[str, Any]:
-            if not self._nursing:
+            # A layer replayed by gradient checkpointing runs in no call, or in that around its own: of the same step, and
+            # of the same size but for the batch.
+            call = self._calls[-1] if self._calls else self._last
+            if not call.regularised:
                 return {}
-            each = positions // self._latents[0]
-            columns = model.grid(self._latents, each, unwrap(denoiser))[2]
-            return self._settings.band(columns, self._latents[-1])
+            size = call.latents[2:]
+            if size not in columns:
+                each = positions // call.latents[0]
+                columns[size] = model.grid(call.latents, each, unwrap(denoiser))[2]
+            return self._settings.band(columns[size], size[-1])
 
         def attend(query, key, value, mask, scale):
             options = band(query.shape[0])

@@ -230,3 +230,17 @@ def test_a_network_without_temporal_attention_is_refused():
     pipe, _ = wan()
     with pytest.raises(cvg.ArgumentError, match="VSTAR needs temporal attention layers"):
         cvg.VSTAR().attach(pipe)
+
+
+def test_gradient_checkpointing_replays_with_the_band():
+    """Guidance within VSTAR gets the same gradient with and without checkpointing."""
+    norms = []
+    for checkpointing in (False, True):
+        pipe, options = BUILDERS["animatediff"]()
+        if checkpointing:
+            pipe.unet.enable_gradient_checkpointing()
+        vico = cvg.Vico(["cat", "dog"], iterations=1, until=0.1)
+        with cvg.VSTAR(sigma=0.3).attach(pipe), vico.attach(pipe) as made:
+            run(pipe, options)
+        norms.append(made.history[0]["gradient_norm"])
+    torch.testing.assert_close(*norms, rtol=1e-4, atol=0)
