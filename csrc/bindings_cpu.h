@@ -37,5 +37,6 @@ int level();
 #endif
 
 void bind_attention(py::module_& m);
+void bind_guidance_mix(py::module_& m);
 
 }  // namespace cvg::bindings

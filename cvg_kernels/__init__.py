@@ -20,9 +20,12 @@ _HOMES = {
     "CapturedAttention": "ops",
     "CapturedMaps": "ops",
     "CvgError": "errors",
+    "Gen1": "guidance",
     "Vico": "guidance",
     "attention_with_capture": "ops",
     "capture_maps": "ops",
+    "depth_structure": "ops",
+    "guidance_mix": "ops",
     "min_max_matmul": "ops",
     "path_flow": "ops",
     "processors": "capture",
@@ -40,11 +43,14 @@ __all__ = [
     "CapturedAttention",
     "CapturedMaps",
     "CvgError",
+    "Gen1",
     "Vico",
     "__version__",
     "attention_with_capture",
     "capture",
     "capture_maps",
+    "depth_structure",
+    "guidance_mix",
     "min_max_matmul",
     "path_flow",
     "processors",
@@ -78,12 +84,14 @@ if TYPE_CHECKING:
     from cvg_kernels.backends import Backend
     from cvg_kernels.capture import capture, processors, use_processors
     from cvg_kernels.errors import ArgumentError, BackendUnavailableError, CvgError
-    from cvg_kernels.guidance import Vico
+    from cvg_kernels.guidance import Gen1, Vico
     from cvg_kernels.ops import (
         CapturedAttention,
         CapturedMaps,
         attention_with_capture,
         capture_maps,
+        depth_structure,
+        guidance_mix,
         min_max_matmul,
         path_flow,
         token_peaks,

@@ -7,7 +7,9 @@ from cvg_kernels.ops.attention import (
     attention_with_capture,
     capture_maps,
 )
+from cvg_kernels.ops.guidance_mix import guidance_mix
 from cvg_kernels.ops.path_flow import min_max_matmul, path_flow
+from cvg_kernels.ops.structure import depth_structure
 from cvg_kernels.ops.token_peaks import token_peaks
 
 __all__ = [
@@ -15,6 +17,8 @@ __all__ = [
     "CapturedMaps",
     "attention_with_capture",
     "capture_maps",
+    "depth_structure",
+    "guidance_mix",
     "min_max_matmul",
     "path_flow",
     "token_peaks",
