@@ -8,18 +8,18 @@ pixel, ⌈h/2⌉ × ⌈w/2⌉ of them; a side of one pixel stays. After t rounds
 from __future__ import annotations
 
 import torch
-from torch.nn.functional import interpolate
+from torch.nn.functional import interpolate, pad
 
 
-def _halve(maps: torch.Tensor, dim: int) -> torch.Tensor:
-    """Binomial blur along one dimension, then every second pixel of it."""
-    size = maps.shape[dim]
-    if size == 1:
-        return maps
-    kept = torch.arange(0, size, 2, device=maps.device)
-    left = maps.index_select(dim, (kept - 1).abs())
-    right = maps.index_select(dim, size - 1 - (size - 2 - kept).abs())
-    return (left + 2 * maps.index_select(dim, kept) + right) / 4
+def _halve(maps: torch.Tensor) -> torch.Tensor:
+    """Binomial blur of rows and columns, then every second of them; a side of one pixel stays."""
+    rows, columns = (int(side > 1) for side in maps.shape[2:])
+    maps = pad(maps, (columns, columns, rows, rows), mode="reflect")
+    if rows:
+        maps = (maps[..., :-2:2, :] + 2 * maps[..., 1:-1:2, :] + maps[..., 2::2, :]) / 4
+    if columns:
+        maps = (maps[..., :-2:2] + 2 * maps[..., 1:-1:2] + maps[..., 2::2]) / 4
+    return maps
 
 
 def depth_structure(depth: torch.Tensor, rounds: int | torch.Tensor) -> torch.Tensor:
@@ -32,12 +32,14 @@ def depth_structure(depth: torch.Tensor, rounds: int | torch.Tensor) -> torch.Te
     Returns:
         `[B, F, h, w]` in the dtype of depth; computed in float32 at least.
     """
-    per_sample = torch.as_tensor(rounds, device=depth.device).expand(depth.shape[0])
     size = depth.shape[2:]
     level = depth.to(torch.promote_types(depth.dtype, torch.float32))
     result = level
-    for number in range(1, int(per_sample.max()) + 1 if len(per_sample) else 1):
-        level = _halve(_halve(level, 2), 3)
-        back = interpolate(level, size, mode="bilinear", align_corners=False)
-        result = torch.where((per_sample == number).view(-1, 1, 1, 1), back, result)
+    per_sample = torch.as_tensor(rounds, device=depth.device).view(-1, 1, 1, 1)
+    wanted = set(per_sample.flatten().tolist())
+    for number in range(1, max(wanted, default=0) + 1):
+        level = _halve(level)
+        if number in wanted:
+            resized = interpolate(level, size, mode="bilinear", align_corners=False)
+            result = torch.where(per_sample == number, resized, result)
     return result.to(depth.dtype)
