@@ -25,7 +25,7 @@ from cvg_kernels.capture.processors import InterceptingProcessor, installed, ref
 from cvg_kernels.capture.prompts import PromptWatch
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.guidance.attach import Run, guiding
-from cvg_kernels.ops import guidance_mix
+from cvg_kernels.ops import depth_structure, guidance_mix
 
 #: Denoiser class → names of the modules through which alone its frames see each other; each adds to what it is given.
 _TEMPORAL_MODULES = {
@@ -151,6 +151,38 @@ class Gen1Attachment:
         count = len(timesteps)
         begin, end = (math.ceil(share * count) for share in (self.method.start, self.method.until))
         return begin <= timesteps.index(now) < end
+
+
+def structure_frames(depth: torch.Tensor, t_s: int) -> list[Any]:
+    """A clip's depth with t_s rounds of detail taken away, as the control images of a depth-conditioned pipeline.
+
+        frames = structure_frames(depth, t_s=3)
+        pipe = AnimateDiffControlNetPipeline(..., controlnet=<a ControlNet for depth>)
+        with cvg.Gen1(temporal_scale=1.5).attach(pipe):
+            video = pipe(prompt, conditioning_frames=frames, num_frames=len(frames))
+
+    Gen-1's own network was trained on such structure at every t_s and takes it beside the latents; it is not public. A
+    ControlNet for depth is the nearest thing that diffusers has: it is given the same structure, but has seen sharp depth
+    in training, so large t_s is new to it. Where the depth comes from is the user's choice (Gen-1: MiDaS DPT-Large).
+
+    Args:
+        depth: `[F, h, w]`, larger is nearer; the range of the clip becomes black to white.
+        t_s: rounds of `depth_structure`.
+
+    Returns:
+        F RGB images (PIL) of h × w.
+
+    Raises:
+        ArgumentError: if an argument does not fit.
+    """
+    from PIL import Image
+
+    if depth.ndim != 3:
+        raise ArgumentError(f"depth must be [F, h, w], got {tuple(depth.shape)}")
+    low, high = torch.aminmax(depth.float())
+    grey = (depth_structure(depth.float()[None], t_s)[0] - low) / (high - low).clamp_min(1e-12)
+    pixels = (255 * grey).round().clamp(0, 255).byte().cpu().numpy()
+    return [Image.fromarray(frame).convert("RGB") for frame in pixels]
 
 
 def temporal_modules(denoiser: nn.Module) -> list[nn.Module]:
