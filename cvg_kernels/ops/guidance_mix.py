@@ -124,7 +124,7 @@ def _split(
     rows = []
     for number, scale in enumerate(scales):
         if not isinstance(scale, torch.Tensor):
-            scale = torch.full((batch,), float(scale))
+            scale = torch.full((batch,), float(scale), dtype=wide, device=first.device)
         if scale.shape != (batch,):
             raise ArgumentError(
                 f"scales[{number}] must be a number or a tensor [B] = {(batch,)}, got {tuple(scale.shape)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -18,16 +19,15 @@ from python_ref import guidance_mix as reference
 from tests.tolerance import assert_as_exact_as
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-BACKENDS = [
-    pytest.param(
-        backend.value,
-        marks=pytest.mark.skipif(
-            unavailable_reason("guidance_mix", backend, torch.device(DEVICE)) is not None,
-            reason=str(unavailable_reason("guidance_mix", backend, torch.device(DEVICE))),
-        ),
-    )
-    for backend in (Backend.REFERENCE, Backend.NATIVE, Backend.TRITON)
-]
+
+
+def _backend(backend: Backend):
+    reason = unavailable_reason("guidance_mix", backend, torch.device(DEVICE))
+    marks = [pytest.mark.skipif(reason is not None, reason=str(reason))]
+    return pytest.param(backend.value, marks=marks + [pytest.mark.gpu] * (DEVICE == "cuda"))
+
+
+BACKENDS = [_backend(b) for b in (Backend.REFERENCE, Backend.NATIVE, Backend.TRITON)]
 needs_native = pytest.mark.skipif(
     native.reason("cpu") is not None, reason=str(native.reason("cpu"))
 )
@@ -356,3 +356,17 @@ def test_errors_name_the_argument(change, message):
 def test_an_absent_backend_is_named():
     with pytest.raises(cvg.BackendUnavailableError, match="guidance_mix has no cuda kernel"):
         cvg.guidance_mix(draw(2, 2), [2.0], backend="cuda")
+
+
+def test_the_benchmark_runs(tmp_path, monkeypatch, capsys):
+    from cvg_kernels.cli import main
+
+    monkeypatch.setattr(torch, "compile", lambda function: function)  # its time is not ours
+    file = tmp_path / "figures.json"
+    assert main(f"bench guidance_mix --quick --rounds 2 --json {file}".split()) == 0
+    (latents,) = json.loads(file.read_text())["latents"]
+    assert set(latents["seconds"]) == {"classifier-free", "Gen-1", "with rescale"}
+    for seconds in latents["seconds"].values():
+        assert set(seconds) == {"eager", "torch.compile", "cvg_kernels"}
+        assert all(took > 0 for took in seconds.values())
+    assert "Gen-1" in capsys.readouterr().out
