@@ -27,10 +27,12 @@ class Backend(str, Enum):
 #: Every operation and the backends it has.
 OPERATIONS: dict[str, tuple[Backend, ...]] = {
     "attention": (Backend.REFERENCE, Backend.NATIVE, Backend.TRITON),
+    "path_flow": (Backend.REFERENCE, Backend.NATIVE, Backend.TRITON),
+    "token_peaks": (Backend.REFERENCE, Backend.NATIVE, Backend.TRITON),
+    "max_flow": (Backend.REFERENCE, Backend.NATIVE, Backend.CUDA),
+    "temporal_attention": (Backend.REFERENCE, Backend.NATIVE, Backend.TRITON),
     "guidance_mix": (Backend.REFERENCE, Backend.NATIVE, Backend.TRITON),
-    "path_flow": (Backend.REFERENCE,),
     "structure": (Backend.REFERENCE,),
-    "token_peaks": (Backend.REFERENCE,),
 }
 
 

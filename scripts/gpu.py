@@ -26,7 +26,10 @@ BUILD_PACKAGES = ("setuptools", "cmake", "ninja", "pybind11")
 #: The share of the remaining time that a step may take. The benchmarks take what is left.
 SHARES = {"build": 0.4, "tests": 0.5}
 #: Operation → the program that measures it, which takes `--device` and `--json`.
-BENCHMARKS = {name: ["-m", "cvg_kernels", "bench", name] for name in ("attention", "guidance_mix")}
+BENCHMARKS = {
+    operation: ["-m", "cvg_kernels", "bench", operation]
+    for operation in ("attention", "guidance_mix", "path_flow")
+}
 
 
 class Report:

@@ -1,12 +1,10 @@
-// How attention is cut into tiles, and the memory a thread works in.
+// How attention is cut into tiles.
 #pragma once
 
 #include <algorithm>
-#include <cstdlib>
-#include <memory>
-#include <type_traits>
 
 #include "cpu/gemm.h"
+#include "cpu/scratch.h"
 #include "cvg/attention.h"
 
 namespace cvg::CVG_LEVEL {
@@ -44,25 +42,6 @@ Tiles plan_tiles(const AttentionArgs& args, int64_t others) {
   tiles.row_tiles = (args.queries + tiles.rows - 1) / std::max<int64_t>(1, tiles.rows);
   return tiles;
 }
-
-// An aligned array that is not initialised: every use writes before it reads.
-template <typename A>
-class Scratch {
- public:
-  explicit Scratch(int64_t count)
-      : data_(static_cast<A*>(
-            std::aligned_alloc(64, round_up(std::max<int64_t>(count, 1) * sizeof(A), 64)))) {}
-  operator A*() const { return data_.get(); }
-
- private:
-  struct Free {
-    void operator()(A* p) const { std::free(p); }
-  };
-  std::unique_ptr<A, Free> data_;
-};
-
-template <typename T>
-using Wide = std::conditional_t<std::is_same_v<T, double>, double, float>;
 
 // The [length, dim] matrix of one batch entry and head.
 template <typename T>

@@ -6,39 +6,14 @@ import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from cvg_kernels.bench.variants import VARIANTS, Variant
+
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A use of the kernels: one layer of a real model, in one precision."""
-
-    name: str
-    dtype: str
-    batch: int
-    heads: int
-    queries: int
-    keys: int
-    dim: int
-    tokens: int = 8
-    masked: bool = False
-
-
-VARIANTS = (
-    Variant("AnimateDiff cross", "bfloat16", 16, 8, 4096, 77, 40),
-    Variant("VideoCrafter2 cross", "bfloat16", 16, 5, 2560, 77, 64),
-    Variant("Wan-1.3B cross", "bfloat16", 1, 12, 32760, 512, 128),
-    Variant("CogVideoX-2B joint", "bfloat16", 1, 30, 17776, 17776, 64),
-    Variant("LTX cross, masked", "float16", 1, 32, 4992, 128, 64, masked=True),
-    Variant("head_dim 256", "bfloat16", 1, 8, 4096, 512, 256),
-    Variant("VideoCrafter2 cross", "float32", 16, 5, 2560, 77, 64),
-    Variant("Wan-1.3B cross", "float32", 1, 12, 32760, 512, 128),
-)
 
 
 @dataclass(frozen=True)
@@ -66,41 +41,17 @@ def _target(name: str):
     return GPUTarget("hip", name, 64)
 
 
-def _launches(variant: Variant) -> Iterator:
-    """Every launch a variant makes: forward with values and maps alone, backward to the query and to everything."""
-    import torch
-
-    from cvg_kernels._triton import attention
-
-    dtype = getattr(torch, variant.dtype)
-    v = variant
-    with torch.device("meta"):
-        query = torch.empty(v.batch, v.heads, v.queries, v.dim, dtype=dtype)
-        key, value = torch.empty(2, v.batch, v.heads, v.keys, v.dim, dtype=dtype).unbind(0)
-        ids = torch.empty(v.batch, v.tokens, dtype=torch.int64)
-        bias = torch.empty(v.batch, v.keys) if v.masked else None
-    for values in (value, None):
-        launches, (out, maps, lse) = attention.forward_launches(
-            query, key, values, ids, bias, 0.1, True, processors=132
-        )
-        yield from launches
-        grad_out = None if values is None else torch.empty_like(out)
-        for everything in (False, True):
-            yield from attention.backward_launches(
-                grad_out, maps, None, query, key, values, ids, bias, out, lse, 0.1, True,
-                True, everything, everything and values is not None,
-            )[0]  # fmt: skip
-
-
 def compile_variant(job: tuple[Variant, str]) -> list[StaticRow]:
     """Compiles the kernels of a variant for a target; a process pool calls this."""
     variant, target = job
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
     rows = {}
-    for launch in _launches(variant):
+    for launch in variant.launches():
         name = launch.kernel.fn.__name__
         if launch.constants.get("HAS_OUT") is False or launch.constants.get("HAS_VALUE") is False:
             name += ", maps only"
+        if launch.constants.get("SOFT"):
+            name += ", soft"
         if name not in rows:
             compiled = launch.compile(_target(target))
             rows[name] = StaticRow(

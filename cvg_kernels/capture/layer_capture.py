@@ -32,7 +32,7 @@ def layer_maps(
     """Attention of one layer with its maps, arranged over the video.
 
     Args:
-        kind: `"cross"` or `"temporal"`.
+        kind: `"cross"`, `"temporal"` or `"self"` (of a model whose self-attention stays within a frame).
         model: table entry of the denoiser.
         denoiser: the network.
         latents: shape of the latents of this call, `[B, C, F, H, W]`.
@@ -47,17 +47,18 @@ def layer_maps(
 
     Returns:
         The layer's output; its maps, cross `[B, K, F, h, w]` (or `[B, heads, K, F, h, w]`), temporal `[B, h·w, F, F]`
-        with the attending frame first; and the grid (F, h, w).
+        and self `[B, F, h·w, h·w]` with the attending frame or position first; and the grid (F, h, w).
     """
     batch, frames = latents[0], latents[2]
     options = {"scale": scale, "key_mask": per_key_mask(mask), "backend": backend}
-    if kind == "temporal":
-        # One short sequence per position: every key is captured, K = F.
+    if kind in ("temporal", "self"):
+        # One sequence per position, or per frame: every key is captured.
         captured = attention_with_capture(
             query, key, value, torch.arange(key.shape[2], device=query.device), **options
         )
-        maps = captured.maps.mT.unflatten(0, (batch, -1))  # [B, h·w, F, F]
-        return captured.out, maps, model.grid(latents, maps.shape[1], unwrap(denoiser))
+        maps = captured.maps.mT.unflatten(0, (batch, -1))  # [B, h·w, F, F] or [B, F, h·w, h·w]
+        positions = maps.shape[1] if kind == "temporal" else maps.shape[2]
+        return captured.out, maps, model.grid(latents, positions, unwrap(denoiser))
 
     if model.frames_in_batch:
         token_ids = token_ids.repeat_interleave(frames, dim=0)
@@ -84,6 +85,7 @@ class LayerCapture:
         token_ids: int64 `[B, K]`.
         layers: names of text cross-attention layers.
         temporal_layers: names of temporal attention layers.
+        spatial_layers: names of self-attention layers within a frame.
         stop_after_last: end the forward once every chosen layer has run.
         backend: of `attention_with_capture`.
 
@@ -98,6 +100,7 @@ class LayerCapture:
         token_ids: torch.Tensor,
         layers: Sequence[str],
         temporal_layers: Sequence[str] = (),
+        spatial_layers: Sequence[str] = (),
         *,
         stop_after_last: bool = True,
         backend: str = "auto",
@@ -113,7 +116,11 @@ class LayerCapture:
         self.token_ids = token_ids
         self.stop_after_last = stop_after_last
         self.backend = backend
-        kinds = {"cross": layers, "temporal": temporal_layers}
+        kinds = {"cross": layers, "temporal": temporal_layers, "self": spatial_layers}
+        if spatial_layers and not self.model.frames_in_batch:
+            raise ArgumentError(
+                f"spatial_layers need attention within each frame, which {type(unwrap(denoiser)).__name__} has not"
+            )
         there = {layer.name: layer for layer in attention_layers(denoiser)}
         self._chosen: list[Layer] = []
         for kind, names in kinds.items():

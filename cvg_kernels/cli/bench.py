@@ -9,14 +9,18 @@ from pathlib import Path
 
 from cvg_kernels.errors import ArgumentError
 
-#: Each is the module of its name in `cvg_kernels.bench`.
-_OPERATIONS = ("attention", "guidance_mix")
+#: Operation → the module that measures it.
+_BENCHMARKS = {
+    "attention": "cvg_kernels.bench.attention",
+    "guidance_mix": "cvg_kernels.bench.guidance_mix",
+    "path_flow": "cvg_kernels.bench.path_flow",
+}
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `bench`."""
-    parser.add_argument("operation", nargs="?", default="attention", choices=_OPERATIONS)
+    parser.add_argument("operation", nargs="?", default="attention", choices=_BENCHMARKS)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument(
         "--dtype", choices=_DTYPES, help="default: float32 on a CPU, bfloat16 on a GPU"
@@ -57,8 +61,7 @@ def _measure(options: argparse.Namespace) -> int:
         reason = str(error).splitlines()[0]
         raise ArgumentError(f"--device {options.device} cannot be used: {reason}") from None
     dtype = options.dtype or ("float32" if device.type == "cpu" else "bfloat16")
-    module = importlib.import_module(f"cvg_kernels.bench.{options.operation}")
-    module.run(
+    importlib.import_module(_BENCHMARKS[options.operation]).run(
         device,
         getattr(torch, dtype),
         quick=options.quick,

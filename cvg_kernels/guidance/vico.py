@@ -14,30 +14,21 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from torch import nn
 
 from cvg_kernels.capture.layer_capture import LayerCapture
-from cvg_kernels.capture.layers import attention_layers, temporal_partners
 from cvg_kernels.capture.tokens import TokenSpan, Word, prompt_token_ids, token_spans
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.guidance.attach import Attachment, Run, Step
+from cvg_kernels.guidance.flow_graph import FlowForm, Group, flow_groups, flow_of
 from cvg_kernels.guidance.losses import fairness_loss
 from cvg_kernels.guidance.steps import LatentStepper, StepRule
-from cvg_kernels.ops import path_flow, token_peaks
+from cvg_kernels.ops import token_peaks
 
 #: Words that are never what a prompt is about; the default choice of words leaves them out.
 _FUNCTION_WORDS = frozenset(
     "a an the and or of in on at to with from by for is are was be its it this that while as into "  # noqa: SIM905
     "over under near next moving move moves left right up down".split()
 )
-
-
-@dataclass(frozen=True)
-class Group:
-    """A cross-attention layer and the temporal layers that follow it: one small flow graph."""
-
-    cross: str
-    temporal: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -58,7 +49,10 @@ class Vico:
     Attributes:
         words: what to balance, as for `capture`, or a function of the prompt; `None` takes the prompt's content words:
             all but articles, prepositions, conjunctions and the words of motion.
-        flow: `"soft"` (default of paper and code), `"hard"`, or `"cross"`: the cross-attention alone (paper, table 4).
+        flow: `"soft"` (default of paper and code), `"hard"`, `"exact"`: the maximum flow that both stand for, or
+            `"cross"`: the cross-attention alone (paper, table 4).
+        spatial: let the flow pass through the attention within frames, between the text layer and the temporal ones, as
+            the paper has it and its code has not (networks with such layers: AnimateDiff, ModelScope).
         temperature: of the soft flow (0.01 in both).
         residual: skip connections as `"average"` (A+I)/2 (code), `"add"` A+I (paper) or `None`.
         combine: `"mean"` over groups (code) or `"max"` (paper, eq. 5).
@@ -81,7 +75,8 @@ class Vico:
     """
 
     words: Sequence[Word] | Callable[[str], Sequence[Word]] | None = None
-    flow: Literal["soft", "hard", "cross"] = "soft"
+    flow: FlowForm = "soft"
+    spatial: bool = False
     temperature: float = 0.01
     residual: Literal["average", "add"] | None = "average"
     combine: Literal["mean", "max"] = "mean"
@@ -129,7 +124,7 @@ class Vico:
 
     def __post_init__(self) -> None:
         choices = {
-            "flow": ("soft", "hard", "cross"),
+            "flow": ("soft", "hard", "exact", "cross"),
             "residual": ("average", "add", None),
             "combine": ("mean", "max"),
             "loss": ("min", "variance"),
@@ -170,7 +165,7 @@ class Vico:
         if step.index >= math.ceil(self.until * step.count):
             return None
         tokens = _Tokens(step, self.words, step.latents.device)
-        groups = self.groups(step.denoiser, tuple(step.latents.shape))
+        groups = flow_groups(step.denoiser, self.flow, self.spatial)
         iterations = self.iterations
         if isinstance(iterations, dict):
             iterations = iterations.get(step.index, 1)
@@ -188,6 +183,7 @@ class Vico:
             tokens.ids,
             [group.cross for group in groups],
             [name for group in groups for name in group.temporal],
+            [group.spatial for group in groups if group.spatial],
             backend=self.backend,
         ) as layers:
             for iteration in range(iterations):
@@ -215,31 +211,6 @@ class Vico:
                 latents = torch.where(active.view(-1, 1, 1, 1, 1), moved, z.detach())
         return latents
 
-    def groups(self, denoiser: nn.Module, latents: tuple[int, ...]) -> list[Group]:
-        """The flow graphs of a denoiser: every text layer of the chosen levels with its temporal partners.
-
-        Args:
-            denoiser: the network.
-            latents: shape `[B, C, F, H, W]`.
-
-        Raises:
-            ArgumentError: if no layer is left.
-        """
-        layers = attention_layers(denoiser)
-        found = [
-            Group(
-                layer.name,
-                ()
-                if self.flow == "cross"
-                else tuple(partner.name for partner in temporal_partners(layers, layer)),
-            )
-            for layer in layers
-            if layer.kind == "cross"
-        ]
-        if not found:
-            raise ArgumentError("the denoiser has no text cross-attention layer to guide by")
-        return found
-
     def scores(
         self, maps: dict[str, torch.Tensor], groups: list[Group], tokens: _Tokens
     ) -> torch.Tensor:
@@ -250,20 +221,14 @@ class Vico:
             groups: the graphs.
             tokens: which tokens are words.
         """
-        temperature = self.temperature if self.flow == "soft" else None
         by_grid: dict[tuple[int, int], list[torch.Tensor]] = {}
         for group in groups:
-            cross = maps[group.cross]  # [B, K, F, h, w]
-            grid = tuple(cross.shape[-2:])
+            grid = tuple(maps[group.cross].shape[-2:])
             if self.levels != "auto" and grid not in {tuple(level) for level in self.levels}:
                 continue
-            flow = path_flow(
-                cross.flatten(3),
-                [maps[name] for name in group.temporal],
-                temperature=temperature,
-                residual=self.residual,
+            by_grid.setdefault(grid, []).append(
+                flow_of(group, maps, self.flow, self.temperature, self.residual, self.backend)
             )
-            by_grid.setdefault(grid, []).append(flow.unflatten(-1, grid))
         if not by_grid:
             there = sorted({tuple(maps[group.cross].shape[-2:]) for group in groups})
             raise ArgumentError(f"levels={self.levels!r} has no layer; the grids there: {there}")

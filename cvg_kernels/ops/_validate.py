@@ -9,8 +9,8 @@ import torch
 
 from cvg_kernels.errors import ArgumentError
 
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-_MAX_HEAD_DIM = 256
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+MAX_HEAD_DIM = 256
 
 
 class Mask(NamedTuple):
@@ -34,7 +34,7 @@ def check_tensors(query, key, value, *, values: bool) -> None:
                 tuple(tensor.shape) if isinstance(tensor, torch.Tensor) else type(tensor).__name__
             )
             raise ArgumentError(f"{name} must be a tensor [B, H, length, head_dim], got {given}")
-        if tensor.dtype not in _DTYPES:
+        if tensor.dtype not in DTYPES:
             raise ArgumentError(
                 f"{name} must be float32, bfloat16, float16 or float64, got {tensor.dtype}"
             )
@@ -48,9 +48,9 @@ def check_tensors(query, key, value, *, values: bool) -> None:
                 f"{name} must have the query's batch and heads {tuple(query.shape[:2])}, got "
                 f"{tuple(tensor.shape[:2])}"
             )
-        if not 1 <= tensor.shape[3] <= _MAX_HEAD_DIM:
+        if not 1 <= tensor.shape[3] <= MAX_HEAD_DIM:
             raise ArgumentError(
-                f"{name} must have a head_dim of 1 to {_MAX_HEAD_DIM}, got {tensor.shape[3]}"
+                f"{name} must have a head_dim of 1 to {MAX_HEAD_DIM}, got {tensor.shape[3]}"
             )
     if query.shape[1] == 0:
         raise ArgumentError("query must have at least one head, got none")

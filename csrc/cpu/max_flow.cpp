@@ -1,0 +1,173 @@
+// Exact maximum flow on the CPU: the shared solver (cvg/max_flow.h), one thread a graph.
+#include <algorithm>
+#include <memory>
+#include <vector>
+
+#include "cvg/flow_graphs.h"
+
+namespace cvg::CVG_LEVEL {
+
+namespace {
+
+constexpr int64_t kTasksPerThread = 16;
+
+// Words for what would be bytes: aligned for all that is kept there.
+std::vector<uint64_t> memory_of(size_t bytes) {
+  return std::vector<uint64_t>((bytes + 7) / 8);
+}
+
+void report(int* bad) {
+#pragma omp atomic write
+  *bad = 1;
+}
+
+// A task is a position and some of its tokens: all of them, unless there are too few positions.
+template <typename T>
+void subgraphs(const SubgraphArgs& args) {
+  const int64_t positions = args.batch * args.positions;
+  if (positions == 0 || args.tokens == 0) {
+    return;
+  }
+  const int64_t wanted = (kTasksPerThread * args.threads + positions - 1) / positions;
+  const int64_t parts = std::clamp<int64_t>(wanted, 1, args.tokens);
+  const int layers = inner_layers(args);
+#pragma omp parallel num_threads(args.threads)
+  {
+    auto arcs = memory_of(Position::bytes(args.frames, args.hops));
+    auto work = memory_of(Workspace::bytes(args.frames, layers, layers - 1));
+    const Position position(arcs.data(), args.frames, args.hops);
+#pragma omp for schedule(dynamic, 1)
+    for (int64_t task = 0; task < positions * parts; ++task) {
+      const int64_t part = task % parts, b = task / parts / args.positions;
+      const int64_t l = task / parts % args.positions;
+      if (!read_position<T>(args, b, l, Alone{}, position)) {
+        report(args.bad);
+        continue;
+      }
+      for (int64_t k = part * args.tokens / parts; k < (part + 1) * args.tokens / parts; ++k) {
+        for (int frame = args.every_frame ? 0 : -1; frame < (args.every_frame ? args.frames : 0);
+             ++frame) {
+          if (!solve_subgraph<T>(args, b, k, l, frame, position, work.data(), Alone{})) {
+            report(args.bad);
+            break;
+          }
+        }
+      }
+    }
+  }
+}
+
+// Adds the graphs of one position to the gradients. sums: [hops, head, tail]; weights: [F].
+template <typename T>
+void gradient_of_position(const SubgraphGradArgs& args, int64_t b, int64_t l, double* sums,
+                          double* weights) {
+  const int64_t width = args.frames, layers = args.hops + 1;
+  const int64_t sinks = args.every_frame ? width : 1;
+  std::fill_n(sums, args.hops * width * width, 0.0);
+  for (int64_t k = 0; k < args.tokens; ++k) {
+    const int64_t token = b * args.tokens + k;
+    for (int64_t s = 0; s < sinks; ++s) {
+      const double grad =
+          static_cast<const T*>(args.grad)[(token * sinks + s) * args.positions + l];
+      if (grad == 0) {
+        continue;
+      }
+      const uint8_t* side = args.cut + ((token * args.positions + l) * sinks + s) * layers * width;
+      for (int64_t hop = 0; hop < args.hops; ++hop, side += width) {
+        for (int64_t tail = 0; tail < width; ++tail) {
+          weights[tail] = side[tail] ? grad : 0;
+        }
+        for (int64_t head = 0; head < width; ++head) {
+          double* row = sums + (hop * width + head) * width;
+          for (int64_t tail = 0; tail < width && !side[width + head]; ++tail) {
+            row[tail] += weights[tail];
+          }
+        }
+      }
+    }
+  }
+  for (int64_t hop = 0; hop < args.hops; ++hop) {
+    T* to = static_cast<T*>(args.temporal[hop]);
+    for (int64_t at = 0; to && at < width * width; ++at) {
+      to[(b * args.positions + l) * width * width + at] =
+          static_cast<T>(args.scale * sums[hop * width * width + at]);
+    }
+  }
+}
+
+// The arcs from one token to the nodes of the first layer on the sink's side.
+template <typename T>
+void gradient_of_token(const SubgraphGradArgs& args, int64_t token, int64_t l, double* sums) {
+  const int64_t width = args.frames, layers = args.hops + 1;
+  const int64_t sinks = args.every_frame ? width : 1;
+  std::fill_n(sums, width, 0.0);
+  for (int64_t s = 0; s < sinks; ++s) {
+    const double grad = static_cast<const T*>(args.grad)[(token * sinks + s) * args.positions + l];
+    const uint8_t* side = args.cut + ((token * args.positions + l) * sinks + s) * layers * width;
+    for (int64_t node = 0; node < width; ++node) {
+      sums[node] += side[node] ? 0 : grad;
+    }
+  }
+  for (int64_t node = 0; node < width; ++node) {
+    static_cast<T*>(args.cross)[(token * width + node) * args.positions + l] =
+        static_cast<T>(sums[node]);
+  }
+}
+
+template <typename T>
+void subgraphs_backward(const SubgraphGradArgs& args) {
+  const bool any_hop =
+      std::any_of(args.temporal, args.temporal + args.hops, [](auto* p) { return p; });
+#pragma omp parallel num_threads(args.threads)
+  {
+    std::vector<double> sums(std::max(args.hops, 1) * args.frames * args.frames);
+    std::vector<double> weights(args.frames);
+    if (any_hop) {
+#pragma omp for schedule(dynamic, 1)
+      for (int64_t task = 0; task < args.batch * args.positions; ++task) {
+        gradient_of_position<T>(args, task / args.positions, task % args.positions, sums.data(),
+                                weights.data());
+      }
+    }
+    if (args.cross) {
+#pragma omp for
+      for (int64_t at = 0; at < args.batch * args.tokens * args.positions; ++at) {
+        gradient_of_token<T>(args, at / args.positions, at % args.positions, sums.data());
+      }
+    }
+  }
+}
+
+template <typename T>
+void graphs(const GraphArgs& args) {
+#pragma omp parallel num_threads(args.threads)
+  {
+    auto memory = memory_of(graph_bytes(args.nodes));
+#pragma omp for schedule(dynamic, 4)
+    for (int64_t graph = 0; graph < args.graphs; ++graph) {
+      if (!solve_graph<T>(args, graph, memory.data(), Alone{})) {
+        report(args.bad);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+}  // namespace cvg::CVG_LEVEL
+
+const cvg::MaxFlowKernels& cvg::CVG_OF_LEVEL(max_flow_kernels)() {
+  using namespace cvg::CVG_LEVEL;
+  static const MaxFlowKernels kernels{
+      [](const SubgraphArgs& args) {
+        return args.is_double ? subgraphs<double>(args) : subgraphs<float>(args);
+      },
+      [](const SubgraphGradArgs& args) {
+        return args.is_double ? subgraphs_backward<double>(args) : subgraphs_backward<float>(args);
+      },
+      [](const GraphArgs& args) {
+        return args.is_double ? graphs<double>(args) : graphs<float>(args);
+      },
+  };
+  return kernels;
+}

@@ -1,0 +1,41 @@
+"""The reference as a backend: the closed-form gradient stands in where autograd is below the operation."""
+
+from __future__ import annotations
+
+from cvg_kernels.ops._autocast import autocast_off
+from cvg_kernels.ops._layout import dense_like
+from python_ref import temporal_attention as reference
+
+
+def attend(query, key, value, added, scale, by_row_max, row_max_grad, capture):
+    """See `python_ref.temporal_attention.temporal_attention`."""
+    with autocast_off(query.device):
+        return reference.temporal_attention(
+            query, key, value, added, scale=scale,
+            by_row_max=by_row_max, row_max_grad=row_max_grad, capture=capture,
+        )  # fmt: skip
+
+
+def forward(query, key, value, added, scale, by_row_max, capture):
+    """Returns out and maps (`None` without capture)."""
+    out, maps = attend(query, key, value, added, scale, by_row_max, True, capture)
+    return dense_like(query, value.shape[-1]).copy_(out), maps
+
+
+def backward(
+    grad_out, grad_maps, query, key, value, added, scale, by_row_max, row_max_grad,
+    need_query, need_key, need_value, need_added,
+):  # fmt: skip
+    """Returns the gradients asked for; see `python_ref.temporal_attention.temporal_attention_backward`."""
+    with autocast_off(query.device):
+        *grads, grad_added = reference.temporal_attention_backward(
+            grad_out, grad_maps, query, key, value, added,
+            scale=scale, by_row_max=by_row_max, row_max_grad=row_max_grad,
+        )  # fmt: skip
+    needed = (need_query, need_key, need_value)
+    tensors = (query, key, value)
+    laid_out = [
+        dense_like(tensor).copy_(grad) if need else None
+        for tensor, grad, need in zip(tensors, grads, needed, strict=True)
+    ]
+    return (*laid_out, grad_added if need_added else None)
