@@ -57,4 +57,5 @@ PYBIND11_MODULE(_native_cpu, m) {
   bind_flow(m);
   bind_max_flow(m);
   bind_temporal_attention(m);
+  bind_guidance_mix(m);
 }

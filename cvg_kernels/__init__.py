@@ -20,6 +20,7 @@ _HOMES = {
     "CapturedAttention": "ops",
     "CapturedMaps": "ops",
     "CvgError": "errors",
+    "Gen1": "guidance",
     "MaxFlow": "ops",
     "SubgraphFlow": "ops",
     "TemporalAttention": "ops",
@@ -28,6 +29,8 @@ _HOMES = {
     "Vico": "guidance",
     "attention_with_capture": "ops",
     "capture_maps": "ops",
+    "depth_structure": "ops",
+    "guidance_mix": "ops",
     "max_flow": "ops",
     "min_max_matmul": "ops",
     "path_flow": "ops",
@@ -49,6 +52,7 @@ __all__ = [
     "CapturedAttention",
     "CapturedMaps",
     "CvgError",
+    "Gen1",
     "MaxFlow",
     "SubgraphFlow",
     "TemporalAttention",
@@ -58,6 +62,8 @@ __all__ = [
     "attention_with_capture",
     "capture",
     "capture_maps",
+    "depth_structure",
+    "guidance_mix",
     "max_flow",
     "min_max_matmul",
     "path_flow",
@@ -94,7 +100,7 @@ if TYPE_CHECKING:
     from cvg_kernels.backends import Backend
     from cvg_kernels.capture import capture, processors, use_processors
     from cvg_kernels.errors import ArgumentError, BackendUnavailableError, CvgError
-    from cvg_kernels.guidance import VSTAR, TemporalBand, Vico
+    from cvg_kernels.guidance import VSTAR, Gen1, TemporalBand, Vico
     from cvg_kernels.ops import (
         CapturedAttention,
         CapturedMaps,
@@ -103,6 +109,8 @@ if TYPE_CHECKING:
         TemporalAttention,
         attention_with_capture,
         capture_maps,
+        depth_structure,
+        guidance_mix,
         max_flow,
         min_max_matmul,
         path_flow,

@@ -31,6 +31,8 @@ OPERATIONS: dict[str, tuple[Backend, ...]] = {
     "token_peaks": (Backend.REFERENCE, Backend.NATIVE, Backend.TRITON),
     "max_flow": (Backend.REFERENCE, Backend.NATIVE, Backend.CUDA),
     "temporal_attention": (Backend.REFERENCE, Backend.NATIVE, Backend.TRITON),
+    "guidance_mix": (Backend.REFERENCE, Backend.NATIVE, Backend.TRITON),
+    "structure": (Backend.REFERENCE,),
 }
 
 

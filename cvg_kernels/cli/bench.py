@@ -12,6 +12,7 @@ from cvg_kernels.errors import ArgumentError
 #: Operation → the module that measures it.
 _BENCHMARKS = {
     "attention": "cvg_kernels.bench.attention",
+    "guidance_mix": "cvg_kernels.bench.guidance_mix",
     "path_flow": "cvg_kernels.bench.path_flow",
 }
 _DTYPES = ("float32", "bfloat16", "float16")

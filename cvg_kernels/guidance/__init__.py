@@ -1,6 +1,7 @@
-"""Guidance methods: each moves the latents before a denoising step, on unmodified diffusers pipelines."""
+"""Guidance methods for unmodified diffusers pipelines: some move the latents before a step, some what a step predicts."""
 
 from cvg_kernels.guidance.attach import Attachment, Method, Run, Step
+from cvg_kernels.guidance.gen1 import Gen1, structure_frames, temporal_layers_off
 from cvg_kernels.guidance.losses import band_distance, diagonality, fairness_loss
 from cvg_kernels.guidance.temporal_band import TemporalBand
 from cvg_kernels.guidance.vico import Vico
@@ -9,6 +10,7 @@ from cvg_kernels.guidance.vstar import VSTAR
 __all__ = [
     "VSTAR",
     "Attachment",
+    "Gen1",
     "Method",
     "Run",
     "Step",
@@ -17,4 +19,6 @@ __all__ = [
     "band_distance",
     "diagonality",
     "fairness_loss",
+    "structure_frames",
+    "temporal_layers_off",
 ]

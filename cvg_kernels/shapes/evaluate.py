@@ -138,7 +138,8 @@ def print_report(report: dict[str, Any]) -> None:
     print(
         f"{report['prompts']} two-object prompts, seed {report['seed']}, {report['model']}; 95 % intervals"
     )
-    print("  ".join(["method".ljust(10), *(kind.ljust(18) for kind in CLASSES), "s/clip"]))
+    width = max(10, *map(len, report["guidance"]))
+    print("  ".join(["method".ljust(width), *(kind.ljust(18) for kind in CLASSES), "s/clip"]))
     for name, entry in report["guidance"].items():
         cells = [
             f"{entry[kind]['rate']:6.1%} [{entry[kind]['ci95'][0]:.0%}, {entry[kind]['ci95'][1]:.0%}]".ljust(
@@ -146,4 +147,4 @@ def print_report(report: dict[str, Any]) -> None:
             )
             for kind in CLASSES
         ]
-        print("  ".join([name.ljust(10), *cells, f"{entry['seconds_per_clip']:.2f}"]))
+        print("  ".join([name.ljust(width), *cells, f"{entry['seconds_per_clip']:.2f}"]))

@@ -65,7 +65,7 @@ def test_eval_writes_the_report(tmp_path, capsys):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ("--guidance none,magic", "guidance must be one of none, vico, got 'magic'"),
+        ("--guidance none,magic", "guidance must be one of none, vico, gen1, got 'magic'"),
         ("--prompts 1", "--prompts must be at least 2, got 1"),
         ("--model nowhere", "folder must hold a diffusers pipeline"),
         ("--json nowhere/report.json", "--json must lie in a folder that exists"),
