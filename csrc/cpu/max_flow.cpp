@@ -1,11 +1,12 @@
-// Exact maximum flow on the CPU: the shared solver (cvg/max_flow.h), one thread a graph.
+// Exact maximum flow on the CPU: the shared solver (cvg/max_flow.h), one thread a graph. Compiled
+// once: its words of bits gain nothing from wider vectors.
 #include <algorithm>
 #include <memory>
 #include <vector>
 
 #include "cvg/flow_graphs.h"
 
-namespace cvg::CVG_LEVEL {
+namespace cvg {
 
 namespace {
 
@@ -115,7 +116,7 @@ void gradient_of_token(const SubgraphGradArgs& args, int64_t token, int64_t l, d
 }
 
 template <typename T>
-void subgraphs_backward(const SubgraphGradArgs& args) {
+void gradients(const SubgraphGradArgs& args) {
   const bool any_hop =
       std::any_of(args.temporal, args.temporal + args.hops, [](auto* p) { return p; });
 #pragma omp parallel num_threads(args.threads)
@@ -154,20 +155,16 @@ void graphs(const GraphArgs& args) {
 
 }  // namespace
 
-}  // namespace cvg::CVG_LEVEL
-
-const cvg::MaxFlowKernels& cvg::CVG_OF_LEVEL(max_flow_kernels)() {
-  using namespace cvg::CVG_LEVEL;
-  static const MaxFlowKernels kernels{
-      [](const SubgraphArgs& args) {
-        return args.is_double ? subgraphs<double>(args) : subgraphs<float>(args);
-      },
-      [](const SubgraphGradArgs& args) {
-        return args.is_double ? subgraphs_backward<double>(args) : subgraphs_backward<float>(args);
-      },
-      [](const GraphArgs& args) {
-        return args.is_double ? graphs<double>(args) : graphs<float>(args);
-      },
-  };
-  return kernels;
+void solve_subgraphs(const SubgraphArgs& args) {
+  args.is_double ? subgraphs<double>(args) : subgraphs<float>(args);
 }
+
+void subgraph_gradients(const SubgraphGradArgs& args) {
+  args.is_double ? gradients<double>(args) : gradients<float>(args);
+}
+
+void solve_graphs(const GraphArgs& args) {
+  args.is_double ? graphs<double>(args) : graphs<float>(args);
+}
+
+}  // namespace cvg

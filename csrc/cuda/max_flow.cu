@@ -12,8 +12,6 @@ namespace cvg {
 
 namespace {
 
-using namespace CVG_LEVEL;
-
 constexpr int kLanes = 32, kMaxWarps = 8, kBlocksPerProcessor = 8;
 
 struct Warp {

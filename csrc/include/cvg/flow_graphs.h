@@ -5,7 +5,7 @@
 #include "cvg/flow_args.h"
 #include "cvg/max_flow.h"
 
-namespace cvg::CVG_LEVEL {
+namespace cvg {
 
 CVG_HD bool is_capacity(double value) {
   return value >= 0 && value <= 1.7976931348623157e308;
@@ -48,9 +48,7 @@ struct Position {
   double* capacity;  // [hops, tail, head]
   uint64_t* open;    // [hops, tail]
 
-  CVG_HD static size_t bytes(size_t width, size_t hops) {
-    return 8 * hops * width * (width + 1);
-  }
+  CVG_HD static size_t bytes(size_t width, size_t hops) { return 8 * hops * width * (width + 1); }
 
   CVG_HD Position(void* memory, int width, int hops)
       : capacity(static_cast<double*>(memory)),
@@ -165,4 +163,4 @@ CVG_HD bool solve_graph(const GraphArgs& args, int64_t graph, void* memory, Team
   return true;
 }
 
-}  // namespace cvg::CVG_LEVEL
+}  // namespace cvg

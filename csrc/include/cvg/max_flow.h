@@ -26,8 +26,7 @@
 #define CVG_HD inline
 #endif
 
-// The namespace differs with the flags of the compilation: no two of them may share code by name.
-namespace cvg::CVG_LEVEL {
+namespace cvg {
 
 constexpr int kMaxNodes = 64;  // of a layer: the bits of a word
 
@@ -393,4 +392,4 @@ class MaxFlow {
   Team team_;
 };
 
-}  // namespace cvg::CVG_LEVEL
+}  // namespace cvg
