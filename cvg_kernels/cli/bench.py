@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 from pathlib import Path
 
 from cvg_kernels.errors import ArgumentError
 
-_OPERATIONS = ("attention",)
+_OPERATIONS = ("attention", "max_flow")
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -42,8 +43,6 @@ def run(options: argparse.Namespace) -> int:
 def _measure(options: argparse.Namespace) -> int:
     import torch
 
-    from cvg_kernels.bench import attention
-
     for name in ("threads", "rounds"):
         value = getattr(options, name)
         if value is not None and value < 1:
@@ -56,8 +55,12 @@ def _measure(options: argparse.Namespace) -> int:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ArgumentError(f"--device {options.device} cannot be used: {reason}") from None
-    dtype = options.dtype or ("float32" if device.type == "cpu" else "bfloat16")
-    attention.run(
+    on_cpu = device.type == "cpu"
+    dtype = options.dtype or (
+        "float32" if on_cpu or options.operation == "max_flow" else "bfloat16"
+    )
+    benchmark = importlib.import_module(f"cvg_kernels.bench.{options.operation}")
+    benchmark.run(
         device,
         getattr(torch, dtype),
         quick=options.quick,

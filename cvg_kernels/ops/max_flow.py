@@ -24,7 +24,9 @@ class SubgraphFlow(NamedTuple):
     """What `subgraph_max_flow` returns."""
 
     flow: torch.Tensor  #: `[B, K, L]`, or `[B, K, F, L]` for single frames; the dtype of cross
-    cut: torch.Tensor  #: bool `[B, K, L, n + 1, F]`, or `[B, K, L, F, n + 1, F]`: on the token's side?
+    cut: (
+        torch.Tensor
+    )  #: bool `[B, K, L, n + 1, F]`, or `[B, K, L, F, n + 1, F]`: on the token's side?
 
 
 class MaxFlow(NamedTuple):
@@ -256,7 +258,9 @@ def _subgraph_backward(grad_flow, cut, residual, sink, need_cross, need_temporal
             grad_flow, cut, residual, sink, need_cross, need_temporal
         )
     absent = grad_flow.new_empty(0)  # `None` cannot be returned by an operation
-    temporal = [hop if need else absent.clone() for hop, need in zip(temporal, need_temporal, strict=True)]
+    temporal = [
+        hop if need else absent.clone() for hop, need in zip(temporal, need_temporal, strict=True)
+    ]
     return cross if need_cross else absent, temporal
 
 
