@@ -11,6 +11,11 @@ namespace cvg {
 namespace {
 
 constexpr int64_t kTasksPerThread = 16;
+constexpr int64_t kArcsPerThread = 1 << 14;  // fewer are done before another thread is awake
+
+int threads_for(int64_t arcs, int threads) {
+  return static_cast<int>(std::clamp<int64_t>(arcs / kArcsPerThread, 1, threads));
+}
 
 // Words for what would be bytes: aligned for all that is kept there.
 std::vector<uint64_t> memory_of(size_t bytes) {
@@ -29,10 +34,13 @@ void subgraphs(const SubgraphArgs& args) {
   if (positions == 0 || args.tokens == 0) {
     return;
   }
-  const int64_t wanted = (kTasksPerThread * args.threads + positions - 1) / positions;
+  const int64_t sinks = args.every_frame ? args.frames : 1;
+  const int64_t arcs = int64_t{args.frames} * args.frames * std::max(args.hops, 1);
+  const int threads = threads_for(positions * args.tokens * sinks * arcs, args.threads);
+  const int64_t wanted = (kTasksPerThread * threads + positions - 1) / positions;
   const int64_t parts = std::clamp<int64_t>(wanted, 1, args.tokens);
   const int layers = inner_layers(args);
-#pragma omp parallel num_threads(args.threads)
+#pragma omp parallel num_threads(threads)
   {
     auto arcs = memory_of(Position::bytes(args.frames, args.hops));
     auto work = memory_of(Workspace::bytes(args.frames, layers, layers - 1));
@@ -119,7 +127,9 @@ template <typename T>
 void gradients(const SubgraphGradArgs& args) {
   const bool any_hop =
       std::any_of(args.temporal, args.temporal + args.hops, [](auto* p) { return p; });
-#pragma omp parallel num_threads(args.threads)
+  const int64_t sinks = args.every_frame ? args.frames : 1, places = args.batch * args.positions;
+  const int64_t arcs = places * args.tokens * sinks * args.frames * args.frames;
+#pragma omp parallel num_threads(threads_for(arcs, args.threads))
   {
     std::vector<double> sums(std::max(args.hops, 1) * args.frames * args.frames);
     std::vector<double> weights(args.frames);
@@ -141,7 +151,7 @@ void gradients(const SubgraphGradArgs& args) {
 
 template <typename T>
 void graphs(const GraphArgs& args) {
-#pragma omp parallel num_threads(args.threads)
+#pragma omp parallel num_threads(threads_for(args.graphs* args.nodes* args.nodes, args.threads))
   {
     auto memory = memory_of(graph_bytes(args.nodes));
 #pragma omp for schedule(dynamic, 4)
