@@ -19,6 +19,7 @@ struct Warp {
   __device__ int size() const { return kLanes; }
   __device__ void sync() const { __syncwarp(); }
   __device__ uint64_t any(uint64_t word) const {
+    __syncwarp();  // a reduction alone does not order memory
     const uint64_t high = __reduce_or_sync(~0u, static_cast<unsigned>(word >> 32));
     return high << 32 | __reduce_or_sync(~0u, static_cast<unsigned>(word));
   }

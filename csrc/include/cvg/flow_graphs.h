@@ -85,7 +85,9 @@ template <typename T, class Team>
 CVG_HD bool solve_subgraph(const SubgraphArgs& args, int64_t b, int64_t k, int64_t l, int frame,
                            const Position& position, void* memory, Team team) {
   const int width = args.frames, layers = inner_layers(args), hops = layers - 1;
-  const Network net{width, layers, hops, 1, position.capacity, position.open};
+  // Its own skip connection gives the frame that is the sink the most demand; on the way to the
+  // whole video the skip connections lead straight ahead.
+  const Network net{width, layers, hops, 1, frame, position.capacity, position.open};
   const Workspace work(memory, net);
   const View<T> cross(args.cross);
   const T* supply = cross.at(b, k) + l * cross.stride[3];
@@ -116,10 +118,11 @@ CVG_HD bool solve_subgraph(const SubgraphArgs& args, int64_t b, int64_t k, int64
   const int64_t place =
       frame < 0 ? graph : ((b * args.tokens + k) * args.positions + l) * width + frame;
   uint8_t* cut = args.cut + place * (args.hops + 1) * width;
-  for (int at = team.lane(); at < (args.hops + 1) * width; at += team.size()) {
-    const int layer = at / width, node = at % width;
-    const bool is_output = frame >= 0 && layer == args.hops;
-    cut[at] = is_output ? node != frame : work.reached[layer] >> node & 1;
+  for (int layer = 0; layer <= args.hops; ++layer, cut += width) {
+    const uint64_t near = frame >= 0 && layer == args.hops ? ~bit(frame) : work.reached[layer];
+    for (int node = team.lane(); node < width; node += team.size()) {
+      cut[node] = near >> node & 1;
+    }
   }
   team.sync();
   return true;
@@ -136,7 +139,7 @@ template <typename T, class Team>
 CVG_HD bool solve_graph(const GraphArgs& args, int64_t graph, void* memory, Team team) {
   const int width = args.nodes, source = args.source, sink = args.sink;
   const Position arcs(memory, width, 1);
-  const Network net{width, 1, 1, 0, arcs.capacity, arcs.open};
+  const Network net{width, 1, 1, 0, -1, arcs.capacity, arcs.open};
   const Workspace work(static_cast<char*>(memory) + Position::bytes(width, 1), net);
   const T* from = static_cast<const T*>(args.capacity) + graph * args.stride[0];
   const auto capacity_of = [&](int tail, int head) -> double {
