@@ -129,20 +129,21 @@ void gradients(const SubgraphGradArgs& args) {
       std::any_of(args.temporal, args.temporal + args.hops, [](auto* p) { return p; });
   const int64_t sinks = args.every_frame ? args.frames : 1, places = args.batch * args.positions;
   const int64_t arcs = places * args.tokens * sinks * args.frames * args.frames;
-#pragma omp parallel num_threads(threads_for(arcs, args.threads))
+  const int threads = threads_for(arcs, args.threads);
+#pragma omp parallel num_threads(threads)
   {
     std::vector<double> sums(std::max(args.hops, 1) * args.frames * args.frames);
     std::vector<double> weights(args.frames);
     if (any_hop) {
 #pragma omp for schedule(dynamic, 1)
-      for (int64_t task = 0; task < args.batch * args.positions; ++task) {
+      for (int64_t task = 0; task < places; ++task) {
         gradient_of_position<T>(args, task / args.positions, task % args.positions, sums.data(),
                                 weights.data());
       }
     }
     if (args.cross) {
 #pragma omp for
-      for (int64_t at = 0; at < args.batch * args.tokens * args.positions; ++at) {
+      for (int64_t at = 0; at < places * args.tokens; ++at) {
         gradient_of_token<T>(args, at / args.positions, at % args.positions, sums.data());
       }
     }
@@ -151,7 +152,8 @@ void gradients(const SubgraphGradArgs& args) {
 
 template <typename T>
 void graphs(const GraphArgs& args) {
-#pragma omp parallel num_threads(threads_for(args.graphs* args.nodes* args.nodes, args.threads))
+  const int threads = threads_for(args.graphs * args.nodes * args.nodes, args.threads);
+#pragma omp parallel num_threads(threads)
   {
     auto memory = memory_of(graph_bytes(args.nodes));
 #pragma omp for schedule(dynamic, 4)

@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("operation", nargs="?", default="attention", choices=_OPERATIONS)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument(
-        "--dtype", choices=_DTYPES, help="default: float32 on a CPU, bfloat16 on a GPU"
+        "--dtype", choices=_DTYPES, help="default: float32; for attention on a GPU bfloat16"
     )
     parser.add_argument("--threads", type=int, help="CPU threads of every arm")
     parser.add_argument("--rounds", type=int, help="timed rounds; the median counts")

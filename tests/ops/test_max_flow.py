@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 import cvg_kernels as cvg
 from cvg_kernels.backends import Backend, unavailable_reason
 from cvg_kernels.bench.max_flow import TOKENS, arcs_of, attention, capacities_of, ortools_flows
+from cvg_kernels.cli import main
 
 KERNELS = {"native": torch.device("cpu"), "cuda": torch.device("cuda")}
 EPS = torch.finfo(torch.float64).eps
@@ -279,3 +281,16 @@ def test_flushed_denormals_do_not_stall_it():
         torch.set_flush_denormal(False)
     wanted, _ = cvg.max_flow(capacity, 0, 1, backend="reference")
     torch.testing.assert_close(flow, wanted, rtol=0, atol=150 * smallest)
+
+
+def test_benchmark(tmp_path, capsys):
+    """It checks every flow against OR-tools before it times anything."""
+    pytest.importorskip("ortools")
+    threads, path = torch.get_num_threads(), tmp_path / "max_flow.json"
+    given = ["bench", "max_flow", "--quick", "--rounds", "1", "--json", str(path)]
+    assert main(given) == 0
+    cases = json.loads(path.read_text())["cases"]
+    assert [case["sink"] for case in cases] == ["frame", "frame", "video", "video"]
+    assert all(case["seconds"].keys() == {"OR-tools", "cvg_kernels"} for case in cases)
+    assert "16 frames to frame, peaked" in capsys.readouterr().out
+    assert torch.get_num_threads() == threads

@@ -11,6 +11,7 @@ CVG_HD bool is_capacity(double value) {
   return value >= 0 && value <= 1.7976931348623157e308;
 }
 
+// A tensor whose first two indices name a graph or a position.
 template <typename T>
 struct View {
   CVG_HD explicit View(const Tensor4& tensor)
@@ -40,8 +41,7 @@ CVG_HD bool read_hop(int width, uint64_t heads, Team team, Capacity capacity_of,
   return !team.any(bad);
 }
 
-// --- subgraph_max_flow
-// ----------------------------------------------------------------------------
+// --- subgraph_max_flow ---
 
 // Where the arcs of one position are kept: those of every hop, skip connections mixed in.
 struct Position {
@@ -128,7 +128,7 @@ CVG_HD bool solve_subgraph(const SubgraphArgs& args, int64_t b, int64_t k, int64
   return true;
 }
 
-// --- max_flow ------------------------------------------------------------------------------------
+// --- max_flow ---
 
 // Memory of one graph: its arcs, then the solver's.
 CVG_HD size_t graph_bytes(size_t nodes) {
