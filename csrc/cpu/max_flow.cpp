@@ -1,15 +1,21 @@
-// Exact maximum flow on the CPU: the shared solver (cvg/max_flow.h), one thread a graph.
+// Exact maximum flow on the CPU: the shared solver (cvg/max_flow.h), one thread a graph. Compiled
+// once: its words of bits gain nothing from wider vectors.
 #include <algorithm>
 #include <memory>
 #include <vector>
 
 #include "cvg/flow_graphs.h"
 
-namespace cvg::CVG_LEVEL {
+namespace cvg {
 
 namespace {
 
 constexpr int64_t kTasksPerThread = 16;
+constexpr int64_t kArcsPerThread = 1 << 14;  // fewer are done before another thread is awake
+
+int threads_for(int64_t arcs, int threads) {
+  return static_cast<int>(std::clamp<int64_t>(arcs / kArcsPerThread, 1, threads));
+}
 
 // Words for what would be bytes: aligned for all that is kept there.
 std::vector<uint64_t> memory_of(size_t bytes) {
@@ -28,10 +34,13 @@ void subgraphs(const SubgraphArgs& args) {
   if (positions == 0 || args.tokens == 0) {
     return;
   }
-  const int64_t wanted = (kTasksPerThread * args.threads + positions - 1) / positions;
+  const int64_t sinks = args.every_frame ? args.frames : 1;
+  const int64_t arcs = int64_t{args.frames} * args.frames * std::max(args.hops, 1);
+  const int threads = threads_for(positions * args.tokens * sinks * arcs, args.threads);
+  const int64_t wanted = (kTasksPerThread * threads + positions - 1) / positions;
   const int64_t parts = std::clamp<int64_t>(wanted, 1, args.tokens);
   const int layers = inner_layers(args);
-#pragma omp parallel num_threads(args.threads)
+#pragma omp parallel num_threads(threads)
   {
     auto arcs = memory_of(Position::bytes(args.frames, args.hops));
     auto work = memory_of(Workspace::bytes(args.frames, layers, layers - 1));
@@ -115,23 +124,26 @@ void gradient_of_token(const SubgraphGradArgs& args, int64_t token, int64_t l, d
 }
 
 template <typename T>
-void subgraphs_backward(const SubgraphGradArgs& args) {
+void gradients(const SubgraphGradArgs& args) {
   const bool any_hop =
       std::any_of(args.temporal, args.temporal + args.hops, [](auto* p) { return p; });
-#pragma omp parallel num_threads(args.threads)
+  const int64_t sinks = args.every_frame ? args.frames : 1, places = args.batch * args.positions;
+  const int64_t arcs = places * args.tokens * sinks * args.frames * args.frames;
+  const int threads = threads_for(arcs, args.threads);
+#pragma omp parallel num_threads(threads)
   {
     std::vector<double> sums(std::max(args.hops, 1) * args.frames * args.frames);
     std::vector<double> weights(args.frames);
     if (any_hop) {
 #pragma omp for schedule(dynamic, 1)
-      for (int64_t task = 0; task < args.batch * args.positions; ++task) {
+      for (int64_t task = 0; task < places; ++task) {
         gradient_of_position<T>(args, task / args.positions, task % args.positions, sums.data(),
                                 weights.data());
       }
     }
     if (args.cross) {
 #pragma omp for
-      for (int64_t at = 0; at < args.batch * args.tokens * args.positions; ++at) {
+      for (int64_t at = 0; at < places * args.tokens; ++at) {
         gradient_of_token<T>(args, at / args.positions, at % args.positions, sums.data());
       }
     }
@@ -140,7 +152,8 @@ void subgraphs_backward(const SubgraphGradArgs& args) {
 
 template <typename T>
 void graphs(const GraphArgs& args) {
-#pragma omp parallel num_threads(args.threads)
+  const int threads = threads_for(args.graphs * args.nodes * args.nodes, args.threads);
+#pragma omp parallel num_threads(threads)
   {
     auto memory = memory_of(graph_bytes(args.nodes));
 #pragma omp for schedule(dynamic, 4)
@@ -154,20 +167,16 @@ void graphs(const GraphArgs& args) {
 
 }  // namespace
 
-}  // namespace cvg::CVG_LEVEL
-
-const cvg::MaxFlowKernels& cvg::CVG_OF_LEVEL(max_flow_kernels)() {
-  using namespace cvg::CVG_LEVEL;
-  static const MaxFlowKernels kernels{
-      [](const SubgraphArgs& args) {
-        return args.is_double ? subgraphs<double>(args) : subgraphs<float>(args);
-      },
-      [](const SubgraphGradArgs& args) {
-        return args.is_double ? subgraphs_backward<double>(args) : subgraphs_backward<float>(args);
-      },
-      [](const GraphArgs& args) {
-        return args.is_double ? graphs<double>(args) : graphs<float>(args);
-      },
-  };
-  return kernels;
+void solve_subgraphs(const SubgraphArgs& args) {
+  args.is_double ? subgraphs<double>(args) : subgraphs<float>(args);
 }
+
+void subgraph_gradients(const SubgraphGradArgs& args) {
+  args.is_double ? gradients<double>(args) : gradients<float>(args);
+}
+
+void solve_graphs(const GraphArgs& args) {
+  args.is_double ? graphs<double>(args) : graphs<float>(args);
+}
+
+}  // namespace cvg

@@ -12,8 +12,6 @@ namespace cvg {
 
 namespace {
 
-using namespace CVG_LEVEL;
-
 constexpr int kLanes = 32, kMaxWarps = 8, kBlocksPerProcessor = 8;
 
 struct Warp {
@@ -21,6 +19,7 @@ struct Warp {
   __device__ int size() const { return kLanes; }
   __device__ void sync() const { __syncwarp(); }
   __device__ uint64_t any(uint64_t word) const {
+    __syncwarp();  // a reduction alone does not order memory
     const uint64_t high = __reduce_or_sync(~0u, static_cast<unsigned>(word >> 32));
     return high << 32 | __reduce_or_sync(~0u, static_cast<unsigned>(word));
   }
@@ -159,11 +158,12 @@ cudaError_t make_plan(size_t common, size_t each, int64_t warps_with_work, int64
   return cudaSuccess;
 }
 
-// Tasks a position: one, unless there are too few positions for the device.
+// Tasks a position: one, unless there are too few positions for the device; then as many as leave
+// each warp a graph.
 int64_t parts_of(const SubgraphArgs& args, const FlowPlan& plan) {
   const int64_t graphs = args.tokens * sinks_of(args.every_frame, args.frames);
   const int64_t positions = std::max<int64_t>(args.batch * args.positions, 1);
-  return std::clamp<int64_t>(plan.blocks / positions, 1, std::max<int64_t>(graphs, 1));
+  return std::clamp<int64_t>(plan.blocks / positions, 1, std::max<int64_t>(graphs / plan.warps, 1));
 }
 
 template <typename... Parameters, typename... Given>

@@ -13,6 +13,7 @@ from cvg_kernels.errors import ArgumentError
 _BENCHMARKS = {
     "attention": "cvg_kernels.bench.attention",
     "guidance_mix": "cvg_kernels.bench.guidance_mix",
+    "max_flow": "cvg_kernels.bench.max_flow",
     "path_flow": "cvg_kernels.bench.path_flow",
 }
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -23,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("operation", nargs="?", default="attention", choices=_BENCHMARKS)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument(
-        "--dtype", choices=_DTYPES, help="default: float32 on a CPU, bfloat16 on a GPU"
+        "--dtype", choices=_DTYPES, help="default: float32; for attention on a GPU bfloat16"
     )
     parser.add_argument("--threads", type=int, help="CPU threads of every arm")
     parser.add_argument("--rounds", type=int, help="timed rounds; the median counts")
@@ -60,7 +61,8 @@ def _measure(options: argparse.Namespace) -> int:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ArgumentError(f"--device {options.device} cannot be used: {reason}") from None
-    dtype = options.dtype or ("float32" if device.type == "cpu" else "bfloat16")
+    low = device.type != "cpu" and options.operation == "attention"
+    dtype = options.dtype or ("bfloat16" if low else "float32")
     importlib.import_module(_BENCHMARKS[options.operation]).run(
         device,
         getattr(torch, dtype),

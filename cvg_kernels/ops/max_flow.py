@@ -16,7 +16,7 @@ from python_ref import max_flow as reference
 Residual = Literal["average", "add"]
 Sink = Literal["video", "frame"]
 
-_MAX_NODES = 64  # of a layer: the kernels keep a set of nodes in a word
+_MAX_WIDTH = 64  # nodes of a layer: the kernels keep a set of them in a word
 _MAX_HOPS = 16
 
 
@@ -96,17 +96,14 @@ def subgraph_max_flow(
         raise ArgumentError(f"residual must be 'average', 'add' or None, got {residual!r}")
     if sink not in ("video", "frame"):
         raise ArgumentError(f"sink must be 'video' or 'frame', got {sink!r}")
-    given = parse_backend(backend)
-    fits = frames <= _MAX_NODES and len(temporal) <= _MAX_HOPS
-    size = f"{frames} frames and {len(temporal)} hops"
-    chosen = _choose(given, cross.device, fits, size)
-    if given is Backend.REFERENCE:
+    backend = parse_backend(backend)
+    if backend is Backend.REFERENCE:
         note_backend("max_flow", "reference")
         _check_entries(cross=cross, temporal=temporal)
         return SubgraphFlow(
             *reference.subgraph_max_flow(cross, temporal, residual=residual, sink=sink)
         )
-    return SubgraphFlow(*_subgraph_op(cross, temporal, residual, sink, chosen.value))
+    return SubgraphFlow(*_subgraph_op(cross, temporal, residual, sink, backend.value))
 
 
 def max_flow(
@@ -145,13 +142,12 @@ def max_flow(
             raise ArgumentError(f"{name} must be a node in [0, {nodes}), got {node!r}")
     if source == sink:
         raise ArgumentError(f"source and sink must differ, got {source} for both")
-    given = parse_backend(backend)
-    chosen = _choose(given, capacity.device, nodes <= _MAX_NODES, f"{nodes} nodes")
-    if given is Backend.REFERENCE:
+    backend = parse_backend(backend)
+    if backend is Backend.REFERENCE:
         note_backend("max_flow", "reference")
         _check_entries(capacity=capacity)
         return MaxFlow(*reference.max_flow(capacity, source, sink))
-    return MaxFlow(*_graphs_op(capacity, source, sink, chosen.value))
+    return MaxFlow(*_graphs_op(capacity, source, sink, backend.value))
 
 
 # --- checks ----------------------------------------------------------------------------------------------------------
@@ -184,16 +180,18 @@ def _check_entries(**arguments: torch.Tensor | Sequence[torch.Tensor]) -> None:
                 )
 
 
-def _choose(given: Backend, device: torch.device, fits: bool, size: str) -> Backend:
+def _chosen(backend: str, device: torch.device, width: int, hops: int) -> Backend:
     """The backend that serves a call; `auto` is the device's kernels where they are there and take the size."""
-    if given is not Backend.AUTO:
-        require("max_flow", given, device)
-        if given is not Backend.REFERENCE and not fits:
+    named = Backend(backend)
+    fits = width <= _MAX_WIDTH and hops <= _MAX_HOPS
+    if named is not Backend.AUTO:
+        require("max_flow", named, device)
+        if named is not Backend.REFERENCE and not fits:
             raise ArgumentError(
-                f"backend {given.value!r} takes at most {_MAX_NODES} nodes in a layer and {_MAX_HOPS} hops, got "
-                f"{size} (the reference takes any)"
+                f"backend {backend!r} takes at most {_MAX_WIDTH} frames (or nodes) and {_MAX_HOPS} hops, got {width} "
+                f"and {hops} (the reference takes any)"
             )
-        return given
+        return named
     kernel = {"cpu": Backend.NATIVE, "cuda": Backend.CUDA}.get(device.type)
     usable = kernel is not None and unavailable_reason("max_flow", kernel, device) is None
     return kernel if usable and fits else Backend.REFERENCE
@@ -212,7 +210,7 @@ torch.library.define(
 )
 torch.library.define(
     "cvg_kernels::max_flow_forward",
-    "(Tensor capacity, int source, int sink, str backend) -> (Tensor flow, Tensor source_side)",
+    "(Tensor capacity, SymInt source, SymInt sink, str backend) -> (Tensor flow, Tensor source_side)",
 )
 torch.library.define(
     "cvg_kernels::max_flow_backward", "(Tensor grad_flow, Tensor source_side) -> Tensor"
@@ -226,8 +224,9 @@ _graphs_backward_op = torch.ops.cvg_kernels.max_flow_backward.default
 
 @torch.library.impl("cvg_kernels::subgraph_max_flow_forward", "default")
 def _subgraph_forward(cross, temporal, residual, sink, backend):
-    note_backend("max_flow", backend)
-    if backend == "reference":
+    chosen = _chosen(backend, cross.device, cross.shape[2], len(temporal))
+    note_backend("max_flow", chosen.value)
+    if chosen is Backend.REFERENCE:
         _check_entries(cross=cross, temporal=temporal)
         flow, cut = reference.subgraph_max_flow(cross, temporal, residual=residual, sink=sink)
         return flow.contiguous(), cut.contiguous()
@@ -250,18 +249,19 @@ def _subgraph_fake(cross, temporal, residual, sink, backend):
 
 @torch.library.impl("cvg_kernels::subgraph_max_flow_backward", "default")
 def _subgraph_backward(grad_flow, cut, residual, sink, need_cross, need_temporal, backend):
-    note_backend("max_flow_backward", backend)
-    if backend == "reference":
+    chosen = _chosen(backend, cut.device, cut.shape[-1], cut.shape[-2] - 1)
+    note_backend("max_flow_backward", chosen.value)
+    if chosen is Backend.REFERENCE:
         cross, temporal = reference.subgraph_gradients(grad_flow, cut, residual, sink)
     else:
         cross, temporal = kernels.subgraph_backward(
             grad_flow, cut, residual, sink, need_cross, need_temporal
         )
-    absent = grad_flow.new_empty(0)  # `None` cannot be returned by an operation
-    temporal = [
-        hop if need else absent.clone() for hop, need in zip(temporal, need_temporal, strict=True)
-    ]
-    return cross if need_cross else absent, temporal
+
+    def result(grad, needed):  # `None` cannot be returned by an operation
+        return grad.contiguous() if needed else grad_flow.new_empty(0)
+
+    return result(cross, need_cross), list(map(result, temporal, need_temporal))
 
 
 @torch.library.register_fake("cvg_kernels::subgraph_max_flow_backward")
@@ -276,8 +276,9 @@ def _subgraph_backward_fake(grad_flow, cut, residual, sink, need_cross, need_tem
 
 @torch.library.impl("cvg_kernels::max_flow_forward", "default")
 def _graphs_forward(capacity, source, sink, backend):
-    note_backend("max_flow", backend)
-    if backend == "reference":
+    chosen = _chosen(backend, capacity.device, capacity.shape[1], 0)
+    note_backend("max_flow", chosen.value)
+    if chosen is Backend.REFERENCE:
         _check_entries(capacity=capacity)
         return reference.max_flow(capacity, source, sink)
     flow, side, good = kernels.forward(capacity, source, sink)

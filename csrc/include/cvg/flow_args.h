@@ -3,7 +3,6 @@
 
 #include <cstdint>
 
-#include "cvg/level.h"
 #include "cvg/tensor4.h"
 
 namespace cvg {
@@ -50,12 +49,9 @@ struct GraphArgs {
   int threads;
 };
 
-struct MaxFlowKernels {
-  void (*subgraphs)(const SubgraphArgs&);
-  void (*subgraphs_backward)(const SubgraphGradArgs&);
-  void (*graphs)(const GraphArgs&);
-};
-
-CVG_DECLARE_LEVELS(MaxFlowKernels, max_flow_kernels);
+// On the CPU; those for a GPU stand in cvg/max_flow_cuda.h.
+void solve_subgraphs(const SubgraphArgs& args);
+void subgraph_gradients(const SubgraphGradArgs& args);
+void solve_graphs(const GraphArgs& args);
 
 }  // namespace cvg

@@ -5,12 +5,13 @@
 #include "cvg/flow_args.h"
 #include "cvg/max_flow.h"
 
-namespace cvg::CVG_LEVEL {
+namespace cvg {
 
 CVG_HD bool is_capacity(double value) {
   return value >= 0 && value <= 1.7976931348623157e308;
 }
 
+// A tensor whose first two indices name a graph or a position.
 template <typename T>
 struct View {
   CVG_HD explicit View(const Tensor4& tensor)
@@ -40,8 +41,7 @@ CVG_HD bool read_hop(int width, uint64_t heads, Team team, Capacity capacity_of,
   return !team.any(bad);
 }
 
-// --- subgraph_max_flow
-// ----------------------------------------------------------------------------
+// --- subgraph_max_flow ---
 
 // Where the arcs of one position are kept: those of every hop, skip connections mixed in.
 struct Position {
@@ -85,7 +85,9 @@ template <typename T, class Team>
 CVG_HD bool solve_subgraph(const SubgraphArgs& args, int64_t b, int64_t k, int64_t l, int frame,
                            const Position& position, void* memory, Team team) {
   const int width = args.frames, layers = inner_layers(args), hops = layers - 1;
-  const Network net{width, layers, hops, 1, position.capacity, position.open};
+  // Its own skip connection gives the frame that is the sink the most demand; on the way to the
+  // whole video the skip connections lead straight ahead.
+  const Network net{width, layers, hops, 1, frame, position.capacity, position.open};
   const Workspace work(memory, net);
   const View<T> cross(args.cross);
   const T* supply = cross.at(b, k) + l * cross.stride[3];
@@ -116,16 +118,17 @@ CVG_HD bool solve_subgraph(const SubgraphArgs& args, int64_t b, int64_t k, int64
   const int64_t place =
       frame < 0 ? graph : ((b * args.tokens + k) * args.positions + l) * width + frame;
   uint8_t* cut = args.cut + place * (args.hops + 1) * width;
-  for (int at = team.lane(); at < (args.hops + 1) * width; at += team.size()) {
-    const int layer = at / width, node = at % width;
-    const bool is_output = frame >= 0 && layer == args.hops;
-    cut[at] = is_output ? node != frame : work.reached[layer] >> node & 1;
+  for (int layer = 0; layer <= args.hops; ++layer, cut += width) {
+    const uint64_t near = frame >= 0 && layer == args.hops ? ~bit(frame) : work.reached[layer];
+    for (int node = team.lane(); node < width; node += team.size()) {
+      cut[node] = near >> node & 1;
+    }
   }
   team.sync();
   return true;
 }
 
-// --- max_flow ------------------------------------------------------------------------------------
+// --- max_flow ---
 
 // Memory of one graph: its arcs, then the solver's.
 CVG_HD size_t graph_bytes(size_t nodes) {
@@ -136,7 +139,7 @@ template <typename T, class Team>
 CVG_HD bool solve_graph(const GraphArgs& args, int64_t graph, void* memory, Team team) {
   const int width = args.nodes, source = args.source, sink = args.sink;
   const Position arcs(memory, width, 1);
-  const Network net{width, 1, 1, 0, arcs.capacity, arcs.open};
+  const Network net{width, 1, 1, 0, -1, arcs.capacity, arcs.open};
   const Workspace work(static_cast<char*>(memory) + Position::bytes(width, 1), net);
   const T* from = static_cast<const T*>(args.capacity) + graph * args.stride[0];
   const auto capacity_of = [&](int tail, int head) -> double {
@@ -163,4 +166,4 @@ CVG_HD bool solve_graph(const GraphArgs& args, int64_t graph, void* memory, Team
   return true;
 }
 
-}  // namespace cvg::CVG_LEVEL
+}  // namespace cvg

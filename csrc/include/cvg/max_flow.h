@@ -7,14 +7,20 @@
 // arcs still have room, and another which arcs carry flow, so a breadth-first search ORs words and
 // a step of the depth-first search is an AND and a count of zeros.
 //
-// Why it ends, whatever the rounding. An augmentation pushes the smallest room on its path, and the
-// arc that has it is set to full (or to no flow at all, where it is walked backwards), not merely
-// diminished. So each augmentation closes at least one arc between consecutive levels, and nothing
-// opens one: arcs that open run from a level to the one before. Hence a phase has at most as many
-// augmentations as the graph has arcs. After it no path of that length is left, and the arcs that
-// opened can only be on longer ones: the depth grows by at least one each phase, and it is bounded
-// by the number of nodes. The result is exact up to rounding of float64, for float32 input mostly
-// exact altogether: sums of floats of like size fit in 53 bits.
+// Why it ends, whatever the rounding. Within a phase flow runs from level to level, so the arcs
+// that open run back and are of no use before the next one. A visit of the depth-first search ends
+// in one of three ways. The node has no way on: it is struck off its level. It passed on exactly
+// what it received, and that was all the room of the arc that led to it: the arc is set to full (or
+// to no flow at all, where it is walked backwards), not merely diminished. Or that was all that the
+// stop before it had: this one is done, too, in one of the three ways. A node is struck once in a
+// phase at most, an arc closed once, a source emptied once; each ends a path's worth of visits.
+// Then no path of that length is left, and arcs that opened are on longer ones only: each phase
+// searches deeper than the one before, and there are no more depths than nodes. A bit of `open` or
+// `carries` always means that what is left, as computed, is > 0, so even flushed denormals cannot
+// stall it.
+//
+// The result is exact up to the rounding of float64; for float32 input most often altogether, since
+// sums of floats of like size fit in 53 bits.
 #pragma once
 
 #include <cstddef>
@@ -26,8 +32,7 @@
 #define CVG_HD inline
 #endif
 
-// The namespace differs with the flags of the compilation: no two of them may share code by name.
-namespace cvg::CVG_LEVEL {
+namespace cvg {
 
 constexpr int kMaxNodes = 64;  // of a layer: the bits of a word
 
@@ -46,6 +51,7 @@ CVG_HD uint64_t bit(int at) {
 // What graphs with the same arcs share.
 struct Network {
   int width, layers, hops, step;  // hops: layers − 1, or 1 with step = 0
+  int favourite;                  // node of the last layer to try first; −1: the one straight ahead
   const double* capacity;         // [hops, tail, head], ≥ 0
   const uint64_t* open;           // [hops, tail]: heads to which the capacity is positive
 };
@@ -256,8 +262,8 @@ class MaxFlow {
       double &supply = work_.supply[node], &demand = work_.demand[node];
       const double amount = demand < supply ? demand : supply;
       pushed += amount;
-      work_.ends[0] &= ~(static_cast<uint64_t>(!(supply -= amount)) << node);
-      work_.ends[1] &= ~(static_cast<uint64_t>(!(demand -= amount)) << node);
+      work_.ends[0] &= ~(static_cast<uint64_t>(!((supply -= amount) > 0)) << node);
+      work_.ends[1] &= ~(static_cast<uint64_t>(!((demand -= amount) > 0)) << node);
     }
     return pushed;
   }
@@ -272,20 +278,21 @@ class MaxFlow {
       double *flow = work_.flow + row * width, *demand = work_.demand;
       uint64_t* carries = work_.carries + stop.layer * width;
       double room = stop.room, given = 0;
-      uint64_t full = 0, ways = turned(work_.open[row] & *level, node);
+      const int start = net_.favourite < 0 ? node : net_.favourite;
+      uint64_t full = 0, ways = turned(work_.open[row] & *level, start);
       for (; ways && room > 0; ways &= ways - 1) {
-        const int head = (node + lowest_bit(ways)) % kMaxNodes;
+        const int head = (start + lowest_bit(ways)) % kMaxNodes;
         const double has = flow[head], most = capacity[head], left = most - has;
         const double wants = demand[head], takes = wants < left ? wants : left;
         const double amount = takes < room ? takes : room, now = has + amount;
-        const bool fills = !(amount < left) | !(now < most);
+        const bool fills = !(amount < left) | !(most - now > 0);
         room -= amount;
         given += amount;
         flow[head] = fills ? most : now;
         demand[head] = wants - amount;
         carries[head] |= bit(node);
         full |= static_cast<uint64_t>(fills) << head;
-        met |= static_cast<uint64_t>(!(amount < wants)) << head;
+        met |= static_cast<uint64_t>(!(wants - amount > 0)) << head;
       }
       work_.open[row] &= ~full;
       stop.room = room;
@@ -298,8 +305,8 @@ class MaxFlow {
         double& demand = work_.demand[tail];
         const double flow = work_.flow[arc(0, tail, node)], takes = demand < flow ? demand : flow;
         const double amount = takes < stop.room ? takes : stop.room;
-        met |= static_cast<uint64_t>(!(amount < demand)) << tail;
         demand -= amount;
+        met |= static_cast<uint64_t>(!(demand > 0)) << tail;
         stop.room -= amount;
         stop.given += amount;
         take_back(0, tail, node, amount);
@@ -318,7 +325,7 @@ class MaxFlow {
       ways = work_.open[from.layer * width + node] & level[next];
     }
     if (ways) {
-      const int head = first_from(node, ways);
+      const int head = (node + lowest_bit(turned(ways, node))) % kMaxNodes;
       const double room = left(from.layer, node, head);
       *to = stop_at(next, head, true, room < from.room ? room : from.room);
       return true;
@@ -327,7 +334,7 @@ class MaxFlow {
       ways = work_.carries[before * width + node] & level[before];
     }
     if (ways) {
-      const int tail = first_from(node, ways);
+      const int tail = lowest_bit(ways);
       const double room = work_.flow[arc(before, tail, node)];
       *to = stop_at(before, tail, false, room < from.room ? room : from.room);
       return true;
@@ -335,14 +342,9 @@ class MaxFlow {
     return false;
   }
 
-  // Bits in the order in which a node tries them: itself first, then on and around. So nodes spread
-  // over the next layer, and begin straight ahead, where attention to oneself and skip connections
-  // leave most room.
-  CVG_HD static uint64_t turned(uint64_t ways, int node) {
-    return ways >> node | ways << (kMaxNodes - node) % kMaxNodes;
-  }
-  CVG_HD static int first_from(int node, uint64_t ways) {
-    return (node + lowest_bit(turned(ways, node))) % kMaxNodes;
+  // Bits in the order in which they are tried: from one node on and around.
+  CVG_HD static uint64_t turned(uint64_t ways, int start) {
+    return ways >> start | ways << (kMaxNodes - start) % kMaxNodes;
   }
 
   CVG_HD static Stop stop_at(int layer, int node, bool forward, double room) {
@@ -375,7 +377,7 @@ class MaxFlow {
     const double capacity = net_.capacity[arc(hop, tail, head)];
     double& flow = work_.flow[arc(hop, tail, head)];
     const double more = flow + amount;
-    const bool full = (capacity - flow <= amount) | (more >= capacity);
+    const bool full = !(amount < capacity - flow) | !(capacity - more > 0);
     flow = full ? capacity : more;
     work_.carries[hop * net_.width + head] |= bit(tail);
     work_.open[hop * net_.width + tail] &= ~(static_cast<uint64_t>(full) << head);
@@ -393,4 +395,4 @@ class MaxFlow {
   Team team_;
 };
 
-}  // namespace cvg::CVG_LEVEL
+}  // namespace cvg
