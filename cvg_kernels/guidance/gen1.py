@@ -84,7 +84,7 @@ class Gen1:
             prompt: as for other methods; not used.
 
         Raises:
-            ArgumentError: for a pipeline without such a denoiser, or a compiled one.
+            ArgumentError: for a pipeline without text encoding, scheduler or such a denoiser, or with a compiled one.
         """
         return Gen1Attachment(self, pipe)
 
@@ -93,6 +93,9 @@ class Gen1Attachment:
     """Connects Gen-1's guidance to a pipeline; made by `Gen1.attach`."""
 
     def __init__(self, method: Gen1, pipe: Any) -> None:
+        for part in ("encode_prompt", "scheduler"):
+            if not hasattr(pipe, part):
+                raise ArgumentError(f"pipe must have {part}, got {type(pipe).__name__} without it")
         self.method = method
         self.pipe = pipe
         for denoiser in denoisers_of(pipe):
