@@ -24,6 +24,8 @@ _HOMES = {
     "MaxFlow": "ops",
     "SubgraphFlow": "ops",
     "TemporalAttention": "ops",
+    "TemporalBand": "guidance",
+    "VSTAR": "guidance",
     "Vico": "guidance",
     "attention_with_capture": "ops",
     "capture_maps": "ops",
@@ -43,6 +45,7 @@ _HOMES = {
 _MODULES = ("capture", "shapes", "viz")
 
 __all__ = [
+    "VSTAR",
     "ArgumentError",
     "Backend",
     "BackendUnavailableError",
@@ -53,6 +56,7 @@ __all__ = [
     "MaxFlow",
     "SubgraphFlow",
     "TemporalAttention",
+    "TemporalBand",
     "Vico",
     "__version__",
     "attention_with_capture",
@@ -96,7 +100,7 @@ if TYPE_CHECKING:
     from cvg_kernels.backends import Backend
     from cvg_kernels.capture import capture, processors, use_processors
     from cvg_kernels.errors import ArgumentError, BackendUnavailableError, CvgError
-    from cvg_kernels.guidance import Gen1, Vico
+    from cvg_kernels.guidance import VSTAR, Gen1, TemporalBand, Vico
     from cvg_kernels.ops import (
         CapturedAttention,
         CapturedMaps,

@@ -12,10 +12,12 @@ from torch import nn
 from cvg_kernels.capture.layers import Grid, Layer, Model, attention_layers, model_of, unwrap
 from cvg_kernels.capture.processors import (
     InterceptingProcessor,
+    band_of,
     installed,
     per_key_mask,
     refuse_compiled,
 )
+from cvg_kernels.capture.temporal import temporal_layer
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.ops import attention_with_capture
 
@@ -25,14 +27,14 @@ class _Finished(Exception):
 
 
 def layer_maps(
-    kind: str, model: Model, denoiser: nn.Module, latents: tuple[int, ...],
+    layer: Layer, model: Model, denoiser: nn.Module, latents: tuple[int, ...],
     token_ids: torch.Tensor, head_reduction: str, backend: str,
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scale: float | None,
 ) -> tuple[torch.Tensor, torch.Tensor, Grid]:  # fmt: skip
     """Attention of one layer with its maps, arranged over the video.
 
     Args:
-        kind: `"cross"`, `"temporal"` or `"self"` (of a model whose self-attention stays within a frame).
+        layer: cross, temporal, or self (of a model whose self-attention stays within a frame).
         model: table entry of the denoiser.
         denoiser: the network.
         latents: shape of the latents of this call, `[B, C, F, H, W]`.
@@ -51,14 +53,17 @@ def layer_maps(
     """
     batch, frames = latents[0], latents[2]
     options = {"scale": scale, "key_mask": per_key_mask(mask), "backend": backend}
-    if kind in ("temporal", "self"):
-        # One sequence per position, or per frame: every key is captured.
+    if layer.kind == "temporal":
+        band = band_of(layer.module, query)
+        out, maps = temporal_layer(query, key, value, mask, scale, band, backend, capture=True)
+        maps = maps.unflatten(0, (batch, -1))  # [B, h·w, F, F]
+        return out, maps, model.grid(latents, maps.shape[1], unwrap(denoiser))
+    if layer.kind == "self":  # every key is captured
         captured = attention_with_capture(
             query, key, value, torch.arange(key.shape[2], device=query.device), **options
         )
-        maps = captured.maps.mT.unflatten(0, (batch, -1))  # [B, h·w, F, F] or [B, F, h·w, h·w]
-        positions = maps.shape[1] if kind == "temporal" else maps.shape[2]
-        return captured.out, maps, model.grid(latents, positions, unwrap(denoiser))
+        maps = captured.maps.mT.unflatten(0, (batch, -1))  # [B, F, h·w, h·w]
+        return captured.out, maps, model.grid(latents, maps.shape[2], unwrap(denoiser))
 
     if model.frames_in_batch:
         token_ids = token_ids.repeat_interleave(frames, dim=0)
@@ -160,7 +165,7 @@ class LayerCapture:
     def _handler(self, layer: Layer) -> Callable[..., torch.Tensor]:
         def attend(query, key, value, mask, scale):
             out, maps, _ = layer_maps(
-                layer.kind, self.model, self.denoiser, self._latents, self.token_ids, "mean", self.backend,
+                layer, self.model, self.denoiser, self._latents, self.token_ids, "mean", self.backend,
                 query, key, value, mask, scale,
             )  # fmt: skip
             if self._maps is not None:

@@ -13,9 +13,17 @@ from cvg_kernels.capture.tokens import Word
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.guidance.attach import Run
 from cvg_kernels.guidance.gen1 import Gen1
+from cvg_kernels.guidance.temporal_band import TemporalBand
 from cvg_kernels.guidance.vico import Vico
+from cvg_kernels.guidance.vstar import VSTAR
 
-METHODS = {"none": None, "vico": Vico, "gen1": Gen1}
+METHODS = {
+    "none": None,
+    "vico": Vico,
+    "vstar": VSTAR,
+    "gen1": Gen1,
+    "temporal-band": TemporalBand,
+}
 
 
 @dataclass(frozen=True)

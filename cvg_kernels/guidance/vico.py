@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import re
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -19,6 +18,7 @@ from cvg_kernels.capture.layer_capture import LayerCapture
 from cvg_kernels.capture.tokens import TokenSpan, Word, prompt_token_ids, token_spans
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.guidance.attach import Attachment, Run, Step
+from cvg_kernels.guidance.descent import descend
 from cvg_kernels.guidance.flow_graph import FlowForm, Group, flow_groups, flow_of
 from cvg_kernels.guidance.losses import fairness_loss
 from cvg_kernels.guidance.steps import LatentStepper, StepRule
@@ -175,41 +175,23 @@ class Vico:
         size = self.step_size
         if self.step_decay:
             size *= math.sqrt(1 - 0.5 * step.index / max(step.count - 1, 1))
-        stepper = LatentStepper(self.step_rule, size)
-
-        latents = step.latents
-        with LayerCapture(
+        layers = LayerCapture(
             step.denoiser,
             tokens.ids,
             [group.cross for group in groups],
             [name for group in groups for name in group.temporal],
             [group.spatial for group in groups if group.spatial],
             backend=self.backend,
-        ) as layers:
-            for iteration in range(iterations):
-                began = time.perf_counter()
-                z = latents.detach().requires_grad_()
-                maps = layers.run(lambda z=z: step.denoise(z))
-                peaks = self.scores(maps, groups, tokens)
-                losses = fairness_loss(peaks, self.loss)
-                (gradient,) = torch.autograd.grad(losses.sum(), z)
-                active = losses.detach() > threshold
-                run.history.append(
-                    _entry(
-                        step,
-                        iteration,
-                        losses,
-                        peaks,
-                        gradient,
-                        tokens,
-                        time.perf_counter() - began,
-                    )
-                )
-                if threshold > 0 and not bool(active.any()):  # the one wait for the device
-                    break
-                moved = stepper(z.detach(), gradient)
-                latents = torch.where(active.view(-1, 1, 1, 1, 1), moved, z.detach())
-        return latents
+        )
+
+        def loss_of(maps: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, Any]]:
+            peaks = self.scores(maps, groups, tokens)
+            return fairness_loss(peaks, self.loss), {"peaks": tokens.by_word(peaks.detach())}
+
+        return descend(
+            step, run, layers, loss_of, LatentStepper(self.step_rule, size),
+            iterations=iterations, threshold=threshold,
+        )  # fmt: skip
 
     def scores(
         self, maps: dict[str, torch.Tensor], groups: list[Group], tokens: _Tokens
@@ -278,6 +260,13 @@ class _Tokens:
             for one, per_prompt in zip(ids, spans, strict=True)
         ]
 
+    def by_word(self, peaks: torch.Tensor) -> list[dict[str, torch.Tensor]]:
+        """Scores `[B, words]` as word → score, for each prompt."""
+        return [
+            {span.word: value for span, value in zip(spans, row, strict=True)}
+            for spans, row in zip(self.spans, peaks, strict=True)
+        ]
+
 
 def content_words(prompt: str) -> list[Word]:
     """The words a prompt is about, each with its occurrence: all but function words and words of motion.
@@ -296,19 +285,3 @@ def content_words(prompt: str) -> list[Word]:
     if not chosen:
         raise ArgumentError(f"words must be given: the prompt {prompt!r} has no content word")
     return chosen
-
-
-def _entry(step, iteration, losses, peaks, gradient, tokens, seconds) -> dict[str, Any]:
-    """One line of the history; tensors stay on the device until somebody reads them."""
-    return {
-        "step": step.index,
-        "timestep": step.timestep,
-        "iteration": iteration,
-        "loss": losses.detach(),
-        "peaks": [
-            {span.word: value for span, value in zip(spans, row, strict=True)}
-            for spans, row in zip(tokens.spans, peaks.detach(), strict=True)
-        ],
-        "gradient_norm": gradient.flatten(1).norm(dim=1),
-        "seconds": seconds,
-    }

@@ -37,7 +37,7 @@ def test_it_shows_single_objects():
         for pair in ("red circle", "white square", "yellow triangle", "purple cross")
         for way in ("left", "down")
     ]
-    verdicts, _ = judge_clips(load_pipeline(), things, seed=123)
+    verdicts, _, _ = judge_clips(load_pipeline(), things, seed=123)
     assert sum(verdict.bound for verdict in verdicts) >= 6
 
 
@@ -78,7 +78,10 @@ def test_eval_takes_options_and_combinations(tmp_path):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ("--guidance none,magic", "guidance must be one of none, vico, gen1, got 'magic'"),
+        (
+            "--guidance none,magic",
+            "guidance must be one of none, vico, vstar, gen1, temporal-band, got 'magic'",
+        ),
         ("--prompts 1", "--prompts must be at least 2, got 1"),
         ("--model nowhere", "folder must hold a diffusers pipeline"),
         ("--json nowhere/report.json", "--json must lie in a folder that exists"),

@@ -48,9 +48,7 @@ struct Position {
   double* capacity;  // [hops, tail, head]
   uint64_t* open;    // [hops, tail]
 
-  CVG_HD static size_t bytes(size_t width, size_t hops) {
-    return 8 * hops * width * (width + 1);
-  }
+  CVG_HD static size_t bytes(size_t width, size_t hops) { return 8 * hops * width * (width + 1); }
 
   CVG_HD Position(void* memory, int width, int hops)
       : capacity(static_cast<double*>(memory)),
