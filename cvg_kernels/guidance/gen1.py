@@ -46,9 +46,9 @@ class Gen1:
         μ^π_∅ + ω_t (μ_∅ − μ^π_∅) + ω (μ_c − μ_∅)
 
     (∅: without, c: with the prompt; ω: the pipeline's guidance scale). ω_t = 1 is the pipeline as it is, to the bit and at
-    its cost; ω_t > 1 makes frames more alike, ω_t < 1 gives each its freedom. Any other ω_t costs one more evaluation of
-    the unconditional branch, next to the pipeline's own and without the temporal layers, so a step takes less than 3/2 of
-    the time and no more memory.
+    its cost. Gen-1 reports smoother clips for ω_t > 1 and freer frames for ω_t < 1; how far that carries over to another
+    model is to be measured there. Any ω_t but 1 costs one more evaluation of the unconditional branch, next to the
+    pipeline's own and without the temporal layers: less than half a step more, and no more memory.
 
     The pipeline goes on combining u + ω (c − u) itself: its network is made to return both branches moved by
     (ω_t − 1)(μ_∅ − μ^π_∅), which that combination passes on unchanged. Where the pipeline does no classifier-free guidance
@@ -84,7 +84,7 @@ class Gen1:
             prompt: as for other methods; not used.
 
         Raises:
-            ArgumentError: for a pipeline without such a denoiser, or a compiled one.
+            ArgumentError: for a pipeline without text encoding, scheduler or such a denoiser, or with a compiled one.
         """
         return Gen1Attachment(self, pipe)
 
@@ -93,6 +93,9 @@ class Gen1Attachment:
     """Connects Gen-1's guidance to a pipeline; made by `Gen1.attach`."""
 
     def __init__(self, method: Gen1, pipe: Any) -> None:
+        for part in ("encode_prompt", "scheduler"):
+            if not hasattr(pipe, part):
+                raise ArgumentError(f"pipe must have {part}, got {type(pipe).__name__} without it")
         self.method = method
         self.pipe = pipe
         for denoiser in denoisers_of(pipe):

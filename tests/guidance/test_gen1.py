@@ -392,6 +392,10 @@ def test_which_denoisers():
     with pytest.raises(cvg.ArgumentError, match="must have temporal layers of its own.*got Wan"):
         cvg.Gen1(2.0).attach(wan()[0])
     pipe, _ = build("animatediff")
+    with pytest.raises(
+        cvg.ArgumentError, match="pipe must have encode_prompt, got UNetMotionModel"
+    ):
+        cvg.Gen1(2.0).attach(pipe.unet)
     pipe.unet.compile()
     with pytest.raises(cvg.ArgumentError, match="compiled"):
         cvg.Gen1(2.0).attach(pipe)
