@@ -49,6 +49,7 @@ int level();
 #endif
 
 void bind_attention(py::module_& m);
+void bind_coupled_flow(py::module_& m);
 void bind_flow(py::module_& m);
 void bind_max_flow(py::module_& m);
 void bind_temporal_attention(py::module_& m);

@@ -29,6 +29,7 @@ OPERATIONS: dict[str, tuple[Backend, ...]] = {
     "attention": (Backend.REFERENCE, Backend.NATIVE, Backend.TRITON),
     "path_flow": (Backend.REFERENCE, Backend.NATIVE, Backend.TRITON),
     "token_peaks": (Backend.REFERENCE, Backend.NATIVE, Backend.TRITON),
+    "coupled_flow": (Backend.REFERENCE, Backend.NATIVE),
     "max_flow": (Backend.REFERENCE, Backend.NATIVE, Backend.CUDA),
     "temporal_attention": (Backend.REFERENCE, Backend.NATIVE, Backend.TRITON),
     "guidance_mix": (Backend.REFERENCE, Backend.NATIVE, Backend.TRITON),

@@ -30,6 +30,7 @@ _DTYPES: dict[tuple[str, Backend], tuple[torch.dtype, ...]] = {
         torch.float16,
     ),
     ("temporal_attention", Backend.TRITON): (torch.float32, torch.bfloat16, torch.float16),
+    ("coupled_flow", Backend.NATIVE): (torch.float32, torch.float64),
     ("path_flow", Backend.NATIVE): (torch.float32, torch.float64),
     ("path_flow", Backend.TRITON): (torch.float32,),
     ("token_peaks", Backend.NATIVE): (torch.float32, torch.float64),

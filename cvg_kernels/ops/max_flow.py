@@ -99,7 +99,7 @@ def subgraph_max_flow(
     backend = parse_backend(backend)
     if backend is Backend.REFERENCE:
         note_backend("max_flow", "reference")
-        _check_entries(cross=cross, temporal=temporal)
+        check_entries(cross=cross, temporal=temporal)
         return SubgraphFlow(
             *reference.subgraph_max_flow(cross, temporal, residual=residual, sink=sink)
         )
@@ -145,7 +145,7 @@ def max_flow(
     backend = parse_backend(backend)
     if backend is Backend.REFERENCE:
         note_backend("max_flow", "reference")
-        _check_entries(capacity=capacity)
+        check_entries(capacity=capacity)
         return MaxFlow(*reference.max_flow(capacity, source, sink))
     return MaxFlow(*_graphs_op(capacity, source, sink, backend.value))
 
@@ -162,7 +162,7 @@ def _check_tensor(name: str, tensor: torch.Tensor, shape: str, dimensions: int) 
         )
 
 
-def _check_entries(**arguments: torch.Tensor | Sequence[torch.Tensor]) -> None:
+def check_entries(**arguments: torch.Tensor | Sequence[torch.Tensor]) -> None:
     """Raises for the first entry that is no capacity."""
     for argument, given in arguments.items():
         named = (
@@ -227,12 +227,12 @@ def _subgraph_forward(cross, temporal, residual, sink, backend):
     chosen = _chosen(backend, cross.device, cross.shape[2], len(temporal))
     note_backend("max_flow", chosen.value)
     if chosen is Backend.REFERENCE:
-        _check_entries(cross=cross, temporal=temporal)
+        check_entries(cross=cross, temporal=temporal)
         flow, cut = reference.subgraph_max_flow(cross, temporal, residual=residual, sink=sink)
         return flow.contiguous(), cut.contiguous()
     flow, cut, good = kernels.subgraph_forward(cross, temporal, residual, sink)
     if not good:
-        _check_entries(cross=cross, temporal=temporal)
+        check_entries(cross=cross, temporal=temporal)
     return flow, cut
 
 
@@ -279,11 +279,11 @@ def _graphs_forward(capacity, source, sink, backend):
     chosen = _chosen(backend, capacity.device, capacity.shape[1], 0)
     note_backend("max_flow", chosen.value)
     if chosen is Backend.REFERENCE:
-        _check_entries(capacity=capacity)
+        check_entries(capacity=capacity)
         return reference.max_flow(capacity, source, sink)
     flow, side, good = kernels.forward(capacity, source, sink)
     if not good:
-        _check_entries(capacity=capacity)
+        check_entries(capacity=capacity)
     return flow, side
 
 
