@@ -230,6 +230,8 @@ class Nursing:
         text = kwargs["encoder_hidden_states"] if "encoder_hidden_states" in kwargs else args[1]
         call = self._calls[-1]
         own = list(text.split(call.latents[2]))
+        if len(own) < len(call.branches):
+            return None  # the unconditional samples alone: Gen-1's image model, within the call of both
         conditional = [at for at, branch in enumerate(call.branches) if branch == "cond"]
         for at, given in zip(conditional, self._texts, strict=True):
             own[at] = given

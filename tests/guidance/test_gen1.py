@@ -15,7 +15,7 @@ import cvg_kernels as cvg  # noqa: E402
 from cvg_kernels.capture.layers import attention_layers  # noqa: E402
 from cvg_kernels.guidance import structure_frames, temporal_layers_off  # noqa: E402
 from cvg_kernels.guidance.gen1 import temporal_modules  # noqa: E402
-from cvg_kernels.guidance.methods import method_named  # noqa: E402
+from cvg_kernels.guidance.methods import Combination, method_named  # noqa: E402
 from tests import offline_pipelines  # noqa: E402
 from tests.offline_pipelines import PROMPT, run, wan  # noqa: E402
 
@@ -306,8 +306,6 @@ def test_beside_vico(name):
     vico = {"words": ["cat", "dog"], "until": 0.5, "iterations": 1}
     with cvg.Gen1(2.0).attach(pipe):
         alone = run(pipe, options)
-    from cvg_kernels.guidance.methods import Combination
-
     before = leftovers(pipe)
     still = Combination((cvg.Vico(**vico, step_size=0.0), cvg.Gen1(2.0)))
     with Calls(pipe) as seen, still.attach(pipe) as made:
@@ -324,6 +322,32 @@ def test_beside_vico(name):
     torch.testing.assert_close(
         as_video(seen.used[-1], wanted).double(), wanted, rtol=1e-4, atol=1e-4
     )
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("first", ["vstar", "gen1"])
+def test_beside_vstar(name, first):
+    """The image model sees the text without the prompt as it is: texts of frames are for the conditional samples."""
+    pipe, options = build(name)
+    methods = [cvg.VSTAR(prompts=["a red cat", "a blue dog"]), cvg.Gen1(2.0)]
+    together = Combination(tuple(methods if first == "vstar" else reversed(methods)))
+    before = leftovers(pipe)
+    texts = []
+
+    def note(_, args, kwargs):
+        texts.append(kwargs["encoder_hidden_states"])
+
+    cross = next(layer for layer in attention_layers(pipe.unet) if layer.kind == "cross")
+    with Calls(pipe) as seen, together.attach(pipe):
+        hook = cross.module.register_forward_pre_hook(note, with_kwargs=True)
+        run(pipe, options)
+        hook.remove()
+    assert leftovers(pipe) == before and seen.evaluations == 6
+    frames = options["num_frames"]
+    for both, image in zip(texts[::2], texts[1::2], strict=True):
+        assert len(both) == 2 * frames and torch.equal(image, both[:frames])
+        assert torch.equal(image, image[:1].expand_as(image))
+        assert not torch.equal(both[frames], both[-1])
 
 
 def test_structure_control():
