@@ -10,7 +10,7 @@ from torch import nn
 
 from cvg_kernels.capture.layers import attention_layers, spatial_partner, temporal_partners
 from cvg_kernels.errors import ArgumentError
-from cvg_kernels.ops import path_flow, subgraph_max_flow
+from cvg_kernels.ops import coupled_max_flow, path_flow, subgraph_max_flow
 
 FlowForm = Literal["soft", "hard", "exact", "cross"]
 
@@ -63,6 +63,9 @@ def flow_of(
 ) -> torch.Tensor:
     """Flow of every token to every frame and position, `[B, K, F, h, w]`.
 
+    The exact flow of a graph that couples the positions has the whole video for its sink: then the result is `[B, K, 1, 1,
+    1]`, the flow as a share of the video's F · h · w outputs.
+
     Args:
         group: the graph.
         maps: layer name → maps: cross `[B, K, F, h, w]`, spatial `[B, F, h·w, h·w]`, temporal `[B, h·w, F, F]`.
@@ -76,14 +79,14 @@ def flow_of(
         return cross
     temporal = [maps[name] for name in group.temporal]
     spatial = maps[group.spatial] if group.spatial else None
+    if form == "exact" and spatial is not None:
+        flow = coupled_max_flow(
+            cross.flatten(3), temporal, spatial, residual=residual, backend=backend
+        ).flow
+        return (flow / cross[0, 0].numel())[:, :, None, None, None]
     if form == "exact":
         flow = subgraph_max_flow(
-            cross.flatten(3),
-            temporal,
-            residual=residual,
-            spatial=spatial,
-            sink="frame",
-            backend=backend,
+            cross.flatten(3), temporal, residual=residual, sink="frame", backend=backend
         ).flow
     else:
         flow = path_flow(

@@ -73,7 +73,6 @@ def backend_for(operation: str, backend: str | Backend, tensor: torch.Tensor) ->
     return Backend(_decide(operation, name, tensor.device.type, tensor.dtype))
 
 
-@torch.compiler.assume_constant_result
 def _decide(operation: str, name: str, device_type: str, dtype: torch.dtype) -> str:
     backend, device = Backend(name), torch.device(device_type)
     if backend is Backend.AUTO:
@@ -92,6 +91,10 @@ def _decide(operation: str, name: str, device_type: str, dtype: torch.dtype) -> 
             "takes any)"
         )
     return name
+
+
+# What `torch.compiler.assume_constant_result` does, without its import of the whole compiler, which takes a second.
+_decide._dynamo_marked_constant = True
 
 
 def attention_module(backend: Backend, query: torch.Tensor) -> tuple[Backend, ModuleType]:
