@@ -70,16 +70,16 @@ def test_import_loads_nothing_heavy(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "used", ["", "; cvg_kernels.attention_with_capture; cvg_kernels.path_flow"]
+    ("used", "allowed"), [("", 0.050), ("; cvg_kernels.attention_with_capture", 0.150)]
 )
-def test_import_costs_at_most_50_ms_over_torch(used, tmp_path):
+def test_import_and_first_use_cost_little_over_torch(used, allowed, tmp_path):
     code = (
         f"import torch, time; start = time.perf_counter(); import cvg_kernels{used}\n"
         "print(time.perf_counter() - start)"
     )
     fresh(code, tmp_path)  # writes the byte code
     seconds = min(float(fresh(code, tmp_path)) for _ in range(3))
-    assert seconds <= 0.050
+    assert seconds <= allowed
 
 
 @pytest.mark.parametrize("blocked", ["triton", "diffusers", "cvg_kernels._native_cpu"])
