@@ -26,7 +26,9 @@ BUILD_PACKAGES = ("setuptools", "cmake", "ninja", "pybind11")
 #: The share of the remaining time that a step may take. The benchmarks take what is left.
 SHARES = {"build": 0.4, "tests": 0.5}
 #: Operation → the program that measures it, which takes `--device` and `--json`.
-BENCHMARKS = {"attention": ["-m", "cvg_kernels", "bench", "attention"]}
+BENCHMARKS = {
+    name: ["-m", "cvg_kernels", "bench", name] for name in ("attention", "temporal_attention")
+}
 
 
 class Report:

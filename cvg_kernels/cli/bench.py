@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 from pathlib import Path
 
 from cvg_kernels.errors import ArgumentError
 
-_OPERATIONS = ("attention",)
+_OPERATIONS = ("attention", "temporal_attention")
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -42,8 +43,7 @@ def run(options: argparse.Namespace) -> int:
 def _measure(options: argparse.Namespace) -> int:
     import torch
 
-    from cvg_kernels.bench import attention
-
+    benchmark = importlib.import_module(f"cvg_kernels.bench.{options.operation}")
     for name in ("threads", "rounds"):
         value = getattr(options, name)
         if value is not None and value < 1:
@@ -57,7 +57,7 @@ def _measure(options: argparse.Namespace) -> int:
         reason = str(error).splitlines()[0]
         raise ArgumentError(f"--device {options.device} cannot be used: {reason}") from None
     dtype = options.dtype or ("float32" if device.type == "cpu" else "bfloat16")
-    attention.run(
+    benchmark.run(
         device,
         getattr(torch, dtype),
         quick=options.quick,
