@@ -33,7 +33,9 @@ def tile_of(frames: int, head_dim: int, element_size: int, *, backward: bool) ->
         element_size: bytes of an element.
         backward: whether for the backward pass, which holds more at once.
     """
-    if element_size == 4:  # float32 is multiplied without tensor cores: no work is spent on what the mask hides
+    if (
+        element_size == 4
+    ):  # float32 is multiplied without tensor cores: no work is spent on what the mask hides
         rows = max(16, triton.next_power_of_2(frames))
     else:
         rows = 64 if frames <= 64 else 128
@@ -98,9 +100,7 @@ def backward_launch(
     """The launch of the backward pass and what it fills: three gradients, and sums for the fourth, or `None`s."""
     arguments, constants, tile = _common(query, key, value, added, scale, by_row_max, backward=True)
     needed = {"query": need_query, "key": need_key, "value": need_value}
-    grads = {
-        name: dense_like(arguments[name]) if need else None for name, need in needed.items()
-    }
+    grads = {name: dense_like(arguments[name]) if need else None for name, need in needed.items()}
     programs, sums = arguments["tiles"] * arguments["heads"], None
     if need_added:
         programs = min(programs, _SUMMING_PROGRAMS)

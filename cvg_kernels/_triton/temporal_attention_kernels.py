@@ -68,11 +68,11 @@ def regularised(s, together, added, frame, BY_ROW_MAX: tl.constexpr, FRAMES: tl.
 
 @triton.jit
 def softmax(s):
-    """exp2(S) of a tile, not normalised, and what normalises its rows; both 0 in a row that sees no key."""
+    """exp2(S) of a tile, not normalised, and what normalises its rows; a row that sees no key is 0."""
     top = tl.max(s, 1)
     p = tl.exp2(s - tl.where(top == float("-inf"), 0.0, top)[:, None])
     total = tl.sum(p, 1)
-    return p, tl.where(total == 0.0, 0.0, 1.0 / total)
+    return p, 1.0 / tl.where(total == 0.0, 1.0, total)
 
 
 @triton.jit
@@ -91,18 +91,14 @@ def forward_kernel(
         tile, first_head, count = program, 0, heads
     else:
         tile, first_head, count = program // heads, program % heads, 1
-    sequence, frame, at, b, p, inside = place_rows(
-        tile, positions, total, FRAMES, ROWS, SEQUENCES
-    )
+    sequence, frame, at, b, p, inside = place_rows(tile, positions, total, FRAMES, ROWS, SEQUENCES)
     together = (sequence[:, None] == sequence[None, :]) & inside[:, None] & inside[None, :]
     captured = tl.zeros((ROWS, ROWS), tl.float32)
     for h in range(first_head, first_head + count):
         q = load_tile(
             query, b, p, h, frame, inside, query_b, query_p, query_h, query_f, query_d, DIM, DIM_PAD
         )
-        k = load_tile(
-            key, b, p, h, frame, inside, key_b, key_p, key_h, key_f, key_d, DIM, DIM_PAD
-        )
+        k = load_tile(key, b, p, h, frame, inside, key_b, key_p, key_h, key_f, key_d, DIM, DIM_PAD)
         s = dot(q, tl.trans(k), UPCAST) * (scale * LOG2E)  # [ROWS, ROWS]
         if HAS_ADDED:
             s, _ = regularised(s, together, added, frame, BY_ROW_MAX, FRAMES)
@@ -152,9 +148,7 @@ def backward_kernel(
         q = load_tile(
             query, b, p, h, frame, inside, query_b, query_p, query_h, query_f, query_d, DIM, DIM_PAD
         )
-        k = load_tile(
-            key, b, p, h, frame, inside, key_b, key_p, key_h, key_f, key_d, DIM, DIM_PAD
-        )
+        k = load_tile(key, b, p, h, frame, inside, key_b, key_p, key_h, key_f, key_d, DIM, DIM_PAD)
         s = tl.where(together, dot(q, tl.trans(k), UPCAST) * (scale * LOG2E), float("-inf"))
         first = columns[:, None]
         if BY_ROW_MAX and ROW_MAX_GRAD:  # the first key that reaches the maximum

@@ -77,9 +77,7 @@ def eager(q, k, v, g):
 def sdpa_and_mask(q, k, v, g):
     """Stock attention, the band as its mask."""
     s = torch.einsum("phid,phjd->phij", q, k) * q.shape[-1] ** -0.5
-    return (
-        scaled_dot_product_attention(q, k, v, attn_mask=s.max(-1, keepdim=True).values * g),
-    )
+    return (scaled_dot_product_attention(q, k, v, attn_mask=s.max(-1, keepdim=True).values * g),)
 
 
 def sdpa_alone(q, k, v, g):

@@ -90,8 +90,10 @@ def temporal_attention_module(
         backend = choose_attention_backend(
             device.type,
             query.dtype,
-            lambda candidate: unavailable_reason("temporal_attention", candidate, device) is None
-            and not (candidate is Backend.TRITON and too_large),
+            lambda candidate: (
+                unavailable_reason("temporal_attention", candidate, device) is None
+                and not (candidate is Backend.TRITON and too_large)
+            ),
         )
     else:
         require("temporal_attention", backend, query.device)
