@@ -33,13 +33,10 @@ def tile_of(frames: int, head_dim: int, element_size: int, *, backward: bool) ->
         element_size: bytes of an element.
         backward: whether for the backward pass, which holds more at once.
     """
-    if (
-        element_size == 4
-    ):  # float32 is multiplied without tensor cores: no work is spent on what the mask hides
-        rows = max(16, triton.next_power_of_2(frames))
-    else:
-        rows = 64 if frames <= 64 else 128
-    warps = 8 if rows == 128 or head_dim > 64 or element_size == 4 else 4
+    # Products are of whole tiles: the smallest that suits tensor cores wastes least on what the mask hides.
+    rows = max(16 if element_size == 4 else 32, triton.next_power_of_2(frames))
+    few = head_dim <= 64 and rows <= (32 if backward else 64)
+    warps = 4 if few and element_size == 2 else 8
     return Tile(rows, rows // frames, warps)
 
 

@@ -134,12 +134,15 @@ def backward_kernel(
 ):  # fmt: skip
     """The gradients asked for, as python_ref has them.
 
-    A program takes every n-th tile and head; where the gradient of `added` is wanted, it sums its terms in registers and
-    writes a tile [ROWS, ROWS] of its own: no atomics.
+    A program takes one tile of one head. Where the gradient of `added` is wanted it takes every n-th, sums the terms in
+    registers and writes a tile [ROWS, ROWS] of its own: no atomics.
     """
+    program = tl.program_id(0)
+    end = tiles * heads if NEED_ADDED else program + 1
+    step = tl.num_programs(0) if NEED_ADDED else 1
     added_sum = tl.zeros((ROWS, ROWS), tl.float32)
     columns = tl.arange(0, ROWS)
-    for work in range(tl.program_id(0), tiles * heads, tl.num_programs(0)):
+    for work in range(program, end, step):
         tile, h = work // heads, work % heads
         sequence, frame, at, b, p, inside = place_rows(
             tile, positions, total, FRAMES, ROWS, SEQUENCES
@@ -201,5 +204,5 @@ def backward_kernel(
                 to_key_b, to_key_p, to_key_h, to_key_f, DIM, DIM_PAD,
             )  # fmt: skip
     if NEED_ADDED:
-        mine = tl.program_id(0) * ROWS * ROWS
+        mine = program * ROWS * ROWS
         tl.store(sums + mine + columns[:, None] * ROWS + columns[None, :], added_sum)
