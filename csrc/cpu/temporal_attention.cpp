@@ -10,7 +10,6 @@
 //   dq = scale · dS k;   dk = scale · dSᵀ q;   dv = Pᵀ dO;   dadded = Σ m ∘ dS'
 #include "cvg/temporal_attention.h"
 
-#include "cpu/pages.h"
 #include "cpu/rows.h"
 #include "cpu/scratch.h"
 
@@ -297,12 +296,6 @@ Scratch<A> added_columns(const TemporalArgs& args) {
   return columns;
 }
 
-template <typename T>
-void expect_writes(const TemporalArgs& args, const Tensor5& to, int64_t dim) {
-  const int64_t rows = args.batch * args.positions * args.heads * args.frames;
-  CVG_LEVEL::expect_writes(to.data, rows * dim * static_cast<int64_t>(sizeof(T)));
-}
-
 // Calls worker(task, first, end) for runs of positions counted through the batch.
 template <typename Worker>
 void each_task(int64_t total, int64_t tasks, Worker&& worker) {
@@ -318,7 +311,6 @@ void forward(const TemporalArgs& args, const TemporalForwardOut& to) {
   const Scratch<A> columns = added_columns<A>(args);
   const A* added = args.added ? static_cast<const A*>(columns) : nullptr;
   const int64_t total = args.batch * args.positions;
-  expect_writes<T>(args, to.out, args.value_dim);
 #pragma omp parallel num_threads(args.threads)
   {
     Forward<T> pass(args, to, added);
@@ -341,9 +333,6 @@ void backward(const TemporalArgs& args, const TemporalBackwardIn& in,
   const int64_t frames = args.frames, width = round_up(frames, kLanes<A>);
   const int64_t count = to.added ? frames * width : 0;  // numbers in a task's sum
   Scratch<double> sums(tasks * count);
-  expect_writes<T>(args, to.query, args.dim);
-  expect_writes<T>(args, to.key, args.dim);
-  expect_writes<T>(args, to.value, args.value_dim);
 #pragma omp parallel num_threads(args.threads)
   {
     Backward<T> pass(args, in, to, added);

@@ -8,7 +8,10 @@ import torch
 import triton
 
 from cvg_kernels._triton.launch import INTERPRETED, Launch, strides
-from cvg_kernels._triton.temporal_attention_kernels import backward_kernel, forward_kernel
+from cvg_kernels._triton.temporal_attention_kernels import (
+    temporal_backward_kernel,
+    temporal_forward_kernel,
+)
 from cvg_kernels.ops._layout import dense_like
 
 #: Programs that share out the tiles where each sums a gradient of its own.
@@ -28,7 +31,7 @@ def tile_of(frames: int, head_dim: int, element_size: int, *, backward: bool) ->
     """The tile for sequences of some length: whole sequences, and no more than registers hold.
 
     Args:
-        frames: length of a sequence, up to 128.
+        frames: length of a sequence.
         head_dim: the larger of query's and value's.
         element_size: bytes of an element.
         backward: whether for the backward pass, which holds more at once.
@@ -68,7 +71,7 @@ def forward_launch(query, key, value, added, scale, by_row_max, capture):
     """The launch of the forward pass and the tensors it fills: out, and maps or `None`.
 
     Args:
-        query: `[B, P, H, F, D]`, frames and head_dim up to 128; the rest as in `python_ref.temporal_attention`.
+        query: `[B, P, H, F, D]`; the rest as in `python_ref.temporal_attention`.
         key: `[B, P, H, F, D]`.
         value: `[B, P, H, F, Dv]`.
         added: float32 `[F, F]` or `None`.
@@ -86,7 +89,7 @@ def forward_launch(query, key, value, added, scale, by_row_max, capture):
     arguments |= {"out": out, "maps": maps, **strides("out", out, "bphfd")}
     constants["CAPTURE"] = capture
     grid = (arguments["tiles"] * (1 if capture else heads),)
-    launch = Launch.matching(forward_kernel, grid, arguments, constants, tile.warps, 1)
+    launch = Launch.matching(temporal_forward_kernel, grid, arguments, constants, tile.warps, 1)
     return launch, (out, maps)
 
 
@@ -115,7 +118,9 @@ def backward_launch(
         "HAS_MAPS": grad_maps is not None,
         "NEED_ADDED": need_added,
     }
-    launch = Launch.matching(backward_kernel, (programs,), arguments, constants, tile.warps, 1)
+    launch = Launch.matching(
+        temporal_backward_kernel, (programs,), arguments, constants, tile.warps, 1
+    )
     return launch, (*grads.values(), sums)
 
 

@@ -76,7 +76,7 @@ def softmax(s):
 
 
 @triton.jit
-def forward_kernel(
+def temporal_forward_kernel(
     query, key, value, added, out, maps,
     query_b, query_p, query_h, query_f, query_d, key_b, key_p, key_h, key_f, key_d,
     value_b, value_p, value_h, value_f, value_d, out_b, out_p, out_h, out_f,
@@ -119,7 +119,7 @@ def forward_kernel(
 
 
 @triton.jit
-def backward_kernel(
+def temporal_backward_kernel(
     query, key, value, added, grad_out, grad_maps, grad_query, grad_key, grad_value, sums,
     query_b, query_p, query_h, query_f, query_d, key_b, key_p, key_h, key_f, key_d,
     value_b, value_p, value_h, value_f, value_d, grad_b, grad_p, grad_h, grad_f, grad_d,

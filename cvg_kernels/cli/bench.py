@@ -76,7 +76,8 @@ def _static(options: argparse.Namespace) -> int:
         raise ArgumentError(
             f"--targets must be of {', '.join(static.TARGETS)}, got {', '.join(sorted(unknown))}"
         )
-    variants = static.VARIANTS[1:3] if options.quick else static.VARIANTS
+    everything = static.VARIANTS + static.TEMPORAL_VARIANTS
+    variants = static.VARIANTS[1:3] if options.quick else everything
     rows = static.collect(targets, variants)
     static.print_table(rows)
     if options.json is not None:

@@ -65,8 +65,19 @@ def attention_module(backend: Backend, query: torch.Tensor) -> tuple[Backend, Mo
     return backend, module
 
 
-#: Frames and head_dim up to which temporal attention's Triton kernels hold a sequence in registers.
-TRITON_TEMPORAL_LIMIT = 128
+def _triton_temporal_refusal(query: torch.Tensor, value: torch.Tensor) -> str | None:
+    """What of a call of temporal attention the Triton kernels do not hold in registers, or `None`."""
+    if query.dtype == torch.float64:
+        return _NO_FLOAT64
+    most = {"frames": 32 if query.dtype == torch.float32 else 128, "head_dim": 128}
+    sizes = {"frames": query.shape[-2], "head_dim": max(query.shape[-1], value.shape[-1])}
+    for name, size in sizes.items():
+        if size > most[name]:
+            return (
+                f"query or value with {name} {size} is not served by backend 'triton', which takes up to {most[name]} "
+                f"in {query.dtype} (the reference takes any)"
+            )
+    return None
 
 
 def temporal_attention_module(
@@ -83,28 +94,19 @@ def temporal_attention_module(
         BackendUnavailableError: if a named backend cannot run here.
         ArgumentError: if it has no kernel for the dtype or the sizes.
     """
-    sizes = {"frames": query.shape[-2], "head_dim": max(query.shape[-1], value.shape[-1])}
-    too_large = {name: size for name, size in sizes.items() if size > TRITON_TEMPORAL_LIMIT}
+
+    def usable(candidate: Backend) -> bool:
+        if candidate is Backend.TRITON and _triton_temporal_refusal(query, value):
+            return False
+        return unavailable_reason("temporal_attention", candidate, query.device) is None
+
     if backend is Backend.AUTO:
-        device = query.device
-        backend = choose_attention_backend(
-            device.type,
-            query.dtype,
-            lambda candidate: (
-                unavailable_reason("temporal_attention", candidate, device) is None
-                and not (candidate is Backend.TRITON and too_large)
-            ),
-        )
+        backend = choose_attention_backend(query.device.type, query.dtype, usable)
     else:
         require("temporal_attention", backend, query.device)
-    if backend is Backend.TRITON:
-        if query.dtype == torch.float64:
-            raise ArgumentError(_NO_FLOAT64)
-        for name, size in too_large.items():
-            raise ArgumentError(
-                f"query or value with {name} {size} is not served by backend 'triton', which takes up to "
-                f"{TRITON_TEMPORAL_LIMIT} (the reference takes any)"
-            )
+    refusal = _triton_temporal_refusal(query, value) if backend is Backend.TRITON else None
+    if refusal is not None:
+        raise ArgumentError(refusal)
     if backend is Backend.NATIVE:
         from cvg_kernels.ops import _temporal_attention_native as module
     elif backend is Backend.TRITON:

@@ -62,7 +62,8 @@ def temporal_attention(
         row_max_grad: `False` takes m as a constant in the backward pass.
         capture: whether to return the maps.
         backend: `"auto"`, or the name of one, which then never falls back: `"reference"`, `"native"` (C++, CPU tensors)
-            or `"triton"` (GPU tensors; frames and head_dim up to 128).
+            or `"triton"` (GPU tensors; up to 128 frames, 32 in float32, and head_dim up to 128). On a GPU `auto` serves
+            what is larger by the reference.
 
     Returns:
         `TemporalAttention(out, maps)`: out lies in memory as the query does; maps `[P, F, F]`, row = attending frame,
@@ -95,9 +96,9 @@ def temporal_attention(
     out, maps = _forward_op(
         query, key, value, added, scale, by_row_max, row_max_grad, capture, backend.value
     )
-    if not capture:
-        return TemporalAttention(out[0] if one_axis else out, None)
-    return TemporalAttention(out[0], maps[0]) if one_axis else TemporalAttention(out, maps)
+    if one_axis:  # squeezed, not indexed: the gradient of an index is a copy
+        out, maps = out.squeeze(0), maps.squeeze(0)
+    return TemporalAttention(out, maps if capture else None)
 
 
 # --- registration ----------------------------------------------------------------------------------------------------

@@ -56,9 +56,6 @@ CASES = [
     Case("two-frames", 40, 1, 2, 8, 8, sigma=0.5),
     Case("odd-sizes", 7, 3, 11, 13, 29),
     Case("odd-frames", 5, 2, 23, 80, 80, layout="heads-last"),
-    Case("many-frames", 2, 2, 64, 64, 64, sigma=8.0, layout="heads-last"),
-    Case("frames-65", 2, 1, 65, 20, 20),
-    Case("frames-128", 1, 1, 128, 16, 16, sigma=12.0),
     Case("head-dim-128", 3, 1, 24, 128, 128),
     Case("values-narrow", 4, 2, 16, 48, 5),
     Case("bias", 5, 3, 16, 24, 24, added="bias"),
@@ -67,7 +64,13 @@ CASES = [
     Case("strong", 4, 2, 16, 32, 32, sigma=1.0, strength=3.0),
     Case("weakening", 4, 2, 16, 32, 32, strength=-0.5),
 ]
+LONG = [
+    Case("many-frames", 2, 2, 64, 64, 64, sigma=8.0, layout="heads-last"),
+    Case("frames-65", 2, 1, 65, 20, 20),
+    Case("frames-128", 1, 1, 128, 16, 16, sigma=12.0),
+]
 LARGE = [
+    *LONG,
     Case("frames-256", 2, 1, 256, 32, 32, sigma=30.0),
     Case("head-dim-256", 2, 2, 16, 256, 256),
     Case("head-dim-160", 3, 2, 16, 160, 160, layout="unet"),
@@ -139,8 +142,14 @@ def test_forward_and_gradients_float32(backend, case):
 
 @pytest.mark.parametrize("case", LARGE, **by_name)
 @pytest.mark.parametrize("backend", EXACT)
-def test_large(backend, case):
+def test_beyond_the_gpu_kernels(backend, case):
     check(backend, case, torch.float32)
+
+
+@pytest.mark.parametrize("case", LONG, **by_name)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_many_frames(backend, case):
+    check(backend, case, torch.float16)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
@@ -318,9 +327,9 @@ def test_each_gradient_alone(backend):
     """A gradient from one output only, to one input only, is that of the definition."""
     device = device_of(backend)
     case = Case("", 3, 2, 12, 16, 16)
-    inputs = tensors(case, torch.float32, device) + list(
+    inputs = tensors(case, torch.float32, device) + [
         t.detach() for t in regulariser(case, torch.float32, device).values()
-    )
+    ]
     for which in range(2):
         for wrt in range(5):
             if (which, wrt) == (1, 2):

@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("triton")
 
-from cvg_kernels.bench.static import TARGETS, VARIANTS  # noqa: E402
+from cvg_kernels.bench.static import TARGETS, TEMPORAL_VARIANTS, VARIANTS  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -31,11 +31,14 @@ def rows(tmp_path_factory) -> list[dict]:
 
 def test_every_variant_compiles_for_every_target(rows):
     compiled = {(row["variant"], row["dtype"], row["target"]) for row in rows}
-    assert compiled == {(v.name, v.dtype, target) for v in VARIANTS for target in TARGETS}
+    variants = VARIANTS + TEMPORAL_VARIANTS
+    assert compiled == {(v.name, v.dtype, target) for v in variants for target in TARGETS}
     kernels = {row["kernel"] for row in rows}
     assert kernels >= {
         "forward_kernel", "capture_kernel", "delta_kernel", "query_kernel", "key_kernel",
         "forward_kernel, maps only", "query_kernel, maps only", "key_kernel, maps only",
+        "temporal_forward_kernel", "temporal_forward_kernel, maps",
+        "temporal_backward_kernel", "temporal_backward_kernel, maps", "temporal_backward_kernel, band",
     }  # fmt: skip
 
 

@@ -25,7 +25,6 @@ struct TemporalArgs {
   int threads;
 };
 
-// What goes out has no gaps in memory.
 struct TemporalForwardOut {
   Tensor5 out;
   void* maps;  // [B, P, F, F], float (double for double input), or nullptr
@@ -38,7 +37,7 @@ struct TemporalBackwardIn {
   bool row_max_grad;
 };
 
-// Gradients that go out, without gaps; absent: not wanted.
+// Gradients that go out; absent: not wanted.
 struct TemporalBackwardOut {
   Tensor5 query, key, value;
   void* added;  // [F, F] in the wide type
