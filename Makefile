@@ -38,6 +38,7 @@ test: $(VENV)/installed
 
 bench: $(VENV)/installed
 	$(BIN)/cvg-kernels bench attention
+	$(BIN)/cvg-kernels bench path_flow
 
 gpu:
 	$(PYTHON) scripts/gpu.py

@@ -8,17 +8,8 @@ namespace cvg::bindings {
 
 namespace {
 
-using Strided = std::pair<Address, std::array<int64_t, 4>>;  // (data_ptr, strides)
-
-Tensor4 tensor(const Strided& given) {
-  Tensor4 t;
-  t.data = pointer<const void>(given.first);
-  std::copy(given.second.begin(), given.second.end(), t.stride);
-  return t;
-}
-
-AttentionArgs make_args(const std::array<int64_t, 7>& sizes, int dtype, const Strided& query,
-                        const Strided& key, const Strided& value, Address token_ids, Address bias,
+AttentionArgs make_args(const std::array<int64_t, 7>& sizes, int dtype, const Strided4& query,
+                        const Strided4& key, const Strided4& value, Address token_ids, Address bias,
                         double scale, bool head_mean, int threads) {
   const auto [batch, heads, queries, keys, dim, value_dim, tokens] = sizes;
   AttentionArgs args{batch,
@@ -51,7 +42,7 @@ AttentionArgs make_args(const std::array<int64_t, 7>& sizes, int dtype, const St
 void bind_attention(py::module_& m) {
   static const AttentionKernels& kernels = CVG_AT_LEVEL(attention_kernels);
   m.def("attention_forward", [](const std::array<int64_t, 7>& sizes, int dtype,
-                                const Strided& query, const Strided& key, const Strided& value,
+                                const Strided4& query, const Strided4& key, const Strided4& value,
                                 Address token_ids, Address bias, double scale, bool head_mean,
                                 int threads, Address out, Address maps, Address lse) {
     const auto args =
@@ -60,16 +51,16 @@ void bind_attention(py::module_& m) {
     kernels.forward(args, {pointer<void>(out), pointer<void>(maps), pointer<void>(lse)});
   });
   m.def("attention_backward", [](const std::array<int64_t, 7>& sizes, int dtype,
-                                 const Strided& query, const Strided& key, const Strided& value,
+                                 const Strided4& query, const Strided4& key, const Strided4& value,
                                  Address token_ids, Address bias, double scale, bool head_mean,
-                                 int threads, const Strided& grad_out, Address grad_maps,
-                                 Address grad_lse, const Strided& out, Address lse,
+                                 int threads, const Strided4& grad_out, Address grad_maps,
+                                 Address grad_lse, const Strided4& out, Address lse,
                                  Address grad_query, Address grad_key, Address grad_value) {
     const auto args =
         make_args(sizes, dtype, query, key, value, token_ids, bias, scale, head_mean, threads);
     const BackwardIn in{tensor(grad_out), pointer<const void>(grad_maps),
                         pointer<const void>(grad_lse), tensor(out), pointer<const void>(lse)};
-    if (grad_value && !in.grad_out.data) {
+    if (grad_value && !in.grad_out.data && args.queries > 0) {
       throw std::invalid_argument("the gradient of value needs grad_out, which is absent");
     }
     py::gil_scoped_release release;

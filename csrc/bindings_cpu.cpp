@@ -54,5 +54,9 @@ PYBIND11_MODULE(_native_cpu, m) {
   m.def("isa", [] { return levels()[level()]; }, "The instruction-set level in use.");
   m.def("levels", &levels, "The levels that this machine can run.");
   bind_attention(m);
+  bind_flow(m);
+  bind_coupled_flow(m);
+  bind_max_flow(m);
   bind_temporal_attention(m);
+  bind_guidance_mix(m);
 }

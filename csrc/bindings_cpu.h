@@ -6,11 +6,14 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <algorithm>
 #include <array>
 #include <cstdint>
 #include <string>
 #include <utility>
 #include <vector>
+
+#include "cvg/tensor4.h"
 
 namespace cvg::bindings {
 
@@ -21,6 +24,15 @@ using Address = uintptr_t;  // a data_ptr(); 0: absent
 template <typename T>
 T* pointer(Address address) {
   return reinterpret_cast<T*>(address);
+}
+
+using Strided4 = std::pair<Address, std::array<int64_t, 4>>;  // (data_ptr, strides)
+
+inline Tensor4 tensor(const Strided4& given) {
+  Tensor4 t;
+  t.data = pointer<const void>(given.first);
+  std::copy(given.second.begin(), given.second.end(), t.stride);
+  return t;
 }
 
 // Instruction-set levels that this machine can run, best last, and the one in use: the best, or
@@ -37,6 +49,10 @@ int level();
 #endif
 
 void bind_attention(py::module_& m);
+void bind_coupled_flow(py::module_& m);
+void bind_flow(py::module_& m);
+void bind_max_flow(py::module_& m);
 void bind_temporal_attention(py::module_& m);
+void bind_guidance_mix(py::module_& m);
 
 }  // namespace cvg::bindings

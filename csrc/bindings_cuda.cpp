@@ -33,4 +33,5 @@ PYBIND11_MODULE(_native_cuda, m) {
         return std::nullopt;
       },
       "Runs a small kernel on a device; None, or what went wrong.");
+  bind_max_flow(m);
 }

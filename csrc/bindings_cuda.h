@@ -29,4 +29,6 @@ inline void check(cudaError_t error) {
   }
 }
 
+void bind_max_flow(py::module_& m);
+
 }  // namespace cvg::bindings

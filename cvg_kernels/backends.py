@@ -27,9 +27,13 @@ class Backend(str, Enum):
 #: Every operation and the backends it has.
 OPERATIONS: dict[str, tuple[Backend, ...]] = {
     "attention": (Backend.REFERENCE, Backend.NATIVE, Backend.TRITON),
-    "path_flow": (Backend.REFERENCE,),
+    "path_flow": (Backend.REFERENCE, Backend.NATIVE, Backend.TRITON),
+    "token_peaks": (Backend.REFERENCE, Backend.NATIVE, Backend.TRITON),
+    "coupled_flow": (Backend.REFERENCE, Backend.NATIVE),
+    "max_flow": (Backend.REFERENCE, Backend.NATIVE, Backend.CUDA),
     "temporal_attention": (Backend.REFERENCE, Backend.NATIVE, Backend.TRITON),
-    "token_peaks": (Backend.REFERENCE,),
+    "guidance_mix": (Backend.REFERENCE, Backend.NATIVE, Backend.TRITON),
+    "structure": (Backend.REFERENCE,),
 }
 
 

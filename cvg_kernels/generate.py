@@ -20,7 +20,7 @@ from cvg_kernels.capture import capture
 from cvg_kernels.capture.tokens import token_spans
 from cvg_kernels.environment import devices, versions
 from cvg_kernels.errors import ArgumentError
-from cvg_kernels.guidance.methods import METHODS, method_named
+from cvg_kernels.guidance.methods import method_named
 from cvg_kernels.guidance.vico import content_words
 
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -59,9 +59,8 @@ class Job:
                 raise ArgumentError(f"--{name} must be at least 1, got {value}")
         if self.dtype not in _DTYPES:
             raise ArgumentError(f"--dtype must be one of {', '.join(_DTYPES)}, got {self.dtype!r}")
-        if self.guidance not in METHODS or self.guidance == "none":
-            names = ", ".join(name for name in METHODS if name != "none")
-            raise ArgumentError(f"--guidance must be one of {names}, got {self.guidance!r}")
+        if method_named(self.guidance) is None:
+            raise ArgumentError("--guidance must be a method, got 'none'")
         try:
             torch.empty(0, device=self.device)
         except (RuntimeError, AssertionError) as error:

@@ -51,18 +51,26 @@ def path_flow(
     *,
     temperature: float | None = None,
     residual: str | None = "average",
+    spatial: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Flow of each token to each output frame, at each position: T_n ⊙ … ⊙ T_1 ⊙ X.
+    """Flow of each token to each output frame, at each position: T_n ⊙ … ⊙ T_1 ⊙ (S ⊙) X.
 
     Args:
         cross: X `[B, K, F, L]`, the share of token K in the attention of position L of frame F.
         temporal: hops `[B, L, F, F]` in the order in which the network applies them, row = attending frame.
         temperature: `None` for the hard form, T > 0 for the soft one.
         residual: how the skip connection enters a hop: `"average"`, `"add"` or `None`.
+        spatial: S `[B, F, L, L]`, attention among the positions of a frame, row = attending position: a hop before the
+            temporal ones.
 
     Returns:
         `[B, K, F, L]`.
     """
+    if spatial is not None:
+        flow = min_max_matmul(
+            residual_hop(spatial, residual), cross.permute(0, 2, 3, 1), temperature
+        )
+        cross = flow.permute(0, 3, 1, 2)  # [B, F, L, K] -> [B, K, F, L]
     flow = cross.permute(0, 3, 2, 1)  # [B, L, F, K]
     for hop in temporal:
         flow = min_max_matmul(residual_hop(hop, residual), flow, temperature)

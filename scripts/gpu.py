@@ -27,7 +27,8 @@ BUILD_PACKAGES = ("setuptools", "cmake", "ninja", "pybind11")
 SHARES = {"build": 0.4, "tests": 0.5}
 #: Operation → the program that measures it, which takes `--device` and `--json`.
 BENCHMARKS = {
-    name: ["-m", "cvg_kernels", "bench", name] for name in ("attention", "temporal_attention")
+    operation: ["-m", "cvg_kernels", "bench", operation]
+    for operation in ("attention", "guidance_mix", "max_flow", "path_flow", "temporal_attention")
 }
 
 

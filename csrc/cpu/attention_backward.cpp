@@ -65,7 +65,7 @@ class Backward {
       for (int64_t j = 0; j < width; j += lanes) {
         // A rounding error may leave the difference a hair above 0.
         const Vec<A> s = load(p + j) * scale + load(bias_ + j) - lse[r];
-        store(p + j, exp_nonpositive(s > 0 ? Vec<A>{} : s));
+        store(p + j, vexp(s > 0 ? Vec<A>{} : s));
       }
     }
     std::fill(weights_ + rows * width, weights_ + padded * width, A{0});

@@ -87,7 +87,7 @@ class Forward {
     for (int64_t j = 0; j < width; j += lanes) {
       const Vec<A> s = load(scores + j) * scale + load(bias_ + j);
       store(scores + j, s);
-      most = vmax<A>(most, s);
+      most = vmax(most, s);
     }
     const int64_t* ids = args_.token_ids + b * args_.tokens;
     for (int64_t k = 0; k < args_.tokens; ++k) {
@@ -110,7 +110,7 @@ class Forward {
     }
     Vec<A> sum{};
     for (int64_t j = 0; j < width; j += lanes) {
-      const Vec<A> p = exp_nonpositive(load(scores + j) - highest);
+      const Vec<A> p = vexp(load(scores + j) - highest);
       store(scores + j, p);
       sum += p;
     }

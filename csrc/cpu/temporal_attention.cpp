@@ -102,13 +102,13 @@ class Temporal {
         x += peak.highest * load(added_ + j * width_ + column);
         store(s + j * width_, x);
       }
-      most = vmax<A>(most, x);
+      most = vmax(most, x);
     }
     const auto unseen = most == splat(kNone);
     most = unseen ? Vec<A>{} : most;
     Vec<A> total{};
     for (int64_t j = 0; j < frames_; ++j) {
-      const Vec<A> p = exp_nonpositive(load(s + j * width_) - most);
+      const Vec<A> p = vexp(load(s + j * width_) - most);
       store(s + j * width_, p);
       total += p;
     }

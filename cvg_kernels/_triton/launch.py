@@ -33,6 +33,7 @@ class Launch:
         constants: the `tl.constexpr` parameters.
         num_warps: warps of a program.
         num_stages: depth of the software pipeline.
+        fp_fusion: whether products and sums may be fused, which rounds once instead of twice.
     """
 
     kernel: Any
@@ -41,6 +42,7 @@ class Launch:
     constants: dict[str, Any]
     num_warps: int
     num_stages: int
+    fp_fusion: bool = True
 
     @classmethod
     def matching(cls, kernel, grid, arguments, constants, num_warps, num_stages) -> Launch:
@@ -63,6 +65,7 @@ class Launch:
                 **self.constants,
                 num_warps=self.num_warps,
                 num_stages=self.num_stages,
+                enable_fp_fusion=self.fp_fusion,
             )
 
     def compile(self, target: GPUTarget) -> CompiledKernel:
@@ -85,7 +88,11 @@ class Launch:
                 if value % 16 == 0:
                     attributes[(index,)] = [["tt.divisibility", 16]]
         source = ASTSource(self.kernel, signature, constants, attributes)
-        options = {"num_warps": self.num_warps, "num_stages": self.num_stages}
+        options = {
+            "num_warps": self.num_warps,
+            "num_stages": self.num_stages,
+            "enable_fp_fusion": self.fp_fusion,
+        }
         return triton.compile(source, target=target, options=options)
 
 

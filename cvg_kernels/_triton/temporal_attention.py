@@ -87,7 +87,7 @@ def forward_launch(query, key, value, added, scale, by_row_max, capture):
         query, key, value, added, scale, by_row_max, backward=False
     )
     arguments |= {"out": out, "maps": maps, **strides("out", out, "bphfd")}
-    constants["CAPTURE"] = capture
+    constants["MAPS"] = capture
     grid = (arguments["tiles"] * (1 if capture else heads),)
     launch = Launch.matching(temporal_forward_kernel, grid, arguments, constants, tile.warps, 1)
     return launch, (out, maps)
@@ -115,7 +115,7 @@ def backward_launch(
     constants |= {
         "ROW_MAX_GRAD": row_max_grad,
         "HAS_OUT": grad_out is not None,
-        "HAS_MAPS": grad_maps is not None,
+        "MAPS": grad_maps is not None,
         "NEED_ADDED": need_added,
     }
     launch = Launch.matching(

@@ -83,11 +83,11 @@ def temporal_forward_kernel(
     positions, total, heads, scale,
     FRAMES: tl.constexpr, DIM: tl.constexpr, DIM_PAD: tl.constexpr, VALUE_DIM: tl.constexpr,
     VALUE_PAD: tl.constexpr, ROWS: tl.constexpr, SEQUENCES: tl.constexpr,
-    HAS_ADDED: tl.constexpr, BY_ROW_MAX: tl.constexpr, CAPTURE: tl.constexpr, UPCAST: tl.constexpr,
+    HAS_ADDED: tl.constexpr, BY_ROW_MAX: tl.constexpr, MAPS: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Out of a tile of one head; with CAPTURE of all heads, whose maps are summed in registers and written once."""
+    """Out of a tile of one head; with MAPS of all heads, whose maps are summed in registers and written once."""
     program = tl.program_id(0)
-    if CAPTURE:
+    if MAPS:
         tile, first_head, count = program, 0, heads
     else:
         tile, first_head, count = program // heads, program % heads, 1
@@ -111,9 +111,9 @@ def temporal_forward_kernel(
         )  # fmt: skip
         o = dot(weights.to(v.dtype), v, UPCAST) * share[:, None]
         store_tile(out, o, b, p, h, frame, inside, out_b, out_p, out_h, out_f, VALUE_DIM, VALUE_PAD)
-        if CAPTURE:
+        if MAPS:
             captured += weights * share[:, None]
-    if CAPTURE:
+    if MAPS:
         place = (at * FRAMES + frame)[:, None] * FRAMES + frame[None, :]
         tl.store(maps + place, captured / heads, mask=together)
 
@@ -129,7 +129,7 @@ def temporal_backward_kernel(
     FRAMES: tl.constexpr, DIM: tl.constexpr, DIM_PAD: tl.constexpr, VALUE_DIM: tl.constexpr,
     VALUE_PAD: tl.constexpr, ROWS: tl.constexpr, SEQUENCES: tl.constexpr,
     HAS_ADDED: tl.constexpr, BY_ROW_MAX: tl.constexpr, ROW_MAX_GRAD: tl.constexpr,
-    HAS_OUT: tl.constexpr, HAS_MAPS: tl.constexpr, NEED_QUERY: tl.constexpr, NEED_KEY: tl.constexpr,
+    HAS_OUT: tl.constexpr, MAPS: tl.constexpr, NEED_QUERY: tl.constexpr, NEED_KEY: tl.constexpr,
     NEED_VALUE: tl.constexpr, NEED_ADDED: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """The gradients asked for, as python_ref has them.
@@ -180,7 +180,7 @@ def temporal_backward_kernel(
                     grad_value, dv, b, p, h, frame, inside,
                     to_value_b, to_value_p, to_value_h, to_value_f, VALUE_DIM, VALUE_PAD,
                 )  # fmt: skip
-        if HAS_MAPS:
+        if MAPS:
             place = (at * FRAMES + frame)[:, None] * FRAMES + frame[None, :]
             grads += tl.load(grad_maps + place, mask=together, other=0.0) / heads
         grads = weights * (grads - tl.sum(weights * grads, 1)[:, None])

@@ -6,111 +6,14 @@ import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+
+from cvg_kernels.bench.variants import VARIANTS, Variant
 
 TARGETS = ("sm_80", "sm_90", "sm_100", "gfx942")
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A use of attention with capture: one layer of a real model, in one precision."""
-
-    name: str
-    dtype: str
-    batch: int
-    heads: int
-    queries: int
-    keys: int
-    dim: int
-    tokens: int = 8
-    masked: bool = False
-
-    def launches(self) -> Iterator[tuple[str, Any]]:
-        """Every launch it makes, named: forward with values and maps alone, backward to the query and to everything."""
-        import torch
-
-        from cvg_kernels._triton import attention
-
-        dtype = getattr(torch, self.dtype)
-        with torch.device("meta"):
-            query = torch.empty(self.batch, self.heads, self.queries, self.dim, dtype=dtype)
-            key, value = torch.empty(2, self.batch, self.heads, self.keys, self.dim, dtype=dtype)
-            ids = torch.empty(self.batch, self.tokens, dtype=torch.int64)
-            bias = torch.empty(self.batch, self.keys) if self.masked else None
-        for values in (value, None):
-            launches, (out, maps, lse) = attention.forward_launches(
-                query, key, values, ids, bias, 0.1, True, processors=132
-            )
-            grad_out = None if values is None else torch.empty_like(out)
-            for everything in (False, True):
-                launches += attention.backward_launches(
-                    grad_out, maps, None, query, key, values, ids, bias, out, lse, 0.1, True,
-                    True, everything, everything and values is not None,
-                )[0]  # fmt: skip
-            for launch in launches:
-                name = launch.kernel.fn.__name__
-                constants = launch.constants
-                apart = constants.get("HAS_OUT") is False or constants.get("HAS_VALUE") is False
-                yield name + ", maps only" if apart else name, launch
-
-
-@dataclass(frozen=True)
-class TemporalVariant:
-    """A use of temporal attention with VSTAR's band."""
-
-    name: str
-    dtype: str
-    positions: int
-    heads: int
-    frames: int
-    dim: int
-
-    def launches(self) -> Iterator[tuple[str, Any]]:
-        """Every launch it makes, named: with and without maps, and with the band's own gradient."""
-        import torch
-
-        from cvg_kernels._triton import temporal_attention
-
-        shape = (1, self.positions, self.frames, self.heads, self.dim)
-        with torch.device("meta"):
-            qkv = torch.empty(3, *shape, dtype=getattr(torch, self.dtype)).transpose(3, 4).unbind(0)
-            band = torch.empty(self.frames, self.frames)
-        for capture in (False, True):
-            launch, (out, maps) = temporal_attention.forward_launch(*qkv, band, 0.1, True, capture)
-            name = launch.kernel.fn.__name__
-            yield name + ", maps" if capture else name, launch
-        for grad_maps, to_band, suffix in (
-            (None, False, ""),
-            (maps, False, ", maps"),
-            (maps, True, ", band"),
-        ):
-            launch, _ = temporal_attention.backward_launch(
-                out, grad_maps, *qkv, band, 0.1, True, True, True, True, True, to_band
-            )
-            yield launch.kernel.fn.__name__ + suffix, launch
-
-
-VARIANTS = (
-    Variant("AnimateDiff cross", "bfloat16", 16, 8, 4096, 77, 40),
-    Variant("VideoCrafter2 cross", "bfloat16", 16, 5, 2560, 77, 64),
-    Variant("Wan-1.3B cross", "bfloat16", 1, 12, 32760, 512, 128),
-    Variant("CogVideoX-2B joint", "bfloat16", 1, 30, 17776, 17776, 64),
-    Variant("LTX cross, masked", "float16", 1, 32, 4992, 128, 64, masked=True),
-    Variant("head_dim 256", "bfloat16", 1, 8, 4096, 512, 256),
-    Variant("VideoCrafter2 cross", "float32", 16, 5, 2560, 77, 64),
-    Variant("Wan-1.3B cross", "float32", 1, 12, 32760, 512, 128),
-)
-TEMPORAL_VARIANTS = (
-    TemporalVariant("VideoCrafter2 16 frames", "bfloat16", 2560, 5, 16, 64),
-    TemporalVariant("VideoCrafter2 64 frames", "bfloat16", 2560, 5, 64, 64),
-    TemporalVariant("AnimateDiff 16 frames", "float16", 4096, 8, 16, 40),
-    TemporalVariant("AnimateDiff 16 frames", "bfloat16", 1024, 8, 16, 80),
-    TemporalVariant("VideoCrafter2 16 frames", "float32", 2560, 5, 16, 64),
-)
 
 
 @dataclass(frozen=True)
@@ -138,12 +41,21 @@ def _target(name: str):
     return GPUTarget("hip", name, 64)
 
 
-def compile_variant(job: tuple[Variant | TemporalVariant, str]) -> list[StaticRow]:
+def compile_variant(job: tuple[Variant, str]) -> list[StaticRow]:
     """Compiles the kernels of a variant for a target; a process pool calls this."""
     variant, target = job
     os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
     rows = {}
-    for name, launch in variant.launches():
+    for launch in variant.launches():
+        name = launch.kernel.fn.__name__
+        if launch.constants.get("HAS_OUT") is False or launch.constants.get("HAS_VALUE") is False:
+            name += ", maps only"
+        if launch.constants.get("MAPS"):
+            name += ", maps"
+        if launch.constants.get("NEED_ADDED"):
+            name += ", band"
+        if launch.constants.get("SOFT"):
+            name += ", soft"
         if name not in rows:
             compiled = launch.compile(_target(target))
             rows[name] = StaticRow(
@@ -193,9 +105,7 @@ def _resources(compiled, target: str) -> dict[str, int | None]:
 
 
 def collect(
-    targets: Iterable[str] = TARGETS,
-    variants: Iterable[Variant | TemporalVariant] = VARIANTS + TEMPORAL_VARIANTS,
-    processes: int = 2,
+    targets: Iterable[str] = TARGETS, variants: Iterable[Variant] = VARIANTS, processes: int = 2
 ) -> list[StaticRow]:
     """Compiles every variant for every target.
 
@@ -219,7 +129,7 @@ def as_json(rows: list[StaticRow]) -> list[dict]:
 def print_table(rows: list[StaticRow]) -> None:
     """Prints one line per kernel."""
     head = ("target", "variant", "dtype", "kernel", "regs", "spills", "shared", "wgmma", "mma")
-    widths = (8, 23, 9, 30, 5, 7, 7, 6, 5)
+    widths = (8, 23, 9, 36, 5, 7, 7, 6, 5)
     print("  ".join(name.ljust(width) for name, width in zip(head, widths, strict=True)))
     for row in rows:
         cells = (

@@ -180,7 +180,7 @@ class Capture:
                 return None
             last["call"] = call
             out, maps, grid = layer_maps(
-                layer.kind, model, denoiser, call.latents, call.token_ids, self._head_reduction,
+                layer, model, denoiser, call.latents, call.token_ids, self._head_reduction,
                 self._backend, query, key, value, mask, scale,
             )  # fmt: skip
             maps = self._by_word(

@@ -12,10 +12,12 @@ from torch import nn
 from cvg_kernels.capture.layers import Grid, Layer, Model, attention_layers, model_of, unwrap
 from cvg_kernels.capture.processors import (
     InterceptingProcessor,
+    band_of,
     installed,
     per_key_mask,
     refuse_compiled,
 )
+from cvg_kernels.capture.temporal import temporal_layer
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.ops import attention_with_capture
 
@@ -25,14 +27,14 @@ class _Finished(Exception):
 
 
 def layer_maps(
-    kind: str, model: Model, denoiser: nn.Module, latents: tuple[int, ...],
+    layer: Layer, model: Model, denoiser: nn.Module, latents: tuple[int, ...],
     token_ids: torch.Tensor, head_reduction: str, backend: str,
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scale: float | None,
 ) -> tuple[torch.Tensor, torch.Tensor, Grid]:  # fmt: skip
     """Attention of one layer with its maps, arranged over the video.
 
     Args:
-        kind: `"cross"` or `"temporal"`.
+        layer: cross, temporal, or self (of a model whose self-attention stays within a frame).
         model: table entry of the denoiser.
         denoiser: the network.
         latents: shape of the latents of this call, `[B, C, F, H, W]`.
@@ -47,17 +49,21 @@ def layer_maps(
 
     Returns:
         The layer's output; its maps, cross `[B, K, F, h, w]` (or `[B, heads, K, F, h, w]`), temporal `[B, h·w, F, F]`
-        with the attending frame first; and the grid (F, h, w).
+        and self `[B, F, h·w, h·w]` with the attending frame or position first; and the grid (F, h, w).
     """
     batch, frames = latents[0], latents[2]
     options = {"scale": scale, "key_mask": per_key_mask(mask), "backend": backend}
-    if kind == "temporal":
-        # One short sequence per position: every key is captured, K = F.
+    if layer.kind == "temporal":
+        band = band_of(layer.module, query)
+        out, maps = temporal_layer(query, key, value, mask, scale, band, backend, capture=True)
+        maps = maps.unflatten(0, (batch, -1))  # [B, h·w, F, F]
+        return out, maps, model.grid(latents, maps.shape[1], unwrap(denoiser))
+    if layer.kind == "self":  # every key is captured
         captured = attention_with_capture(
             query, key, value, torch.arange(key.shape[2], device=query.device), **options
         )
-        maps = captured.maps.mT.unflatten(0, (batch, -1))  # [B, h·w, F, F]
-        return captured.out, maps, model.grid(latents, maps.shape[1], unwrap(denoiser))
+        maps = captured.maps.mT.unflatten(0, (batch, -1))  # [B, F, h·w, h·w]
+        return captured.out, maps, model.grid(latents, maps.shape[2], unwrap(denoiser))
 
     if model.frames_in_batch:
         token_ids = token_ids.repeat_interleave(frames, dim=0)
@@ -84,6 +90,7 @@ class LayerCapture:
         token_ids: int64 `[B, K]`.
         layers: names of text cross-attention layers.
         temporal_layers: names of temporal attention layers.
+        spatial_layers: names of self-attention layers within a frame.
         stop_after_last: end the forward once every chosen layer has run.
         backend: of `attention_with_capture`.
 
@@ -98,6 +105,7 @@ class LayerCapture:
         token_ids: torch.Tensor,
         layers: Sequence[str],
         temporal_layers: Sequence[str] = (),
+        spatial_layers: Sequence[str] = (),
         *,
         stop_after_last: bool = True,
         backend: str = "auto",
@@ -113,7 +121,11 @@ class LayerCapture:
         self.token_ids = token_ids
         self.stop_after_last = stop_after_last
         self.backend = backend
-        kinds = {"cross": layers, "temporal": temporal_layers}
+        kinds = {"cross": layers, "temporal": temporal_layers, "self": spatial_layers}
+        if spatial_layers and not self.model.frames_in_batch:
+            raise ArgumentError(
+                f"spatial_layers need attention within each frame, which {type(unwrap(denoiser)).__name__} has not"
+            )
         there = {layer.name: layer for layer in attention_layers(denoiser)}
         self._chosen: list[Layer] = []
         for kind, names in kinds.items():
@@ -153,7 +165,7 @@ class LayerCapture:
     def _handler(self, layer: Layer) -> Callable[..., torch.Tensor]:
         def attend(query, key, value, mask, scale):
             out, maps, _ = layer_maps(
-                layer.kind, self.model, self.denoiser, self._latents, self.token_ids, "mean", self.backend,
+                layer, self.model, self.denoiser, self._latents, self.token_ids, "mean", self.backend,
                 query, key, value, mask, scale,
             )  # fmt: skip
             if self._maps is not None:

@@ -128,3 +128,9 @@ def temporal_partners(layers: list[Layer], cross: Layer) -> list[Layer]:
     behind = re.compile(rf"{re.escape(block)}\.(motion_modules|temp_attentions)\.{number}\.")
     partners = [layer for layer in layers if layer.kind == "temporal" and behind.match(layer.name)]
     return sorted(partners, key=lambda layer: layer.name)
+
+
+def spatial_partner(layers: list[Layer], cross: Layer) -> Layer | None:
+    """The attention among the positions of a frame that stands in the same transformer block as a cross-attention layer."""
+    name = re.sub(r"attn2$", "attn1", cross.name)
+    return next((layer for layer in layers if layer.kind == "self" and layer.name == name), None)

@@ -18,12 +18,15 @@ from torch import nn
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
-from cvg_kernels.capture.layers import attention_layers, denoisers_of
+from cvg_kernels.capture.layers import Layer, attention_layers, denoisers_of
+from cvg_kernels.capture.temporal import temporal_layer
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.ops import attention_with_capture
 
 #: (query, key, value, mask, scale) → out; `None` hands the call back to torch.
 Handler = Callable[..., torch.Tensor | None]
+#: Number of sequences in a temporal layer's call → options of `temporal_attention` that apply to it now.
+Band = Callable[[int], dict[str, Any]]
 _SDPA = inspect.Signature(
     [
         inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default)
@@ -78,21 +81,27 @@ class InterceptingProcessor:
     _attention_backend = None  # diffusers writes these two on processors
     _parallel_config = None
 
-    def __init__(self, inner: Any, name: str, handler: Handler) -> None:
+    def __init__(self, inner: Any, name: str, handler: Handler, band: Band | None) -> None:
         self.inner = inner
         self.name = name
         self.handler = handler
+        self.band = band
 
     @staticmethod
-    def wrap(inner: Any, name: str, handler: Handler) -> InterceptingProcessor:
+    def wrap(
+        inner: Any, name: str, handler: Handler, band: Band | None = None
+    ) -> InterceptingProcessor:
         """Wraps `inner`, or what `inner` wraps already.
 
         Args:
             inner: a diffusers processor.
             name: of its layer, for messages.
             handler: what computes the attention.
+            band: how a temporal layer is regularised; `None` keeps to what `inner` says. So capture sees the maps that
+                the regularised layer has.
         """
         if isinstance(inner, InterceptingProcessor):
+            band = band or inner.band
             inner = inner.inner
 
         @functools.wraps(type(inner).__call__)
@@ -101,7 +110,7 @@ class InterceptingProcessor:
 
         members = {"__call__": __call__}
         kind = type(f"Intercepting{type(inner).__name__}", (InterceptingProcessor,), members)
-        return kind(inner, name, handler)
+        return kind(inner, name, handler, band)
 
     def _run(self, *args: Any, **kwargs: Any):
         with _Interception(self.handler) as interception:
@@ -140,10 +149,19 @@ def installed(processors: dict[nn.Module, InterceptingProcessor]) -> Iterator[No
             module.processor = processor
 
 
-def _kernel_handler(backend: str) -> Handler:
+def band_of(module: nn.Module, query: torch.Tensor) -> dict[str, Any]:
+    """The regularisation of a temporal layer in its present call, as options of `temporal_attention`."""
+    band = getattr(module.processor, "band", None)
+    return {} if band is None else band(query.shape[0])
+
+
+def _kernel_handler(layer: Layer, backend: str) -> Handler:
     """Attention by our kernel with nothing kept: the drop-in swap."""
 
     def attend(query, key, value, mask, scale):
+        if layer.kind == "temporal":
+            band = band_of(layer.module, query)
+            return temporal_layer(query, key, value, mask, scale, band, backend)[0]
         captured = attention_with_capture(
             query, key, value, [0], scale=scale, key_mask=per_key_mask(mask), backend=backend
         )
@@ -196,7 +214,7 @@ def use_processors(pipe: Any, *, backend: str = "auto") -> ProcessorSwap:
         for layer in attention_layers(denoiser):
             if layer.kind != "self":
                 swapped[layer.module] = InterceptingProcessor.wrap(
-                    layer.module.processor, layer.name, _kernel_handler(backend)
+                    layer.module.processor, layer.name, _kernel_handler(layer, backend)
                 )
     swap = ProcessorSwap({module: module.processor for module in swapped})
     for module, processor in swapped.items():

@@ -9,16 +9,25 @@ from pathlib import Path
 
 from cvg_kernels.errors import ArgumentError
 
-_OPERATIONS = ("attention", "temporal_attention")
+#: Operation → the module that measures it.
+_BENCHMARKS = {
+    "attention": "cvg_kernels.bench.attention",
+    "guidance_mix": "cvg_kernels.bench.guidance_mix",
+    "max_flow": "cvg_kernels.bench.max_flow",
+    "path_flow": "cvg_kernels.bench.path_flow",
+    "temporal_attention": "cvg_kernels.bench.temporal_attention",
+}
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `bench`."""
-    parser.add_argument("operation", nargs="?", default="attention", choices=_OPERATIONS)
+    parser.add_argument("operation", nargs="?", default="attention", choices=_BENCHMARKS)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument(
-        "--dtype", choices=_DTYPES, help="default: float32 on a CPU, bfloat16 on a GPU"
+        "--dtype",
+        choices=_DTYPES,
+        help="default: float32; for both kinds of attention on a GPU bfloat16",
     )
     parser.add_argument("--threads", type=int, help="CPU threads of every arm")
     parser.add_argument("--rounds", type=int, help="timed rounds; the median counts")
@@ -43,7 +52,6 @@ def run(options: argparse.Namespace) -> int:
 def _measure(options: argparse.Namespace) -> int:
     import torch
 
-    benchmark = importlib.import_module(f"cvg_kernels.bench.{options.operation}")
     for name in ("threads", "rounds"):
         value = getattr(options, name)
         if value is not None and value < 1:
@@ -56,8 +64,9 @@ def _measure(options: argparse.Namespace) -> int:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ArgumentError(f"--device {options.device} cannot be used: {reason}") from None
-    dtype = options.dtype or ("float32" if device.type == "cpu" else "bfloat16")
-    benchmark.run(
+    low = device.type != "cpu" and options.operation in ("attention", "temporal_attention")
+    dtype = options.dtype or ("bfloat16" if low else "float32")
+    importlib.import_module(_BENCHMARKS[options.operation]).run(
         device,
         getattr(torch, dtype),
         quick=options.quick,
@@ -76,8 +85,7 @@ def _static(options: argparse.Namespace) -> int:
         raise ArgumentError(
             f"--targets must be of {', '.join(static.TARGETS)}, got {', '.join(sorted(unknown))}"
         )
-    everything = static.VARIANTS + static.TEMPORAL_VARIANTS
-    variants = static.VARIANTS[1:3] if options.quick else everything
+    variants = static.VARIANTS[1:3] if options.quick else static.VARIANTS
     rows = static.collect(targets, variants)
     static.print_table(rows)
     if options.json is not None:

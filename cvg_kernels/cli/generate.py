@@ -14,7 +14,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "prompt", help='e.g. "a red circle moving left and a blue square moving right"'
     )
-    parser.add_argument("--guidance", default="vico", help="the guidance method")
+    parser.add_argument(
+        "--guidance",
+        default="vico",
+        help="the guidance method, with options after colons, several joined by a plus: "
+        "vico, gen1:temporal_scale=2, vico:until=0.2+gen1",
+    )
     parser.add_argument("--words", help="words to guide and to show, separated by commas")
     parser.add_argument("--output", type=Path, default=Path("out"), help="folder for the results")
     parser.add_argument("--model", help="a local folder or hub id (AnimateDiff, ModelScope, Wan)")

@@ -22,7 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         train.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
 
     score = actions.add_parser("eval", help="score guidance methods on two-object prompts")
-    score.add_argument("--guidance", default="none,vico", help="methods, separated by commas")
+    score.add_argument(
+        "--guidance",
+        default="none,vico",
+        help="methods, separated by commas, each as for generate: none,gen1:temporal_scale=2,vico+gen1",
+    )
     score.add_argument("--prompts", type=int, default=200)
     score.add_argument("--seed", type=int, default=0)
     score.add_argument("--steps", type=int, default=None, help="denoising steps")

@@ -1,7 +1,24 @@
-"""Guidance methods: each moves the latents before a denoising step, on unmodified diffusers pipelines."""
+"""Guidance methods for unmodified diffusers pipelines: some move the latents before a step, some what a step predicts."""
 
 from cvg_kernels.guidance.attach import Attachment, Method, Run, Step
-from cvg_kernels.guidance.losses import fairness_loss
+from cvg_kernels.guidance.gen1 import Gen1, structure_frames, temporal_layers_off
+from cvg_kernels.guidance.losses import band_distance, diagonality, fairness_loss
+from cvg_kernels.guidance.temporal_band import TemporalBand
 from cvg_kernels.guidance.vico import Vico
+from cvg_kernels.guidance.vstar import VSTAR
 
-__all__ = ["Attachment", "Method", "Run", "Step", "Vico", "fairness_loss"]
+__all__ = [
+    "VSTAR",
+    "Attachment",
+    "Gen1",
+    "Method",
+    "Run",
+    "Step",
+    "TemporalBand",
+    "Vico",
+    "band_distance",
+    "diagonality",
+    "fairness_loss",
+    "structure_frames",
+    "temporal_layers_off",
+]

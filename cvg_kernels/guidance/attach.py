@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -20,6 +21,13 @@ from cvg_kernels.capture.layers import Model, denoisers_of, model_of
 from cvg_kernels.capture.processors import refuse_compiled
 from cvg_kernels.capture.prompts import PromptWatch
 from cvg_kernels.errors import ArgumentError
+
+_guiding: ContextVar[bool] = ContextVar("guiding", default=False)
+
+
+def guiding() -> bool:
+    """Whether a method is at work: denoiser calls made now are its own, not predictions of the pipeline."""
+    return _guiding.get()
 
 
 @dataclass
@@ -169,6 +177,7 @@ class Attachment:
             return denoiser(z, *args[1:], **options)
 
         self._guiding = True
+        token = _guiding.set(True)
         frozen = [p for p in denoiser.parameters() if p.requires_grad]
         try:
             for parameter in frozen:  # only the latents' gradient is wanted
@@ -184,6 +193,7 @@ class Attachment:
                 )  # fmt: skip
         finally:
             self._guiding = False
+            _guiding.reset(token)
             for parameter in frozen:
                 parameter.requires_grad_(True)
         return None if moved is None else moved.detach() - latents

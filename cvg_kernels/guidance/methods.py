@@ -1,28 +1,111 @@
-"""Guidance methods by name, as the command line spells them."""
+"""Guidance methods by name, as the command line spells them: `vico`, `gen1:temporal_scale=2`, `vico:until=0.2+gen1`."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import ast
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, fields
 from typing import Any
 
 from cvg_kernels.capture.tokens import Word
 from cvg_kernels.errors import ArgumentError
+from cvg_kernels.guidance.attach import Run
+from cvg_kernels.guidance.gen1 import Gen1
+from cvg_kernels.guidance.temporal_band import TemporalBand
 from cvg_kernels.guidance.vico import Vico
+from cvg_kernels.guidance.vstar import VSTAR
 
-METHODS = {"none": None, "vico": Vico}
+METHODS = {
+    "none": None,
+    "vico": Vico,
+    "vstar": VSTAR,
+    "gen1": Gen1,
+    "temporal-band": TemporalBand,
+}
 
 
-def method_named(name: str, words: Sequence[Word] | None = None) -> Any:
-    """Makes a method with its default settings; `None` for `"none"`.
+@dataclass(frozen=True)
+class Combination:
+    """Several methods at once, attached in their order.
+
+    Attributes:
+        methods: what is combined.
+    """
+
+    methods: tuple[Any, ...]
+
+    def attach(self, pipe: Any, prompt: str | list[str] | None = None):
+        """Attaches all of them for the length of a `with` block; its `Run` has their histories when it ends.
+
+        Args:
+            pipe: as for each method.
+            prompt: as for each method.
+        """
+        return self._entered([method.attach(pipe, prompt) for method in self.methods])
+
+    @contextmanager
+    def _entered(self, attachments: list[Any]) -> Iterator[Run]:
+        together = Run()
+        with ExitStack() as stack:
+            runs = [stack.enter_context(attachment) for attachment in attachments]
+            try:
+                yield together
+            finally:
+                together.history += [entry for run in runs for entry in run.history]
+
+
+def method_named(spec: str, words: Sequence[Word] | None = None) -> Any:
+    """Makes what a specification says: names, each with its options after colons, joined by a plus.
 
     Args:
-        name: of `METHODS`.
-        words: what it looks at; `None` leaves the choice to the method.
+        spec: `name[:option=value…][+name…]`. Names are those of `METHODS`, options the attributes of the method; a value
+            is a number, `None`, `True`, `False`, a Python literal, or else a string. `"none"` stands alone.
+        words: what methods with words look at; `None` leaves the choice to them.
+
+    Returns:
+        A method, or `None` for `"none"`.
 
     Raises:
-        ArgumentError: for an unknown name; lists those there are.
+        ArgumentError: for an unknown name or option (lists those there are), or a value that does not fit.
     """
+    parts = re.split(r"\+(?=[A-Za-z_])", spec)  # not the plus of 1e+3
+    made = [_one(part, words) for part in parts]
+    if len(made) == 1:
+        return made[0]
+    if None in made:
+        raise ArgumentError(f"guidance 'none' cannot be combined with others, got {spec!r}")
+    return Combination(tuple(made))
+
+
+def _one(spec: str, words: Sequence[Word] | None) -> Any:
+    """One method with its options."""
+    name, *given = spec.strip().split(":")
     if name not in METHODS:
         raise ArgumentError(f"guidance must be one of {', '.join(METHODS)}, got {name!r}")
     kind = METHODS[name]
-    return None if kind is None else kind(words=words)
+    there = [] if kind is None else [field.name for field in fields(kind)]
+    options = {"words": words} if "words" in there else {}
+    for pair in given:
+        option, equals, value = pair.partition("=")
+        if not equals or option not in there:
+            accepted = ", ".join(there) or "none"
+            raise ArgumentError(
+                f"guidance {name!r} takes option=value with the options {accepted}; got {pair!r}"
+            )
+        options[option] = _value(value)
+    if kind is None:
+        return None
+    try:
+        return kind(**options)
+    except TypeError as error:  # a value of another type than the method compares it with
+        raise ArgumentError(f"guidance {spec!r} cannot be made: {error}") from None
+
+
+def _value(text: str) -> Any:
+    """A Python literal, or the text itself."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text

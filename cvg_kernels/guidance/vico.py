@@ -8,36 +8,27 @@ from __future__ import annotations
 
 import math
 import re
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
-from torch import nn
 
 from cvg_kernels.capture.layer_capture import LayerCapture
-from cvg_kernels.capture.layers import attention_layers, temporal_partners
 from cvg_kernels.capture.tokens import TokenSpan, Word, prompt_token_ids, token_spans
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.guidance.attach import Attachment, Run, Step
+from cvg_kernels.guidance.descent import descend
+from cvg_kernels.guidance.flow_graph import FlowForm, Group, flow_groups, flow_of
 from cvg_kernels.guidance.losses import fairness_loss
 from cvg_kernels.guidance.steps import LatentStepper, StepRule
-from cvg_kernels.ops import path_flow, token_peaks
+from cvg_kernels.ops import token_peaks
 
 #: Words that are never what a prompt is about; the default choice of words leaves them out.
 _FUNCTION_WORDS = frozenset(
     "a an the and or of in on at to with from by for is are was be its it this that while as into "  # noqa: SIM905
     "over under near next moving move moves left right up down".split()
 )
-
-
-@dataclass(frozen=True)
-class Group:
-    """A cross-attention layer and the temporal layers that follow it: one small flow graph."""
-
-    cross: str
-    temporal: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -58,7 +49,10 @@ class Vico:
     Attributes:
         words: what to balance, as for `capture`, or a function of the prompt; `None` takes the prompt's content words:
             all but articles, prepositions, conjunctions and the words of motion.
-        flow: `"soft"` (default of paper and code), `"hard"`, or `"cross"`: the cross-attention alone (paper, table 4).
+        flow: `"soft"` (default of paper and code), `"hard"`, `"exact"`: the maximum flow that both stand for, or
+            `"cross"`: the cross-attention alone (paper, table 4).
+        spatial: let the flow pass through the attention within frames, between the text layer and the temporal ones, as
+            the paper has it and its code has not (networks with such layers: AnimateDiff, ModelScope).
         temperature: of the soft flow (0.01 in both).
         residual: skip connections as `"average"` (A+I)/2 (code), `"add"` A+I (paper) or `None`.
         combine: `"mean"` over groups (code) or `"max"` (paper, eq. 5).
@@ -81,7 +75,8 @@ class Vico:
     """
 
     words: Sequence[Word] | Callable[[str], Sequence[Word]] | None = None
-    flow: Literal["soft", "hard", "cross"] = "soft"
+    flow: FlowForm = "soft"
+    spatial: bool = False
     temperature: float = 0.01
     residual: Literal["average", "add"] | None = "average"
     combine: Literal["mean", "max"] = "mean"
@@ -129,7 +124,7 @@ class Vico:
 
     def __post_init__(self) -> None:
         choices = {
-            "flow": ("soft", "hard", "cross"),
+            "flow": ("soft", "hard", "exact", "cross"),
             "residual": ("average", "add", None),
             "combine": ("mean", "max"),
             "loss": ("min", "variance"),
@@ -170,7 +165,7 @@ class Vico:
         if step.index >= math.ceil(self.until * step.count):
             return None
         tokens = _Tokens(step, self.words, step.latents.device)
-        groups = self.groups(step.denoiser, tuple(step.latents.shape))
+        groups = flow_groups(step.denoiser, self.flow, self.spatial)
         iterations = self.iterations
         if isinstance(iterations, dict):
             iterations = iterations.get(step.index, 1)
@@ -180,65 +175,23 @@ class Vico:
         size = self.step_size
         if self.step_decay:
             size *= math.sqrt(1 - 0.5 * step.index / max(step.count - 1, 1))
-        stepper = LatentStepper(self.step_rule, size)
-
-        latents = step.latents
-        with LayerCapture(
+        layers = LayerCapture(
             step.denoiser,
             tokens.ids,
             [group.cross for group in groups],
             [name for group in groups for name in group.temporal],
+            [group.spatial for group in groups if group.spatial],
             backend=self.backend,
-        ) as layers:
-            for iteration in range(iterations):
-                began = time.perf_counter()
-                z = latents.detach().requires_grad_()
-                maps = layers.run(lambda z=z: step.denoise(z))
-                peaks = self.scores(maps, groups, tokens)
-                losses = fairness_loss(peaks, self.loss)
-                (gradient,) = torch.autograd.grad(losses.sum(), z)
-                active = losses.detach() > threshold
-                run.history.append(
-                    _entry(
-                        step,
-                        iteration,
-                        losses,
-                        peaks,
-                        gradient,
-                        tokens,
-                        time.perf_counter() - began,
-                    )
-                )
-                if threshold > 0 and not bool(active.any()):  # the one wait for the device
-                    break
-                moved = stepper(z.detach(), gradient)
-                latents = torch.where(active.view(-1, 1, 1, 1, 1), moved, z.detach())
-        return latents
+        )
 
-    def groups(self, denoiser: nn.Module, latents: tuple[int, ...]) -> list[Group]:
-        """The flow graphs of a denoiser: every text layer of the chosen levels with its temporal partners.
+        def loss_of(maps: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, Any]]:
+            peaks = self.scores(maps, groups, tokens)
+            return fairness_loss(peaks, self.loss), {"peaks": tokens.by_word(peaks.detach())}
 
-        Args:
-            denoiser: the network.
-            latents: shape `[B, C, F, H, W]`.
-
-        Raises:
-            ArgumentError: if no layer is left.
-        """
-        layers = attention_layers(denoiser)
-        found = [
-            Group(
-                layer.name,
-                ()
-                if self.flow == "cross"
-                else tuple(partner.name for partner in temporal_partners(layers, layer)),
-            )
-            for layer in layers
-            if layer.kind == "cross"
-        ]
-        if not found:
-            raise ArgumentError("the denoiser has no text cross-attention layer to guide by")
-        return found
+        return descend(
+            step, run, layers, loss_of, LatentStepper(self.step_rule, size),
+            iterations=iterations, threshold=threshold,
+        )  # fmt: skip
 
     def scores(
         self, maps: dict[str, torch.Tensor], groups: list[Group], tokens: _Tokens
@@ -250,20 +203,14 @@ class Vico:
             groups: the graphs.
             tokens: which tokens are words.
         """
-        temperature = self.temperature if self.flow == "soft" else None
         by_grid: dict[tuple[int, int], list[torch.Tensor]] = {}
         for group in groups:
-            cross = maps[group.cross]  # [B, K, F, h, w]
-            grid = tuple(cross.shape[-2:])
+            grid = tuple(maps[group.cross].shape[-2:])
             if self.levels != "auto" and grid not in {tuple(level) for level in self.levels}:
                 continue
-            flow = path_flow(
-                cross.flatten(3),
-                [maps[name] for name in group.temporal],
-                temperature=temperature,
-                residual=self.residual,
+            by_grid.setdefault(grid, []).append(
+                flow_of(group, maps, self.flow, self.temperature, self.residual, self.backend)
             )
-            by_grid.setdefault(grid, []).append(flow.unflatten(-1, grid))
         if not by_grid:
             there = sorted({tuple(maps[group.cross].shape[-2:]) for group in groups})
             raise ArgumentError(f"levels={self.levels!r} has no layer; the grids there: {there}")
@@ -313,6 +260,13 @@ class _Tokens:
             for one, per_prompt in zip(ids, spans, strict=True)
         ]
 
+    def by_word(self, peaks: torch.Tensor) -> list[dict[str, torch.Tensor]]:
+        """Scores `[B, words]` as word → score, for each prompt."""
+        return [
+            {span.word: value for span, value in zip(spans, row, strict=True)}
+            for spans, row in zip(self.spans, peaks, strict=True)
+        ]
+
 
 def content_words(prompt: str) -> list[Word]:
     """The words a prompt is about, each with its occurrence: all but function words and words of motion.
@@ -331,19 +285,3 @@ def content_words(prompt: str) -> list[Word]:
     if not chosen:
         raise ArgumentError(f"words must be given: the prompt {prompt!r} has no content word")
     return chosen
-
-
-def _entry(step, iteration, losses, peaks, gradient, tokens, seconds) -> dict[str, Any]:
-    """One line of the history; tensors stay on the device until somebody reads them."""
-    return {
-        "step": step.index,
-        "timestep": step.timestep,
-        "iteration": iteration,
-        "loss": losses.detach(),
-        "peaks": [
-            {span.word: value for span, value in zip(spans, row, strict=True)}
-            for spans, row in zip(tokens.spans, peaks.detach(), strict=True)
-        ],
-        "gradient_norm": gradient.flatten(1).norm(dim=1),
-        "seconds": seconds,
-    }

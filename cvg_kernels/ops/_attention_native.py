@@ -5,17 +5,7 @@ from __future__ import annotations
 import torch
 
 from cvg_kernels import native
-
-_DTYPE = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-_ABSENT = (0, (0, 0, 0, 0))
-
-
-def _strided(tensor: torch.Tensor | None):
-    return _ABSENT if tensor is None else (tensor.data_ptr(), tensor.stride())
-
-
-def _address(tensor: torch.Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
+from cvg_kernels.ops._native_call import DTYPE_CODES, address, strided
 
 
 def _call(query, key, value, token_ids, bias, scale, head_mean) -> tuple:
@@ -24,8 +14,8 @@ def _call(query, key, value, token_ids, bias, scale, head_mean) -> tuple:
     value_dim = 0 if value is None else value.shape[3]
     sizes = (batch, heads, queries, key.shape[2], dim, value_dim, token_ids.shape[1])
     return (
-        sizes, _DTYPE[query.dtype], _strided(query), _strided(key), _strided(value),
-        token_ids.data_ptr(), _address(bias), scale, head_mean, torch.get_num_threads(),
+        sizes, DTYPE_CODES[query.dtype], strided(query), strided(key), strided(value),
+        token_ids.data_ptr(), address(bias), scale, head_mean, torch.get_num_threads(),
     )  # fmt: skip
 
 
@@ -40,7 +30,7 @@ def forward(query, key, value, token_ids, bias, scale, head_mean):
     lse = query.new_empty(batch, heads, queries, dtype=wide)
     native.load("cpu").attention_forward(
         *_call(query, key, value, token_ids, bias, scale, head_mean),
-        _address(out), maps.data_ptr(), lse.data_ptr(),
+        address(out), maps.data_ptr(), lse.data_ptr(),
     )  # fmt: skip
     return out, maps, lse
 
@@ -61,8 +51,8 @@ def backward(
     grads = result(query, need_query), result(key, need_key), result(value, need_value)
     native.load("cpu").attention_backward(
         *_call(query, key, value, token_ids, bias, scale, head_mean),
-        _strided(grad_out), _address(grad_maps), _address(grad_lse),
-        _strided(None if grad_out is None else out), lse.data_ptr(),
-        *(_address(grad) for grad in grads),
+        strided(grad_out), address(grad_maps), address(grad_lse),
+        strided(None if grad_out is None else out), lse.data_ptr(),
+        *(address(grad) for grad in grads),
     )  # fmt: skip
     return grads

@@ -1,4 +1,4 @@
-"""Which backend serves a call of attention with capture, or of temporal attention."""
+"""Which backend serves a call: by our benchmarks, or as the user names it."""
 
 from __future__ import annotations
 
@@ -7,35 +7,95 @@ from types import ModuleType
 
 import torch
 
-from cvg_kernels.backends import Backend, require, unavailable_reason
+from cvg_kernels.backends import (
+    OPERATIONS,
+    Backend,
+    parse_backend,
+    require,
+    unavailable_reason,
+)
 from cvg_kernels.errors import ArgumentError
 
-#: Devices whose tensors go through the registered operation; `auto` serves any other with the reference.
+#: Devices whose tensors go through the registered operations; `auto` serves any other with the reference.
 KERNEL_DEVICES = ("cpu", "cuda", "meta")
-_NO_FLOAT64 = (
-    "query of dtype torch.float64 is not served by backend 'triton'; it takes float32, bfloat16 and float16 (use "
-    "'native' on the CPU, or 'reference')"
-)
+
+#: What a backend's kernels compute in; the reference takes every floating point type.
+_DTYPES: dict[tuple[str, Backend], tuple[torch.dtype, ...]] = {
+    ("attention", Backend.NATIVE): (torch.float32, torch.float64, torch.bfloat16, torch.float16),
+    ("attention", Backend.TRITON): (torch.float32, torch.bfloat16, torch.float16),
+    ("temporal_attention", Backend.NATIVE): (
+        torch.float32,
+        torch.float64,
+        torch.bfloat16,
+        torch.float16,
+    ),
+    ("temporal_attention", Backend.TRITON): (torch.float32, torch.bfloat16, torch.float16),
+    ("coupled_flow", Backend.NATIVE): (torch.float32, torch.float64),
+    ("path_flow", Backend.NATIVE): (torch.float32, torch.float64),
+    ("path_flow", Backend.TRITON): (torch.float32,),
+    ("token_peaks", Backend.NATIVE): (torch.float32, torch.float64),
+    ("token_peaks", Backend.TRITON): (torch.float32,),
+}
+
+#: The fastest backend of a device, where there is one.
+_PREFERRED = {"cpu": Backend.NATIVE, "cuda": Backend.TRITON}
 
 
-def choose_attention_backend(
-    device_type: str, dtype: torch.dtype, usable: Callable[[Backend], bool]
+def choose_backend(
+    operation: str, device_type: str, dtype: torch.dtype, usable: Callable[[Backend], bool]
 ) -> Backend:
-    """What `auto` means, a function of its arguments alone: the fastest backend that can, by our benchmarks.
+    """What `auto` means, a function of its arguments alone.
 
     Args:
+        operation: a key of `backends.OPERATIONS`.
         device_type: of the tensors: `"cpu"`, `"cuda"`, ….
-        dtype: of the query.
+        dtype: of the tensors.
         usable: tells whether a backend can run here.
     """
-    preferred = {"cpu": Backend.NATIVE, "cuda": Backend.TRITON}.get(device_type)
-    if preferred is Backend.TRITON and dtype == torch.float64:
-        return Backend.REFERENCE  # no Triton kernel computes in float64
-    return preferred if preferred is not None and usable(preferred) else Backend.REFERENCE
+    preferred = _PREFERRED.get(device_type)
+    served = preferred in OPERATIONS[operation] and dtype in _DTYPES[operation, preferred]
+    return preferred if served and usable(preferred) else Backend.REFERENCE
+
+
+def backend_for(operation: str, backend: str | Backend, tensor: torch.Tensor) -> Backend:
+    """The backend that serves a call; decided once where the call is compiled.
+
+    Args:
+        operation: a key of `backends.OPERATIONS`.
+        backend: as the user named it.
+        tensor: of the call; its device and dtype decide.
+
+    Raises:
+        ArgumentError: for a name that is none, or a named backend without a kernel for the dtype.
+        BackendUnavailableError: if a named backend cannot run here.
+    """
+    name = parse_backend(backend).value
+    return Backend(_decide(operation, name, tensor.device.type, tensor.dtype))
+
+
+@torch.compiler.assume_constant_result
+def _decide(operation: str, name: str, device_type: str, dtype: torch.dtype) -> str:
+    backend, device = Backend(name), torch.device(device_type)
+    if backend is Backend.AUTO:
+        return choose_backend(
+            operation,
+            device_type,
+            dtype,
+            lambda candidate: unavailable_reason(operation, candidate, device) is None,
+        ).value
+    require(operation, backend, device)
+    accepted = _DTYPES.get((operation, backend), (dtype,))
+    if dtype not in accepted:
+        names = ", ".join(str(one) for one in accepted)
+        raise ArgumentError(
+            f"{operation} in dtype {dtype} is not served by backend {name!r}; it takes {names} (the reference "
+            "takes any)"
+        )
+    return name
 
 
 def attention_module(backend: Backend, query: torch.Tensor) -> tuple[Backend, ModuleType]:
-    """The backend that serves a call, and the module with its `forward` and `backward`.
+    """The backend that serves a call of attention, and the module with its `forward` and `backward`.
 
     Args:
         backend: as the user named it.
@@ -45,17 +105,7 @@ def attention_module(backend: Backend, query: torch.Tensor) -> tuple[Backend, Mo
         BackendUnavailableError: if a named backend cannot run here.
         ArgumentError: if it has no kernel for the dtype.
     """
-    if backend is Backend.AUTO:
-        device = query.device
-        backend = choose_attention_backend(
-            device.type,
-            query.dtype,
-            lambda candidate: unavailable_reason("attention", candidate, device) is None,
-        )
-    else:
-        require("attention", backend, query.device)
-    if backend is Backend.TRITON and query.dtype == torch.float64:
-        raise ArgumentError(_NO_FLOAT64)
+    backend = backend_for("attention", backend, query)
     if backend is Backend.NATIVE:
         from cvg_kernels.ops import _attention_native as module
     elif backend is Backend.TRITON:
@@ -65,10 +115,8 @@ def attention_module(backend: Backend, query: torch.Tensor) -> tuple[Backend, Mo
     return backend, module
 
 
-def _triton_temporal_refusal(query: torch.Tensor, value: torch.Tensor) -> str | None:
+def _triton_refuses(query: torch.Tensor, value: torch.Tensor) -> str | None:
     """What of a call of temporal attention the Triton kernels do not hold in registers, or `None`."""
-    if query.dtype == torch.float64:
-        return _NO_FLOAT64
     most = {"frames": 32 if query.dtype == torch.float32 else 128, "head_dim": 128}
     sizes = {"frames": query.shape[-2], "head_dim": max(query.shape[-1], value.shape[-1])}
     for name, size in sizes.items():
@@ -94,23 +142,28 @@ def temporal_attention_module(
         BackendUnavailableError: if a named backend cannot run here.
         ArgumentError: if it has no kernel for the dtype or the sizes.
     """
-
-    def usable(candidate: Backend) -> bool:
-        if candidate is Backend.TRITON and _triton_temporal_refusal(query, value):
-            return False
-        return unavailable_reason("temporal_attention", candidate, query.device) is None
-
-    if backend is Backend.AUTO:
-        backend = choose_attention_backend(query.device.type, query.dtype, usable)
-    else:
-        require("temporal_attention", backend, query.device)
-    refusal = _triton_temporal_refusal(query, value) if backend is Backend.TRITON else None
+    chosen = backend_for("temporal_attention", backend, query)
+    refusal = _triton_refuses(query, value) if chosen is Backend.TRITON else None
     if refusal is not None:
-        raise ArgumentError(refusal)
-    if backend is Backend.NATIVE:
+        if backend is Backend.TRITON:
+            raise ArgumentError(refusal)
+        chosen = Backend.REFERENCE
+    if chosen is Backend.NATIVE:
         from cvg_kernels.ops import _temporal_attention_native as module
-    elif backend is Backend.TRITON:
+    elif chosen is Backend.TRITON:
         from cvg_kernels._triton import temporal_attention as module
     else:
         from cvg_kernels.ops import _temporal_attention_reference as module
-    return backend, module
+    return chosen, module
+
+
+def refuse_second_derivative(operation: str) -> None:
+    """Registers a formula for the gradient of `cvg_kernels::<operation>_backward`: an error that says what to do."""
+
+    def refuse(ctx, *grads):
+        raise RuntimeError(
+            f"{operation} has no second derivative in its kernels; call it with backend='reference', which is plain "
+            "PyTorch and can be differentiated twice"
+        )
+
+    torch.library.register_autograd(f"cvg_kernels::{operation}_backward", refuse)

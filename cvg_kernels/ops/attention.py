@@ -11,7 +11,11 @@ from cvg_kernels.backends import Backend, parse_backend, require
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.ops import _attention_reference as reference
 from cvg_kernels.ops._autocast import cast_inputs
-from cvg_kernels.ops._dispatch import KERNEL_DEVICES, attention_module
+from cvg_kernels.ops._dispatch import (
+    KERNEL_DEVICES,
+    attention_module,
+    refuse_second_derivative,
+)
 from cvg_kernels.ops._trace import note_backend
 from cvg_kernels.ops._validate import check_tensors, mask_of, scale_of, token_ids_of
 
@@ -250,14 +254,7 @@ def _differentiate(ctx, grad_out, grad_maps, grad_lse):
     return (*grads, None, None, None, None, None)
 
 
-def _no_second_derivative(ctx, *grads):
-    raise RuntimeError(
-        "attention_with_capture has no second derivative in its kernels; call it with backend='reference', which is "
-        "plain PyTorch and can be differentiated twice"
-    )
-
-
 torch.library.register_autograd(
     "cvg_kernels::attention_forward", _differentiate, setup_context=_remember
 )
-torch.library.register_autograd("cvg_kernels::attention_backward", _no_second_derivative)
+refuse_second_derivative("attention")

@@ -1,4 +1,4 @@
-"""Min-max path flow: public functions and their checks."""
+"""Min-max path flow: the public function, its checks, and its registration with torch."""
 
 from __future__ import annotations
 
@@ -7,52 +7,15 @@ from typing import Literal
 
 import torch
 
-from cvg_kernels.backends import Backend, parse_backend, require
+from cvg_kernels.backends import Backend
 from cvg_kernels.errors import ArgumentError
+from cvg_kernels.ops._dispatch import backend_for, refuse_second_derivative
+from cvg_kernels.ops._flow import check_temperature, flow_module
 from cvg_kernels.ops._trace import note_backend
+from cvg_kernels.ops.min_max_matmul import min_max_matmul
 from python_ref import path_flow as reference
 
 Residual = Literal["average", "add"]
-
-
-def min_max_matmul(
-    a: torch.Tensor,
-    b: torch.Tensor,
-    temperature: float | None = None,
-    *,
-    backend: str | Backend = "auto",
-) -> torch.Tensor:
-    """The min-max product (A ⊙ B)_ij = max_r min(A_ir, B_rj): the widest one-node path from i to j.
-
-    Args:
-        a: `[B, X, R]`.
-        b: `[B, R, Y]`.
-        temperature: `None` for the hard form. T > 0 for the soft form, with maximum T log Σ exp(·/T) and minimum
-            likewise, exact for any T (a running maximum is kept); it differs from the hard form by at most
-            T · (ln R + ln 2).
-        backend: `"auto"` or `"reference"`.
-
-    Returns:
-        `[B, X, Y]`.
-
-    Raises:
-        ArgumentError: if an argument does not fit.
-        BackendUnavailableError: if the named backend cannot run here.
-
-    Definition 2 of "Compositional Video Generation as Flow Equalization" (Vico).
-    """
-    for name, tensor in (("a", a), ("b", b)):
-        if tensor.ndim != 3 or not tensor.is_floating_point():
-            raise ArgumentError(
-                f"{name} must be floating point with 3 dimensions, got {tensor.dtype} {tuple(tensor.shape)}"
-            )
-    if a.shape[0] != b.shape[0] or a.shape[2] != b.shape[1] or a.shape[2] == 0:
-        raise ArgumentError(
-            f"a [B, X, R] and b [B, R, Y] must agree in B and R ≥ 1, got {tuple(a.shape)} and {tuple(b.shape)}"
-        )
-    _check_temperature(temperature)
-    _choose("path_flow", backend, a.device)
-    return reference.min_max_matmul(a, b, temperature)
 
 
 def path_flow(
@@ -61,25 +24,30 @@ def path_flow(
     *,
     temperature: float | None = None,
     residual: Residual | None = "average",
+    spatial: torch.Tensor | None = None,
     backend: str | Backend = "auto",
 ) -> torch.Tensor:
     """Flow of each token to each output frame along its widest path, at every position.
 
-        flow = T_n ⊙ … ⊙ T_1 ⊙ X,   (A ⊙ B)_ij = max_r min(A_ir, B_rj)
+        flow = T_n ⊙ … ⊙ T_1 ⊙ (S ⊙) X,   (A ⊙ B)_ij = max_r min(A_ir, B_rj)
 
-    with X the cross-attention maps and T_i the temporal attention that follows, skip connections mixed in. It is a lower
-    bound of the maximum flow through the same graph.
+    with X the cross-attention maps, T_i the temporal attention that follows and, if given, S the attention within each
+    frame between the two; skip connections mixed in. It is a lower bound of the maximum flow through the same graph.
 
     Args:
         cross: `[B, K, F, L]`: attention of position L of frame F to token K.
         temporal: hops `[B, L, F, F]` (row = attending frame), first hop first; may be empty.
         temperature: `None` for the hard form; T > 0 for the soft form, which differs by at most
-            T · len(temporal) · (ln F + ln 2).
+            T · len(temporal) · (ln F + ln 2), and T · (ln L + ln 2) more with `spatial`.
         residual: `"average"` is (A+I)/2, `"add"` is A+I, `None` is A.
-        backend: `"auto"` or `"reference"`.
+        spatial: hop `[B, F, L, L]` (row = attending position) before the temporal ones, by `min_max_matmul`: F · L² · K
+            comparisons, so for the coarse levels of a network.
+        backend: `"auto"`; `"reference"`, `"native"` (C++, float32 and float64 CPU tensors) or `"triton"` (float32 GPU
+            tensors), which then never falls back.
 
     Returns:
-        `[B, K, F, L]`, differentiable twice.
+        `[B, K, F, L]`. Where widest paths tie they share the gradient evenly, and so do the two edges of a pair that
+        tie. The kernels give first derivatives; the reference can be differentiated twice.
 
     Raises:
         ArgumentError: if an argument does not fit.
@@ -92,6 +60,8 @@ def path_flow(
             f"cross must be floating point [B, K, F, L], got {cross.dtype} {tuple(cross.shape)}"
         )
     batch, _, frames, positions = cross.shape
+    if frames == 0:
+        raise ArgumentError(f"cross must have at least one frame, got {tuple(cross.shape)}")
     for number, hop in enumerate(temporal):
         if tuple(hop.shape) != (batch, positions, frames, frames):
             raise ArgumentError(
@@ -105,19 +75,93 @@ def path_flow(
             )
     if residual not in ("average", "add", None):
         raise ArgumentError(f"residual must be 'average', 'add' or None, got {residual!r}")
-    _check_temperature(temperature)
-    _choose("path_flow", backend, cross.device)
-    return reference.path_flow(cross, temporal, temperature=temperature, residual=residual)
+    check_temperature(temperature)
+    if spatial is not None:
+        cross = _spatial_hop(cross, spatial, temperature, residual, backend)
+    chosen = backend_for("path_flow", backend, cross)
+    if chosen is Backend.REFERENCE:
+        note_backend("path_flow", "reference")
+        return reference.path_flow(cross, temporal, temperature=temperature, residual=residual)
+    return _forward_op(cross, list(temporal), temperature, residual, chosen.value)
 
 
-def _check_temperature(temperature: float | None) -> None:
-    if temperature is not None and not temperature > 0:
-        raise ArgumentError(f"temperature must be None or positive, got {temperature!r}")
+def _spatial_hop(cross, spatial, temperature, residual, backend) -> torch.Tensor:
+    """S ⊙ X in every frame."""
+    batch, _, frames, positions = cross.shape
+    wanted = (batch, frames, positions, positions)
+    if tuple(spatial.shape) != wanted or spatial.dtype != cross.dtype:
+        raise ArgumentError(
+            f"spatial must be {cross.dtype} with shape [B, F, L, L] = {wanted}, got {spatial.dtype} "
+            f"{tuple(spatial.shape)}"
+        )
+    if positions == 0:
+        return cross
+    hop = reference.residual_hop(spatial, residual).flatten(0, 1)  # [B·F, L, L]
+    tokens = cross.permute(0, 2, 3, 1).flatten(0, 1)  # [B·F, L, K]
+    flow = min_max_matmul(hop, tokens, temperature, backend=backend)
+    return flow.unflatten(0, (batch, frames)).permute(0, 3, 1, 2)
 
 
-def _choose(operation: str, backend: str | Backend, device: torch.device) -> None:
-    """Checks a backend by name; the reference is what `auto` means here."""
-    chosen = parse_backend(backend)
-    if chosen is not Backend.AUTO:
-        require(operation, chosen, device)
-    note_backend(operation, "reference")
+# --- registration ----------------------------------------------------------------------------------------------------
+
+torch.library.define(
+    "cvg_kernels::path_flow",
+    "(Tensor cross, Tensor[] temporal, float? temperature, str? residual, str backend) -> Tensor",
+)
+torch.library.define(
+    "cvg_kernels::path_flow_backward",
+    "(Tensor grad, Tensor cross, Tensor[] temporal, float? temperature, str? residual, bool[] need_temporal, "
+    "str backend) -> (Tensor grad_cross, Tensor[] grad_temporal)",
+)
+
+_forward_op = torch.ops.cvg_kernels.path_flow.default
+_backward_op = torch.ops.cvg_kernels.path_flow_backward.default
+
+
+@torch.library.impl("cvg_kernels::path_flow", ("cpu", "cuda"))
+def _forward(cross, temporal, temperature, residual, backend):
+    note_backend("path_flow", backend)
+    return flow_module(backend).path_flow(cross, temporal, temperature, residual)
+
+
+@torch.library.register_fake("cvg_kernels::path_flow")
+def _forward_fake(cross, temporal, temperature, residual, backend):
+    return cross.new_empty(cross.shape)
+
+
+@torch.library.impl("cvg_kernels::path_flow_backward", ("cpu", "cuda"))
+def _backward(grad, cross, temporal, temperature, residual, need_temporal, backend):
+    note_backend("path_flow_backward", backend)
+    grad_cross, grad_temporal = flow_module(backend).path_flow_backward(
+        grad, cross, temporal, temperature, residual, need_temporal
+    )
+    # `None` cannot be returned by an operation: what was not computed is an empty tensor.
+    return grad_cross, [cross.new_empty(0) if hop is None else hop for hop in grad_temporal]
+
+
+@torch.library.register_fake("cvg_kernels::path_flow_backward")
+def _backward_fake(grad, cross, temporal, temperature, residual, need_temporal, backend):
+    return cross.new_empty(cross.shape), [
+        cross.new_empty(hop.shape if need else (0,))
+        for hop, need in zip(temporal, need_temporal, strict=True)
+    ]
+
+
+def _remember(ctx, inputs, output) -> None:
+    cross, temporal, *ctx.options = inputs
+    ctx.save_for_backward(cross, *temporal)
+
+
+def _differentiate(ctx, grad):
+    cross, *temporal = ctx.saved_tensors
+    temperature, residual, backend = ctx.options
+    need_temporal = list(ctx.needs_input_grad[1])
+    grad_cross, grad_temporal = _backward_op(
+        grad, cross, temporal, temperature, residual, need_temporal, backend
+    )
+    hops = [hop if need else None for hop, need in zip(grad_temporal, need_temporal, strict=True)]
+    return grad_cross, hops, None, None, None
+
+
+torch.library.register_autograd("cvg_kernels::path_flow", _differentiate, setup_context=_remember)
+refuse_second_derivative("path_flow")

@@ -9,7 +9,11 @@ import torch
 from cvg_kernels.backends import Backend, parse_backend, require
 from cvg_kernels.ops import _temporal_attention_reference as reference
 from cvg_kernels.ops._autocast import cast_inputs
-from cvg_kernels.ops._dispatch import KERNEL_DEVICES, temporal_attention_module
+from cvg_kernels.ops._dispatch import (
+    KERNEL_DEVICES,
+    refuse_second_derivative,
+    temporal_attention_module,
+)
 from cvg_kernels.ops._layout import dense_like
 from cvg_kernels.ops._trace import note_backend
 from cvg_kernels.ops._validate import scale_of
@@ -184,14 +188,7 @@ def _differentiate(ctx, grad_out, grad_maps):
     return (*grads, None, None, None, None, None)
 
 
-def _no_second_derivative(ctx, *grads):
-    raise RuntimeError(
-        "temporal_attention has no second derivative in its kernels; call it with backend='reference', which is plain "
-        "PyTorch and can be differentiated twice"
-    )
-
-
 torch.library.register_autograd(
     "cvg_kernels::temporal_attention_forward", _differentiate, setup_context=_remember
 )
-torch.library.register_autograd("cvg_kernels::temporal_attention_backward", _no_second_derivative)
+refuse_second_derivative("temporal_attention")

@@ -1,11 +1,14 @@
-"""Vico's score of each token: the public function and its checks."""
+"""Vico's score of each token: the public function, its checks, and its registration with torch."""
 
 from __future__ import annotations
 
+from types import ModuleType
+
 import torch
 
-from cvg_kernels.backends import Backend, parse_backend, require
+from cvg_kernels.backends import Backend
 from cvg_kernels.errors import ArgumentError
+from cvg_kernels.ops._dispatch import backend_for, refuse_second_derivative
 from cvg_kernels.ops._trace import note_backend
 from python_ref import token_peaks as reference
 
@@ -25,10 +28,12 @@ def token_peaks(
         flow: `[B, K, F, h, w]`, floating point.
         sharpness: factor before the softmax over the K tokens.
         sigma: width of the Gaussian, positive.
-        backend: `"auto"` or `"reference"`.
+        backend: `"auto"`; `"reference"`, `"native"` (C++, float32 and float64 CPU tensors) or `"triton"` (float32 GPU
+            tensors), which then never falls back.
 
     Returns:
-        `[B, K]` in [0, 1].
+        `[B, K]` in [0, 1]. Places that tie for the maximum share the gradient evenly. The kernels give first
+        derivatives; the reference can be differentiated twice.
 
     Raises:
         ArgumentError: if an argument does not fit.
@@ -43,8 +48,69 @@ def token_peaks(
         )
     if not sigma > 0:
         raise ArgumentError(f"sigma must be positive, got {sigma!r}")
-    chosen = parse_backend(backend)
-    if chosen is not Backend.AUTO:
-        require("token_peaks", chosen, flow.device)
-    note_backend("token_peaks", "reference")
-    return reference.token_peaks(flow, sharpness=sharpness, sigma=sigma)
+    chosen = backend_for("token_peaks", backend, flow)
+    if chosen is Backend.REFERENCE:
+        note_backend("token_peaks", "reference")
+        return reference.token_peaks(flow, sharpness=sharpness, sigma=sigma)
+    peaks, _ = _forward_op(flow, float(sharpness), float(sigma), chosen.value)
+    return peaks
+
+
+def _module(backend: str) -> ModuleType:
+    if backend == Backend.NATIVE.value:
+        from cvg_kernels.ops import _token_peaks_native as module
+    else:
+        from cvg_kernels._triton import token_peaks as module
+    return module
+
+
+# --- registration ----------------------------------------------------------------------------------------------------
+
+torch.library.define(
+    "cvg_kernels::token_peaks",
+    "(Tensor flow, float sharpness, float sigma, str backend) -> (Tensor peaks, Tensor sums)",
+)
+torch.library.define(
+    "cvg_kernels::token_peaks_backward",
+    "(Tensor grad, Tensor flow, Tensor sums, float sharpness, float sigma, str backend) -> Tensor",
+)
+
+_forward_op = torch.ops.cvg_kernels.token_peaks.default
+_backward_op = torch.ops.cvg_kernels.token_peaks_backward.default
+
+
+@torch.library.impl("cvg_kernels::token_peaks", ("cpu", "cuda"))
+def _forward(flow, sharpness, sigma, backend):
+    note_backend("token_peaks", backend)
+    return _module(backend).forward(flow, sharpness, sigma)
+
+
+@torch.library.register_fake("cvg_kernels::token_peaks")
+def _forward_fake(flow, sharpness, sigma, backend):
+    return flow.new_empty(flow.shape[:2]), flow.new_empty((flow.shape[0], 2, *flow.shape[2:]))
+
+
+@torch.library.impl("cvg_kernels::token_peaks_backward", ("cpu", "cuda"))
+def _backward(grad, flow, sums, sharpness, sigma, backend):
+    note_backend("token_peaks_backward", backend)
+    return _module(backend).backward(grad, flow, sums, sharpness, sigma)
+
+
+@torch.library.register_fake("cvg_kernels::token_peaks_backward")
+def _backward_fake(grad, flow, sums, sharpness, sigma, backend):
+    return flow.new_empty(flow.shape)
+
+
+def _remember(ctx, inputs, output) -> None:
+    flow, *ctx.options = inputs
+    _, sums = output
+    ctx.mark_non_differentiable(sums)
+    ctx.save_for_backward(flow, sums)
+
+
+def _differentiate(ctx, grad, _):
+    return _backward_op(grad, *ctx.saved_tensors, *ctx.options), None, None, None
+
+
+torch.library.register_autograd("cvg_kernels::token_peaks", _differentiate, setup_context=_remember)
+refuse_second_derivative("token_peaks")

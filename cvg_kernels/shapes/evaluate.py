@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from cvg_kernels.shapes.oracle import Verdict, judge
+from cvg_kernels.shapes.oracle import Verdict, frame_consistency, judge
 from cvg_kernels.shapes.pipeline import sample
 from cvg_kernels.shapes.world import HELD_OUT, Thing, caption, random_things
 
@@ -53,6 +53,13 @@ def paired_difference(one: Sequence[bool], other: Sequence[bool]) -> dict[str, A
     return {"difference": mean, "ci95": [mean - half, mean + half]}
 
 
+def mean(values: Sequence[float]) -> dict[str, Any]:
+    """A mean with its 95 % normal interval and the number it stands on."""
+    middle = float(np.mean(values))
+    half = 1.959964 * float(np.std(values, ddof=1)) / math.sqrt(len(values))
+    return {"mean": middle, "ci95": [middle - half, middle + half], "n": len(values)}
+
+
 def judge_clips(
     pipe: Any,
     things: Sequence[Sequence[Thing]],
@@ -60,8 +67,8 @@ def judge_clips(
     guidance: Any = None,
     progress: Callable[[int], None] = lambda done: None,
     **options: Any,
-) -> tuple[list[Verdict], float]:
-    """Makes a clip for each prompt and judges it; returns verdicts and seconds per clip (judging left out).
+) -> tuple[list[Verdict], list[float], float]:
+    """Makes a clip for each prompt; returns verdicts, frame consistencies, and seconds per clip (judging left out).
 
     Args:
         pipe: the shapes pipeline.
@@ -71,7 +78,7 @@ def judge_clips(
         progress: called with the number of clips made.
         **options: of `pipeline.sample`.
     """
-    verdicts, seconds = [], 0.0
+    verdicts, consistencies, seconds = [], [], 0.0
     for start in range(0, len(things), _BATCH):
         part = things[start : start + _BATCH]
         seeds = [seed * 1_000_003 + start + at for at in range(len(part))]
@@ -79,8 +86,9 @@ def judge_clips(
         clips = sample(pipe, [caption(each) for each in part], seeds, guidance=guidance, **options)
         seconds += time.perf_counter() - began
         verdicts += [judge(clip, each) for clip, each in zip(clips, part, strict=True)]
+        consistencies += [frame_consistency(clip) for clip in clips]
         progress(len(verdicts))
-    return verdicts, seconds / max(len(things), 1)
+    return verdicts, consistencies, seconds / max(len(things), 1)
 
 
 def evaluate(
@@ -106,29 +114,31 @@ def evaluate(
 
     Returns:
         model, prompts, seed, and per method the rates of `present`, `bound`, `direction` and `all_right` with 95 %
-        intervals, `seconds_per_clip`, the rates on prompts with and without a held-out pair, and (from the second
-        method on) the paired difference to the first.
+        intervals, the mean `consistency` of neighbouring frames, `seconds_per_clip`, the rates on prompts with and without
+        a held-out pair, and (from the second method on) the paired differences to the first.
     """
     things = two_object_prompts(prompts, seed)
     unseen = [any((t.colour, t.shape) in HELD_OUT for t in each) for each in things]
     report: dict[str, Any] = {"model": model, "prompts": prompts, "seed": seed, "guidance": {}}
-    first: list[dict[str, bool]] = []
+    first: tuple[list[dict[str, bool]], list[float]] | None = None
     for name, method in methods.items():
-        verdicts, seconds = judge_clips(
+        verdicts, consistencies, seconds = judge_clips(
             pipe, things, seed, method, lambda done, name=name: progress(name, done), **options
         )
         table = [asdict(verdict) for verdict in verdicts]
-        first = first or table
         entry: dict[str, Any] = {kind: rate([row[kind] for row in table]) for kind in CLASSES}
+        entry["consistency"] = mean(consistencies)
         entry["seconds_per_clip"] = seconds
         for label, wanted in (("trained_pairs", False), ("held_out_pairs", True)):
             rows = [row for row, new in zip(table, unseen, strict=True) if new == wanted]
             entry[label] = {kind: rate([row[kind] for row in rows]) for kind in CLASSES}
-        if first is not table:
+        if first is None:
+            first = table, consistencies
+        else:
             entry["against_first"] = {
-                kind: paired_difference([r[kind] for r in first], [r[kind] for r in table])
+                kind: paired_difference([r[kind] for r in first[0]], [r[kind] for r in table])
                 for kind in CLASSES
-            }
+            } | {"consistency": paired_difference(first[1], consistencies)}
         report["guidance"][name] = entry
     return report
 
@@ -138,7 +148,12 @@ def print_report(report: dict[str, Any]) -> None:
     print(
         f"{report['prompts']} two-object prompts, seed {report['seed']}, {report['model']}; 95 % intervals"
     )
-    print("  ".join(["method".ljust(10), *(kind.ljust(18) for kind in CLASSES), "s/clip"]))
+    width = max(10, *map(len, report["guidance"]))
+    print(
+        "  ".join(
+            ["method".ljust(width), *(kind.ljust(18) for kind in CLASSES), "consistency", "s/clip"]
+        )
+    )
     for name, entry in report["guidance"].items():
         cells = [
             f"{entry[kind]['rate']:6.1%} [{entry[kind]['ci95'][0]:.0%}, {entry[kind]['ci95'][1]:.0%}]".ljust(
@@ -146,4 +161,5 @@ def print_report(report: dict[str, Any]) -> None:
             )
             for kind in CLASSES
         ]
-        print("  ".join([name.ljust(10), *cells, f"{entry['seconds_per_clip']:.2f}"]))
+        cells.append(f"{entry['consistency']['mean']:.3f}".ljust(11))
+        print("  ".join([name.ljust(width), *cells, f"{entry['seconds_per_clip']:.2f}"]))

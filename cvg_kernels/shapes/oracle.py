@@ -164,6 +164,22 @@ def look(frames: torch.Tensor) -> list[Seen]:
     return found
 
 
+def frame_consistency(frames: torch.Tensor) -> float:
+    """How alike neighbouring frames are, wherever things have moved to: 1 if no colour grows, shrinks or flickers.
+
+    Mean over neighbouring frames of Σ_c min(n_c, n'_c) / Σ_c max(n_c, n'_c), n_c the pixels of palette colour c; a pair
+    without any coloured pixel counts 0.
+
+    Args:
+        frames: `[F, 3, 64, 64]` in [0, 1].
+    """
+    colours = classify_pixels(frames)
+    counts = np.stack([(colours == index).sum((1, 2)) for index in range(len(COLOURS))], 1)
+    before, after = counts[:-1], counts[1:]
+    most = np.maximum(before, after).sum(1)
+    return float((np.minimum(before, after).sum(1) / np.maximum(most, 1)).mean())
+
+
 def judge(frames: torch.Tensor, things: Sequence[Thing]) -> Verdict:
     """Compares a clip with what it should show.
 

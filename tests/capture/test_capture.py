@@ -62,7 +62,7 @@ def test_the_drop_in_processors_change_nothing(name):
     stock, before = run(pipe, options), processors_of(pipe)
     with cvg.processors(pipe), cvg.trace_backends() as ran:
         swapped = run(pipe, options)
-    assert ran and {operation for operation, _ in ran} == {"attention"}
+    assert ran and {operation for operation, _ in ran} <= {"attention", "temporal_attention"}
     torch.testing.assert_close(swapped, stock, rtol=1e-4, atol=1e-4)
     assert all(processors_of(pipe)[layer] is before[layer] for layer in before)
     handle = cvg.use_processors(pipe)

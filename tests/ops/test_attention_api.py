@@ -14,7 +14,7 @@ import cvg_kernels as cvg
 from cvg_kernels import native
 from cvg_kernels.backends import Backend, unavailable_reason
 from cvg_kernels.ops import _attention_native, _attention_reference
-from cvg_kernels.ops._dispatch import choose_attention_backend
+from cvg_kernels.ops._dispatch import choose_backend
 
 NATIVE = pytest.mark.skipif(native.reason("cpu") is not None, reason=str(native.reason("cpu")))
 CPU_BACKENDS = ["reference", pytest.param("native", marks=NATIVE)]
@@ -227,7 +227,7 @@ def test_compiled_kernels_are_traced():
     ],
 )
 def test_choice_of_auto(device, dtype, usable, chosen):
-    found = choose_attention_backend(device, dtype, lambda backend: backend.value in usable)
+    found = choose_backend("attention", device, dtype, lambda backend: backend.value in usable)
     assert found.value == chosen
 
 

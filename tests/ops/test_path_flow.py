@@ -43,7 +43,7 @@ def graph(batch=2, tokens=3, frames=4, positions=2, hops=2, dtype=torch.float64)
 def test_hard_flow_is_the_widest_path(hops, residual):
     cross, temporal = graph(hops=hops)
     with cvg.trace_backends() as ran:
-        flow = cvg.path_flow(cross, temporal, residual=residual)
+        flow = cvg.path_flow(cross, temporal, residual=residual, backend="reference")
     assert ran == [("path_flow", "reference")]
     assert torch.equal(flow, widest_paths(cross, temporal, residual))
 
@@ -80,7 +80,7 @@ def test_gradients(temperature):
     inputs = [t.requires_grad_() for t in (cross, *temporal)]
 
     def flow(cross, *temporal):
-        return cvg.path_flow(cross, temporal, temperature=temperature)
+        return cvg.path_flow(cross, temporal, temperature=temperature, backend="reference")
 
     assert torch.autograd.gradcheck(flow, inputs)
     if temperature is not None:
@@ -119,6 +119,7 @@ def test_small_and_empty(shape):
             r"temporal\[0\] must have the dtype and device",
         ),
         ({"temperature": 0.0}, "temperature must be None or positive, got 0.0"),
+        ({"cross": torch.rand(1, 2, 0, 5), "temporal": []}, "at least one frame"),
         ({"residual": "mean"}, "residual must be 'average', 'add' or None, got 'mean'"),
         ({"backend": "slow"}, "backend must be one of"),
     ],
@@ -129,8 +130,12 @@ def test_errors_name_the_argument(change, message):
         cvg.path_flow(**(good | change))
 
 
-def test_other_backends_are_not_there_yet():
-    with pytest.raises(
-        cvg.BackendUnavailableError, match="path_flow has no native kernel; it has reference"
-    ):
-        cvg.path_flow(torch.rand(1, 2, 4, 5), [], backend="native")
+def test_backends_say_why_not():
+    with pytest.raises(cvg.BackendUnavailableError, match="path_flow has no cuda kernel"):
+        cvg.path_flow(torch.rand(1, 2, 4, 5), [], backend="cuda")
+    half = torch.rand(1, 2, 4, 5).half()
+    with pytest.raises(cvg.ArgumentError, match="path_flow in dtype torch.float16 is not served"):
+        cvg.path_flow(half, [], backend="native")
+    with cvg.trace_backends() as ran:
+        assert cvg.path_flow(half, []).dtype == torch.float16
+    assert ran == [("path_flow", "reference")]

@@ -7,6 +7,9 @@ import torch
 from torch.nn.functional import conv3d, pad
 
 import cvg_kernels as cvg
+from python_ref import token_peaks as reference
+from tests.ops.backends import backends, device_of
+from tests.tolerance import assert_as_exact_as
 
 
 def by_convolution(flow, sharpness, sigma):
@@ -39,10 +42,79 @@ def test_a_dimension_of_one_reflects_onto_itself(shape):
     assert (peaks <= 1).all() and (peaks >= 0).all()
 
 
-def test_gradients():
+def results(peaks_of, flow, grad):
+    leaf = flow.detach().requires_grad_()
+    peaks = peaks_of(leaf)
+    return peaks.detach(), *torch.autograd.grad(peaks, leaf, grad)
+
+
+KERNELS = [one for one in backends("token_peaks") if one.values[0] != "reference"]
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+@pytest.mark.parametrize("sharpness", [100.0, 3.0, -2.0])
+@pytest.mark.parametrize(
+    "shape", [(2, 5, 4, 3, 6), (1, 1, 1, 1, 1), (1, 3, 6, 8, 5), (2, 3, 1, 2, 9)], ids=str
+)
+def test_kernels_against_float64(backend, sharpness, shape):
+    flow = torch.rand(shape, device=device_of(backend))
+    grad = torch.randn(shape[:2], device=flow.device)
+    with cvg.trace_backends() as ran:
+        found = results(
+            lambda f: cvg.token_peaks(f, sharpness=sharpness, backend=backend), flow, grad
+        )
+    assert ran == [("token_peaks", backend), ("token_peaks_backward", backend)]
+    stock = results(lambda f: reference.token_peaks(f, sharpness=sharpness), flow, grad)
+    exact = results(
+        lambda f: reference.token_peaks(f, sharpness=sharpness), flow.double(), grad.double()
+    )
+    for have, eager, want in zip(found, stock, exact, strict=True):
+        # The logits are as large as the sharpness, and so are their roundings.
+        assert_as_exact_as(have, eager, want, factor=3, depth=16, size=1.0)
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+def test_tokens_that_are_masked_and_places_that_tie(backend):
+    """−∞ takes a token out; a token alone is 1 everywhere, and all places share its gradient."""
+    flow = torch.rand(2, 4, 3, 4, 5, device=device_of(backend))
+    flow[0, 1] = -torch.inf
+    flow[1, :3] = -torch.inf
+    found = cvg.token_peaks(flow, backend=backend)
+    torch.testing.assert_close(found, reference.token_peaks(flow), rtol=1e-4, atol=1e-5)
+    assert found[0, 1] == 0
+    torch.testing.assert_close(found[1], torch.tensor([0, 0, 0, 1.0]).to(found))
+
+    coarse = (torch.rand(1, 3, 2, 3, 3, dtype=torch.float64) > 0.5).float().to(flow.device)
+    grad = torch.tensor([[1.0, 0.0, -2.0]], device=flow.device)
+    have = results(lambda f: cvg.token_peaks(f, sharpness=2.0, backend=backend), coarse, grad)
+    want = results(
+        lambda f: reference.token_peaks(f, sharpness=2.0), coarse.double(), grad.double()
+    )
+    torch.testing.assert_close(have[0].double(), want[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+def test_a_nan_is_not_lost(backend):
+    flow = torch.rand(1, 2, 2, 3, 3, device=device_of(backend))
+    flow[0, 1, 0, 1, 1] = torch.nan
+    assert cvg.token_peaks(flow, backend=backend).isnan().all()
+
+
+@pytest.mark.parametrize("backend", ["reference", "native"])
+def test_gradients(backend):
     flow = torch.rand(1, 3, 2, 3, 2, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda f: cvg.token_peaks(f, sharpness=5.0), flow)
-    assert torch.autograd.gradgradcheck(lambda f: cvg.token_peaks(f, sharpness=5.0), flow)
+
+    def peaks(f):
+        return cvg.token_peaks(f, sharpness=5.0, backend=backend)
+
+    assert torch.autograd.gradcheck(peaks, flow)
+    if backend == "reference":
+        assert torch.autograd.gradgradcheck(peaks, flow)
+    else:
+        (grad,) = torch.autograd.grad(peaks(flow).square().sum(), flow, create_graph=True)
+        with pytest.raises(RuntimeError, match="backend='reference'"):
+            torch.autograd.grad(grad.sum(), flow)
+        torch.library.opcheck(torch.ops.cvg_kernels.token_peaks.default, (flow, 5.0, 0.5, backend))
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ def test_it_shows_single_objects():
         for pair in ("red circle", "white square", "yellow triangle", "purple cross")
         for way in ("left", "down")
     ]
-    verdicts, _ = judge_clips(load_pipeline(), things, seed=123)
+    verdicts, _, _ = judge_clips(load_pipeline(), things, seed=123)
     assert sum(verdict.bound for verdict in verdicts) >= 6
 
 
@@ -62,10 +62,26 @@ def test_eval_writes_the_report(tmp_path, capsys):
     assert set(report["guidance"]["vico"]["against_first"]["present"]) == {"difference", "ci95"}
 
 
+def test_eval_takes_options_and_combinations(tmp_path):
+    path, methods = (
+        tmp_path / "report.json",
+        ["none", "gen1:temporal_scale=1", "vico:until=0.5+gen1"],
+    )
+    command = f"shapes eval --guidance {','.join(methods)} --prompts 2 --steps 2 --json {path}"
+    assert main(command.split()) == 0
+    scores = json.loads(path.read_text())["guidance"]
+    assert list(scores) == methods
+    for kind in ("present", "all_right"):
+        assert scores["gen1:temporal_scale=1"][kind] == scores["none"][kind]
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ("--guidance none,magic", "guidance must be one of none, vico, got 'magic'"),
+        (
+            "--guidance none,magic",
+            "guidance must be one of none, vico, vstar, gen1, temporal-band, got 'magic'",
+        ),
         ("--prompts 1", "--prompts must be at least 2, got 1"),
         ("--model nowhere", "folder must hold a diffusers pipeline"),
         ("--json nowhere/report.json", "--json must lie in a folder that exists"),

@@ -6,14 +6,9 @@
 
 #include "cvg/dtype.h"
 #include "cvg/level.h"
+#include "cvg/tensor4.h"
 
 namespace cvg {
-
-// A [B, H, length, dim] tensor with strides in elements. data == nullptr: absent.
-struct Tensor4 {
-  const void* data = nullptr;
-  int64_t stride[4] = {0, 0, 0, 0};
-};
 
 struct AttentionArgs {
   int64_t batch, heads, queries, keys, dim, value_dim, tokens;

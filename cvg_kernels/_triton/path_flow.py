@@ -1,0 +1,181 @@
+"""Launchers of min-max flow: they allocate, choose tiles, and launch a kernel for each hop."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+
+from cvg_kernels._triton.launch import Launch
+from cvg_kernels._triton.path_flow_kernels import (
+    flow_gradient_kernel,
+    hop_gradient_kernel,
+    hop_kernel,
+    ties_kernel,
+)
+
+#: residual → (factor of the hop, what the diagonal gains)
+_MIXING = {"average": (0.5, 0.5), "add": (1.0, 1.0), None: (1.0, 0.0)}
+_POSITIONS, _MIDDLE, _ELEMENTS = 32, 8, 2048  # of a tile: positions, tokens at most, all of it
+
+
+@dataclass(frozen=True)
+class Hop:
+    """One hop, y = edge ⊙ x: `hop [B, L, rows, depth]`, `x [B, K, depth, L]`, with any strides."""
+
+    hop: torch.Tensor
+    x: torch.Tensor
+    share: float
+    skip: float
+    temperature: float | None
+
+    def _launch(self, kernel, rows: int, middle: int, tensors: dict, strides: dict) -> Launch:
+        """A launch over tiles of `rows` × `middle` × positions."""
+        batch, positions, all_rows, depth = self.hop.shape
+        positions_tile = min(_POSITIONS, triton.next_power_of_2(positions))
+        middle_tile = min(_MIDDLE, triton.next_power_of_2(middle))
+        rows_tile = min(
+            _ELEMENTS // (positions_tile * middle_tile), triton.next_power_of_2(rows), 64
+        )
+        arguments = {
+            **tensors, "hop": self.hop, "x": self.x,
+            **_strides("hop", "blir", self.hop), **_strides("x", "bkrl", self.x), **strides,
+            "tokens": self.x.shape[1], "rows": all_rows, "depth": depth, "positions": positions,
+            "share": self.share, "skip": self.skip, "temperature": float(self.temperature or 1.0),
+        }  # fmt: skip
+        constants = {
+            "SOFT": self.temperature is not None, "ROWS": rows_tile, "TOKENS": middle_tile, "DEPTH": middle_tile,
+            "POSITIONS": positions_tile,
+        }  # fmt: skip
+        names = set(kernel.arg_names)
+        grid = (
+            batch * triton.cdiv(positions, positions_tile),
+            triton.cdiv(middle, middle_tile),
+            triton.cdiv(rows, rows_tile),
+        )
+        return Launch(
+            kernel,
+            grid,
+            {name: value for name, value in arguments.items() if name in names},
+            {name: value for name, value in constants.items() if name in names},
+            num_warps=4,
+            num_stages=2,
+        )
+
+    def forward(self, y: torch.Tensor) -> Launch:
+        """Fills y `[B, K, rows, L]`."""
+        return self._launch(
+            hop_kernel, self.hop.shape[2], self.x.shape[1], {"y": y}, _strides("y", "bkil", y)
+        )
+
+    def ties(self, y: torch.Tensor, grad: torch.Tensor, shared: torch.Tensor) -> Launch:
+        """Fills `shared`, laid out as y: the gradient that each of the tying paths gets."""
+        return self._launch(
+            ties_kernel, self.hop.shape[2], self.x.shape[1], {"y": y, "grad": grad, "shared": shared},
+            _strides("y", "bkil", y) | _strides("g", "bkil", grad),
+        )  # fmt: skip
+
+    def flow_gradient(self, y: torch.Tensor, grad: torch.Tensor, grad_x: torch.Tensor) -> Launch:
+        """Fills the gradient of x."""
+        return self._launch(
+            flow_gradient_kernel, self.hop.shape[3], self.x.shape[1], {"y": y, "grad": grad, "grad_x": grad_x},
+            _strides("y", "bkil", y) | _strides("g", "bkil", grad) | _strides("d", "bkrl", grad_x),
+        )  # fmt: skip
+
+    def hop_gradient(self, y: torch.Tensor, grad: torch.Tensor, grad_hop: torch.Tensor) -> Launch:
+        """Fills the gradient of hop."""
+        return self._launch(
+            hop_gradient_kernel, self.hop.shape[2], self.hop.shape[3],
+            {"y": y, "grad": grad, "grad_hop": grad_hop},
+            _strides("y", "bkil", y) | _strides("g", "bkil", grad) | _strides("d", "blir", grad_hop),
+        )  # fmt: skip
+
+    def shared_gradient(
+        self, y: torch.Tensor, grad: torch.Tensor
+    ) -> tuple[torch.Tensor, list[Launch]]:
+        """The gradient of y as one path has it, and the launch that fills it: the soft form knows no ties."""
+        if self.temperature is not None:
+            return grad, []
+        shared = torch.empty_like(y)
+        return shared, [self.ties(y, grad, shared)]
+
+
+def _strides(name: str, axes: str, tensor: torch.Tensor) -> dict[str, int]:
+    return {f"{name}_{axis}": step for axis, step in zip(axes, tensor.stride(), strict=True)}
+
+
+def path_flow_launches(cross, temporal, temperature, residual):
+    """The launches of all hops, and the flow before the first and after each."""
+    flows, launches = [cross], []
+    for hop in temporal:
+        flows.append(torch.empty_like(cross, memory_format=torch.contiguous_format))
+        launches.append(Hop(hop, flows[-2], *_MIXING[residual], temperature).forward(flows[-1]))
+    return launches, flows
+
+
+def path_flow_backward_launches(grad, flows, temporal, temperature, residual, need_temporal):
+    """The launches of the gradient, last hop first, and the gradients of cross and of the hops."""
+    launches, grad_temporal = [], [None] * len(temporal)
+    for at in reversed(range(len(temporal))):
+        hop = Hop(temporal[at], flows[at], *_MIXING[residual], temperature)
+        shared, ties = hop.shared_gradient(flows[at + 1], grad)
+        launches += ties
+        if need_temporal[at]:
+            grad_temporal[at] = torch.empty_like(
+                temporal[at], memory_format=torch.contiguous_format
+            )
+            launches.append(hop.hop_gradient(flows[at + 1], shared, grad_temporal[at]))
+        grad = torch.empty_like(flows[at], memory_format=torch.contiguous_format)
+        launches.append(hop.flow_gradient(flows[at + 1], shared, grad))
+    return launches, grad, grad_temporal
+
+
+def path_flow(cross, temporal, temperature, residual):
+    """See `python_ref.path_flow.path_flow`."""
+    launches, flows = path_flow_launches(cross, temporal, temperature, residual)
+    for launch in launches:
+        launch.run()
+    return flows[-1].clone() if len(flows) == 1 else flows[-1]
+
+
+def path_flow_backward(grad, cross, temporal, temperature, residual, need_temporal):
+    """The gradient of cross, and that of each hop or `None`; the flow between the hops is computed once more."""
+    forward, flows = path_flow_launches(cross, temporal, temperature, residual)
+    backward, grad_cross, grad_temporal = path_flow_backward_launches(
+        grad, flows, temporal, temperature, residual, need_temporal
+    )
+    for launch in (*forward, *backward):
+        launch.run()
+    return (grad_cross.clone() if not temporal else grad_cross), grad_temporal
+
+
+def _product(a: torch.Tensor, b: torch.Tensor, temperature: float | None) -> Hop:
+    """A ⊙ B as a hop: one token, the columns as positions, the same edges at each."""
+    edges = a[:, None].expand(-1, b.shape[2], -1, -1)  # [B, Y, X, R]
+    return Hop(edges, b[:, None], 1.0, 0.0, temperature)
+
+
+def min_max_matmul(a, b, temperature):
+    """See `python_ref.path_flow.min_max_matmul`."""
+    c = a.new_empty(a.shape[0], a.shape[1], b.shape[2])
+    _product(a, b, temperature).forward(c[:, None]).run()
+    return c
+
+
+def min_max_matmul_backward(grad, a, b, temperature, need_a, need_b):
+    """The gradients of a and b, `None` where not needed; that of a is that of the second factor of Cᵀ = Bᵀ ⊙ Aᵀ."""
+    c = min_max_matmul(a, b, temperature)
+    grads = [None, None]
+    for at, needed in ((0, need_a), (1, need_b)):
+        if not needed:
+            continue
+        turn = (lambda t: t.mT) if at == 0 else (lambda t: t)
+        factors = (b.mT, a.mT) if at == 0 else (a, b)
+        hop = _product(*factors, temperature)
+        shared, launches = hop.shared_gradient(turn(c)[:, None], turn(grad)[:, None])
+        grads[at] = torch.empty_like((a, b)[at], memory_format=torch.contiguous_format)
+        launches.append(hop.flow_gradient(turn(c)[:, None], shared, turn(grads[at])[:, None]))
+        for launch in launches:
+            launch.run()
+    return grads

@@ -1,0 +1,177 @@
+"""Min-max flow in Triton: one hop forward, and its gradient.
+
+A hop takes the flow x of K tokens through a matrix of edges at every position,
+
+    y[k, i, l] = max_r min(edge[l, i, r], x[k, r, l]),    edge = share · hop + skip · I,
+
+and the soft form puts T log Σ exp(·/T) in the place of max, and likewise of min. A tile holds rows × tokens × positions:
+positions lie next to each other in memory, and one load of an edge serves all tokens of the tile. The min-max product of
+plain matrices is the same with one token, its columns as positions, and edges that do not depend on the position.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+_NAN: tl.constexpr = tl.constexpr(tl.PropagateNan.ALL)
+
+
+@triton.jit
+def soft_narrow(a, b):
+    """−log(e^−a + e^−b)."""
+    return tl.minimum(a, b) - tl.log(1.0 + tl.exp(-tl.abs(a - b)))
+
+
+@triton.jit
+def pull(edge, flow, width, grad, temperature, SOFT: tl.constexpr):
+    """The shares of edge and flow in the gradient of the width that they lead to.
+
+    Hard: all to the smaller one if the path through it is the widest, half to each if they tie. Soft: both, by
+    e^(s − y) with s their soft minimum, divided as the sigmoid of their distance.
+    """
+    if SOFT:
+        to_edge = tl.exp(tl.minimum((width - edge) / temperature, 40.0))
+        to_flow = tl.exp(tl.minimum((width - flow) / temperature, 40.0))
+        q = 1.0 / (to_edge + to_flow)
+        whole = q * q * grad
+        return whole * to_edge, whole * to_flow
+    whole = tl.where(tl.minimum(edge, flow) == width, grad, 0.0)
+    to_edge = tl.where(edge < flow, whole, tl.where(edge == flow, 0.5 * whole, 0.0))
+    return to_edge, whole - to_edge
+
+
+@triton.jit
+def load_edge(hop, i, r, l, hop_l, hop_i, hop_r, inside, share, skip):
+    """Edges with the skip connection mixed in, 0 outside."""
+    edge = tl.load(hop + i * hop_i + r * hop_r + l * hop_l, mask=inside, other=0.0) * share
+    return edge + tl.where((i == r) & inside, skip, 0.0)
+
+
+@triton.jit
+def hop_kernel(
+    hop, x, y,
+    hop_b, hop_l, hop_i, hop_r, x_b, x_k, x_r, x_l, y_b, y_k, y_i, y_l,
+    tokens, rows, depth, positions, share, skip, temperature,
+    SOFT: tl.constexpr, ROWS: tl.constexpr, TOKENS: tl.constexpr, POSITIONS: tl.constexpr,
+):  # fmt: skip
+    """Y of a tile [ROWS, TOKENS, POSITIONS]."""
+    tiles = tl.cdiv(positions, POSITIONS)
+    b = (tl.program_id(0) // tiles).to(tl.int64)
+    l = tl.program_id(0) % tiles * POSITIONS + tl.arange(0, POSITIONS).to(tl.int64)[None, None, :]
+    k = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS).to(tl.int64)[None, :, None]
+    i = tl.program_id(2) * ROWS + tl.arange(0, ROWS).to(tl.int64)[:, None, None]
+    edges, flows = (i < rows) & (l < positions), (k < tokens) & (l < positions)
+    hop += b * hop_b
+    x += b * x_b
+
+    most = tl.full([ROWS, TOKENS, POSITIONS], float("-inf"), tl.float32)
+    total = tl.zeros([ROWS, TOKENS, POSITIONS], tl.float32)
+    for r in range(depth):
+        edge = load_edge(hop, i, r, l, hop_l, hop_i, hop_r, edges, share, skip)
+        flow = tl.load(x + k * x_k + r * x_r + l * x_l, mask=flows, other=0.0)
+        if SOFT:  # log Σ exp with a running maximum
+            s = soft_narrow(edge / temperature, flow / temperature)
+            above = tl.maximum(most, s)
+            total = total * tl.exp(most - above) + tl.exp(s - above)
+            most = above
+        else:
+            narrow = tl.minimum(edge, flow, propagate_nan=_NAN)
+            most = tl.maximum(most, narrow, propagate_nan=_NAN)
+    if SOFT:
+        most = temperature * (most + tl.log(total))
+    inside = (i < rows) & flows
+    tl.store(y + b * y_b + k * y_k + i * y_i + l * y_l, most, mask=inside)
+
+
+@triton.jit
+def ties_kernel(
+    hop, x, y, grad, shared,
+    hop_b, hop_l, hop_i, hop_r, x_b, x_k, x_r, x_l, y_b, y_k, y_i, y_l, g_b, g_k, g_i, g_l,
+    tokens, rows, depth, positions, share, skip,
+    ROWS: tl.constexpr, TOKENS: tl.constexpr, POSITIONS: tl.constexpr,
+):  # fmt: skip
+    """The gradient of y divided by the number of nodes that its widest path may lead through; laid out as y."""
+    tiles = tl.cdiv(positions, POSITIONS)
+    b = (tl.program_id(0) // tiles).to(tl.int64)
+    l = tl.program_id(0) % tiles * POSITIONS + tl.arange(0, POSITIONS).to(tl.int64)[None, None, :]
+    k = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS).to(tl.int64)[None, :, None]
+    i = tl.program_id(2) * ROWS + tl.arange(0, ROWS).to(tl.int64)[:, None, None]
+    edges, flows = (i < rows) & (l < positions), (k < tokens) & (l < positions)
+    inside = (i < rows) & flows
+    hop += b * hop_b
+    x += b * x_b
+
+    at = b * y_b + k * y_k + i * y_i + l * y_l
+    width = tl.load(y + at, mask=inside, other=0.0)
+    ties = tl.zeros([ROWS, TOKENS, POSITIONS], tl.float32)
+    for r in range(depth):
+        edge = load_edge(hop, i, r, l, hop_l, hop_i, hop_r, edges, share, skip)
+        flow = tl.load(x + k * x_k + r * x_r + l * x_l, mask=flows, other=0.0)
+        ties += tl.where(tl.minimum(edge, flow) == width, 1.0, 0.0)
+    whole = tl.load(grad + b * g_b + k * g_k + i * g_i + l * g_l, mask=inside, other=0.0)
+    tl.store(shared + at, whole / tl.maximum(ties, 1.0), mask=inside)
+
+
+@triton.jit
+def flow_gradient_kernel(
+    hop, x, y, grad, grad_x,
+    hop_b, hop_l, hop_i, hop_r, x_b, x_k, x_r, x_l, y_b, y_k, y_i, y_l, g_b, g_k, g_i, g_l, d_b, d_k, d_r, d_l,
+    tokens, rows, depth, positions, share, skip, temperature,
+    SOFT: tl.constexpr, ROWS: tl.constexpr, TOKENS: tl.constexpr, POSITIONS: tl.constexpr,
+):  # fmt: skip
+    """Dx of a tile [ROWS of depth, TOKENS, POSITIONS]: the sum over the rows i that the flow goes on to."""
+    tiles = tl.cdiv(positions, POSITIONS)
+    b = (tl.program_id(0) // tiles).to(tl.int64)
+    l = tl.program_id(0) % tiles * POSITIONS + tl.arange(0, POSITIONS).to(tl.int64)[None, None, :]
+    k = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS).to(tl.int64)[None, :, None]
+    r = tl.program_id(2) * ROWS + tl.arange(0, ROWS).to(tl.int64)[:, None, None]
+    edges, flows = (r < depth) & (l < positions), (k < tokens) & (l < positions)
+    inside = (r < depth) & flows
+    hop += b * hop_b
+    y += b * y_b
+    grad += b * g_b
+
+    flow = tl.load(x + b * x_b + k * x_k + r * x_r + l * x_l, mask=inside, other=0.0)
+    total = tl.zeros([ROWS, TOKENS, POSITIONS], tl.float32)
+    for i in range(rows):
+        g = tl.load(grad + k * g_k + i * g_i + l * g_l, mask=flows, other=0.0)
+        if (
+            tl.max(tl.abs(g)) > 0
+        ):  # after a maximum over all positions next to no tile has a gradient
+            edge = load_edge(hop, i, r, l, hop_l, hop_i, hop_r, edges, share, skip)
+            width = tl.load(y + k * y_k + i * y_i + l * y_l, mask=flows, other=0.0)
+            _, to_flow = pull(edge, flow, width, g, temperature, SOFT)
+            total += to_flow
+    tl.store(grad_x + b * d_b + k * d_k + r * d_r + l * d_l, total, mask=inside)
+
+
+@triton.jit
+def hop_gradient_kernel(
+    hop, x, y, grad, grad_hop,
+    hop_b, hop_l, hop_i, hop_r, x_b, x_k, x_r, x_l, y_b, y_k, y_i, y_l, g_b, g_k, g_i, g_l, d_b, d_l, d_i, d_r,
+    tokens, rows, depth, positions, share, skip, temperature,
+    SOFT: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr, POSITIONS: tl.constexpr,
+):  # fmt: skip
+    """Dhop of a tile [ROWS, DEPTH, POSITIONS]: the sum over the tokens, in their order."""
+    tiles = tl.cdiv(positions, POSITIONS)
+    b = (tl.program_id(0) // tiles).to(tl.int64)
+    l = tl.program_id(0) % tiles * POSITIONS + tl.arange(0, POSITIONS).to(tl.int64)[None, None, :]
+    r = tl.program_id(1) * DEPTH + tl.arange(0, DEPTH).to(tl.int64)[None, :, None]
+    i = tl.program_id(2) * ROWS + tl.arange(0, ROWS).to(tl.int64)[:, None, None]
+    arriving, leaving = (r < depth) & (l < positions), (i < rows) & (l < positions)
+    inside = (r < depth) & leaving
+    x += b * x_b
+    y += b * y_b
+    grad += b * g_b
+
+    edge = load_edge(hop + b * hop_b, i, r, l, hop_l, hop_i, hop_r, inside, share, skip)
+    total = tl.zeros([ROWS, DEPTH, POSITIONS], tl.float32)
+    for k in range(tokens):
+        g = tl.load(grad + k * g_k + i * g_i + l * g_l, mask=leaving, other=0.0)
+        if tl.max(tl.abs(g)) > 0:
+            flow = tl.load(x + k * x_k + r * x_r + l * x_l, mask=arriving, other=0.0)
+            width = tl.load(y + k * y_k + i * y_i + l * y_l, mask=leaving, other=0.0)
+            to_edge, _ = pull(edge, flow, width, g, temperature, SOFT)
+            total += to_edge
+    tl.store(grad_hop + b * d_b + l * d_l + i * d_i + r * d_r, total * share, mask=inside)

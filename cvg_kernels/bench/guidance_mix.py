@@ -1,0 +1,123 @@
+"""Guidance mixes against the expression written out, as every pipeline has it, and against its compiled form.
+
+Three forms: classifier-free guidance u + ω (c − u); Gen-1's i + ω_t (u − i) + ω (c − u); and classifier-free guidance with
+diffusers' rescale. Compiled arms are compiled before the clock starts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from cvg_kernels.bench.harness import machine, median_seconds
+from cvg_kernels.ops import guidance_mix
+
+OURS = "cvg_kernels"
+TEMPORAL_SCALE, SCALE, RESCALE = 1.5, 7.5, 0.7
+
+
+class Shape(NamedTuple):
+    """Latents of a model."""
+
+    name: str
+    size: tuple[int, ...]
+
+
+SHAPES = (
+    Shape("Wan 480p 81 frames, batch 2", (2, 16, 21, 60, 104)),
+    Shape("VideoCrafter2 320×512", (1, 4, 16, 40, 64)),
+)
+QUICK_SHAPES = (Shape("quick", (1, 4, 4, 8, 8)),)
+
+
+def classifier_free(image, uncond, cond):
+    """As pipelines write it."""
+    return uncond + SCALE * (cond - uncond)
+
+
+def temporal(image, uncond, cond):
+    """Gen-1's formula."""
+    return image + TEMPORAL_SCALE * (uncond - image) + SCALE * (cond - uncond)
+
+
+def rescaled(image, uncond, cond):
+    """As diffusers' rescale_noise_cfg."""
+    mix = uncond + SCALE * (cond - uncond)
+    dims = list(range(1, mix.ndim))
+    same_spread = mix * (cond.std(dims, keepdim=True) / mix.std(dims, keepdim=True))
+    return RESCALE * same_spread + (1 - RESCALE) * mix
+
+
+FORMS: dict[str, tuple[Callable, Callable]] = {
+    "classifier-free": (classifier_free, lambda i, u, c: guidance_mix([u, c], [SCALE])),
+    "Gen-1": (temporal, lambda i, u, c: guidance_mix([i, u, c], [TEMPORAL_SCALE, SCALE])),
+    "with rescale": (rescaled, lambda i, u, c: guidance_mix([u, c], [SCALE], rescale=RESCALE)),
+}
+
+
+def measure(shape: Shape, device: torch.device, dtype: torch.dtype, rounds: int) -> dict[str, Any]:
+    """Times of every arm of every form on one model's latents.
+
+    Raises:
+        AssertionError: if ours does not compute what the expression says in float64: a wrong result is not timed.
+    """
+    predictions = [torch.randn(shape.size, device=device).to(dtype) for _ in range(3)]
+    forms = {}
+    for form, (written_out, ours) in FORMS.items():
+        exact = written_out(*(p.double() for p in predictions))
+        error = (ours(*predictions).double() - exact).abs().max() / exact.abs().max()
+        assert error < torch.finfo(dtype).eps * 2, f"{form} is off by {error.item():.2g}"
+        arms = {"eager": written_out, "torch.compile": torch.compile(written_out), OURS: ours}
+        calls = {name: _call(arm, predictions) for name, arm in arms.items()}
+        forms[form] = median_seconds(calls, device, rounds)
+    return {
+        "shape": shape._asdict(),
+        "dtype": str(dtype).removeprefix("torch."),
+        "seconds": forms,
+    }
+
+
+def _call(arm: Callable, predictions: list[torch.Tensor]) -> Callable[[], Any]:
+    def call():
+        with torch.no_grad():
+            return arm(*predictions)
+
+    return call
+
+
+def run(
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    quick: bool = False,
+    rounds: int | None = None,
+    path: Path | None = None,
+) -> dict[str, Any]:
+    """Measures all latents, printing each and writing the file as it goes.
+
+    Args:
+        device: where.
+        dtype: of the predictions.
+        quick: tiny latents, to see that everything works.
+        rounds: timed rounds; `None` is 200.
+        path: JSON file to write, or `None`.
+    """
+    rounds = rounds or 200
+    report = {"benchmark": "guidance_mix", **machine(device), "rounds": rounds, "latents": []}
+    for shape in QUICK_SHAPES if quick else SHAPES:
+        latents = measure(shape, device, dtype, rounds)
+        report["latents"].append(latents)
+        print(f"{shape.name}  {list(shape.size)} {latents['dtype']}")
+        for form, seconds in latents["seconds"].items():
+            cells = (
+                f"{name} {took if isinstance(took, str) else f'{took * 1e6:.0f} µs'}"
+                for name, took in seconds.items()
+            )
+            print(f"  {form:16}  {',  '.join(cells)}")
+        if path is not None:
+            path.write_text(json.dumps(report, indent=2) + "\n")
+    return report

@@ -1,0 +1,188 @@
+"""Min-max path flow against what people use today: Vico's broadcast form, and what torch.compile makes of it.
+
+Every arm computes T₂ ⊙ (T₁ ⊙ X) at all positions, averaged residual, and its gradient in X and both hops:
+
+* eager: the definition, which broadcasts to [positions, F, F, K], as Vico's released code does;
+* compiled: torch.compile of the same.
+
+`scores` is what guidance asks for: token_peaks(path_flow(…)), whose gradient reaches few positions.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from cvg_kernels.bench.harness import extra_bytes, machine, median_seconds
+from cvg_kernels.ops import path_flow, token_peaks
+from python_ref import path_flow as flow_reference
+from python_ref import token_peaks as peaks_reference
+
+OURS = "cvg_kernels"
+TEMPERATURES = {"hard": None, "soft": 0.01}
+#: Broadcast tensors of [positions, F, F, K] that the eager arm holds at its peak.
+_EAGER_COPIES = {("hard", "forward"): 1.2, ("hard", "forward_backward"): 5,
+                 ("soft", "forward"): 4, ("soft", "forward_backward"): 8}  # fmt: skip
+
+
+class Shape(NamedTuple):
+    """The attention of one layer: an image of height × width positions, frames, text tokens."""
+
+    name: str
+    height: int
+    width: int
+    frames: int
+    tokens: int
+
+    @property
+    def positions(self) -> int:
+        """Of a frame."""
+        return self.height * self.width
+
+    @property
+    def pairs(self) -> int:
+        """Minima to take, in both hops."""
+        return 2 * self.positions * self.frames**2 * self.tokens
+
+
+SHAPES = (
+    Shape("VideoCrafter2 10×16", 10, 16, 16, 77),
+    Shape("VideoCrafter2 40×64", 40, 64, 16, 77),
+    Shape("Wan 480p", 30, 52, 21, 512),
+    Shape("VideoCrafter2 40×64, 64 frames", 40, 64, 64, 77),
+)
+QUICK_SHAPES = (Shape("quick", 3, 5, 4, 6),)
+
+
+def arms() -> dict[str, tuple[Callable, Callable]]:
+    """Flow and scores of every arm, ours last."""
+    compiled = torch.compile(flow_reference.path_flow), torch.compile(peaks_reference.token_peaks)
+    return {
+        "eager": (flow_reference.path_flow, peaks_reference.token_peaks),
+        "compiled": compiled,
+        OURS: (path_flow, token_peaks),
+    }
+
+
+def measure(shape: Shape, form: str, device: torch.device, rounds: int) -> dict[str, Any]:
+    """Times and memory of every arm on one layer, in one form.
+
+    Raises:
+        AssertionError: if an arm does not compute what ours computes.
+    """
+    cross = torch.rand(1, shape.tokens, shape.frames, shape.positions, device=device)
+    temporal = [
+        torch.randn(1, shape.positions, shape.frames, shape.frames, device=device).softmax(-1)
+        for _ in range(2)
+    ]
+    leaves = [tensor.clone().requires_grad_() for tensor in (cross, *temporal)]
+    grad = torch.randn_like(cross)
+    room = _memory(device)
+    result: dict[str, Any] = {"shape": shape._asdict(), "form": form, "output_bytes": 4 * grad.numel()}  # fmt: skip
+
+    def guarded(name: str, what: str, call: Callable[[], Any]) -> Callable[[], Any]:
+        needed = _EAGER_COPIES[form, what] * 2 * shape.pairs
+        if name != OURS and needed > room:
+
+            def refuse():
+                raise RuntimeError(f"would need about {needed / 1e9:.0f} GB")
+
+            return refuse
+        return call
+
+    calls: dict[str, dict[str, Callable]] = {"forward": {}, "forward_backward": {}, "scores": {}}
+    for name, (flow_of, peaks_of) in arms().items():
+
+        def forward(flow_of=flow_of):
+            with torch.no_grad():
+                return flow_of(cross, temporal, temperature=TEMPERATURES[form])
+
+        def both(flow_of=flow_of):
+            flow = flow_of(leaves[0], leaves[1:], temperature=TEMPERATURES[form])
+            return torch.autograd.grad(flow, leaves, grad)
+
+        def scores(flow_of=flow_of, peaks_of=peaks_of):
+            flow = flow_of(leaves[0], leaves[1:], temperature=TEMPERATURES[form])
+            peaks = peaks_of(flow.unflatten(-1, (shape.height, shape.width)))
+            return torch.autograd.grad(peaks.sum(), leaves)
+
+        calls["forward"][name] = guarded(name, "forward", forward)
+        calls["forward_backward"][name] = guarded(name, "forward_backward", both)
+        calls["scores"][name] = guarded(name, "forward_backward", scores)
+    _check(calls["forward"])
+    for what, timed in calls.items():
+        result[what] = median_seconds(timed, device, rounds)
+    result["forward_extra_bytes"] = extra_bytes(calls["forward"][OURS], device)
+    return result
+
+
+def _memory(device: torch.device) -> float:
+    """Bytes that may be used."""
+    if device.type == "cuda":
+        return 0.9 * torch.cuda.mem_get_info(device)[0]
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable"):
+            return 0.8 * 1024 * int(line.split()[1])
+    return float("inf")
+
+
+def _check(forward: dict[str, Callable]) -> None:
+    wanted = forward[OURS]()
+    for name, arm in forward.items():
+        try:
+            found = arm()
+        except RuntimeError:
+            continue  # reported where it is timed
+        error = (found - wanted).abs().max().item()
+        assert error < 1e-5, f"{name} differs from ours by {error:.2g}"
+
+
+def run(
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    *,
+    quick: bool = False,
+    rounds: int | None = None,
+    path: Path | None = None,
+) -> dict[str, Any]:
+    """Measures all layers in both forms, printing each and writing the file as it goes.
+
+    Args:
+        device: where.
+        dtype: captured maps are float32 whatever the model computes in; nothing else is measured.
+        quick: a tiny layer, to see that everything works.
+        rounds: timed rounds; `None` is 5 on a CPU and 50 on a GPU.
+        path: JSON file to write, or `None`.
+    """
+    rounds = rounds or (5 if device.type == "cpu" else 50)
+    report: dict[str, Any] = {"benchmark": "path_flow", **machine(device), "rounds": rounds}
+    report["layers"] = []
+    for shape in QUICK_SHAPES if quick else SHAPES:
+        for form in TEMPERATURES:
+            torch.compiler.reset()
+            layer = measure(shape, form, device, rounds)
+            report["layers"].append(layer)
+            print_layer(layer, shape)
+            if path is not None:
+                path.write_text(json.dumps(report, indent=2) + "\n")
+    return report
+
+
+def print_layer(layer: dict[str, Any], shape: Shape) -> None:
+    """Prints one layer's arms."""
+    size = f"[{shape.positions}, {shape.frames}, {shape.frames}]·{shape.tokens}"
+    print(f"{shape.name}  {size} tokens, {layer['form']}")
+    print(f"  {'':12}  {'forward':>10}  {'+ backward':>10}  {'scores and gradient':>19}")
+    for name in layer["forward"]:
+        cells = [
+            value if isinstance(value, str) else f"{value * 1e3:.2f} ms"
+            for value in (layer[what][name] for what in ("forward", "forward_backward", "scores"))
+        ]
+        print(f"  {name:12}  {cells[0]:>10}  {cells[1]:>10}  {cells[2]:>19}")
+    if layer["forward_extra_bytes"] is not None:
+        share = layer["forward_extra_bytes"] / layer["output_bytes"]
+        print(f"  extra memory of ours, forward: {share:.2f} of the output")

@@ -1,0 +1,142 @@
+"""The uses of Triton kernels that are compiled without a GPU: layers of real models, each in one precision."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+
+class Variant(Protocol):
+    """One use. Tensors are on the meta device: nothing but their shapes counts."""
+
+    name: str
+    dtype: str
+
+    def launches(self) -> Iterator:
+        """Every kernel launch that it makes."""
+
+
+@dataclass(frozen=True)
+class AttentionVariant:
+    """Attention with capture: forward with values and maps alone, backward to the query and to everything."""
+
+    name: str
+    dtype: str
+    batch: int
+    heads: int
+    queries: int
+    keys: int
+    dim: int
+    tokens: int = 8
+    masked: bool = False
+
+    def launches(self) -> Iterator:
+        """See `Variant`."""
+        import torch
+
+        from cvg_kernels._triton import attention
+
+        dtype = getattr(torch, self.dtype)
+        with torch.device("meta"):
+            query = torch.empty(self.batch, self.heads, self.queries, self.dim, dtype=dtype)
+            key, value = torch.empty(
+                2, self.batch, self.heads, self.keys, self.dim, dtype=dtype
+            ).unbind(0)
+            ids = torch.empty(self.batch, self.tokens, dtype=torch.int64)
+            bias = torch.empty(self.batch, self.keys) if self.masked else None
+        for values in (value, None):
+            launches, (out, maps, lse) = attention.forward_launches(
+                query, key, values, ids, bias, 0.1, True, processors=132
+            )
+            yield from launches
+            grad_out = None if values is None else torch.empty_like(out)
+            for everything in (False, True):
+                yield from attention.backward_launches(
+                    grad_out, maps, None, query, key, values, ids, bias, out, lse, 0.1, True,
+                    True, everything, everything and values is not None,
+                )[0]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class FlowVariant:
+    """Path flow in both forms and token peaks, forward and backward."""
+
+    name: str
+    tokens: int
+    frames: int
+    height: int
+    width: int
+    dtype: str = "float32"
+
+    def launches(self) -> Iterator:
+        """See `Variant`."""
+        import torch
+
+        from cvg_kernels._triton import path_flow, token_peaks
+
+        positions = self.height * self.width
+        with torch.device("meta"):
+            cross = torch.empty(1, self.tokens, self.frames, positions)
+            hop = torch.empty(1, positions, self.frames, self.frames)
+        for temperature in (None, 0.01):
+            forward, flows = path_flow.path_flow_launches(cross, [hop], temperature, "average")
+            yield from forward
+            yield from path_flow.path_flow_backward_launches(
+                flows[-1], flows, [hop], temperature, "average", [True]
+            )[0]
+        flow = cross.unflatten(-1, (self.height, self.width))
+        launches, (_, sums) = token_peaks.forward_launches(flow, 100.0, 0.5)
+        yield from launches
+        yield token_peaks.smooth_launch(flow, sums, 100.0, 0.5, flow)
+        yield token_peaks.pull_launch(flow, sums, flow, 100.0, 0.5, flow)
+
+
+@dataclass(frozen=True)
+class TemporalVariant:
+    """Temporal attention with a band: with and without maps, and backward to the band as well."""
+
+    name: str
+    dtype: str
+    positions: int
+    heads: int
+    frames: int
+    dim: int
+
+    def launches(self) -> Iterator:
+        """See `Variant`."""
+        import torch
+
+        from cvg_kernels._triton import temporal_attention
+
+        shape = (3, 1, self.positions, self.frames, self.heads, self.dim)
+        with torch.device("meta"):
+            given = torch.empty(shape, dtype=getattr(torch, self.dtype)).transpose(3, 4).unbind(0)
+            band = torch.empty(self.frames, self.frames)
+        for capture in (False, True):
+            launch, (out, maps) = temporal_attention.forward_launch(
+                *given, band, 0.1, True, capture
+            )
+            yield launch
+        for grad_maps, to_band in ((None, False), (maps, False), (maps, True)):
+            yield temporal_attention.backward_launch(
+                out, grad_maps, *given, band, 0.1, True, True, True, True, True, to_band
+            )[0]
+
+
+VARIANTS: tuple[Variant, ...] = (
+    AttentionVariant("AnimateDiff cross", "bfloat16", 16, 8, 4096, 77, 40),
+    AttentionVariant("VideoCrafter2 cross", "bfloat16", 16, 5, 2560, 77, 64),
+    AttentionVariant("Wan-1.3B cross", "bfloat16", 1, 12, 32760, 512, 128),
+    AttentionVariant("CogVideoX-2B joint", "bfloat16", 1, 30, 17776, 17776, 64),
+    AttentionVariant("LTX cross, masked", "float16", 1, 32, 4992, 128, 64, masked=True),
+    AttentionVariant("head_dim 256", "bfloat16", 1, 8, 4096, 512, 256),
+    AttentionVariant("VideoCrafter2 cross", "float32", 16, 5, 2560, 77, 64),
+    AttentionVariant("Wan-1.3B cross", "float32", 1, 12, 32760, 512, 128),
+    FlowVariant("VideoCrafter2 flow", 77, 16, 40, 64),
+    FlowVariant("Wan 480p flow", 512, 21, 30, 52),
+    TemporalVariant("VideoCrafter2 16 frames", "bfloat16", 2560, 5, 16, 64),
+    TemporalVariant("VideoCrafter2 64 frames", "bfloat16", 2560, 5, 64, 64),
+    TemporalVariant("AnimateDiff 16 frames", "float16", 4096, 8, 16, 40),
+    TemporalVariant("VideoCrafter2 16 frames", "float32", 2560, 5, 16, 64),
+)

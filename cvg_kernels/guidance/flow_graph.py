@@ -1,0 +1,93 @@
+"""The small flow graphs in a denoiser: a text layer, the layers that follow it, and the flow of tokens through them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from cvg_kernels.capture.layers import attention_layers, spatial_partner, temporal_partners
+from cvg_kernels.errors import ArgumentError
+from cvg_kernels.ops import path_flow, subgraph_max_flow
+
+FlowForm = Literal["soft", "hard", "exact", "cross"]
+
+
+@dataclass(frozen=True)
+class Group:
+    """A cross-attention layer, the attention within frames beside it, and the temporal layers that follow."""
+
+    cross: str
+    temporal: tuple[str, ...] = ()
+    spatial: str | None = None
+
+
+def flow_groups(denoiser: nn.Module, form: FlowForm, spatial: bool) -> list[Group]:
+    """Every text layer of a denoiser with the layers that its flow goes through.
+
+    Args:
+        denoiser: the network.
+        form: `"cross"` leaves the text layers alone.
+        spatial: let the flow pass through the attention within frames.
+
+    Raises:
+        ArgumentError: if there is no text layer, or none within frames where `spatial` asks for it.
+    """
+    layers = attention_layers(denoiser)
+    groups = []
+    for layer in layers:
+        if layer.kind != "cross":
+            continue
+        if form == "cross":
+            groups.append(Group(layer.name))
+            continue
+        beside = spatial_partner(layers, layer) if spatial else None
+        if spatial and beside is None:
+            raise ArgumentError(f"spatial: {layer.name} has no self-attention in its block")
+        partners = tuple(partner.name for partner in temporal_partners(layers, layer))
+        groups.append(Group(layer.name, partners, beside.name if beside else None))
+    if not groups:
+        raise ArgumentError("the denoiser has no text cross-attention layer to guide by")
+    return groups
+
+
+def flow_of(
+    group: Group,
+    maps: dict[str, torch.Tensor],
+    form: FlowForm,
+    temperature: float,
+    residual: Literal["average", "add"] | None,
+    backend: str,
+) -> torch.Tensor:
+    """Flow of every token to every frame and position, `[B, K, F, h, w]`.
+
+    Args:
+        group: the graph.
+        maps: layer name → maps: cross `[B, K, F, h, w]`, spatial `[B, F, h·w, h·w]`, temporal `[B, h·w, F, F]`.
+        form: `"soft"` and `"hard"` widest paths, `"exact"` maximum flow, or `"cross"`, the text layer alone.
+        temperature: of the soft form.
+        residual: skip connections, as for `path_flow`.
+        backend: of the operations.
+    """
+    cross = maps[group.cross]
+    if form == "cross":
+        return cross
+    temporal = [maps[name] for name in group.temporal]
+    spatial = maps[group.spatial] if group.spatial else None
+    if form == "exact":
+        flow = subgraph_max_flow(
+            cross.flatten(3),
+            temporal,
+            residual=residual,
+            spatial=spatial,
+            sink="frame",
+            backend=backend,
+        ).flow
+    else:
+        flow = path_flow(
+            cross.flatten(3), temporal, temperature=temperature if form == "soft" else None,
+            residual=residual, spatial=spatial, backend=backend,
+        )  # fmt: skip
+    return flow.unflatten(-1, cross.shape[-2:])

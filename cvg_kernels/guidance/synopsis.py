@@ -1,0 +1,146 @@
+"""Video synopsis prompting: one prompt becomes several states, and each frame gets its own text in between.
+
+Of "VSTAR: Generative Temporal Nursing for Longer Dynamic Video Synthesis". Who writes the states is left open: a list, a
+file, or a writer, which is any callable from a prompt to its states.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cvg_kernels.errors import ArgumentError
+
+Writer = Callable[[str], Sequence[str]]
+
+_TASK = (
+    "A video is described by one prompt. Write the {states} visual states that it goes through, in order, each as one "
+    "short prompt of its own that names everything to be seen. One state a line, numbered, nothing else.\nPrompt: {prompt}"
+)
+
+
+def read_states(path: str | Path) -> list[str]:
+    """Reads states from a file: a JSON list, or one a line.
+
+    Raises:
+        ArgumentError: if there is no such file, or no state in it.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ArgumentError(f"prompts must be a list, a writer or a file, got {str(path)!r}")
+    text = path.read_text()
+    states = json.loads(text) if path.suffix == ".json" else text.splitlines()
+    return checked_states([state.strip() for state in states if state.strip()], str(path))
+
+
+def checked_states(states: Sequence[str], source: str) -> list[str]:
+    """The states as a list.
+
+    Raises:
+        ArgumentError: unless they are strings, and at least one.
+    """
+    if not states or not all(isinstance(state, str) and state.strip() for state in states):
+        raise ArgumentError(
+            f"prompts must be strings and at least one, got {states!r} from {source}"
+        )
+    return list(states)
+
+
+def split_at_then(prompt: str) -> list[str]:
+    """The writer that needs no model: the parts of a prompt between its "then"s.
+
+    "a red circle moving left, then a blue circle moving left" has two states.
+    """
+    return [part for part in re.split(r"[,;.]?\s*\bthen\b\s*", prompt) if part.strip()]
+
+
+def endpoint_writer(
+    url: str, model: str, *, states: int = 4, key: str | None = None, seconds: float = 60.0
+) -> Writer:
+    """A writer behind an OpenAI-compatible chat endpoint.
+
+    Args:
+        url: of the API, up to and including its version, e.g. `http://localhost:8000/v1`.
+        model: name of the model there.
+        states: how many to ask for.
+        key: bearer token; `None` takes the environment variable `OPENAI_API_KEY`, if set.
+        seconds: to wait at most.
+    """
+
+    def write(prompt: str) -> list[str]:
+        content = _TASK.format(states=states, prompt=prompt)
+        body = {"model": model, "messages": [{"role": "user", "content": content}]}
+        headers = {"Content-Type": "application/json"}
+        token = key or os.environ.get("OPENAI_API_KEY")
+        if token:
+            headers["Authorization"] = f"Bearer {token}"
+        address = url.rstrip("/") + "/chat/completions"
+        request = urllib.request.Request(address, json.dumps(body).encode(), headers)
+        try:
+            with urllib.request.urlopen(request, timeout=seconds) as response:
+                answer = json.load(response)["choices"][0]["message"]["content"]
+        except (urllib.error.URLError, TimeoutError, ValueError, LookupError) as error:
+            raise ArgumentError(f"the writer at {url} gave no states: {error}") from None
+        return numbered_lines(answer)
+
+    return write
+
+
+def local_writer(generate: Callable[..., Any], *, states: int = 4, tokens: int = 300) -> Writer:
+    """A writer on a `transformers` text-generation pipeline.
+
+    Args:
+        generate: what `transformers.pipeline("text-generation", …)` returns.
+        states: how many to ask for.
+        tokens: the most it may write.
+    """
+
+    def write(prompt: str) -> list[str]:
+        messages = [{"role": "user", "content": _TASK.format(states=states, prompt=prompt)}]
+        answer = generate(messages, max_new_tokens=tokens)[0]["generated_text"]
+        return numbered_lines(answer if isinstance(answer, str) else answer[-1]["content"])
+
+    return write
+
+
+def numbered_lines(answer: str) -> list[str]:
+    """The lines "1. …" or "1) …" of an answer, without their numbers.
+
+    Raises:
+        ArgumentError: if there is none.
+    """
+    lines = re.findall(r"^\s*\d+[.)]\s*(.+?)\s*$", answer, flags=re.MULTILINE)
+    if not lines:
+        raise ArgumentError(f"the writer's answer has no numbered lines: {answer[:200]!r}")
+    return lines
+
+
+def interpolate_states(embeddings: torch.Tensor, frames: int) -> torch.Tensor:
+    """Text embeddings of every frame, blended between those of the states.
+
+    The states stand at frames linspace(0, F − 1, n); a frame at β between two of them gets (1 − β) e_i + β e_{i+1}.
+    (The released code rounds those places to whole frames.)
+
+    Args:
+        embeddings: `[n, tokens, C]`.
+        frames: F.
+
+    Returns:
+        `[F, tokens, C]`.
+    """
+    count = embeddings.shape[0]
+    at = torch.linspace(0, count - 1, frames, device=embeddings.device, dtype=torch.float32)
+    before = at.floor().long().clamp(max=max(count - 2, 0))
+    after = (before + 1).clamp(max=count - 1)
+    blend = (at - before).view(-1, 1, 1)
+    return ((1 - blend) * embeddings[before].float() + blend * embeddings[after].float()).to(
+        embeddings.dtype
+    )

@@ -1,0 +1,267 @@
+"""VSTAR: longer, livelier video from a short-video model, without training and without gradients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from cvg_kernels.capture.layers import Layer, attention_layers, denoisers_of, model_of, unwrap
+from cvg_kernels.capture.processors import InterceptingProcessor, installed, refuse_compiled
+from cvg_kernels.capture.prompts import PromptWatch
+from cvg_kernels.capture.temporal import temporal_layer
+from cvg_kernels.errors import ArgumentError
+from cvg_kernels.guidance.attach import Run
+from cvg_kernels.guidance.synopsis import (
+    Writer,
+    checked_states,
+    interpolate_states,
+    read_states,
+)
+
+_INPUT_LAYER = "transformer_in"  # the released code leaves a network's first temporal layer alone
+
+
+@dataclass(frozen=True)
+class VSTAR:
+    """VSTAR's generative temporal nursing; attach it to a pipeline as a context manager.
+
+        with cvg.VSTAR(sigma={64: 1.0, 32: 8.0}, prompts=["a bud", "a flower in bloom"]).attach(pipe):
+            frames = pipe("a flower opens", num_frames=32).frames[0]
+
+    Temporal attention regularisation: in the first denoising steps the logits of the temporal layers of
+    some resolutions get a band, S' = S + strength · max_j S_ij · exp(−(i − j)² / 2σ²) (`temporal_attention`), so that
+    their maps look like those of lively video. Synopsis prompting: several prompts, the states of the video in order,
+    give every frame a text of its own between them. And, because a network with absolute frame positions (AnimateDiff)
+    makes noise of positions that it never saw, `trained_frames` squeezes a longer clip into those it knows; VSTAR's own
+    network needs none of that. Each works without the others.
+
+    Attributes:
+        sigma: width of the band in frames, by the width of a layer's grid (its number of columns): the paper's levels are
+            64, 32, 16 and 8, for latents 64 wide. One number serves all layers. `"auto"` is the released
+            {finest: 1.0, next: 8.0} for latents of any width; `None` regularises nothing. Smaller is stronger.
+        strength: factor of the band (1 in the released code).
+        until: share of the denoising steps that are regularised, from the first (released: 14 of 25).
+        prompts: states in order: a list, a file (a JSON list, or one a line), or a writer, which makes them from the
+            prompt (see `guidance.synopsis`). `None`: no synopsis.
+        trained_frames: how many frames the network was trained on: in a longer clip of F frames, frame f takes the
+            position f · (trained_frames − 1) / (F − 1), between two that it knows. `None` leaves positions alone.
+        backend: of `temporal_attention`.
+
+    "VSTAR: Generative Temporal Nursing for Longer Dynamic Video Synthesis" (2024). AnimateDiff and ModelScope pipelines;
+    synopsis prompting needs text attention frame by frame, which those have.
+    """
+
+    sigma: Mapping[int, float] | float | str | None = "auto"
+    strength: float = 1.0
+    until: float = 0.56
+    prompts: Sequence[str] | str | Path | Writer | None = None
+    trained_frames: int | None = None
+    backend: str = "auto"
+
+    def __post_init__(self) -> None:
+        widths = self.sigma if isinstance(self.sigma, Mapping) else {}
+        numbers = list(widths.values()) or (
+            [] if self.sigma in ("auto", None) or widths else [self.sigma]
+        )
+        good = all(isinstance(one, (int, float)) and one > 0 for one in numbers)
+        if not good or (isinstance(self.sigma, Mapping) and not widths):
+            raise ArgumentError(
+                "sigma must be positive, {grid width: positive, …}, 'auto' or None, got "
+                f"{self.sigma!r}"
+            )
+        if not 0 <= self.until <= 1:
+            raise ArgumentError(f"until must lie in [0, 1], got {self.until!r}")
+        if self.trained_frames is not None and self.trained_frames < 2:
+            raise ArgumentError(f"trained_frames must be at least 2, got {self.trained_frames!r}")
+        if self.prompts is not None and not callable(self.prompts):
+            self.states("")
+
+    def states(self, prompt: str) -> list[str] | None:
+        """The states of a prompt, or `None` without synopsis.
+
+        Raises:
+            ArgumentError: if there is none.
+        """
+        if self.prompts is None:
+            return None
+        if isinstance(self.prompts, (str, Path)):
+            return read_states(self.prompts)
+        if callable(self.prompts):
+            return checked_states(self.prompts(prompt), "the writer")
+        return checked_states(self.prompts, "prompts")
+
+    def band(self, columns: int, finest: int) -> dict[str, Any]:
+        """The options of `temporal_attention` for a layer.
+
+        Args:
+            columns: of the layer's grid.
+            finest: columns of the latents.
+        """
+        sigma = self.sigma
+        if sigma == "auto":
+            sigma = {finest: 1.0, -(-finest // 2): 8.0}
+        if isinstance(sigma, Mapping):
+            sigma = sigma.get(columns)
+        return {} if sigma is None else {"sigma": float(sigma), "strength": self.strength}
+
+    def attach(self, pipe: Any, prompt: str | list[str] | None = None) -> Nursing:
+        """Connects to a pipeline; a context manager.
+
+        Args:
+            pipe: a diffusers pipeline (AnimateDiff, ModelScope).
+            prompt: says what the prompt is if the pipeline is called with `prompt_embeds`.
+
+        Raises:
+            ArgumentError: for a pipeline without temporal attention.
+        """
+        return Nursing(self, pipe, prompt)
+
+
+def frame_positions(denoiser: nn.Module) -> list[nn.Module]:
+    """The modules that add a position to each frame before temporal attention: tables `pe` of shape `[1, F, C]`."""
+    from diffusers.models.embeddings import SinusoidalPositionalEmbedding
+
+    return [one for one in denoiser.modules() if isinstance(one, SinusoidalPositionalEmbedding)]
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A call of the denoiser."""
+
+    latents: tuple[int, ...]  # [B, C, F, H, W]
+    regularised: bool
+    branches: list[str]  # of each sample
+
+
+class Nursing:
+    """`VSTAR` on a pipeline for the length of a `with` block.
+
+    Args:
+        settings: what to do.
+        pipe: the pipeline.
+        prompt: as for `VSTAR.attach`.
+    """
+
+    def __init__(self, settings: VSTAR, pipe: Any, prompt: str | list[str] | None) -> None:
+        self._settings = settings
+        self._pipe = pipe
+        self._layers: list[tuple[nn.Module, Layer]] = []
+        for denoiser in denoisers_of(pipe):
+            refuse_compiled(denoiser)
+            found = [(denoiser, layer) for layer in attention_layers(denoiser)]
+            if not any(layer.kind == "temporal" for _, layer in found):
+                raise ArgumentError(
+                    f"VSTAR needs temporal attention layers, which {type(unwrap(denoiser)).__name__} has not"
+                )
+            model_of(denoiser)
+            self._layers += found
+        self._watch = PromptWatch(pipe, prompt)
+        self._texts: list[torch.Tensor] = []  # of each sample, [F, tokens, C]
+        self._texts_run = 0
+        self._calls: list[_Call] = []  # innermost last: a guidance method calls within a call
+
+    def __enter__(self) -> Run:
+        with ExitStack() as stack:
+            stack.enter_context(self._watch)
+            for denoiser in denoisers_of(self._pipe):
+                begin = denoiser.register_forward_pre_hook(self._begin_call, with_kwargs=True)
+                end = denoiser.register_forward_hook(self._end_call, always_call=True)
+                stack.callback(begin.remove)
+                stack.callback(end.remove)
+                if self._settings.trained_frames is not None:
+                    for module in frame_positions(denoiser):
+                        stack.callback(module.register_forward_hook(self._squeeze).remove)
+            processors = {}
+            for denoiser, layer in self._layers:
+                if layer.kind == "temporal" and _INPUT_LAYER not in layer.name:
+                    processors[layer.module] = self._processor(denoiser, layer)
+                elif layer.kind == "cross" and self._settings.prompts is not None:
+                    hook = layer.module.register_forward_pre_hook(self._give_text, with_kwargs=True)
+                    stack.callback(hook.remove)
+            stack.enter_context(installed(processors))
+            self._stack = stack.pop_all()
+        return Run()
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def _begin_call(self, denoiser: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Sees which step a call belongs to, how large its latents are, and what its samples are."""
+        model = model_of(denoiser)
+        latents = kwargs[model.latents] if model.latents in kwargs else args[0]
+        timestep = kwargs["timestep"] if "timestep" in kwargs else args[1]
+        timesteps = [float(at) for at in self._pipe.scheduler.timesteps]
+        now = float(torch.as_tensor(timestep).flatten()[0])
+        steps = math.ceil(self._settings.until * len(timesteps))
+        text = kwargs["encoder_hidden_states"]
+        branches = self._watch.branches(latents.shape[0], text, model.batched_branches)
+        self._calls.append(_Call(tuple(latents.shape), now in timesteps[:steps], branches))
+        if self._settings.prompts is not None and self._texts_run != self._watch.runs:
+            self._texts = [self._encode(prompt, text) for prompt in self._watch.prompts()]
+            self._texts_run = self._watch.runs
+
+    def _end_call(self, *call: Any) -> None:
+        self._last = self._calls.pop()
+
+    def _encode(self, prompt: str, text: torch.Tensor) -> torch.Tensor:
+        """The text of every frame of a video, `[F, tokens, C]`."""
+        states = self._settings.states(prompt)
+        # By the class: the watch on the instance would take the states for prompts of videos.
+        encoded = type(self._pipe).encode_prompt(self._pipe, states, text.device, 1, False)[0]
+        return interpolate_states(encoded.to(text.dtype), self._calls[-1].latents[2])
+
+    def _squeeze(self, module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor | None:
+        """Adds the positions of a squeezed clip instead of its own."""
+        known, (x,) = self._settings.trained_frames, args
+        if x.shape[1] <= known:
+            return None
+        positions = interpolate_states(module.pe[0, :known, None], x.shape[1])  # [F, 1, C]
+        return x + positions[:, 0].to(x.dtype)
+
+    def _give_text(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]):
+        """Puts the text of each frame in the place of the prompt's, for the conditional samples of a call."""
+        text = kwargs["encoder_hidden_states"] if "encoder_hidden_states" in kwargs else args[1]
+        call = self._calls[-1]
+        own = list(text.split(call.latents[2]))
+        if len(own) < len(call.branches):
+            return None  # the unconditional samples alone: Gen-1's image model, within the call of both
+        conditional = [at for at, branch in enumerate(call.branches) if branch == "cond"]
+        for at, given in zip(conditional, self._texts, strict=True):
+            own[at] = given
+        text = torch.cat(own)
+        if "encoder_hidden_states" in kwargs:
+            return args, {**kwargs, "encoder_hidden_states": text}
+        return (args[0], text, *args[2:]), kwargs
+
+    def _processor(self, denoiser: nn.Module, layer: Layer) -> InterceptingProcessor:
+        model = model_of(denoiser)
+        columns: dict[tuple[int, ...], int] = {}  # (F, H, W) of the latents → of the layer's grid
+
+        def band(positions: int) -> dict[str, Any]:
+            # A layer replayed by gradient checkpointing runs in no call, or in that around its own: of the same step, and
+            # of the same size but for the batch.
+            call = self._calls[-1] if self._calls else self._last
+            if not call.regularised:
+                return {}
+            size = call.latents[2:]
+            if size not in columns:
+                each = positions // call.latents[0]
+                columns[size] = model.grid(call.latents, each, unwrap(denoiser))[2]
+            return self._settings.band(columns[size], size[-1])
+
+        def attend(query, key, value, mask, scale):
+            options = band(query.shape[0])
+            if not options:
+                return None  # torch's own attention
+            return temporal_layer(query, key, value, mask, scale, options, self._settings.backend)[
+                0
+            ]
+
+        return InterceptingProcessor.wrap(layer.module.processor, layer.name, attend, band)

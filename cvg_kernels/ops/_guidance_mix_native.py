@@ -1,0 +1,22 @@
+"""Guidance mixes by the C++ kernel: passes addresses."""
+
+from __future__ import annotations
+
+import torch
+
+from cvg_kernels import native
+
+_DTYPE = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+
+
+def forward(predictions, scales, sample_scales, rescale, out) -> None:
+    """Fills `out`, which lies in memory as the predictions do; see `python_ref.guidance_mix`."""
+    batch = out.shape[0]
+    if sample_scales is None:
+        numbers = [scale for scale in scales for _ in range(batch)]
+    else:
+        numbers = sample_scales.flatten().tolist()
+    native.load("cpu").guidance_mix(
+        batch, out.numel() // batch, _DTYPE[out.dtype], [tensor.data_ptr() for tensor in predictions],
+        numbers, rescale, torch.get_num_threads(), out.data_ptr(),
+    )  # fmt: skip

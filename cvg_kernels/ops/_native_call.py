@@ -1,0 +1,20 @@
+"""How tensors are handed to the C++ kernels."""
+
+from __future__ import annotations
+
+import torch
+
+#: The codes of `csrc/include/cvg/dtype.h`.
+DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+
+
+def strided(tensor: torch.Tensor | None) -> tuple[int, tuple[int, ...]]:
+    """Address and four strides; a tensor of fewer dimensions has zeros for the others."""
+    if tensor is None:
+        return 0, (0, 0, 0, 0)
+    return tensor.data_ptr(), (*tensor.stride(), 0, 0, 0)[:4]
+
+
+def address(tensor: torch.Tensor | None) -> int:
+    """Where the numbers are, 0 for an absent tensor."""
+    return 0 if tensor is None else tensor.data_ptr()

@@ -1,0 +1,57 @@
+"""Gen-1's structure representation: the public function and its checks."""
+
+from __future__ import annotations
+
+import torch
+
+from cvg_kernels.backends import Backend, parse_backend, require
+from cvg_kernels.errors import ArgumentError
+from cvg_kernels.ops._trace import note_backend
+from python_ref import structure as reference
+
+
+def depth_structure(
+    depth: torch.Tensor, t_s: int | torch.Tensor, *, backend: str | Backend = "auto"
+) -> torch.Tensor:
+    """Takes detail from depth maps: t_s rounds of blur and downsampling by 2, then back to their size.
+
+    With t_s the user says how much of the structure of a clip a generated one must keep: 0 all of it, 7 (Gen-1's largest)
+    little more than where there is something. A round is a binomial blur (1, 2, 1)/4 and every second pixel, ⌈h/2⌉ × ⌈w/2⌉
+    of them, never below one; the way back is bilinear with `align_corners=False`. Computed in float32 at least;
+    differentiable in depth any number of times.
+
+    Args:
+        depth: `[B, F, h, w]`, floating point.
+        t_s: the number of rounds, or an integer tensor `[B]`, one a sample. A tensor is read, so one on a GPU is waited
+            for.
+        backend: `"auto"` or `"reference"`. The rounds shrink fast and a clip is treated once, before the denoising: a
+            kernel of its own would save nothing that can be felt.
+
+    Returns:
+        `[B, F, h, w]` in the dtype of depth.
+
+    Raises:
+        ArgumentError: if an argument does not fit.
+        BackendUnavailableError: if the named backend cannot run here.
+
+    "Structure and Content-Guided Video Synthesis with Diffusion Models" (Gen-1), section on structure representation.
+    """
+    if depth.ndim != 4 or not depth.is_floating_point() or 0 in depth.shape[2:]:
+        raise ArgumentError(
+            f"depth must be floating point [B, F, h, w] without empty maps, got {depth.dtype} {tuple(depth.shape)}"
+        )
+    if isinstance(t_s, torch.Tensor):
+        if t_s.shape != depth.shape[:1] or t_s.is_floating_point() or t_s.dtype == torch.bool:
+            raise ArgumentError(
+                f"t_s must be a number or integers [B] = {tuple(depth.shape[:1])}, got {t_s.dtype} "
+                f"{tuple(t_s.shape)}"
+            )
+    elif not isinstance(t_s, int) or isinstance(t_s, bool):
+        raise ArgumentError(f"t_s must be an integer or an integer tensor [B], got {t_s!r}")
+    if bool(torch.as_tensor(t_s).lt(0).any()):
+        raise ArgumentError(f"t_s must not be negative, got {t_s!r}")
+    chosen = parse_backend(backend)
+    if chosen is not Backend.AUTO:
+        require("structure", chosen, depth.device)
+    note_backend("structure", "reference")
+    return reference.depth_structure(depth, t_s)

@@ -1,0 +1,26 @@
+"""Backends as test parameters: each skipped, by name and reason, where it cannot run."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from cvg_kernels.backends import OPERATIONS, Backend, unavailable_reason
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def device_of(backend: str) -> torch.device:
+    """Where a backend's tensors lie."""
+    return torch.device("cpu") if backend == "native" else DEVICE
+
+
+def backends(operation: str) -> list:
+    """Every backend of an operation as a parameter."""
+
+    def parameter(backend: Backend):
+        reason = unavailable_reason(operation, backend, device_of(backend.value))
+        skip = pytest.mark.skipif(reason is not None, reason=str(reason))
+        return pytest.param(backend.value, marks=skip)
+
+    return [parameter(backend) for backend in OPERATIONS[operation]]

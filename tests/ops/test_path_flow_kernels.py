@@ -1,0 +1,293 @@
+"""Path flow and the min-max product on every backend, against the definition in float64: forward and every gradient."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.library import opcheck
+
+import cvg_kernels as cvg
+from python_ref import path_flow as reference
+from tests.ops.backends import backends, device_of
+from tests.tolerance import assert_as_exact_as
+
+BACKENDS = backends("path_flow")
+KERNELS = [backend for backend in BACKENDS if backend.values[0] != "reference"]
+
+#: batch, tokens, frames, positions, hops
+SIZES = [
+    (2, 3, 4, 5, 2),
+    (1, 1, 1, 1, 1),
+    (1, 5, 3, 4, 0),
+    (1, 19, 16, 17, 2),
+    (1, 2, 21, 3, 1),
+    (2, 2, 5, 2, 3),
+]
+
+
+def graph(sizes, dtype=torch.float32, device="cpu"):
+    """Random cross maps and softmax hops, peaked enough that every kind of edge is a bottleneck somewhere."""
+    batch, tokens, frames, positions, hops = sizes
+    cross = torch.rand(batch, tokens, frames, positions, dtype=dtype)
+    temporal = [
+        (2 * torch.randn(batch, positions, frames, frames, dtype=dtype)).softmax(-1)
+        for _ in range(hops)
+    ]
+    return [tensor.to(device) for tensor in (cross, *temporal)]
+
+
+def results(function, tensors, grad):
+    """The result and the gradients of all inputs."""
+    leaves = [tensor.detach().requires_grad_() for tensor in tensors]
+    result = function(*leaves)
+    return [result.detach(), *torch.autograd.grad(result, leaves, grad)]
+
+
+def assert_like_the_reference(kernel, definition, tensors, grad, temperature):
+    """The kernel is as near to float64 as the definition in the kernel's own precision is.
+
+    The gradient of the soft form hangs on e^(x/T), so a rounding of x counts 1/T times.
+    """
+    largest = max(1.0, *(tensor.abs().max().item() for tensor in tensors))
+    depth = 16 + (0 if temperature is None else round((largest / temperature) ** 2))
+    found = results(kernel, tensors, grad)
+    stock = results(definition, tensors, grad)
+    exact = results(definition, [tensor.double() for tensor in tensors], grad.double())
+    for have, eager, want in zip(found, stock, exact, strict=True):
+        assert_as_exact_as(have, eager, want, factor=3, depth=depth)
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+@pytest.mark.parametrize("temperature", [None, 0.5, 0.01, 1e-3])
+@pytest.mark.parametrize("sizes", SIZES, ids=str)
+def test_path_flow(backend, temperature, sizes):
+    residual = ("average", "add", None)[sum(sizes) % 3]
+    tensors = graph(sizes, device=device_of(backend))
+
+    def kernel(cross, *temporal):
+        return cvg.path_flow(
+            cross, temporal, temperature=temperature, residual=residual, backend=backend
+        )
+
+    def definition(cross, *temporal):
+        return reference.path_flow(cross, temporal, temperature=temperature, residual=residual)
+
+    with cvg.trace_backends() as ran:
+        assert_like_the_reference(
+            kernel, definition, tensors, torch.randn_like(tensors[0]), temperature
+        )
+    assert ran[0] == ("path_flow", backend)
+    if temperature is None:
+        assert torch.equal(kernel(*tensors), definition(*tensors))
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+@pytest.mark.parametrize("temperature", [None, 0.3, 0.01])
+@pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 7, 5, 6), (1, 40, 33, 21), (3, 9, 70, 35)])
+def test_min_max_matmul(backend, temperature, shape):
+    batch, rows, depth, columns = shape
+    device = device_of(backend)
+    tensors = [
+        torch.rand(batch, rows, depth, device=device),
+        torch.rand(batch, depth, columns, device=device),
+    ]
+
+    def kernel(a, b):
+        return cvg.min_max_matmul(a, b, temperature, backend=backend)
+
+    def definition(a, b):
+        return reference.min_max_matmul(a, b, temperature)
+
+    grad = torch.randn(batch, rows, columns, device=device)
+    with cvg.trace_backends() as ran:
+        assert_like_the_reference(kernel, definition, tensors, grad, temperature)
+    assert ran[:2] == [("min_max_matmul", backend), ("min_max_matmul_backward", backend)]
+    if temperature is None:
+        assert torch.equal(kernel(*tensors), definition(*tensors))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("temperature", [None, 0.05])
+def test_spatial_hop(backend, temperature):
+    """From position to position inside a frame, before the temporal hops."""
+    cross, hop = graph((2, 3, 4, 6, 1), device=device_of(backend))
+    spatial = torch.randn(2, 4, 6, 6, device=cross.device).softmax(-1)
+
+    def kernel(cross, hop, spatial):
+        return cvg.path_flow(
+            cross, [hop], spatial=spatial, temperature=temperature, backend=backend
+        )
+
+    def by_frames(cross, hop, spatial):
+        inside = torch.stack(
+            [
+                reference.min_max_matmul(
+                    (spatial[:, f] + torch.eye(6).to(spatial)) / 2, cross[:, :, f].mT, temperature
+                )
+                for f in range(4)
+            ],
+            1,
+        )  # fmt: skip  [B, F, L, K]
+        return reference.path_flow(inside.permute(0, 3, 1, 2), [hop], temperature=temperature)
+
+    grad = torch.randn_like(cross)
+    assert_like_the_reference(kernel, by_frames, [cross, hop, spatial], grad, temperature)
+    with pytest.raises(cvg.ArgumentError, match=r"spatial must be torch.float32 with shape"):
+        kernel(cross, hop, spatial[:, :1])
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+@pytest.mark.parametrize("temperature", [1e-4, 3e-5])
+def test_cold_soft_flow_is_the_hard_one(backend, temperature):
+    """Where e^(1/T) is far beyond any float the soft form is within its bound of the hard one."""
+    cross, *temporal = graph((1, 3, 8, 9, 2), device=device_of(backend))
+    soft = cvg.path_flow(cross, temporal, temperature=temperature, backend=backend)
+    hard = cvg.path_flow(cross, temporal, backend=backend)
+    assert (soft - hard).abs().max() <= temperature * 2 * (8 * 2.0) ** 0.5 + 1e-6
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+@pytest.mark.parametrize("temperature", [None, 0.02])
+def test_huge_and_tiny_numbers(backend, temperature):
+    """Capacities far apart, as an added residual and unnormalised maps make them."""
+    tensors = graph((1, 4, 6, 7, 2), device=device_of(backend))
+    tensors[0] = tensors[0] * 50
+    tensors[1] = tensors[1] * 1e-6
+
+    def kernel(cross, *temporal):
+        return cvg.path_flow(
+            cross, temporal, temperature=temperature, residual="add", backend=backend
+        )
+
+    def definition(cross, *temporal):
+        return reference.path_flow(cross, temporal, temperature=temperature, residual="add")
+
+    assert_like_the_reference(
+        kernel, definition, tensors, torch.randn_like(tensors[0]), temperature
+    )
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+def test_ties_share_the_gradient_as_torch_shares_it(backend):
+    """Numbers of a coarse grid: most widest paths tie, and so do the edges of many."""
+    tensors = [(4 * tensor).round() / 4 for tensor in graph((2, 3, 5, 6, 2))]
+    tensors = [tensor.to(device_of(backend)) for tensor in tensors]
+    grad = torch.randn_like(tensors[0])
+    found = results(lambda x, *t: cvg.path_flow(x, t, backend=backend), tensors, grad)
+    exact = results(lambda x, *t: reference.path_flow(x, t), tensors, grad)
+    for have, want in zip(found, exact, strict=True):
+        torch.testing.assert_close(have, want, rtol=1e-5, atol=1e-6)
+    a, b = tensors[1][:, 0], tensors[2][:, 0]
+    grad = torch.randn_like(a)
+    found = results(lambda a, b: cvg.min_max_matmul(a, b, backend=backend), (a, b), grad)
+    for have, want in zip(found, results(reference.min_max_matmul, (a, b), grad), strict=True):
+        torch.testing.assert_close(have, want, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+@pytest.mark.parametrize("temperature", [None, 0.01])
+def test_sparse_gradients(backend, temperature):
+    """A gradient at one output, as a maximum sends it, and none at all."""
+    tensors = graph((2, 20, 6, 37, 2), device=device_of(backend))
+    grad = torch.zeros_like(tensors[0])
+    for at in (None, (1, 18, 3, 36)):
+        if at is not None:
+            grad[at] = 1.5
+        found = results(
+            lambda x, *t: cvg.path_flow(x, t, temperature=temperature, backend=backend),
+            tensors, grad,
+        )  # fmt: skip
+        exact = results(
+            lambda x, *t: reference.path_flow(x, t, temperature=temperature),
+            [tensor.double() for tensor in tensors], grad.double(),
+        )  # fmt: skip
+        for have, want in zip(found, exact, strict=True):
+            torch.testing.assert_close(have.double(), want, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+@pytest.mark.parametrize("temperature", [None, 0.01])
+def test_any_strides(backend, temperature):
+    """Views as capture makes them, and worse: the same numbers to the bit."""
+    tensors = graph((2, 5, 4, 18, 2), device=device_of(backend))
+    odd = [
+        tensors[0].permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0),
+        tensors[1].mT.contiguous().mT,
+        tensors[2].repeat_interleave(2, -1)[..., ::2],
+    ]
+    assert not any(tensor.is_contiguous() for tensor in odd)
+
+    def flow(x, *t):
+        return cvg.path_flow(x, t, temperature=temperature, backend=backend)
+
+    grad = torch.randn_like(tensors[0])
+    for have, want in zip(
+        results(flow, odd, grad.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)),
+        results(flow, tensors, grad), strict=True,
+    ):  # fmt: skip
+        assert torch.equal(have, want)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("temperature", [None, 0.01])
+def test_a_nan_is_not_lost(backend, temperature):
+    cross, *temporal = graph((1, 3, 4, 20, 2), device=device_of(backend))
+    for broken in (0, 1, 2):
+        tensors = [tensor.clone() for tensor in (cross, *temporal)]
+        tensors[broken][0, 1, 2, 3] = torch.nan
+        flow = cvg.path_flow(tensors[0], tensors[1:], temperature=temperature, backend=backend)
+        wanted = reference.path_flow(tensors[0], tensors[1:], temperature=temperature)
+        assert torch.equal(flow.isnan(), wanted.isnan()) and flow.isnan().any()
+
+
+@pytest.mark.parametrize("backend", ["native"])
+@pytest.mark.parametrize("temperature", [None, 0.3, 1e-3])
+def test_gradcheck(backend, temperature):
+    cvg.backends.require("path_flow", cvg.backends.Backend.NATIVE)
+    tensors = [t.requires_grad_() for t in graph((1, 2, 3, 9, 2), torch.float64)]
+
+    def flow(cross, *temporal):
+        return cvg.path_flow(cross, temporal, temperature=temperature, backend=backend)
+
+    def product(a, b):
+        return cvg.min_max_matmul(a, b, temperature, backend=backend)
+
+    assert torch.autograd.gradcheck(flow, tensors, eps=1e-8, atol=1e-4)
+    factors = [torch.rand(2, 3, 4, dtype=torch.float64), torch.rand(2, 4, 5, dtype=torch.float64)]
+    assert torch.autograd.gradcheck(
+        product, [f.requires_grad_() for f in factors], eps=1e-8, atol=1e-4
+    )
+    for result in (flow(*tensors), product(*factors)):
+        leaves = tensors[0] if result.ndim == 4 else factors[0]
+        (grad,) = torch.autograd.grad(result.square().sum(), leaves, create_graph=True)
+        with pytest.raises(RuntimeError, match="backend='reference'"):
+            torch.autograd.grad(grad.sum(), leaves)
+
+
+def test_a_gradient_that_nobody_wants_is_not_asked_for():
+    cross, first, second = graph((1, 2, 3, 9, 2))
+    second.requires_grad_()
+    flow = cvg.path_flow(cross, [first, second], temperature=0.01)
+    (grad,) = torch.autograd.grad(flow.sum(), second)
+    assert torch.isfinite(grad).all() and grad.abs().sum() > 0
+
+
+def test_registration_and_compilation():
+    cross, *temporal = graph((1, 2, 3, 9, 2))
+    ops = torch.ops.cvg_kernels
+    leaves = [tensor.requires_grad_() for tensor in (cross, *temporal)]
+    opcheck(ops.path_flow.default, (leaves[0], leaves[1:], 0.01, "average", "native"))
+    a, b = temporal[0][0].detach().requires_grad_(), temporal[1][0].detach().requires_grad_()
+    opcheck(ops.min_max_matmul.default, (a, b, None, "native"))
+    opcheck(ops.min_max_matmul_backward.default, (a, a.detach(), b.detach(), None, True, False, "native"),
+            test_utils=("test_schema", "test_faketensor"))  # fmt: skip
+
+    def flow(cross, first, second):
+        return cvg.path_flow(cross, [first, second], temperature=0.01)
+
+    compiled = torch.compile(flow, fullgraph=True, backend="aot_eager")
+    grad = torch.randn_like(cross)
+    for have, want in zip(
+        results(compiled, leaves, grad), results(flow, leaves, grad), strict=True
+    ):
+        assert torch.equal(have, want)
