@@ -25,20 +25,33 @@ template <int64_t Count, int64_t Panels, typename A>
 inline void rows_block(const A* a, int64_t row_stride, int64_t depth_stride, const A* b,
                        int64_t b_stride, int64_t depth, int64_t last, A* c, int64_t c_stride) {
   constexpr int64_t lanes = kLanes<A>;
-  Vec<A> sum[Count][Panels] = {};
+  // Unrolled from the start: else the compiler keeps the sums in memory on the way in and out.
+  Vec<A> sum[Count][Panels];
+#pragma GCC unroll 8
+  for (int64_t r = 0; r < Count; ++r) {
+#pragma GCC unroll 8
+    for (int64_t p = 0; p < Panels; ++p) {
+      sum[r][p] = Vec<A>{};
+    }
+  }
   for (int64_t k = 0; k < depth; ++k) {
     Vec<A> column[Panels];
+#pragma GCC unroll 8
     for (int64_t p = 0; p < Panels; ++p) {
       column[p] = load(b + k * b_stride + (p + 1 < Panels ? p * lanes : last));
     }
+#pragma GCC unroll 8
     for (int64_t r = 0; r < Count; ++r) {
       const A x = a[r * row_stride + k * depth_stride];
+#pragma GCC unroll 8
       for (int64_t p = 0; p < Panels; ++p) {
         sum[r][p] += x * column[p];
       }
     }
   }
+#pragma GCC unroll 8
   for (int64_t r = 0; r < Count; ++r) {
+#pragma GCC unroll 8
     for (int64_t p = 0; p < Panels; ++p) {
       store(c + r * c_stride + (p + 1 < Panels ? p * lanes : last), sum[r][p]);
     }

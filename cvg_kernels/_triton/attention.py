@@ -97,15 +97,7 @@ def _common(query, key, value, token_ids, bias, scale) -> tuple[dict, dict]:
 def _launch(kernel, grid, arguments, constants, tile: Tile) -> Launch:
     """A launch with just those arguments and constants that the kernel names."""
     constants = {"ROWS": tile.rows, "COLUMNS": tile.columns, **constants}
-    names = set(kernel.arg_names)
-    return Launch(
-        kernel,
-        grid,
-        {name: value for name, value in arguments.items() if name in names},
-        {name: value for name, value in constants.items() if name in names},
-        tile.warps,
-        tile.stages,
-    )
+    return Launch.matching(kernel, grid, arguments, constants, tile.warps, tile.stages)
 
 
 def forward_launches(query, key, value, token_ids, bias, scale, head_mean, *, processors=None):

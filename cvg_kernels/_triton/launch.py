@@ -44,6 +44,19 @@ class Launch:
     num_stages: int
     fp_fusion: bool = True
 
+    @classmethod
+    def matching(cls, kernel, grid, arguments, constants, num_warps, num_stages) -> Launch:
+        """A launch with just those arguments and constants that the kernel names."""
+        names = set(kernel.arg_names)
+        return cls(
+            kernel,
+            grid,
+            {name: value for name, value in arguments.items() if name in names},
+            {name: value for name, value in constants.items() if name in names},
+            num_warps,
+            num_stages,
+        )
+
     def run(self) -> None:
         """Runs the kernel on the current device."""
         if 0 not in self.grid:
@@ -83,7 +96,7 @@ class Launch:
         return triton.compile(source, target=target, options=options)
 
 
-def strides(name: str, tensor: torch.Tensor | None) -> dict[str, int]:
-    """The four strides of a tensor as kernel arguments `<name>_b`, `_h`, `_n`, `_d`."""
-    values = (0, 0, 0, 0) if tensor is None else tensor.stride()
-    return {f"{name}_{axis}": value for axis, value in zip("bhnd", values, strict=True)}
+def strides(name: str, tensor: torch.Tensor | None, axes: str = "bhnd") -> dict[str, int]:
+    """The strides of a tensor as kernel arguments `<name>_<axis>`, one letter an axis."""
+    values = (0,) * len(axes) if tensor is None else tensor.stride()
+    return {f"{name}_{axis}": value for axis, value in zip(axes, values, strict=True)}

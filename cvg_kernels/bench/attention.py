@@ -20,7 +20,14 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from cvg_kernels.bench.harness import extra_bytes, machine, median_seconds, peak_flops
+from cvg_kernels.bench.harness import (
+    extra_bytes,
+    forward,
+    forward_backward,
+    machine,
+    median_seconds,
+    peak_flops,
+)
 from cvg_kernels.ops import attention_with_capture
 
 TOKENS = 8
@@ -119,31 +126,6 @@ def arms_for(device: torch.device) -> dict[str, Callable]:
     return arms | {OURS: ours}
 
 
-def _forward(arm: Callable, inputs: tuple) -> Callable[[], Any]:
-    def call():
-        with torch.no_grad():
-            return arm(*inputs)
-
-    return call
-
-
-def _forward_backward(
-    arm: Callable, inputs: tuple, needed: tuple[int, ...] = (0,)
-) -> Callable[[], Any]:
-    """Forward and backward to the query alone: what guidance does. `needed` names other inputs."""
-    leaves = [
-        t.detach().requires_grad_(at in needed) if t.is_floating_point() else t
-        for at, t in enumerate(inputs)
-    ]
-
-    def call():
-        outputs = arm(*leaves)
-        wrt = [leaves[at] for at in needed]
-        return torch.autograd.grad(outputs, wrt, [torch.ones_like(out) for out in outputs])
-
-    return call
-
-
 def measure(shape: Shape, device: torch.device, dtype: torch.dtype, rounds: int) -> dict[str, Any]:
     """Times and memory of every arm on one layer.
 
@@ -162,29 +144,29 @@ def measure(shape: Shape, device: torch.device, dtype: torch.dtype, rounds: int)
         "dtype": str(dtype).removeprefix("torch."),
         "output_bytes": q.numel() * q.element_size() + 4 * b * n * (TOKENS + h),
         "forward": median_seconds(
-            {name: _forward(arm, inputs) for name, arm in arms.items()}, device, rounds
+            {name: forward(arm, inputs) for name, arm in arms.items()}, device, rounds
         ),
         "forward_backward": median_seconds(
-            {name: _forward_backward(arm, inputs) for name, arm in arms.items()}, device, rounds
+            {name: forward_backward(arm, inputs) for name, arm in arms.items()}, device, rounds
         ),
         "stock_forward_full_backward": median_seconds(
-            {FLOOR: _forward_backward(sdpa_alone, inputs, (0, 1, 2))}, device, rounds
+            {FLOOR: forward_backward(sdpa_alone, inputs, (0, 1, 2))}, device, rounds
         )[FLOOR],
         "forward_extra_bytes": {},
     }
     for name, arm in arms.items():
         if isinstance(result["forward"][name], float):
-            result["forward_extra_bytes"][name] = extra_bytes(_forward(arm, inputs), device)
+            result["forward_extra_bytes"][name] = extra_bytes(forward(arm, inputs), device)
     return result
 
 
 def _check_arms(arms: dict[str, Callable], inputs: tuple) -> None:
     """All arms that run must agree; bf16 maps of the rivals are good to a few percent only."""
-    wanted = [t.float() for t in _forward(ours, inputs)()]
+    wanted = [t.float() for t in forward(ours, inputs)()]
     tolerance = 2e-4 if inputs[0].dtype == torch.float32 else 3e-2
     for name, arm in arms.items():
         try:
-            found = _forward(arm, inputs)()
+            found = forward(arm, inputs)()
         except (RuntimeError, ValueError, NotImplementedError):
             continue  # reported where it is timed
         for have, want in zip(found, wanted, strict=False):

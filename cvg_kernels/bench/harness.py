@@ -17,6 +17,31 @@ Arm = Callable[[], Any]
 _L2_FLUSH_BYTES = 256 * 2**20
 
 
+def forward(arm: Callable, inputs: tuple) -> Arm:
+    """The call of an arm without gradients."""
+
+    def call():
+        with torch.no_grad():
+            return arm(*inputs)
+
+    return call
+
+
+def forward_backward(arm: Callable, inputs: tuple, needed: tuple[int, ...] = (0,)) -> Arm:
+    """Forward and backward, to the query alone, as guidance does; `needed` names other inputs."""
+    leaves = [
+        t.detach().requires_grad_(at in needed) if t.is_floating_point() else t
+        for at, t in enumerate(inputs)
+    ]
+
+    def call():
+        outputs = arm(*leaves)
+        wrt = [leaves[at] for at in needed]
+        return torch.autograd.grad(outputs, wrt, [torch.ones_like(out) for out in outputs])
+
+    return call
+
+
 def _time_cpu(arm: Arm) -> float:
     began = time.perf_counter()
     arm()

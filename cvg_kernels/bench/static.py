@@ -50,6 +50,10 @@ def compile_variant(job: tuple[Variant, str]) -> list[StaticRow]:
         name = launch.kernel.fn.__name__
         if launch.constants.get("HAS_OUT") is False or launch.constants.get("HAS_VALUE") is False:
             name += ", maps only"
+        if launch.constants.get("MAPS"):
+            name += ", maps"
+        if launch.constants.get("NEED_ADDED"):
+            name += ", band"
         if launch.constants.get("SOFT"):
             name += ", soft"
         if name not in rows:
@@ -125,7 +129,7 @@ def as_json(rows: list[StaticRow]) -> list[dict]:
 def print_table(rows: list[StaticRow]) -> None:
     """Prints one line per kernel."""
     head = ("target", "variant", "dtype", "kernel", "regs", "spills", "shared", "wgmma", "mma")
-    widths = (8, 20, 9, 27, 5, 7, 7, 6, 5)
+    widths = (8, 23, 9, 36, 5, 7, 7, 6, 5)
     print("  ".join(name.ljust(width) for name, width in zip(head, widths, strict=True)))
     for row in rows:
         cells = (

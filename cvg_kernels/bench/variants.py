@@ -92,6 +92,38 @@ class FlowVariant:
         yield token_peaks.pull_launch(flow, sums, flow, 100.0, 0.5, flow)
 
 
+@dataclass(frozen=True)
+class TemporalVariant:
+    """Temporal attention with a band: with and without maps, and backward to the band as well."""
+
+    name: str
+    dtype: str
+    positions: int
+    heads: int
+    frames: int
+    dim: int
+
+    def launches(self) -> Iterator:
+        """See `Variant`."""
+        import torch
+
+        from cvg_kernels._triton import temporal_attention
+
+        shape = (3, 1, self.positions, self.frames, self.heads, self.dim)
+        with torch.device("meta"):
+            given = torch.empty(shape, dtype=getattr(torch, self.dtype)).transpose(3, 4).unbind(0)
+            band = torch.empty(self.frames, self.frames)
+        for capture in (False, True):
+            launch, (out, maps) = temporal_attention.forward_launch(
+                *given, band, 0.1, True, capture
+            )
+            yield launch
+        for grad_maps, to_band in ((None, False), (maps, False), (maps, True)):
+            yield temporal_attention.backward_launch(
+                out, grad_maps, *given, band, 0.1, True, True, True, True, True, to_band
+            )[0]
+
+
 VARIANTS: tuple[Variant, ...] = (
     AttentionVariant("AnimateDiff cross", "bfloat16", 16, 8, 4096, 77, 40),
     AttentionVariant("VideoCrafter2 cross", "bfloat16", 16, 5, 2560, 77, 64),
@@ -103,4 +135,8 @@ VARIANTS: tuple[Variant, ...] = (
     AttentionVariant("Wan-1.3B cross", "float32", 1, 12, 32760, 512, 128),
     FlowVariant("VideoCrafter2 flow", 77, 16, 40, 64),
     FlowVariant("Wan 480p flow", 512, 21, 30, 52),
+    TemporalVariant("VideoCrafter2 16 frames", "bfloat16", 2560, 5, 16, 64),
+    TemporalVariant("VideoCrafter2 64 frames", "bfloat16", 2560, 5, 64, 64),
+    TemporalVariant("AnimateDiff 16 frames", "float16", 4096, 8, 16, 40),
+    TemporalVariant("VideoCrafter2 16 frames", "float32", 2560, 5, 16, 64),
 )

@@ -15,6 +15,7 @@ _BENCHMARKS = {
     "guidance_mix": "cvg_kernels.bench.guidance_mix",
     "max_flow": "cvg_kernels.bench.max_flow",
     "path_flow": "cvg_kernels.bench.path_flow",
+    "temporal_attention": "cvg_kernels.bench.temporal_attention",
 }
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -24,7 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("operation", nargs="?", default="attention", choices=_BENCHMARKS)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument(
-        "--dtype", choices=_DTYPES, help="default: float32; for attention on a GPU bfloat16"
+        "--dtype",
+        choices=_DTYPES,
+        help="default: float32; for both kinds of attention on a GPU bfloat16",
     )
     parser.add_argument("--threads", type=int, help="CPU threads of every arm")
     parser.add_argument("--rounds", type=int, help="timed rounds; the median counts")
@@ -61,7 +64,7 @@ def _measure(options: argparse.Namespace) -> int:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ArgumentError(f"--device {options.device} cannot be used: {reason}") from None
-    low = device.type != "cpu" and options.operation == "attention"
+    low = device.type != "cpu" and options.operation in ("attention", "temporal_attention")
     dtype = options.dtype or ("bfloat16" if low else "float32")
     importlib.import_module(_BENCHMARKS[options.operation]).run(
         device,

@@ -118,8 +118,17 @@ def attention_module(backend: Backend, query: torch.Tensor) -> tuple[Backend, Mo
     return backend, module
 
 
-#: Frames and head_dim up to which temporal attention's Triton kernels hold a sequence in registers.
-TRITON_TEMPORAL_LIMIT = 128
+def _triton_refuses(query: torch.Tensor, value: torch.Tensor) -> str | None:
+    """What of a call of temporal attention the Triton kernels do not hold in registers, or `None`."""
+    most = {"frames": 32 if query.dtype == torch.float32 else 128, "head_dim": 128}
+    sizes = {"frames": query.shape[-2], "head_dim": max(query.shape[-1], value.shape[-1])}
+    for name, size in sizes.items():
+        if size > most[name]:
+            return (
+                f"query or value with {name} {size} is not served by backend 'triton', which takes up to {most[name]} "
+                f"in {query.dtype} (the reference takes any)"
+            )
+    return None
 
 
 def temporal_attention_module(
@@ -136,17 +145,12 @@ def temporal_attention_module(
         BackendUnavailableError: if a named backend cannot run here.
         ArgumentError: if it has no kernel for the dtype or the sizes.
     """
-    sizes = {"frames": query.shape[-2], "head_dim": max(query.shape[-1], value.shape[-1])}
-    too_large = {name: size for name, size in sizes.items() if size > TRITON_TEMPORAL_LIMIT}
     chosen = backend_for("temporal_attention", backend, query)
-    if chosen is Backend.TRITON and too_large:
-        if backend is Backend.AUTO:
-            chosen = Backend.REFERENCE
-        for name, size in too_large.items() if backend is Backend.TRITON else ():
-            raise ArgumentError(
-                f"query or value with {name} {size} is not served by backend 'triton', which takes up to "
-                f"{TRITON_TEMPORAL_LIMIT} (the reference takes any)"
-            )
+    refusal = _triton_refuses(query, value) if chosen is Backend.TRITON else None
+    if refusal is not None:
+        if backend is Backend.TRITON:
+            raise ArgumentError(refusal)
+        chosen = Backend.REFERENCE
     if chosen is Backend.NATIVE:
         from cvg_kernels.ops import _temporal_attention_native as module
     elif chosen is Backend.TRITON:

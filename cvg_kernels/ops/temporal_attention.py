@@ -9,7 +9,11 @@ import torch
 from cvg_kernels.backends import Backend, parse_backend, require
 from cvg_kernels.ops import _temporal_attention_reference as reference
 from cvg_kernels.ops._autocast import cast_inputs
-from cvg_kernels.ops._dispatch import KERNEL_DEVICES, temporal_attention_module
+from cvg_kernels.ops._dispatch import (
+    KERNEL_DEVICES,
+    refuse_second_derivative,
+    temporal_attention_module,
+)
 from cvg_kernels.ops._layout import dense_like
 from cvg_kernels.ops._trace import note_backend
 from cvg_kernels.ops._validate import scale_of
@@ -62,7 +66,8 @@ def temporal_attention(
         row_max_grad: `False` takes m as a constant in the backward pass.
         capture: whether to return the maps.
         backend: `"auto"`, or the name of one, which then never falls back: `"reference"`, `"native"` (C++, CPU tensors)
-            or `"triton"` (GPU tensors; frames and head_dim up to 128).
+            or `"triton"` (GPU tensors; up to 128 frames, 32 in float32, and head_dim up to 128). On a GPU `auto` serves
+            what is larger by the reference.
 
     Returns:
         `TemporalAttention(out, maps)`: out lies in memory as the query does; maps `[P, F, F]`, row = attending frame,
@@ -95,9 +100,9 @@ def temporal_attention(
     out, maps = _forward_op(
         query, key, value, added, scale, by_row_max, row_max_grad, capture, backend.value
     )
-    if not capture:
-        return TemporalAttention(out[0] if one_axis else out, None)
-    return TemporalAttention(out[0], maps[0]) if one_axis else TemporalAttention(out, maps)
+    if one_axis:  # squeezed, not indexed: the gradient of an index is a copy
+        out, maps = out.squeeze(0), maps.squeeze(0)
+    return TemporalAttention(out, maps if capture else None)
 
 
 # --- registration ----------------------------------------------------------------------------------------------------
@@ -183,14 +188,7 @@ def _differentiate(ctx, grad_out, grad_maps):
     return (*grads, None, None, None, None, None)
 
 
-def _no_second_derivative(ctx, *grads):
-    raise RuntimeError(
-        "temporal_attention has no second derivative in its kernels; call it with backend='reference', which is plain "
-        "PyTorch and can be differentiated twice"
-    )
-
-
 torch.library.register_autograd(
     "cvg_kernels::temporal_attention_forward", _differentiate, setup_context=_remember
 )
-torch.library.register_autograd("cvg_kernels::temporal_attention_backward", _no_second_derivative)
+refuse_second_derivative("temporal_attention")

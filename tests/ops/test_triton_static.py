@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("triton")
 
 from cvg_kernels.bench.static import TARGETS, VARIANTS  # noqa: E402
+from cvg_kernels.bench.variants import AttentionVariant  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +40,8 @@ def test_every_variant_compiles_for_every_target(rows):
         "hop_kernel", "ties_kernel", "flow_gradient_kernel", "hop_gradient_kernel", "hop_kernel, soft",
         "flow_gradient_kernel, soft", "hop_gradient_kernel, soft",
         "denominator_kernel", "smooth_kernel", "pull_kernel",
+        "temporal_forward_kernel", "temporal_forward_kernel, maps", "temporal_backward_kernel",
+        "temporal_backward_kernel, maps", "temporal_backward_kernel, maps, band",
     }  # fmt: skip
 
 
@@ -49,7 +52,7 @@ def test_no_local_memory_on_sm_90(rows):
 
 def test_wgmma_on_sm_90(rows):
     """The products of the attention kernels are Hopper's warp-group products for head_dim 64 and 128 in 16 bit."""
-    names = {v.name for v in VARIANTS if getattr(v, "dim", 0) in (64, 128)}
+    names = {v.name for v in VARIANTS if isinstance(v, AttentionVariant) and v.dim in (64, 128)}
     checked = 0
     for row in rows:
         if row["target"] == "sm_90" and row["variant"] in names and row["dtype"] != "float32":

@@ -1,0 +1,145 @@
+"""Launchers of temporal attention: they allocate, choose tiles by a table, and launch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+
+from cvg_kernels._triton.launch import INTERPRETED, Launch, strides
+from cvg_kernels._triton.temporal_attention_kernels import (
+    temporal_backward_kernel,
+    temporal_forward_kernel,
+)
+from cvg_kernels.ops._layout import dense_like
+
+#: Programs that share out the tiles where each sums a gradient of its own.
+_SUMMING_PROGRAMS = 1024
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Rows of a tile, the sequences it holds, and how many warps work on it."""
+
+    rows: int
+    sequences: int
+    warps: int
+
+
+def tile_of(frames: int, head_dim: int, element_size: int, *, backward: bool) -> Tile:
+    """The tile for sequences of some length: whole sequences, and no more than registers hold.
+
+    Args:
+        frames: length of a sequence.
+        head_dim: the larger of query's and value's.
+        element_size: bytes of an element.
+        backward: whether for the backward pass, which holds more at once.
+    """
+    # Products are of whole tiles: the smallest that suits tensor cores wastes least on what the mask hides.
+    rows = max(16 if element_size == 4 else 32, triton.next_power_of_2(frames))
+    few = head_dim <= 64 and rows <= (32 if backward else 64)
+    warps = 4 if few and element_size == 2 else 8
+    return Tile(rows, rows // frames, warps)
+
+
+def _pad(size: int) -> int:
+    """The power of two that holds `size`, at least what a tensor-core product takes."""
+    return max(16, triton.next_power_of_2(size))
+
+
+def _common(query, key, value, added, scale, by_row_max, *, backward) -> tuple[dict, dict, Tile]:
+    """Arguments and constants that both kernels share, and the tile."""
+    batch, positions, heads, frames, dim = query.shape
+    value_dim = value.shape[-1]
+    tile = tile_of(frames, max(dim, value_dim), query.element_size(), backward=backward)
+    arguments = {
+        "query": query, "key": key, "value": value, "added": added,
+        **strides("query", query, "bphfd"), **strides("key", key, "bphfd"), **strides("value", value, "bphfd"),
+        "positions": positions, "total": batch * positions, "heads": heads,
+        "tiles": triton.cdiv(batch * positions, tile.sequences), "scale": scale,
+    }  # fmt: skip
+    constants = {
+        "FRAMES": frames, "DIM": dim, "DIM_PAD": _pad(dim), "VALUE_DIM": value_dim, "VALUE_PAD": _pad(value_dim),
+        "ROWS": tile.rows, "SEQUENCES": tile.sequences, "HAS_ADDED": added is not None,
+        "BY_ROW_MAX": by_row_max, "UPCAST": INTERPRETED and query.dtype != torch.float32,
+    }  # fmt: skip
+    return arguments, constants, tile
+
+
+def forward_launch(query, key, value, added, scale, by_row_max, capture):
+    """The launch of the forward pass and the tensors it fills: out, and maps or `None`.
+
+    Args:
+        query: `[B, P, H, F, D]`; the rest as in `python_ref.temporal_attention`.
+        key: `[B, P, H, F, D]`.
+        value: `[B, P, H, F, Dv]`.
+        added: float32 `[F, F]` or `None`.
+        scale: factor of the logits.
+        by_row_max: multiply the rows of `added` by m.
+        capture: make maps.
+    """
+    batch, positions, heads, frames, _ = query.shape
+    out, maps = dense_like(query, value.shape[-1]), None
+    if capture:
+        maps = query.new_empty((batch, positions, frames, frames), dtype=torch.float32)
+    arguments, constants, tile = _common(
+        query, key, value, added, scale, by_row_max, backward=False
+    )
+    arguments |= {"out": out, "maps": maps, **strides("out", out, "bphfd")}
+    constants["MAPS"] = capture
+    grid = (arguments["tiles"] * (1 if capture else heads),)
+    launch = Launch.matching(temporal_forward_kernel, grid, arguments, constants, tile.warps, 1)
+    return launch, (out, maps)
+
+
+def backward_launch(
+    grad_out, grad_maps, query, key, value, added, scale, by_row_max, row_max_grad,
+    need_query, need_key, need_value, need_added,
+):  # fmt: skip
+    """The launch of the backward pass and what it fills: three gradients, and sums for the fourth, or `None`s."""
+    arguments, constants, tile = _common(query, key, value, added, scale, by_row_max, backward=True)
+    needed = {"query": need_query, "key": need_key, "value": need_value}
+    grads = {name: dense_like(arguments[name]) if need else None for name, need in needed.items()}
+    programs, sums = arguments["tiles"] * arguments["heads"], None
+    if need_added:
+        programs = min(programs, _SUMMING_PROGRAMS)
+        sums = query.new_empty((programs, tile.rows, tile.rows), dtype=torch.float32)
+    arguments |= {
+        "grad_out": grad_out, "grad_maps": None if grad_maps is None else grad_maps.contiguous(), "sums": sums,
+        **strides("grad", grad_out, "bphfd"),
+    }  # fmt: skip
+    for name, grad in grads.items():
+        arguments |= {f"grad_{name}": grad, **strides(f"to_{name}", grad, "bphfd")}
+        constants[f"NEED_{name.upper()}"] = needed[name]
+    constants |= {
+        "ROW_MAX_GRAD": row_max_grad,
+        "HAS_OUT": grad_out is not None,
+        "MAPS": grad_maps is not None,
+        "NEED_ADDED": need_added,
+    }
+    launch = Launch.matching(
+        temporal_backward_kernel, (programs,), arguments, constants, tile.warps, 1
+    )
+    return launch, (*grads.values(), sums)
+
+
+def forward(*call):
+    """Returns out and maps (`None` without capture); see `python_ref.temporal_attention`."""
+    launch, results = forward_launch(*call)
+    launch.run()
+    return results
+
+
+def backward(*call):
+    """Returns the gradients asked for; see `python_ref.temporal_attention`."""
+    launch, (*grads, sums) = backward_launch(*call)
+    launch.run()
+    if sums is None:
+        return (*grads, None)
+    # Each sequence of a tile has its block on the diagonal.
+    frames, sequences = launch.constants["FRAMES"], launch.constants["SEQUENCES"]
+    total = sums.sum(0, dtype=torch.float64)
+    starts = range(0, sequences * frames, frames)
+    blocks = [total[at : at + frames, at : at + frames] for at in starts]
+    return (*grads, torch.stack(blocks).sum(0).float())

@@ -1,0 +1,181 @@
+"""Temporal attention with VSTAR's band against what people use today, on layers of real models.
+
+Query, key and value lie as the layers' projections leave them, `[P, F, H, D]` seen as `[P, H, F, D]`. Every arm returns
+the layer's output, and its backward pass goes to query, key and value:
+
+* eager VSTAR: logits, the band scaled by the rows' maxima, softmax, product with v, each in full, as its code does;
+* sdpa+mask: stock attention with a dense mask that holds the band scaled by the rows' maxima, made eagerly.
+
+`sdpa without band` computes less: no band at all. It is the floor that the fused band is measured against.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from cvg_kernels.bench.harness import forward, forward_backward, machine, median_seconds, peak_flops
+from cvg_kernels.ops import temporal_attention
+
+SIGMA = 4.0
+FLOOR = "sdpa without band"
+OURS = "cvg_kernels"
+
+
+class Shape(NamedTuple):
+    """A layer: positions, heads, frames, head dimension."""
+
+    name: str
+    positions: int
+    heads: int
+    frames: int
+    dim: int
+
+    @property
+    def flops(self) -> int:
+        """Of the forward pass: two products."""
+        return 4 * self.positions * self.heads * self.frames**2 * self.dim
+
+    def bytes(self, element_size: int) -> int:
+        """What the forward pass must at least move: q, k, v and out."""
+        return 4 * self.positions * self.heads * self.frames * self.dim * element_size
+
+
+SHAPES = (
+    Shape("VideoCrafter2 width 64", 2560, 5, 16, 64),
+    Shape("VideoCrafter2 width 64", 2560, 5, 64, 64),
+    Shape("VideoCrafter2 width 32", 640, 10, 16, 64),
+    Shape("VideoCrafter2 width 32", 640, 10, 64, 64),
+    Shape("AnimateDiff 64×64", 4096, 8, 16, 40),
+)
+QUICK_SHAPES = (Shape("quick", 24, 2, 16, 16), Shape("quick", 6, 2, 40, 24))
+
+
+def band(q: torch.Tensor) -> torch.Tensor:
+    """G, which the rivals' users would make once."""
+    at = torch.arange(q.shape[2], device=q.device, dtype=q.dtype)
+    return (-(at[:, None] - at[None]).square() / (2 * SIGMA**2)).exp()
+
+
+def ours(q, k, v, g):
+    """temporal_attention."""
+    return (temporal_attention(q, k, v, sigma=SIGMA).out,)
+
+
+def eager(q, k, v, g):
+    """Every step in full."""
+    s = torch.einsum("phid,phjd->phij", q, k) * q.shape[-1] ** -0.5
+    s = s + s.max(-1, keepdim=True).values * g
+    return (torch.einsum("phij,phjd->phid", s.softmax(-1), v),)
+
+
+def sdpa_and_mask(q, k, v, g):
+    """Stock attention, the band as its mask."""
+    s = torch.einsum("phid,phjd->phij", q, k) * q.shape[-1] ** -0.5
+    return (scaled_dot_product_attention(q, k, v, attn_mask=s.max(-1, keepdim=True).values * g),)
+
+
+def sdpa_alone(q, k, v, g):
+    """No band: the floor."""
+    return (scaled_dot_product_attention(q, k, v),)
+
+
+ARMS: dict[str, Callable] = {
+    FLOOR: sdpa_alone,
+    "eager VSTAR": eager,
+    "sdpa+mask": sdpa_and_mask,
+    OURS: ours,
+}
+
+
+def measure(shape: Shape, device: torch.device, dtype: torch.dtype, rounds: int) -> dict[str, Any]:
+    """Times of every arm on one layer.
+
+    Raises:
+        AssertionError: if an arm does not compute what ours computes: a wrong result is not timed.
+    """
+    p, h, f, d = shape[1:]
+    q, k, v = (torch.randn(p, f, h, d, device=device).to(dtype).transpose(1, 2) for _ in range(3))
+    inputs = (q, k, v, band(q))
+    _check_arms(inputs)
+    return {
+        "shape": shape._asdict(),
+        "dtype": str(dtype).removeprefix("torch."),
+        "flops": shape.flops,
+        "bytes": shape.bytes(q.element_size()),
+        "forward": median_seconds(
+            {name: forward(arm, inputs) for name, arm in ARMS.items()}, device, rounds
+        ),
+        "forward_backward": median_seconds(
+            {name: forward_backward(arm, inputs, (0, 1, 2)) for name, arm in ARMS.items()},
+            device,
+            rounds,
+        ),
+    }
+
+
+def _check_arms(inputs: tuple) -> None:
+    """All arms with the band that run must agree."""
+    (wanted,) = forward(ours, inputs)()
+    tolerance = 2e-4 if inputs[0].dtype == torch.float32 else 3e-2
+    for name, arm in ARMS.items():
+        if name == FLOOR:
+            continue
+        try:
+            (found,) = forward(arm, inputs)()
+        except (RuntimeError, ValueError, NotImplementedError):
+            continue  # reported where it is timed
+        error = ((found.float() - wanted.float()).abs().max() / wanted.abs().max()).item()
+        assert error < tolerance, f"{name} differs from ours by {error:.2g}"
+
+
+def run(
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    quick: bool = False,
+    rounds: int | None = None,
+    path: Path | None = None,
+) -> dict[str, Any]:
+    """Measures all layers, printing each and writing the file as it goes.
+
+    Args:
+        device: where.
+        dtype: of query, key and value.
+        quick: tiny layers, to see that everything works.
+        rounds: timed rounds; `None` is 7 on a CPU and 50 on a GPU.
+        path: JSON file to write, or `None`.
+    """
+    rounds = rounds or (7 if device.type == "cpu" else 50)
+    report = {"benchmark": "temporal_attention", **machine(device), "rounds": rounds}
+    report["matrix_product_flops"] = peak_flops(device, dtype)
+    report["layers"] = []
+    for shape in QUICK_SHAPES if quick else SHAPES:
+        layer = measure(shape, device, dtype, rounds)
+        report["layers"].append(layer)
+        print_layer(layer, shape)
+        if path is not None:
+            path.write_text(json.dumps(report, indent=2) + "\n")
+    return report
+
+
+def print_layer(layer: dict[str, Any], shape: Shape) -> None:
+    """Prints one layer's arms; GB/s counts q, k, v and out once."""
+    p, h, f, d = shape[1:]
+    print(f"{shape.name}  [{p}, {h}, {f}, {d}] {layer['dtype']}, σ = {SIGMA:g}")
+    print(f"  {'':17}  {'forward':>11}  {'GB/s':>6}  {'GFLOP/s':>8}  {'+ backward to q, k, v':>22}")
+    for name in layer["forward"]:
+        took, both = layer["forward"][name], layer["forward_backward"][name]
+        if isinstance(took, str):
+            print(f"  {name:17}  {took}")
+            continue
+        later = both if isinstance(both, str) else f"{both * 1e3:.2f} ms"
+        print(
+            f"  {name:17}  {took * 1e3:8.2f} ms  {layer['bytes'] / took / 1e9:6.1f}  {layer['flops'] / took / 1e9:8.0f}"
+            f"  {later:>22}"
+        )

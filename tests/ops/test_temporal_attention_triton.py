@@ -1,0 +1,101 @@
+"""What the Triton launchers of temporal attention decide: how sequences share tiles, and who sums what."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+from cvg_kernels._triton import temporal_attention  # noqa: E402
+from cvg_kernels.backends import Backend  # noqa: E402
+from cvg_kernels.ops import _dispatch  # noqa: E402
+from python_ref import temporal_attention as reference  # noqa: E402
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@pytest.mark.parametrize("frames", [1, 2, 7, 16, 17, 31, 64, 65, 128])
+@pytest.mark.parametrize("element_size", [2, 4])
+def test_tiles_hold_whole_sequences(frames, element_size):
+    for backward in (False, True):
+        tile = temporal_attention.tile_of(frames, 64, element_size, backward=backward)
+        assert tile.rows >= 16 and tile.rows & (tile.rows - 1) == 0
+        assert tile.sequences >= 1 and tile.sequences * frames <= tile.rows
+        assert (tile.sequences + 1) * frames > tile.rows
+
+
+@pytest.mark.parametrize("positions, frames", [(5, 16), (13, 7), (3, 33), (70, 1)], ids=str)
+def test_every_sequence_has_its_place(positions, frames):
+    """A last tile that is not full, positions of two samples in one tile, and nothing written beyond."""
+    given = torch.randn(3, 2, positions, 3, frames, 8, device=DEVICE).unbind(0)
+    added = torch.rand(frames, frames, device=DEVICE)
+    launch, (out, maps) = temporal_attention.forward_launch(*given, added, 0.3, True, True)
+    out.fill_(torch.nan), maps.fill_(torch.nan)
+    launch.run()
+    sequences = launch.constants["SEQUENCES"]
+    assert launch.grid == (
+        -(-2 * positions // sequences),
+    )  # one program takes all heads: it owns the maps
+    wanted = reference.temporal_attention(
+        *(t.double() for t in given), added.double(), scale=0.3, by_row_max=True, capture=True
+    )
+    for found, exact in zip((out, maps), wanted, strict=True):
+        torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-6)
+    launch, _ = temporal_attention.forward_launch(*given, added, 0.3, True, False)
+    assert launch.grid == (3 * -(-2 * positions // sequences),)
+
+
+def test_programs_that_sum_take_several_tiles(monkeypatch):
+    """The band's gradient does not depend on how many programs share the tiles."""
+    given = torch.randn(3, 1, 9, 2, 16, 8, device=DEVICE).unbind(0)
+    added, grad_out = torch.rand(16, 16, device=DEVICE), torch.randn_like(given[0])
+    needed = (True, True, True, True)
+    wanted = reference.temporal_attention_backward(
+        grad_out, None, *given, added, scale=0.3, by_row_max=True
+    )
+    for programs in (1, 4, 1024):
+        monkeypatch.setattr(temporal_attention, "_SUMMING_PROGRAMS", programs)
+        call = (grad_out, None, *given, added, 0.3, True, True, *needed)
+        launch, _ = temporal_attention.backward_launch(*call)
+        assert launch.grid[0] <= programs
+        for found, right in zip(temporal_attention.backward(*call), wanted, strict=True):
+            torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-4)
+
+
+def test_no_position_is_counted_in_32_bits():
+    """Offsets of the last of 2³¹ numbers: only the address arithmetic runs, on tensors that take no memory."""
+    positions = 2**27
+    given = torch.randn(3, 1, 1, 1, 4, 8, device=DEVICE).expand(-1, -1, positions, -1, -1, -1)
+    launch, _ = temporal_attention.forward_launch(
+        *given.to("meta").unbind(0), None, 0.3, False, False
+    )
+    assert launch.arguments["total"] == positions
+    assert launch.grid == (positions * 4 // launch.constants["ROWS"],)
+
+
+@pytest.mark.parametrize(
+    "frames, dim, dtype, chosen",
+    [
+        (128, 128, torch.float16, "triton"),
+        (129, 8, torch.float16, "reference"),
+        (8, 136, torch.bfloat16, "reference"),
+        (32, 8, torch.float32, "triton"),
+        (33, 8, torch.float32, "reference"),
+    ],
+)
+def test_auto_leaves_to_the_reference_what_the_kernels_do_not_hold(
+    frames, dim, dtype, chosen, monkeypatch
+):
+    monkeypatch.setattr(_dispatch, "unavailable_reason", lambda *call: None)
+
+    class OnGpu:
+        """A tensor, as far as the choice looks at it."""
+
+        device = torch.device("cuda")
+        shape = (1, 2, 3, frames, dim)
+
+    OnGpu.dtype = dtype
+    backend, module = _dispatch.temporal_attention_module(Backend.AUTO, OnGpu(), OnGpu())
+    assert backend.value == chosen
+    assert module.__name__.startswith(f"cvg_kernels.{'_triton' if chosen == 'triton' else 'ops'}.")
