@@ -15,10 +15,12 @@ __version__ = "0.1.0"
 #: Public name → the module that it is loaded from.
 _HOMES = {
     "ArgumentError": "errors",
+    "CVG": "guidance",
     "Backend": "backends",
     "BackendUnavailableError": "errors",
     "CapturedAttention": "ops",
     "CapturedMaps": "ops",
+    "CompositionClassifier": "composition",
     "CvgError": "errors",
     "Vico": "guidance",
     "attention_with_capture": "ops",
@@ -34,11 +36,13 @@ _HOMES = {
 _MODULES = ("capture", "shapes", "viz")
 
 __all__ = [
+    "CVG",
     "ArgumentError",
     "Backend",
     "BackendUnavailableError",
     "CapturedAttention",
     "CapturedMaps",
+    "CompositionClassifier",
     "CvgError",
     "Vico",
     "__version__",
@@ -77,8 +81,9 @@ if TYPE_CHECKING:
     from cvg_kernels import shapes, viz
     from cvg_kernels.backends import Backend
     from cvg_kernels.capture import capture, processors, use_processors
+    from cvg_kernels.composition import CompositionClassifier
     from cvg_kernels.errors import ArgumentError, BackendUnavailableError, CvgError
-    from cvg_kernels.guidance import Vico
+    from cvg_kernels.guidance import CVG, Vico
     from cvg_kernels.ops import (
         CapturedAttention,
         CapturedMaps,

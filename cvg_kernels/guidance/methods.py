@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from cvg_kernels.capture.tokens import Word
 from cvg_kernels.errors import ArgumentError
+from cvg_kernels.guidance.cvg import CVG
+from cvg_kernels.guidance.together import Together
 from cvg_kernels.guidance.vico import Vico
 
-METHODS = {"none": None, "vico": Vico}
+#: Name → what makes the method with its default settings, given the words it shall look at.
+METHODS: dict[str, Callable[[Sequence[Word] | None], Any]] = {
+    "none": lambda words: None,
+    "vico": lambda words: Vico(words=words),
+    "cvg": lambda words: CVG(),  # it finds its entities in the prompt
+    "cvg+vico": lambda words: Together((CVG(), Vico(words=words))),
+}
 
 
 def method_named(name: str, words: Sequence[Word] | None = None) -> Any:
@@ -24,5 +32,4 @@ def method_named(name: str, words: Sequence[Word] | None = None) -> Any:
     """
     if name not in METHODS:
         raise ArgumentError(f"guidance must be one of {', '.join(METHODS)}, got {name!r}")
-    kind = METHODS[name]
-    return None if kind is None else kind(words=words)
+    return METHODS[name](words)

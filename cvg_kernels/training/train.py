@@ -1,0 +1,260 @@
+"""`cvg-kernels cvg train`: features, training, test; each resumable."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from cvg_kernels.composition.classifier import CompositionClassifier
+from cvg_kernels.composition.features import Selection, with_context
+from cvg_kernels.errors import ArgumentError
+from cvg_kernels.shapes.checkpoint import Checkpoint
+from cvg_kernels.shapes.log import TrainingLog
+from cvg_kernels.training.store import GENERATED, RIGHT_PROMPT, WRONG_PROMPT, Examples, load
+from cvg_kernels.training.symmetry import mirrored, permutations
+
+_TEST = 8  # one clip in so many is kept for the test
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How the classifier is trained. The defaults made the one that ships.
+
+    Attributes:
+        steps: of the optimiser.
+        batch: entities a step, of all processes together.
+        rate: highest learning rate of AdamW's one cycle.
+        decay: weight decay.
+        dual: use the inversions with the wrong prompt too.
+        mirror: turn and mirror examples at random (see `symmetry`); needs a square grid.
+        read_steps: how many of the steps in the features are used.
+        seed: of initialisation and order.
+    """
+
+    steps: int = 1500
+    batch: int = 64
+    rate: float = 1e-3
+    decay: float = 0.05
+    dual: bool = True
+    mirror: bool = True
+    read_steps: int = 2
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "read_steps"):
+            if getattr(self, name) < 1:
+                raise ArgumentError(f"{name} must be at least 1, got {getattr(self, name)}")
+
+
+@dataclass
+class Entities:
+    """Examples one entity at a time; the features stay where they are."""
+
+    examples: Examples
+    places: torch.Tensor  #: int64 `[N, 2]`, example and entity
+
+    @classmethod
+    def of(cls, examples: Examples) -> Entities:
+        """Every entity that has a label."""
+        return cls(examples, (examples.label >= 0).nonzero())
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def take(self, which: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Maps `[n, T, 2, M, F, h, w]` and labels `[n]` of some of them."""
+        example, entity = self.places[which].unbind(1)
+        maps = self.examples.maps[example].float()  # [n, T, E, M, F, h, w]
+        steps = maps.shape[1]
+        both = with_context(maps.flatten(0, 1)).unflatten(0, (-1, steps))
+        return both[torch.arange(len(which)), :, entity], self.examples.label[
+            example, entity
+        ].long()
+
+
+def split(examples: Examples) -> tuple[Examples, Examples]:
+    """Training and test examples, by clip: both inversions of a clip are on the same side."""
+    test = examples.clip % _TEST == 0
+    return examples.where(~test), examples.where(test)
+
+
+def new_classifier(
+    index: dict[str, Any], entities: Entities, **options: Any
+) -> CompositionClassifier:
+    """An untrained classifier for the features of a folder, with their statistics.
+
+    Args:
+        index: of the folder.
+        entities: to take the statistics from.
+        **options: of `CompositionClassifier`.
+    """
+    selection = Selection(tuple(index["layers"]), tuple(index["heads"]), tuple(index["grid"]))
+    classifier = CompositionClassifier(
+        index["labels"], selection, index["timesteps"], index["fingerprint"], **options
+    )
+    some = torch.linspace(0, len(entities) - 1, min(len(entities), 512)).long()
+    maps, _ = entities.take(some)
+    for step in range(maps.shape[1]):
+        classifier.aggregator.fit_statistics(step, maps[:, step])
+    return classifier
+
+
+def train_classifier(
+    folder: Path, recipe: Recipe, accelerator: Any, *, vision_language: Any = None, **options: Any
+) -> CompositionClassifier:
+    """Trains on the features in `folder/features` and writes `folder/classifier`; a cut-off run goes on.
+
+    Loss: the mean over steps of −log C(φ(z_t, p))_y. With dual inversion the sum of both prompts' terms of the paper is
+    had in expectation: both inversions of a clip are examples with the same true label. What is drawn at a step depends
+    on seed and step alone, and each process takes its share of it, so any number of processes computes the same.
+
+    Args:
+        folder: the run's.
+        recipe: how.
+        accelerator: of the accelerate library.
+        vision_language: see `CompositionClassifier`.
+        **options: of `CompositionClassifier`.
+
+    Returns:
+        The trained classifier, on the CPU in eval mode, its test figures in `report`.
+
+    Raises:
+        ArgumentError: if there are no features, or the batch cannot be shared out.
+    """
+    index, examples = _features(folder, recipe)
+    if not recipe.dual:
+        examples = examples.where(examples.source != WRONG_PROMPT)
+    processes, rank = accelerator.num_processes, accelerator.process_index
+    if recipe.batch % processes:
+        raise ArgumentError(
+            f"batch must be a multiple of the {processes} processes, got {recipe.batch}"
+        )
+    training = Entities.of(split(examples)[0])
+    torch.manual_seed(recipe.seed)
+    classifier = new_classifier(index, training, vision_language=vision_language, **options)
+    trained = [parameter for parameter in classifier.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=recipe.rate, weight_decay=recipe.decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.rate, total_steps=recipe.steps)
+    checkpoint = Checkpoint(
+        folder / "classifier.pt", model=classifier, optimizer=optimizer, schedule=schedule
+    )
+    first = checkpoint.resume()
+    logits_of = accelerator.prepare(_StepLogits(classifier))
+    device = accelerator.device
+    timesteps = torch.tensor(index["timesteps"], device=device)
+
+    mirrors = permutations(index["labels"])
+    with TrainingLog(folder, "classifier", first, recipe.steps, silent=rank > 0) as log:
+        classifier.train()
+        for step in range(first, recipe.steps):
+            generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
+            drawn = torch.randint(len(training), (recipe.batch,), generator=generator)
+            maps, labels = training.take(drawn[rank::processes])
+            if recipe.mirror:
+                which = torch.randint(len(mirrors), (recipe.batch,), generator=generator)
+                maps, labels = mirrored(maps, labels, mirrors, which[rank::processes])
+            torch.manual_seed((recipe.seed * 1_000_003 + step) * 64 + rank)  # of dropout
+            logits = logits_of(maps.to(device), timesteps)  # [n, T, labels]
+            loss = cross_entropy(
+                logits.flatten(0, 1), labels.to(device).repeat_interleave(len(timesteps))
+            )
+            optimizer.zero_grad(set_to_none=True)
+            accelerator.backward(loss)
+            accelerator.clip_grad_norm_(trained, 1.0)
+            optimizer.step()
+            schedule.step()
+            log.step(accelerator.reduce(loss.detach(), "mean"))
+            if accelerator.is_main_process:
+                checkpoint.save_sometimes(step + 1)
+
+    classifier = classifier.to("cpu").eval()
+    if accelerator.is_main_process:
+        checkpoint.save(recipe.steps)
+        _, everything = _features(folder, recipe)
+        classifier.report = {"recipe": asdict(recipe), **score(classifier, split(everything)[1])}
+        classifier.save(folder / "classifier")
+        (folder / "report.json").write_text(json.dumps(classifier.report, indent=2) + "\n")
+    accelerator.wait_for_everyone()
+    return classifier
+
+
+def _features(folder: Path, recipe: Recipe) -> tuple[dict[str, Any], Examples]:
+    """The features of a run, in the steps that the recipe reads."""
+    index, examples = load(folder / "features")
+    if recipe.read_steps > len(index["timesteps"]):
+        raise ArgumentError(
+            f"read_steps must be at most the {len(index['timesteps'])} of the features, got {recipe.read_steps}"
+        )
+    index["timesteps"] = index["timesteps"][: recipe.read_steps]
+    examples.maps = examples.maps[:, : recipe.read_steps]
+    return index, examples
+
+
+class _StepLogits(nn.Module):
+    """The classifier with `step_logits` as its forward, which is what data parallelism wraps."""
+
+    def __init__(self, classifier: CompositionClassifier) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, maps: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        return self.classifier.step_logits(maps, timesteps)
+
+
+@torch.no_grad()
+def score(classifier: CompositionClassifier, examples: Examples) -> dict[str, Any]:
+    """Accuracy on test examples by source, and the leakage probe.
+
+    Returns:
+        Per source (`right_prompt`, `wrong_prompt`, `generated`): number of entities, accuracy of the mean over steps and
+        of each step. `wrong_prompt` is the leakage probe: accuracy where the prompt lies, and `says_the_lie`, how often
+        the classifier says what the prompt said. `generated_lies` is the same for generated clips that show a motion other
+        than that asked for.
+    """
+    entities = Entities.of(examples)
+    timesteps = torch.tensor(classifier.timesteps)
+    logits = [
+        classifier.step_logits(entities.take(part)[0], timesteps)
+        for part in torch.arange(len(entities)).split(64)
+    ]
+    said = torch.cat(logits).softmax(-1).log()  # [N, T, labels]
+    example, entity = entities.places.unbind(1)
+    label = examples.label[example, entity].long()
+    asked = examples.asked[example, entity].long()
+    source = examples.source[example]
+    motion = label < len(classifier.labels) - 1
+    groups = {
+        "right_prompt": source == RIGHT_PROMPT,
+        "wrong_prompt": source == WRONG_PROMPT,
+        "generated": source == GENERATED,
+        "generated_lies": (source == GENERATED) & motion & (label != asked),
+    }
+    together = said.mean(1).argmax(1)
+    report: dict[str, Any] = {}
+    for name, mask in groups.items():
+        if not mask.any():
+            continue
+        report[name] = {
+            "entities": int(mask.sum()),
+            "accuracy": _mean(together[mask] == label[mask]),
+            "accuracy_by_step": [
+                _mean(said[mask, step].argmax(1) == label[mask]) for step in range(said.shape[1])
+            ],
+            "loss_by_step": [
+                round(float(cross_entropy(said[mask, step], label[mask])), 4)
+                for step in range(said.shape[1])
+            ],
+        }
+        if name.startswith(("wrong", "generated_lies")):
+            report[name]["says_the_lie"] = _mean(together[mask] == asked[mask])
+    return report
+
+
+def _mean(values: torch.Tensor) -> float:
+    return round(float(values.float().mean()), 4)
