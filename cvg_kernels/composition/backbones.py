@@ -16,6 +16,8 @@ from cvg_kernels.errors import ArgumentError
 class SmallVideoNet(nn.Module):
     """The default: three 3-D convolutions and a linear head, volumes `[B, c, F, h, w]` → logits `[B, labels]`.
 
+    Nothing is normalised on the way: how strongly a map stands out tells whether its entity will be there at all.
+
     Args:
         labels: Y.
         channels: c.
@@ -26,16 +28,14 @@ class SmallVideoNet(nn.Module):
     kind = "small-video-net"
 
     def __init__(
-        self, labels: Sequence[str], channels: int, *, width: int = 32, dropout: float = 0.2
+        self, labels: Sequence[str], channels: int, *, width: int = 24, dropout: float = 0.2
     ) -> None:
         super().__init__()
         self.settings = {"width": width, "dropout": dropout}
         self.look = nn.Sequential(
             nn.Conv3d(channels, width, 3, padding=1),
-            nn.GroupNorm(4, width),
             nn.GELU(approximate="tanh"),
             nn.Conv3d(width, 2 * width, 3, stride=2, padding=1),
-            nn.GroupNorm(4, 2 * width),
             nn.GELU(approximate="tanh"),
             nn.Conv3d(2 * width, 2 * width, 3, padding=1),
             nn.GELU(approximate="tanh"),

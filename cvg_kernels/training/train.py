@@ -19,6 +19,7 @@ from cvg_kernels.shapes.log import TrainingLog
 from cvg_kernels.training.store import GENERATED, RIGHT_PROMPT, WRONG_PROMPT, Examples, load
 from cvg_kernels.training.symmetry import mirrored, permutations
 
+_STEPS_AT_ONCE = 2  # denoising steps that an optimiser step looks at, drawn from those read
 _TEST = 8  # one clip in so many is kept for the test
 
 
@@ -67,10 +68,14 @@ class Entities:
     def __len__(self) -> int:
         return len(self.places)
 
-    def take(self, which: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Maps `[n, T, 2, M, F, h, w]` and labels `[n]` of some of them."""
+    def take(
+        self, which: torch.Tensor, at: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Maps `[n, T, 2, M, F, h, w]` and labels `[n]` of some of them, at all steps or those of numbers `at`."""
         example, entity = self.places[which].unbind(1)
-        maps = self.examples.maps[example].float()  # [n, T, E, M, F, h, w]
+        maps = self.examples.maps
+        maps = maps[example] if at is None else maps[example[:, None], at]
+        maps = maps.float()  # [n, T, E, M, F, h, w]
         steps = maps.shape[1]
         both = with_context(maps.flatten(0, 1)).unflatten(0, (-1, steps))
         return both[torch.arange(len(which)), :, entity], self.examples.label[
@@ -110,7 +115,7 @@ def train_classifier(
 ) -> CompositionClassifier:
     """Trains on the features in `folder/features` and writes `folder/classifier`; a cut-off run goes on.
 
-    Loss: the mean over steps of −log C(φ(z_t, p))_y. With dual inversion the sum of both prompts' terms of the paper is
+    Loss: the mean over two denoising steps, drawn at random, of −log C(φ(z_t, p))_y. With dual inversion the sum of both prompts' terms of the paper is
     had in expectation: both inversions of a clip are examples with the same true label. What is drawn at a step depends
     on seed and step alone, and each process takes its share of it, so any number of processes computes the same.
 
@@ -155,14 +160,15 @@ def train_classifier(
         for step in range(first, recipe.steps):
             generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
             drawn = torch.randint(len(training), (recipe.batch,), generator=generator)
-            maps, labels = training.take(drawn[rank::processes])
+            at = torch.randperm(len(timesteps), generator=generator)[:_STEPS_AT_ONCE]
+            maps, labels = training.take(drawn[rank::processes], at)
             if recipe.mirror:
                 which = torch.randint(len(mirrors), (recipe.batch,), generator=generator)
                 maps, labels = mirrored(maps, labels, mirrors, which[rank::processes])
             torch.manual_seed((recipe.seed * 1_000_003 + step) * 64 + rank)  # of dropout
-            logits = logits_of(maps.to(device), timesteps)  # [n, T, labels]
+            logits = logits_of(maps.to(device), timesteps[at.to(device)])  # [n, T, labels]
             loss = cross_entropy(
-                logits.flatten(0, 1), labels.to(device).repeat_interleave(len(timesteps))
+                logits.flatten(0, 1), labels.to(device).repeat_interleave(len(at))
             )
             optimizer.zero_grad(set_to_none=True)
             accelerator.backward(loss)

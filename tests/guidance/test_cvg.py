@@ -11,7 +11,6 @@ pytest.importorskip("transformers")
 import cvg_kernels as cvg  # noqa: E402
 from cvg_kernels.composition import EntityTokens, FeatureReader  # noqa: E402
 from cvg_kernels.guidance import Attachment, Together  # noqa: E402
-from cvg_kernels.guidance.cvg import SHIPPED  # noqa: E402
 from tests.composition.tiny import tiny_classifier  # noqa: E402
 from tests.offline_pipelines import BUILDERS, PROMPT, animatediff, run  # noqa: E402
 
