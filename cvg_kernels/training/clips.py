@@ -49,8 +49,8 @@ class Clips:
 
     Attributes:
         real: number of clips of the world that are inverted.
-        generated: number of clips that the pipeline makes from random prompts of two things, labelled by what they show. Prompts
-            of one thing nearly always come out right and so teach nothing.
+        generated: number of clips that the pipeline makes from random prompts of two things, labelled by what they
+            show. Prompts of one thing nearly always come out right and so teach nothing.
         dual: invert real clips with a wrong prompt as well (dual inversion).
         noise: noise real clips instead of inverting them.
         read_steps: how many of the first denoising steps are read.

@@ -61,7 +61,7 @@ def ddim_invert(
     """
     (denoiser,) = denoisers_of(pipe)
     model = model_of(denoiser)
-    kind = pipe.scheduler.config.prediction_type
+    kind = getattr(pipe.scheduler.config, "prediction_type", None)
     if not model.frames_in_batch or kind not in ("epsilon", "v_prediction"):
         raise ArgumentError(
             "pipe must have a UNet that predicts 'epsilon' or 'v_prediction' to be inverted, got "

@@ -115,9 +115,10 @@ def train_classifier(
 ) -> CompositionClassifier:
     """Trains on the features in `folder/features` and writes `folder/classifier`; a cut-off run goes on.
 
-    Loss: the mean over two denoising steps, drawn at random, of −log C(φ(z_t, p))_y. With dual inversion the sum of both prompts' terms of the paper is
-    had in expectation: both inversions of a clip are examples with the same true label. What is drawn at a step depends
-    on seed and step alone, and each process takes its share of it, so any number of processes computes the same.
+    Loss: the mean over two denoising steps, drawn at random, of −log C(φ(z_t, p))_y. With dual inversion the sum of both
+    prompts' terms of the paper is had in expectation: both inversions of a clip are examples with the same true label.
+    What is drawn at an optimiser step depends on seed and step alone, and each process takes its share of it: any number
+    of processes computes the same, but for dropout.
 
     Args:
         folder: the run's.
@@ -167,9 +168,7 @@ def train_classifier(
                 maps, labels = mirrored(maps, labels, mirrors, which[rank::processes])
             torch.manual_seed((recipe.seed * 1_000_003 + step) * 64 + rank)  # of dropout
             logits = logits_of(maps.to(device), timesteps[at.to(device)])  # [n, T, labels]
-            loss = cross_entropy(
-                logits.flatten(0, 1), labels.to(device).repeat_interleave(len(at))
-            )
+            loss = cross_entropy(logits.flatten(0, 1), labels.to(device).repeat_interleave(len(at)))
             optimizer.zero_grad(set_to_none=True)
             accelerator.backward(loss)
             accelerator.clip_grad_norm_(trained, 1.0)

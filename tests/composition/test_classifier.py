@@ -76,9 +76,7 @@ def test_saved_and_loaded(tmp_path):
     classifier.save(tmp_path)
     loaded = CompositionClassifier.load(tmp_path, pipe)
     maps = features(classifier)
-    assert torch.equal(
-        loaded(maps, torch.tensor(TIMES)), classifier(maps, torch.tensor(TIMES))
-    )
+    assert torch.equal(loaded(maps, torch.tensor(TIMES)), classifier(maps, torch.tensor(TIMES)))
     assert (loaded.labels, loaded.selection, loaded.timesteps, loaded.report) == (
         classifier.labels, classifier.selection, classifier.timesteps, {"accuracy": 0.5},
     )  # fmt: skip
