@@ -34,7 +34,7 @@ class CVG:
 
         with cvg.CVG().attach(pipe) as run:
             frames = pipe("a red circle moving left and a blue square moving right").frames[0]
-        run.history   # cross-entropy and probabilities of each entity at every evaluation
+        run.history   # cross-entropy, and the probability of each entity's label, at every evaluation
 
     In the first steps the conditional branch runs up to the last layer that the classifier reads, and the latents go down
     the gradient of its cross-entropy, summed over the entities e with a label y_e:
@@ -117,8 +117,8 @@ class CVG:
                         "timestep": step.timestep,
                         "iteration": iteration,
                         "loss": losses.detach(),
-                        "entities": entities,
                         "probabilities": logits.detach().softmax(-1),  # [B, E, labels]
+                        "peaks": self._scores(entities, logits),
                         "gradient_norm": gradient.flatten(1).norm(dim=1),
                         "seconds": time.perf_counter() - began,
                     }
@@ -187,6 +187,20 @@ class CVG:
             if label is not None:
                 self.reader.index(label)
         return [Entity(entity.phrase, label) for entity, label in zip(found, labels, strict=True)]
+
+    def _scores(
+        self, entities: Sequence[Sequence[Entity]], logits: torch.Tensor
+    ) -> list[dict[str, torch.Tensor]]:
+        """Per sample, the probability of each entity's label; tensors stay on the device until somebody reads them."""
+        probabilities = logits.detach().softmax(-1)
+        return [
+            {
+                entity.name: row[self.reader.index(entity.label)]
+                for entity, row in zip(each, rows, strict=False)
+                if entity.label is not None
+            }
+            for each, rows in zip(entities, probabilities, strict=True)
+        ]
 
     def _check_noise(self, step: Step, classifier: CompositionClassifier) -> None:
         """Checks that a step has about as much noise as those of the training."""

@@ -203,10 +203,11 @@ def test_a_stopped_training_goes_on_as_it_would_have(tmp_path):
 def two_processes(folder):
     """What each of two processes does."""
     torch.set_num_threads(1)
-    train_classifier(folder, RECIPE, accelerator(), **SMALL)
+    shared = accelerator()
+    assert shared.num_processes == 2
+    train_classifier(folder, RECIPE, shared, **SMALL)
 
 
-@pytest.mark.slow
 def test_two_processes_compute_the_same(tmp_path):
     from accelerate import debug_launcher
     from accelerate.state import AcceleratorState
