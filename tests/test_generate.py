@@ -55,7 +55,10 @@ def test_clips_are_what_the_sheet_shows(tmp_path):
         (["a dog"], "prompt does not fit the shapes pipeline"),
         (["  "], "prompt must not be empty"),
         ([PROMPT, "--words", "dog"], "'dog' is not in the prompt; the words there: a, red, circle"),
-        ([PROMPT, "--guidance", "magic"], "--guidance must be one of vico, got 'magic'"),
+        (
+            [PROMPT, "--guidance", "magic"],
+            "--guidance must be one of vico, cvg, cvg+vico, got 'magic'",
+        ),
         ([PROMPT, "--height", "32"], "--height and --width must be 64 with the shapes pipeline"),
         ([PROMPT, "--steps", "0"], "--steps must be at least 1, got 0"),
         ([PROMPT, "--dtype", "int8"], "--dtype must be one of float32, bfloat16, float16"),

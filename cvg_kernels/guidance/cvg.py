@@ -45,7 +45,8 @@ class CVG:
         classifier: what reads the maps, or the folder of one; `None` takes the one that ships, of the shapes pipeline.
         label: what each entity shall do: a label for the only entity, a label (or `None`) per entity in the order of the
             prompt, or a mapping from an entity's words to its label; `None` reads them from the prompt.
-        steps: how many denoising steps are guided, from the first (paper: two are strong).
+        steps: how many denoising steps are guided, from the first (paper: two are strong); steps with less noise than the
+            classifier learnt to read are left alone.
         step_size: η: a share of the latents' length if `normalize`, else the factor of the gradient.
         normalize: divide the gradient by its length, per sample.
         iterations: updates a guided step.
@@ -93,10 +94,9 @@ class CVG:
 
     def move(self, step: Step, run: Run) -> torch.Tensor | None:
         """Moves the latents of one denoising step; see `attach.Method`."""
-        if step.index >= self.steps or self.iterations == 0:
+        if step.index >= self.steps or self.iterations == 0 or not self._readable(step):
             return None
         classifier = self.reader.to(step.latents.device)
-        self._check_noise(step, classifier)
         entities = [self.entities(prompt) for prompt in step.prompts]
         tokens = EntityTokens.of(
             step.pipe.tokenizer, step.prompts, [[e.phrase for e in each] for each in entities]
@@ -202,15 +202,21 @@ class CVG:
             for each, rows in zip(entities, probabilities, strict=True)
         ]
 
-    def _check_noise(self, step: Step, classifier: CompositionClassifier) -> None:
-        """Checks that a step has about as much noise as those of the training."""
-        trained = sorted(classifier.timesteps)
+    def _readable(self, step: Step) -> bool:
+        """Whether a step has about as much noise as those of the training.
+
+        Raises:
+            ArgumentError: if not even the first step has.
+        """
+        trained = sorted(self.reader.timesteps)
         slack = 25.0 + (trained[-1] - trained[0]) / len(trained)
-        if not trained[0] - slack <= step.timestep <= trained[-1] + slack:
+        readable = trained[0] - slack <= step.timestep <= trained[-1] + slack
+        if not readable and step.index == 0:
             raise ArgumentError(
-                f"steps must be fewer: step {step.index} has timestep {step.timestep:g}, and the classifier learnt to read "
+                f"classifier must be one for the first step's timestep {step.timestep:g}; this one learnt to read "
                 f"timesteps {trained[0]:g} to {trained[-1]:g}"
             )
+        return readable
 
 
 @contextmanager

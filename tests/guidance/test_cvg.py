@@ -174,10 +174,16 @@ def test_numbers_are_checked(name):
         cvg.CVG(**{name: -1})
 
 
-def test_a_step_of_other_noise_is_refused():
+def test_steps_of_other_noise_are_left_alone():
     pipe, options = animatediff()
-    method = cvg.CVG(tiny_classifier(pipe, [999.0, 950.0]), ["left", "up"], steps=3)
-    with pytest.raises(cvg.ArgumentError, match="steps must be fewer"), method.attach(pipe):
+    pipe.scheduler.set_timesteps(3)
+    first, *others = [float(at) for at in pipe.scheduler.timesteps]
+    method = cvg.CVG(tiny_classifier(pipe, [first, first - 10]), ["left", "up"], steps=3)
+    with method.attach(pipe) as made:
+        run(pipe, options)
+    assert {entry["step"] for entry in made.history} == {0}
+    method = cvg.CVG(tiny_classifier(pipe, others), ["left", "up"])
+    with pytest.raises(cvg.ArgumentError, match="classifier must be one for"), method.attach(pipe):
         run(pipe, options)
 
 
