@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from cvg_kernels.errors import ArgumentError
 
@@ -31,6 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     train.add_argument("--noise", action="store_true", help="noise real clips, do not invert them")
     train.add_argument("--no-dual", action="store_true", help="train without the wrong prompts")
+    train.add_argument(
+        "--vision-language",
+        help="a local folder or hub id of a CLIP or SigLIP model: the frozen backbone; default: a small 3-D network",
+    )
     train.add_argument("--steps", type=int, default=Recipe.steps, help="of the optimiser")
     train.add_argument("--batch", type=int, default=Recipe.batch, help="entities a step")
     train.add_argument("--seed", type=int, default=Recipe.seed)
@@ -79,8 +84,26 @@ def run(options: argparse.Namespace) -> int:
             progress=lambda done: bar.advance(task, done),
         )
     accelerator.wait_for_everyone()
-    classifier = train_classifier(options.output, recipe, accelerator)
+    classifier = train_classifier(
+        options.output, recipe, accelerator, **_backbone(options.vision_language)
+    )
     if accelerator.is_main_process:
         print(json.dumps(classifier.report, indent=2))
         print(options.output / "classifier")
     return 0
+
+
+def _backbone(vision_language: str | None) -> dict[str, Any]:
+    """The arguments of `CompositionClassifier` that choose its backbone."""
+    if vision_language is None:
+        return {}
+    from transformers import AutoModel, AutoTokenizer
+
+    try:
+        model = AutoModel.from_pretrained(vision_language)
+        tokenizer = AutoTokenizer.from_pretrained(vision_language)
+    except (OSError, ValueError) as error:
+        raise ArgumentError(
+            f"--vision-language {vision_language!r} cannot be loaded: {error}"
+        ) from None
+    return {"backbone": {"kind": "vision-language"}, "vision_language": (model, tokenizer)}

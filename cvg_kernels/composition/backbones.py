@@ -62,7 +62,7 @@ class VisionLanguage(nn.Module):
     Args:
         labels: Y.
         channels: c.
-        model: `CLIPModel` or `SiglipModel` of transformers. It is frozen and stays in eval mode.
+        model: `CLIPModel` or `SiglipModel` of transformers. It is frozen, stays in eval mode, and is not saved.
         tokenizer: of the model.
         template: sentence of a label.
         scale: of the cosines.
@@ -80,6 +80,8 @@ class VisionLanguage(nn.Module):
         self.tokenizer = tokenizer
         self.paint = nn.Conv3d(channels, 3, 1)
         self.register_buffer("text", self.embed(labels))
+        self.register_state_dict_post_hook(_leave_out_model)
+        self.register_load_state_dict_post_hook(_expect_no_model)
 
     @torch.no_grad()
     def embed(self, labels: Sequence[str]) -> torch.Tensor:
@@ -119,6 +121,19 @@ class VisionLanguage(nn.Module):
         """Logits of each volume."""
         image = _pooled(self.model.get_image_features(pixel_values=self.sheet(volume)))
         return self.settings["scale"] * normalize(image, dim=-1) @ self.text.T
+
+
+def _leave_out_model(module: nn.Module, state: dict, prefix: str, metadata: dict) -> None:
+    """Keeps the frozen model out of checkpoints and saved classifiers."""
+    for name in [name for name in state if name.startswith(f"{prefix}model.")]:
+        del state[name]
+
+
+def _expect_no_model(module: nn.Module, incompatible: Any) -> None:
+    """The other side of `_leave_out_model`: the frozen model is not missed."""
+    incompatible.missing_keys[:] = [
+        name for name in incompatible.missing_keys if "backbone.model." not in f".{name}"
+    ]
 
 
 def _pooled(features: Any) -> torch.Tensor:

@@ -108,17 +108,15 @@ class CompositionClassifier(nn.Module):
             raise ArgumentError(
                 f"labels can be changed with a {VisionLanguage.kind!r} backbone only, got {self.backbone.kind!r}"
             )
-        return self._like(labels, (self.backbone.model, self.backbone.tokenizer))
-
-    def _like(self, labels: Sequence[str], vision_language: Any) -> CompositionClassifier:
         other = CompositionClassifier(
             labels, self.selection, self.timesteps, self.fingerprint,
             aggregator=self.aggregator.settings, backbone=self._backbone_settings(),
-            vision_language=vision_language, training=self.report,
+            vision_language=(self.backbone.model, self.backbone.tokenizer), training=self.report,
         )  # fmt: skip
-        own = {name: value for name, value in self._weights().items() if name != "backbone.text"}
-        other.load_state_dict(own, strict=False)
-        return other.to(next(self.parameters()).device)
+        state = self.state_dict()
+        state.pop("backbone.text")  # the one thing that is of the labels
+        other.load_state_dict(state, strict=False)
+        return other.to(next(self.parameters()).device).train(self.training)
 
     def check(self, pipe: Any) -> None:
         """Checks that a pipeline's denoiser is the one whose maps the classifier learnt to read.
@@ -155,7 +153,8 @@ class CompositionClassifier(nn.Module):
             "training": self.report,
         }
         (folder / _SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
-        save_file(self._weights(), folder / _WEIGHTS)
+        weights = {name: value.cpu().contiguous() for name, value in self.state_dict().items()}
+        save_file(weights, folder / _WEIGHTS)
 
     @classmethod
     def load(
@@ -191,18 +190,10 @@ class CompositionClassifier(nn.Module):
             aggregator=settings["aggregator"], backbone=settings["backbone"],
             vision_language=vision_language, training=settings["training"],
         )  # fmt: skip
-        made.load_state_dict(load_file(folder / _WEIGHTS), strict=vision_language is None)
+        made.load_state_dict(load_file(folder / _WEIGHTS))
         if pipe is not None:
             made.check(pipe)
         return made.eval()
 
     def _backbone_settings(self) -> dict[str, Any]:
         return {"kind": self.backbone.kind, **self.backbone.settings}
-
-    def _weights(self) -> dict[str, torch.Tensor]:
-        """The state without a frozen model's."""
-        return {
-            name: value.detach().cpu().contiguous()
-            for name, value in self.state_dict().items()
-            if not name.startswith("backbone.model.")
-        }

@@ -233,7 +233,7 @@ def score(classifier: CompositionClassifier, examples: Examples) -> dict[str, An
     label = examples.label[example, entity].long()
     asked = examples.asked[example, entity].long()
     source = examples.source[example]
-    motion = label < len(classifier.labels) - 1
+    motion = torch.isin(label, asked)  # nobody asks for nothing
     groups = {
         "right_prompt": source == RIGHT_PROMPT,
         "wrong_prompt": source == WRONG_PROMPT,

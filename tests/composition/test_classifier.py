@@ -8,12 +8,12 @@ import pytest
 import torch
 
 pytest.importorskip("diffusers")
-transformers = pytest.importorskip("transformers")
+pytest.importorskip("transformers")
 
 import cvg_kernels as cvg  # noqa: E402
 from cvg_kernels.composition import CompositionClassifier  # noqa: E402
-from tests.composition.tiny import LABELS, tiny_classifier  # noqa: E402
-from tests.offline_pipelines import animatediff, modelscope, word_tokenizer  # noqa: E402
+from tests.composition.tiny import LABELS, tiny_classifier, tiny_clip  # noqa: E402
+from tests.offline_pipelines import animatediff, modelscope  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 TIMES = [999.0, 666.0]
@@ -27,18 +27,7 @@ def features(classifier, count=3):
 @pytest.fixture
 def clip():
     """A CLIP model of random weights with its tokenizer."""
-    config = transformers.CLIPConfig(
-        text_config={
-            "vocab_size": 32, "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
-            "num_attention_heads": 2, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
-        },
-        vision_config={
-            "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "image_size": 32,
-            "patch_size": 8, "num_attention_heads": 2,
-        },
-        projection_dim=8,
-    )  # fmt: skip
-    return transformers.CLIPModel(config), word_tokenizer(14)
+    return tiny_clip()
 
 
 def test_each_step_stands_alone():

@@ -43,6 +43,7 @@ from cvg_kernels.training.train import (  # noqa: E402
     split,
     train_classifier,
 )
+from tests.composition.tiny import tiny_clip  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL = {
@@ -276,6 +277,31 @@ def test_symmetries_move_maps_and_labels_alike():
             x, y = DIRECTIONS[LABELS[now]]
             assert torch.equal(shown, ((columns - 1.5) * x + (rows - 1.5) * y > 0).float())
     assert (table[:, LABELS.index("nowhere")] == LABELS.index("nowhere")).all()
+
+
+def test_a_frozen_backbone_is_trained_with(tmp_path):
+    """Stopped and taken up too, without its weights in the checkpoint."""
+    write_features(tmp_path)
+    model, tokenizer = tiny_clip()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    options = {
+        "aggregator": SMALL["aggregator"], "backbone": {"kind": "vision-language"},
+        "vision_language": (model, tokenizer),
+    }  # fmt: skip
+    train_classifier(tmp_path, RECIPE, accelerator(), **options)
+    again = train_classifier(tmp_path, RECIPE, accelerator(), **options)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    saved = torch.load(tmp_path / "classifier.pt", weights_only=True)["model"]
+    assert saved.keys() == again.state_dict().keys()
+    assert not any("model." in name for name in saved)
+
+
+def test_noised_clips(pipe, tmp_path):
+    make_features(tmp_path, pipe, Clips(real=1, generated=0, noise=True, read_steps=1, steps=2))
+    _, examples = load(tmp_path)
+    right, wrong = examples.maps
+    assert examples.source.tolist() == [RIGHT_PROMPT, WRONG_PROMPT]
+    assert torch.isfinite(right).all() and not torch.equal(right, wrong)
 
 
 def test_the_command(tmp_path, capsys):
