@@ -24,6 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "it stopped. Several processes or devices: accelerate launch -m cvg_kernels cvg train …",
     )
     train.add_argument("--output", type=Path, default=Path("cvg-run"), help="the run's folder")
+    train.add_argument("--features", type=Path, help="those of another run; made if not given")
     train.add_argument("--model", type=Path, help="a pipeline folder; default: shipped")
     train.add_argument("--clips", type=int, default=Clips.real, help="real clips to invert")
     train.add_argument("--generated", type=int, default=Clips.generated, help="clips to generate")
@@ -70,23 +71,26 @@ def run(options: argparse.Namespace) -> int:
         read_steps=options.read_steps, seed=options.seed,
     )  # fmt: skip
     recipe = Recipe(
-        steps=options.steps, batch=options.batch, dual=not options.no_dual, seed=options.seed
-    )
-    with Progress(disable=not accelerator.is_main_process) as bar:
-        own = (clips.real + clips.generated) // accelerator.num_processes
-        task = bar.add_task("features", total=own)
-        make_features(
-            options.output / "features",
-            load_pipeline(options.model, accelerator.device),
-            clips,
-            rank=accelerator.process_index,
-            processes=accelerator.num_processes,
-            progress=lambda done: bar.advance(task, done),
-        )
-    accelerator.wait_for_everyone()
+        steps=options.steps, batch=options.batch, dual=not options.no_dual,
+        read_steps=options.read_steps, seed=options.seed,
+    )  # fmt: skip
+    if options.features is None:
+        with Progress(disable=not accelerator.is_main_process) as bar:
+            own = (clips.real + clips.generated) // accelerator.num_processes
+            task = bar.add_task("features", total=own)
+            make_features(
+                options.output / "features",
+                load_pipeline(options.model, accelerator.device),
+                clips,
+                rank=accelerator.process_index,
+                processes=accelerator.num_processes,
+                progress=lambda done: bar.advance(task, done),
+            )
+        accelerator.wait_for_everyone()
     classifier = train_classifier(
-        options.output, recipe, accelerator, **_backbone(options.vision_language)
-    )
+        options.output, recipe, accelerator, features=options.features,
+        **_backbone(options.vision_language),
+    )  # fmt: skip
     if accelerator.is_main_process:
         print(json.dumps(classifier.report, indent=2))
         print(options.output / "classifier")

@@ -59,7 +59,7 @@ class Clips:
     """
 
     real: int = 300
-    generated: int = 3000
+    generated: int = 1200
     dual: bool = True
     noise: bool = False
     read_steps: int = 8

@@ -52,30 +52,38 @@ class Examples:
         )
 
 
-def write_index(folder: Path, index: dict[str, Any]) -> None:
-    """Writes the index, or checks that the one there says the same.
+def settle(path: Path, settings: dict[str, Any]) -> None:
+    """Writes how something is made, or checks that it was begun in the same way.
 
     Args:
-        folder: of the features.
-        index: JSON.
+        path: of a JSON file in the folder of what is made.
+        settings: JSON.
+
+    Raises:
+        ArgumentError: if the file there says something else.
+    """
+    settings = json.loads(json.dumps(settings))
+    if path.exists():
+        there = json.loads(path.read_text())
+        changed = [key for key in settings if there.get(key) != settings[key]]
+        if changed:
+            raise ArgumentError(
+                f"{path.parent} was made with another {', '.join(changed)}: give another --output, or delete it"
+            )
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(f".{os.getpid()}")
+    partial.write_text(json.dumps(settings, indent=2) + "\n")
+    os.replace(partial, path)
+
+
+def write_index(folder: Path, index: dict[str, Any]) -> None:
+    """Writes the index of a folder of features, or checks the one there.
 
     Raises:
         ArgumentError: if the folder holds features made in another way.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "index.json"
-    index = json.loads(json.dumps({"format": FORMAT} | index))
-    if path.exists():
-        there = json.loads(path.read_text())
-        changed = [key for key in index if there.get(key) != index[key]]
-        if changed:
-            raise ArgumentError(
-                f"{folder} holds features made with another {', '.join(changed)}: give another --output, or delete it"
-            )
-        return
-    partial = path.with_suffix(f".{os.getpid()}")
-    partial.write_text(json.dumps(index, indent=2) + "\n")
-    os.replace(partial, path)
+    settle(folder / "index.json", {"format": FORMAT} | index)
 
 
 def shard(folder: Path, first: int) -> Path:

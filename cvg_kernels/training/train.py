@@ -16,7 +16,7 @@ from cvg_kernels.composition.features import Selection, with_context
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.shapes.checkpoint import Checkpoint
 from cvg_kernels.shapes.log import TrainingLog
-from cvg_kernels.training.store import GENERATED, RIGHT_PROMPT, WRONG_PROMPT, Examples, load
+from cvg_kernels.training.store import GENERATED, RIGHT_PROMPT, WRONG_PROMPT, Examples, load, settle
 from cvg_kernels.training.symmetry import mirrored, permutations
 
 _STEPS_AT_ONCE = 2  # denoising steps that an optimiser step looks at, drawn from those read
@@ -38,13 +38,13 @@ class Recipe:
         seed: of initialisation and order.
     """
 
-    steps: int = 1500
+    steps: int = 1000
     batch: int = 64
     rate: float = 1e-3
     decay: float = 0.05
     dual: bool = True
     mirror: bool = True
-    read_steps: int = 2
+    read_steps: int = 8
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -78,9 +78,8 @@ class Entities:
         maps = maps.float()  # [n, T, E, M, F, h, w]
         steps = maps.shape[1]
         both = with_context(maps.flatten(0, 1)).unflatten(0, (-1, steps))
-        return both[torch.arange(len(which)), :, entity], self.examples.label[
-            example, entity
-        ].long()
+        labels = self.examples.label[example, entity].long()
+        return both[torch.arange(len(which)), :, entity], labels
 
 
 def split(examples: Examples) -> tuple[Examples, Examples]:
@@ -104,16 +103,22 @@ def new_classifier(
         index["labels"], selection, index["timesteps"], index["fingerprint"], **options
     )
     some = torch.linspace(0, len(entities) - 1, min(len(entities), 512)).long()
-    maps, _ = entities.take(some)
-    for step in range(maps.shape[1]):
-        classifier.aggregator.fit_statistics(step, maps[:, step])
+    for step in range(len(index["timesteps"])):
+        maps, _ = entities.take(some, torch.tensor([step]))
+        classifier.aggregator.fit_statistics(step, maps[:, 0])
     return classifier
 
 
 def train_classifier(
-    folder: Path, recipe: Recipe, accelerator: Any, *, vision_language: Any = None, **options: Any
+    folder: Path,
+    recipe: Recipe,
+    accelerator: Any,
+    *,
+    features: Path | None = None,
+    vision_language: Any = None,
+    **options: Any,
 ) -> CompositionClassifier:
-    """Trains on the features in `folder/features` and writes `folder/classifier`; a cut-off run goes on.
+    """Trains on features and writes `folder/classifier`; a cut-off run goes on.
 
     Loss: the mean over two denoising steps, drawn at random, of −log C(φ(z_t, p))_y. With dual inversion the sum of both
     prompts' terms of the paper is had in expectation: both inversions of a clip are examples with the same true label.
@@ -124,6 +129,7 @@ def train_classifier(
         folder: the run's.
         recipe: how.
         accelerator: of the accelerate library.
+        features: where they are; `None` takes `folder/features`.
         vision_language: see `CompositionClassifier`.
         **options: of `CompositionClassifier`.
 
@@ -131,9 +137,10 @@ def train_classifier(
         The trained classifier, on the CPU in eval mode, its test figures in `report`.
 
     Raises:
-        ArgumentError: if there are no features, or the batch cannot be shared out.
+        ArgumentError: for a folder without features, a batch that cannot be shared out, or a folder with a run of another recipe.
     """
-    index, examples = _features(folder, recipe)
+    index, everything = _load(folder / "features" if features is None else features, recipe)
+    examples = everything
     if not recipe.dual:
         examples = examples.where(examples.source != WRONG_PROMPT)
     processes, rank = accelerator.num_processes, accelerator.process_index
@@ -141,6 +148,8 @@ def train_classifier(
         raise ArgumentError(
             f"batch must be a multiple of the {processes} processes, got {recipe.batch}"
         )
+    if accelerator.is_main_process:
+        settle(folder / "recipe.json", asdict(recipe) | options)
     training = Entities.of(split(examples)[0])
     torch.manual_seed(recipe.seed)
     classifier = new_classifier(index, training, vision_language=vision_language, **options)
@@ -181,7 +190,6 @@ def train_classifier(
     classifier = classifier.to("cpu").eval()
     if accelerator.is_main_process:
         checkpoint.save(recipe.steps)
-        _, everything = _features(folder, recipe)
         classifier.report = {"recipe": asdict(recipe), **score(classifier, split(everything)[1])}
         classifier.save(folder / "classifier")
         (folder / "report.json").write_text(json.dumps(classifier.report, indent=2) + "\n")
@@ -189,9 +197,9 @@ def train_classifier(
     return classifier
 
 
-def _features(folder: Path, recipe: Recipe) -> tuple[dict[str, Any], Examples]:
+def _load(folder: Path, recipe: Recipe) -> tuple[dict[str, Any], Examples]:
     """The features of a run, in the steps that the recipe reads."""
-    index, examples = load(folder / "features")
+    index, examples = load(folder)
     if recipe.read_steps > len(index["timesteps"]):
         raise ArgumentError(
             f"read_steps must be at most the {len(index['timesteps'])} of the features, got {recipe.read_steps}"

@@ -157,7 +157,7 @@ def test_features_of_the_shapes_world(pipe, tmp_path):
     assert torch.equal(right.label, right.asked) and torch.equal(right.label, wrong.label)
     assert (wrong.label != wrong.asked)[there].all()
     assert not torch.equal(right.maps, wrong.maps)
-    with pytest.raises(cvg.ArgumentError, match="made with another timesteps, recipe"):
+    with pytest.raises(cvg.ArgumentError, match="was made with another timesteps, recipe"):
         make_features(tmp_path / "one", pipe, replace(clips, steps=4))
 
 
@@ -224,10 +224,14 @@ def test_two_processes_compute_the_same(tmp_path):
 
 
 def test_dual_inversion_can_be_left_out(tmp_path):
+    """In a folder of its own, on the features of the other run."""
     write_features(tmp_path)
+    single = replace(RECIPE, dual=False)
     with_both = train_classifier(tmp_path, RECIPE, accelerator(), **SMALL)
-    (tmp_path / "classifier.pt").unlink()
-    without = train_classifier(tmp_path, replace(RECIPE, dual=False), accelerator(), **SMALL)
+    with pytest.raises(cvg.ArgumentError, match="was made with another dual"):
+        train_classifier(tmp_path, single, accelerator(), **SMALL)
+    other = {"features": tmp_path / "features", **SMALL}
+    without = train_classifier(tmp_path / "single", single, accelerator(), **other)
     assert not torch.equal(with_both.backbone.head.weight, without.backbone.head.weight)
     assert "wrong_prompt" in without.report  # the leakage probe is there all the same
 
