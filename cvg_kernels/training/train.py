@@ -137,7 +137,7 @@ def train_classifier(
         The trained classifier, on the CPU in eval mode, its test figures in `report`.
 
     Raises:
-        ArgumentError: for a folder without features, a batch that cannot be shared out, or a folder with a run of another recipe.
+        ArgumentError: for a folder without features or with a run of another recipe, or a batch that cannot be shared out.
     """
     index, everything = _load(folder / "features" if features is None else features, recipe)
     examples = everything
