@@ -148,6 +148,8 @@ def train_classifier(
         raise ArgumentError(
             f"batch must be a multiple of the {processes} processes, got {recipe.batch}"
         )
+    if recipe.mirror and index["grid"][1] != index["grid"][2]:
+        raise ArgumentError(f"mirror must be False unless the grid is square, got {index['grid']}")
     if accelerator.is_main_process:
         settle(folder / "recipe.json", asdict(recipe) | options)
     training = Entities.of(split(examples)[0])

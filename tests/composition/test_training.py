@@ -236,6 +236,18 @@ def test_dual_inversion_can_be_left_out(tmp_path):
     assert "wrong_prompt" in without.report  # the leakage probe is there all the same
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [({"read_steps": 3}, "read_steps must be at most the 2"), ({}, "mirror must be False unless")],
+)
+def test_a_recipe_must_fit_the_features(change, message, tmp_path):
+    write_features(tmp_path)
+    path = tmp_path / "features" / "index.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"grid": [4, 4, 5]}))
+    with pytest.raises(cvg.ArgumentError, match=message):
+        train_classifier(tmp_path, replace(RECIPE, **change), accelerator(), **SMALL)
+
+
 def test_inversions_of_a_clip_are_on_the_same_side(tmp_path):
     write_features(tmp_path)
     training, test = split(load(tmp_path / "features")[1])
