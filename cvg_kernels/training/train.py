@@ -1,4 +1,4 @@
-"""`cvg-kernels cvg train`: features, training, test; each resumable."""
+"""The training loop of the composition classifier."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from cvg_kernels.composition.classifier import CompositionClassifier
-from cvg_kernels.composition.features import Selection, with_context
+from cvg_kernels.composition.features import Selection
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.shapes.checkpoint import Checkpoint
 from cvg_kernels.shapes.log import TrainingLog
-from cvg_kernels.training.store import GENERATED, RIGHT_PROMPT, WRONG_PROMPT, Examples, load, settle
+from cvg_kernels.training.dataset import Entities, split
+from cvg_kernels.training.score import score
+from cvg_kernels.training.store import WRONG_PROMPT, Examples, load, settle
 from cvg_kernels.training.symmetry import mirrored, permutations
 
 _STEPS_AT_ONCE = 2  # denoising steps that an optimiser step looks at, drawn from those read
-_TEST = 8  # one clip in so many is kept for the test
 
 
 @dataclass(frozen=True)
@@ -51,41 +52,6 @@ class Recipe:
         for name in ("steps", "batch", "read_steps"):
             if getattr(self, name) < 1:
                 raise ArgumentError(f"{name} must be at least 1, got {getattr(self, name)}")
-
-
-@dataclass
-class Entities:
-    """Examples one entity at a time; the features stay where they are."""
-
-    examples: Examples
-    places: torch.Tensor  #: int64 `[N, 2]`, example and entity
-
-    @classmethod
-    def of(cls, examples: Examples) -> Entities:
-        """Every entity that has a label."""
-        return cls(examples, (examples.label >= 0).nonzero())
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def take(
-        self, which: torch.Tensor, at: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Maps `[n, T, 2, M, F, h, w]` and labels `[n]` of some of them, at all steps or those of numbers `at`."""
-        example, entity = self.places[which].unbind(1)
-        maps = self.examples.maps
-        maps = maps[example] if at is None else maps[example[:, None], at]
-        maps = maps.float()  # [n, T, E, M, F, h, w]
-        steps = maps.shape[1]
-        both = with_context(maps.flatten(0, 1)).unflatten(0, (-1, steps))
-        labels = self.examples.label[example, entity].long()
-        return both[torch.arange(len(which)), :, entity], labels
-
-
-def split(examples: Examples) -> tuple[Examples, Examples]:
-    """Training and test examples, by clip: both inversions of a clip are on the same side."""
-    test = examples.clip % _TEST == 0
-    return examples.where(~test), examples.where(test)
 
 
 def new_classifier(
@@ -220,56 +186,3 @@ class _StepLogits(nn.Module):
 
     def forward(self, maps: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         return self.classifier.step_logits(maps, timesteps)
-
-
-@torch.no_grad()
-def score(classifier: CompositionClassifier, examples: Examples) -> dict[str, Any]:
-    """Accuracy on test examples by source, and the leakage probe.
-
-    Returns:
-        Per source (`right_prompt`, `wrong_prompt`, `generated`): number of entities, accuracy of the mean over steps and
-        of each step. `wrong_prompt` is the leakage probe: accuracy where the prompt lies, and `says_the_lie`, how often
-        the classifier says what the prompt said. `generated_lies` is the same for generated clips that show a motion other
-        than that asked for.
-    """
-    entities = Entities.of(examples)
-    timesteps = torch.tensor(classifier.timesteps)
-    logits = [
-        classifier.step_logits(entities.take(part)[0], timesteps)
-        for part in torch.arange(len(entities)).split(64)
-    ]
-    said = torch.cat(logits).softmax(-1).log()  # [N, T, labels]
-    example, entity = entities.places.unbind(1)
-    label = examples.label[example, entity].long()
-    asked = examples.asked[example, entity].long()
-    source = examples.source[example]
-    motion = torch.isin(label, asked)  # nobody asks for nothing
-    groups = {
-        "right_prompt": source == RIGHT_PROMPT,
-        "wrong_prompt": source == WRONG_PROMPT,
-        "generated": source == GENERATED,
-        "generated_lies": (source == GENERATED) & motion & (label != asked),
-    }
-    together = said.mean(1).argmax(1)
-    report: dict[str, Any] = {}
-    for name, mask in groups.items():
-        if not mask.any():
-            continue
-        report[name] = {
-            "entities": int(mask.sum()),
-            "accuracy": _mean(together[mask] == label[mask]),
-            "accuracy_by_step": [
-                _mean(said[mask, step].argmax(1) == label[mask]) for step in range(said.shape[1])
-            ],
-            "loss_by_step": [
-                round(float(cross_entropy(said[mask, step], label[mask])), 4)
-                for step in range(said.shape[1])
-            ],
-        }
-        if name.startswith(("wrong", "generated_lies")):
-            report[name]["says_the_lie"] = _mean(together[mask] == asked[mask])
-    return report
-
-
-def _mean(values: torch.Tensor) -> float:
-    return round(float(values.float().mean()), 4)

@@ -25,7 +25,9 @@ from cvg_kernels.shapes.world import (  # noqa: E402
     render,
 )
 from cvg_kernels.training.clips import LABELS, Clips, make_features  # noqa: E402
+from cvg_kernels.training.dataset import Entities, split  # noqa: E402
 from cvg_kernels.training.inversion import add_noise, ddim_invert  # noqa: E402
+from cvg_kernels.training.score import score  # noqa: E402
 from cvg_kernels.training.store import (  # noqa: E402
     GENERATED,
     RIGHT_PROMPT,
@@ -36,13 +38,7 @@ from cvg_kernels.training.store import (  # noqa: E402
     write_shard,
 )
 from cvg_kernels.training.symmetry import SYMMETRIES, mirrored, permutations  # noqa: E402
-from cvg_kernels.training.train import (  # noqa: E402
-    Entities,
-    Recipe,
-    score,
-    split,
-    train_classifier,
-)
+from cvg_kernels.training.train import Recipe, train_classifier  # noqa: E402
 from tests.composition.tiny import tiny_clip  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
