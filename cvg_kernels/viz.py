@@ -66,7 +66,7 @@ def contact_sheet(rows: Mapping[str, torch.Tensor]) -> Any:
 
 
 def loss_curve(history: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Plots the loss and each word's score over the evaluations of a guided run.
+    """Plots the loss, and the score that a method gives each word, over the evaluations of a guided run.
 
     Args:
         history: of a `Run`.
@@ -77,13 +77,15 @@ def loss_curve(history: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(7, 3.2), layout="constrained")
     axes = figure.subplots()
     axes.plot([float(entry["loss"].mean()) for entry in history], "k-", label="loss")
-    for word in history[0]["peaks"][0] if history else ():
-        axes.plot([float(entry["peaks"][0][word]) for entry in history], label=f"score of {word!r}")
+    scores = [entry["peaks"][0] for entry in history]
+    for word in dict.fromkeys(word for one in scores for word in one):
+        values = [float(one.get(word, np.nan)) for one in scores]
+        axes.plot(values, marker=".", label=f"score of {word!r}")
     steps = [entry["step"] for entry in history]
     first = [at for at, step in enumerate(steps) if at == 0 or step != steps[at - 1]]
     axes.set_xticks(first, [str(steps[at]) for at in first])
     axes.set_xlabel("denoising step")
-    axes.set_ylim(0, 1.02)
+    axes.set_ylim(bottom=0)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     figure.savefig(path, dpi=120)
 
