@@ -13,9 +13,9 @@ import diffusers  # noqa: E402
 
 import cvg_kernels as cvg  # noqa: E402
 from cvg_kernels.capture.layers import attention_layers  # noqa: E402
-from cvg_kernels.guidance import structure_frames, temporal_layers_off  # noqa: E402
+from cvg_kernels.guidance import Together, structure_frames, temporal_layers_off  # noqa: E402
 from cvg_kernels.guidance.gen1 import temporal_modules  # noqa: E402
-from cvg_kernels.guidance.methods import Combination, method_named  # noqa: E402
+from cvg_kernels.guidance.methods import method_named  # noqa: E402
 from tests import offline_pipelines  # noqa: E402
 from tests.offline_pipelines import PROMPT, run, wan  # noqa: E402
 
@@ -307,14 +307,14 @@ def test_beside_vico(name):
     with cvg.Gen1(2.0).attach(pipe):
         alone = run(pipe, options)
     before = leftovers(pipe)
-    still = Combination((cvg.Vico(**vico, step_size=0.0), cvg.Gen1(2.0)))
+    still = Together((cvg.Vico(**vico, step_size=0.0), cvg.Gen1(2.0)))
     with Calls(pipe) as seen, still.attach(pipe) as made:
         assert torch.equal(run(pipe, options), alone)
     assert seen.evaluations == 2 * 3 + 2  # two guided steps of one update
     assert [entry["step"] for entry in made.history] == [0, 1]
     assert leftovers(pipe) == before
 
-    moving = Combination((cvg.Gen1(2.0), cvg.Vico(**vico, step_size=0.05)))
+    moving = Together((cvg.Gen1(2.0), cvg.Vico(**vico, step_size=0.05)))
     with Calls(pipe) as seen, moving.attach(pipe):
         run(pipe, options)
     last = seen.calls[-1]
@@ -330,7 +330,7 @@ def test_beside_vstar(name, first):
     """The image model sees the text without the prompt as it is: texts of frames are for the conditional samples."""
     pipe, options = build(name)
     methods = [cvg.VSTAR(prompts=["a red cat", "a blue dog"]), cvg.Gen1(2.0)]
-    together = Combination(tuple(methods if first == "vstar" else reversed(methods)))
+    together = Together(tuple(methods if first == "vstar" else reversed(methods)))
     before = leftovers(pipe)
     texts = []
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 import cvg_kernels as cvg
-from cvg_kernels.guidance.methods import Combination, method_named
+from cvg_kernels.guidance import Together
+from cvg_kernels.guidance.methods import method_named
 
 
 def test_names():
@@ -26,7 +27,7 @@ def test_options():
 
 def test_combinations():
     made = method_named("vico:step_size=1e+0:until=0.2+gen1:temporal_scale=2", ["cat"])
-    assert made == Combination((cvg.Vico(["cat"], step_size=1.0, until=0.2), cvg.Gen1(2)))
+    assert made == Together((cvg.Vico(["cat"], step_size=1.0, until=0.2), cvg.Gen1(2)))
 
 
 @pytest.mark.parametrize(
