@@ -15,11 +15,13 @@ __version__ = "0.1.0"
 #: Public name → the module that it is loaded from.
 _HOMES = {
     "ArgumentError": "errors",
+    "CVG": "guidance",
     "Backend": "backends",
     "BackendUnavailableError": "errors",
     "CapturedAttention": "ops",
     "CapturedMaps": "ops",
     "CoupledFlow": "ops",
+    "CompositionClassifier": "composition",
     "CvgError": "errors",
     "Gen1": "guidance",
     "MaxFlow": "ops",
@@ -47,12 +49,14 @@ _HOMES = {
 _MODULES = ("capture", "shapes", "viz")
 
 __all__ = [
+    "CVG",
     "VSTAR",
     "ArgumentError",
     "Backend",
     "BackendUnavailableError",
     "CapturedAttention",
     "CapturedMaps",
+    "CompositionClassifier",
     "CoupledFlow",
     "CvgError",
     "Gen1",
@@ -103,8 +107,9 @@ if TYPE_CHECKING:
     from cvg_kernels import shapes, viz
     from cvg_kernels.backends import Backend
     from cvg_kernels.capture import capture, processors, use_processors
+    from cvg_kernels.composition import CompositionClassifier
     from cvg_kernels.errors import ArgumentError, BackendUnavailableError, CvgError
-    from cvg_kernels.guidance import VSTAR, Gen1, TemporalBand, Vico
+    from cvg_kernels.guidance import CVG, VSTAR, Gen1, TemporalBand, Vico
     from cvg_kernels.ops import (
         CapturedAttention,
         CapturedMaps,

@@ -66,7 +66,7 @@ def contact_sheet(rows: Mapping[str, torch.Tensor]) -> Any:
 
 
 def loss_curve(history: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Plots the loss and each word's score over the evaluations of a guided run.
+    """Plots the loss, and the score that a method gives each word, over the evaluations of a guided run.
 
     Args:
         history: of a `Run`.
@@ -77,13 +77,15 @@ def loss_curve(history: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(7, 3.2), layout="constrained")
     axes = figure.subplots()
     axes.plot([float(entry["loss"].mean()) for entry in history], "k-", label="loss")
-    for word in history[0]["peaks"][0] if history else ():
-        axes.plot([float(entry["peaks"][0][word]) for entry in history], label=f"score of {word!r}")
+    scores = [entry["peaks"][0] for entry in history]
+    for word in dict.fromkeys(word for one in scores for word in one):
+        values = [float(one.get(word, np.nan)) for one in scores]
+        axes.plot(values, marker=".", label=f"score of {word!r}")
     steps = [entry["step"] for entry in history]
     first = [at for at, step in enumerate(steps) if at == 0 or step != steps[at - 1]]
     axes.set_xticks(first, [str(steps[at]) for at in first])
     axes.set_xlabel("denoising step")
-    axes.set_ylim(0, 1.02)
+    axes.set_ylim(bottom=0)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     figure.savefig(path, dpi=120)
 
@@ -109,3 +111,115 @@ def save_mp4(frames: torch.Tensor, path: Path, fps: int = 6) -> bool:
         return False
     imageio.imwrite(path, to_uint8(_enlarge(frames)), fps=fps, codec="libx264", macro_block_size=2)
     return True
+
+
+def flow_graph(
+    cross: torch.Tensor,
+    hops: Sequence[torch.Tensor],
+    near: torch.Tensor,
+    path: Path,
+    *,
+    token: str,
+    sink: int,
+) -> None:
+    """Draws the flow graph of a token at one position, with its minimum cut in red.
+
+    Columns are the token, the frames after no hop, one hop, …; the width of an edge is its capacity. An edge is cut where
+    it leads from the token's side (filled nodes) to the other.
+
+    Args:
+        cross: `[F]`, capacities token → frame.
+        hops: `[F, F]` each, row = attending frame, skip connections mixed in.
+        near: bool `[hops + 1, F]`, the nodes on the token's side.
+        path: where the PNG goes.
+        token: its name.
+        sink: the output frame that the flow goes to.
+    """
+    from matplotlib.figure import Figure
+
+    frames, layers = cross.shape[0], len(hops) + 1
+    figure = Figure(figsize=(2.6 * (layers + 1), 0.52 * frames + 0.8), layout="constrained")
+    axes = figure.subplots()
+    height = [(frames - 1) / 2, *range(frames - 1, -1, -1)]  # of the token, then of each frame
+    largest = max(float(cross.max()), *(float(hop.max()) for hop in hops))
+
+    def draw(x: float, tail: float, head: float, capacity: float, cut: bool) -> None:
+        width = 6 * capacity / largest
+        style = {"color": "crimson", "zorder": 2} if cut else {"color": "0.6", "zorder": 1}
+        axes.plot([x, x + 1], [tail, head], linewidth=max(width, 0.15), solid_capstyle="butt", **style)  # fmt: skip
+
+    for f in range(frames):
+        draw(0, height[0], height[f + 1], float(cross[f]), not bool(near[0, f]))
+    for h, hop in enumerate(hops):
+        targets = [sink] if h + 1 == len(hops) else range(frames)
+        for i in targets:
+            for j in range(frames):
+                cut = bool(near[h, j]) and not bool(near[h + 1, i])
+                draw(h + 1, height[j + 1], height[i + 1], float(hop[i, j]), cut)
+    axes.scatter([0], [height[0]], s=260, color="black", zorder=3)
+    axes.annotate(token, (0, height[0]), (0, height[0] + 0.55), ha="center")
+    for h in range(layers):
+        for f in range(frames):
+            if h + 1 == layers and f != sink:
+                continue
+            face = "black" if bool(near[h, f]) else "white"
+            axes.scatter([h + 1], [height[f + 1]], s=90, color=face, edgecolor="black", zorder=3)
+    axes.set_xticks(
+        range(layers + 1),
+        ["token", "cross-attention", *(f"temporal hop {h + 1}" for h in range(len(hops)))],
+    )
+    axes.set_yticks(height[1:], [f"frame {f}" for f in range(frames)])
+    axes.spines[:].set_visible(False)
+    figure.savefig(path, dpi=120)
+
+
+def curve_with_intervals(
+    x: Sequence[float],
+    curves: Mapping[str, Sequence[Mapping[str, Any]]],
+    path: Path,
+    *,
+    label: str,
+    stock: float | None = None,
+) -> None:
+    """Plots rates or means with their 95 % intervals against a setting.
+
+    Args:
+        x: values of the setting.
+        curves: name → entries with `rate` or `mean`, and `ci95`, one for each value.
+        path: where the PNG goes.
+        label: of the setting.
+        stock: the value at which nothing is changed, marked by a line.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 3.4), layout="constrained")
+    axes = figure.subplots()
+    for name, entries in curves.items():
+        middle = [entry["rate"] if "rate" in entry else entry["mean"] for entry in entries]
+        (line,) = axes.plot(x, middle, "o-", label=name)
+        low, high = zip(*(entry["ci95"] for entry in entries), strict=True)
+        axes.fill_between(x, low, high, color=line.get_color(), alpha=0.15)
+    if stock is not None:
+        axes.axvline(stock, color="0.5", linestyle=":")
+    axes.set_xlabel(label)
+    axes.set_ylim(0, 1.02)
+    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    figure.savefig(path, dpi=120)
+
+
+def attention_maps(maps: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Temporal attention maps side by side, each to its own scale.
+
+    Args:
+        maps: label → `[F, F]`, row = attending frame.
+        path: where the PNG goes.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(2.7 * len(maps), 3), layout="constrained")
+    for axes, (label, one) in zip(figure.subplots(1, len(maps), squeeze=False)[0], maps.items(), strict=True):  # fmt: skip
+        axes.imshow(one.cpu().numpy(), cmap="viridis")
+        axes.set_title(label, fontsize=10)
+        axes.set_xlabel("attended frame")
+        axes.set_ylabel("attending frame")
+    figure.savefig(path, dpi=120)

@@ -57,7 +57,7 @@ def test_clips_are_what_the_sheet_shows(tmp_path):
         ([PROMPT, "--words", "dog"], "'dog' is not in the prompt; the words there: a, red, circle"),
         (
             [PROMPT, "--guidance", "magic"],
-            "guidance must be one of none, vico, vstar, gen1, temporal-band, got 'magic'",
+            "guidance must be one of none, vico, cvg, vstar, gen1, temporal-band, got 'magic'",
         ),
         ([PROMPT, "--height", "32"], "--height and --width must be 64 with the shapes pipeline"),
         ([PROMPT, "--steps", "0"], "--steps must be at least 1, got 0"),

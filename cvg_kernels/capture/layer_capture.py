@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -91,6 +91,7 @@ class LayerCapture:
         layers: names of text cross-attention layers.
         temporal_layers: names of temporal attention layers.
         spatial_layers: names of self-attention layers within a frame.
+        head_reduction: of the cross maps: `"mean"`, or `"none"` to keep the heads, `[B, heads, K, F, h, w]`.
         stop_after_last: end the forward once every chosen layer has run.
         backend: of `attention_with_capture`.
 
@@ -107,6 +108,7 @@ class LayerCapture:
         temporal_layers: Sequence[str] = (),
         spatial_layers: Sequence[str] = (),
         *,
+        head_reduction: Literal["mean", "none"] = "mean",
         stop_after_last: bool = True,
         backend: str = "auto",
     ) -> None:
@@ -119,6 +121,7 @@ class LayerCapture:
         self.denoiser = denoiser
         self.model = model_of(denoiser)
         self.token_ids = token_ids
+        self.head_reduction = head_reduction
         self.stop_after_last = stop_after_last
         self.backend = backend
         kinds = {"cross": layers, "temporal": temporal_layers, "self": spatial_layers}
@@ -165,8 +168,8 @@ class LayerCapture:
     def _handler(self, layer: Layer) -> Callable[..., torch.Tensor]:
         def attend(query, key, value, mask, scale):
             out, maps, _ = layer_maps(
-                layer, self.model, self.denoiser, self._latents, self.token_ids, "mean", self.backend,
-                query, key, value, mask, scale,
+                layer, self.model, self.denoiser, self._latents, self.token_ids, self.head_reduction,
+                self.backend, query, key, value, mask, scale,
             )  # fmt: skip
             if self._maps is not None:
                 self._maps[layer.name] = maps

@@ -17,6 +17,7 @@ from cvg_kernels.errors import CvgError
 COMMANDS = {
     "generate": "make a video, with and without guidance, and a report of what changed",
     "shapes": "train or score the built-in world of moving shapes",
+    "cvg": "train the classifier that CVG guides by",
     "bench": "measure the kernels against what people use today",
     "info": "versions, devices, and which backends can run here",
 }

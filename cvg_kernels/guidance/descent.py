@@ -8,60 +8,56 @@ from typing import Any
 
 import torch
 
-from cvg_kernels.capture.layer_capture import LayerCapture
 from cvg_kernels.guidance.attach import Run, Step
 from cvg_kernels.guidance.steps import LatentStepper
 
-#: Maps of the captured layers → losses `[B]` and what else the history should say.
-LossOfMaps = Callable[[dict[str, torch.Tensor]], tuple[torch.Tensor, dict[str, Any]]]
+#: Latents → losses `[B]`, differentiable, and what else the history should say.
+LossAt = Callable[[torch.Tensor], tuple[torch.Tensor, dict[str, Any]]]
 
 
 def descend(
     step: Step,
     run: Run,
-    layers: LayerCapture,
-    loss_of: LossOfMaps,
+    loss_at: LossAt,
     stepper: LatentStepper,
     *,
     iterations: int,
     threshold: float = 0.0,
 ) -> torch.Tensor:
-    """Moves the latents of a step down the gradient of a loss on attention maps; returns them.
+    """Moves the latents of a step down the gradient of a loss; returns them.
 
     Every evaluation is an entry of `run.history`: step, timestep, iteration, loss, gradient_norm, seconds, and what
-    `loss_of` adds. Tensors in it stay on the device until somebody reads them.
+    `loss_at` adds. Tensors in it stay on the device until somebody reads them.
 
     Args:
         step: the denoising step.
         run: whose history is written.
-        layers: the layers to capture, not entered yet.
-        loss_of: the loss.
+        loss_at: the loss; what it captures must be active around this call, for the backward pass too.
         stepper: the rule of the step.
         iterations: evaluations at most.
         threshold: samples whose loss is below are left alone; once all are, the loop ends. 0 never looks, and so never
             waits for the device.
     """
     latents = step.latents
-    with layers:
-        for iteration in range(iterations):
-            began = time.perf_counter()
-            z = latents.detach().requires_grad_()
-            losses, notes = loss_of(layers.run(lambda z=z: step.denoise(z)))
-            (gradient,) = torch.autograd.grad(losses.sum(), z)
-            active = losses.detach() > threshold
-            run.history.append(
-                {
-                    "step": step.index,
-                    "timestep": step.timestep,
-                    "iteration": iteration,
-                    "loss": losses.detach(),
-                    "gradient_norm": gradient.flatten(1).norm(dim=1),
-                    "seconds": time.perf_counter() - began,
-                    **notes,
-                }
-            )
-            if threshold > 0 and not bool(active.any()):  # the one wait for the device
-                break
-            moved = stepper(z.detach(), gradient)
-            latents = torch.where(active.view(-1, 1, 1, 1, 1), moved, z.detach())
+    for iteration in range(iterations):
+        began = time.perf_counter()
+        z = latents.detach().requires_grad_()
+        losses, notes = loss_at(z)
+        (gradient,) = torch.autograd.grad(losses.sum(), z)
+        active = losses.detach() > threshold
+        run.history.append(
+            {
+                "step": step.index,
+                "timestep": step.timestep,
+                "iteration": iteration,
+                "loss": losses.detach(),
+                "gradient_norm": gradient.flatten(1).norm(dim=1),
+                "seconds": time.perf_counter() - began,
+                **notes,
+            }
+        )
+        if threshold > 0 and not bool(active.any()):  # the one wait for the device
+            break
+        moved = stepper(z.detach(), gradient)
+        latents = torch.where(active.view(-1, 1, 1, 1, 1), moved, z.detach())
     return latents

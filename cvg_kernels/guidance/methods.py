@@ -4,56 +4,27 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 from cvg_kernels.capture.tokens import Word
 from cvg_kernels.errors import ArgumentError
-from cvg_kernels.guidance.attach import Run
+from cvg_kernels.guidance.cvg import CVG
 from cvg_kernels.guidance.gen1 import Gen1
 from cvg_kernels.guidance.temporal_band import TemporalBand
+from cvg_kernels.guidance.together import Together
 from cvg_kernels.guidance.vico import Vico
 from cvg_kernels.guidance.vstar import VSTAR
 
 METHODS = {
     "none": None,
     "vico": Vico,
+    "cvg": CVG,
     "vstar": VSTAR,
     "gen1": Gen1,
     "temporal-band": TemporalBand,
 }
-
-
-@dataclass(frozen=True)
-class Combination:
-    """Several methods at once, attached in their order.
-
-    Attributes:
-        methods: what is combined.
-    """
-
-    methods: tuple[Any, ...]
-
-    def attach(self, pipe: Any, prompt: str | list[str] | None = None):
-        """Attaches all of them for the length of a `with` block; its `Run` has their histories when it ends.
-
-        Args:
-            pipe: as for each method.
-            prompt: as for each method.
-        """
-        return self._entered([method.attach(pipe, prompt) for method in self.methods])
-
-    @contextmanager
-    def _entered(self, attachments: list[Any]) -> Iterator[Run]:
-        together = Run()
-        with ExitStack() as stack:
-            runs = [stack.enter_context(attachment) for attachment in attachments]
-            try:
-                yield together
-            finally:
-                together.history += [entry for run in runs for entry in run.history]
 
 
 def method_named(spec: str, words: Sequence[Word] | None = None) -> Any:
@@ -76,7 +47,7 @@ def method_named(spec: str, words: Sequence[Word] | None = None) -> Any:
         return made[0]
     if None in made:
         raise ArgumentError(f"guidance 'none' cannot be combined with others, got {spec!r}")
-    return Combination(tuple(made))
+    return Together(tuple(made))
 
 
 def _one(spec: str, words: Sequence[Word] | None) -> Any:

@@ -71,18 +71,19 @@ class TemporalBand:
         nothing = torch.zeros(
             step.latents.shape[0], 0, dtype=torch.int64, device=step.latents.device
         )
-        return descend(
-            step,
-            run,
-            LayerCapture(step.denoiser, nothing, (), names, backend=self.backend),
-            self._loss,
-            LatentStepper(self.step_rule, self.step_size),
-            iterations=self.iterations,
-        )
+        stepper = LatentStepper(self.step_rule, self.step_size)
+        with LayerCapture(step.denoiser, nothing, (), names, backend=self.backend) as layers:
+            return descend(
+                step,
+                run,
+                lambda z: (self._loss(layers.run(lambda: step.denoise(z))), {}),
+                stepper,
+                iterations=self.iterations,
+            )
 
-    def _loss(self, maps: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, Any]]:
+    def _loss(self, maps: dict[str, torch.Tensor]) -> torch.Tensor:
         each = [
             band_distance(one, self.sigma) if self.loss == "band" else 1 - diagonality(one).mean(1)
             for one in maps.values()
         ]
-        return torch.stack(each).mean(0), {}
+        return torch.stack(each).mean(0)

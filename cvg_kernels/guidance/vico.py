@@ -185,14 +185,13 @@ class Vico:
             backend=self.backend,
         )
 
-        def loss_of(maps: dict[str, torch.Tensor]) -> tuple[torch.Tensor, dict[str, Any]]:
-            peaks = self.scores(maps, groups, tokens)
+        def loss_at(z: torch.Tensor) -> tuple[torch.Tensor, dict[str, Any]]:
+            peaks = self.scores(layers.run(lambda: step.denoise(z)), groups, tokens)
             return fairness_loss(peaks, self.loss), {"peaks": tokens.by_word(peaks.detach())}
 
-        return descend(
-            step, run, layers, loss_of, LatentStepper(self.step_rule, size),
-            iterations=iterations, threshold=threshold,
-        )  # fmt: skip
+        stepper = LatentStepper(self.step_rule, size)
+        with layers:
+            return descend(step, run, loss_at, stepper, iterations=iterations, threshold=threshold)
 
     def scores(
         self, maps: dict[str, torch.Tensor], groups: list[Group], tokens: _Tokens

@@ -1,0 +1,113 @@
+"""`cvg-kernels cvg`: train the composition classifier on the shapes world."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+from cvg_kernels.errors import ArgumentError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `cvg train`."""
+    from cvg_kernels.training.clips import Clips
+    from cvg_kernels.training.train import Recipe
+
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    train = actions.add_parser(
+        "train",
+        help="make features, train, test; made again, goes on",
+        description="Inverts clips of the shapes world and generates others, keeps the attention maps of the first "
+        "steps in OUTPUT/features, and trains the classifier in OUTPUT/classifier on them. Made again, it goes on where "
+        "it stopped. Several processes or devices: accelerate launch -m cvg_kernels cvg train …",
+    )
+    train.add_argument("--output", type=Path, default=Path("cvg-run"), help="the run's folder")
+    train.add_argument("--features", type=Path, help="those of another run; made if not given")
+    train.add_argument("--model", type=Path, help="a pipeline folder; default: shipped")
+    train.add_argument("--clips", type=int, default=Clips.real, help="real clips to invert")
+    train.add_argument("--generated", type=int, default=Clips.generated, help="clips to generate")
+    train.add_argument(
+        "--read-steps", type=int, default=Clips.read_steps, help="denoising steps read"
+    )
+    train.add_argument("--noise", action="store_true", help="noise real clips, do not invert them")
+    train.add_argument("--no-dual", action="store_true", help="train without the wrong prompts")
+    train.add_argument(
+        "--vision-language",
+        help="a local folder or hub id of a CLIP or SigLIP model: the frozen backbone; default: a small 3-D network",
+    )
+    train.add_argument("--steps", type=int, default=Recipe.steps, help="of the optimiser")
+    train.add_argument("--batch", type=int, default=Recipe.batch, help="entities a step")
+    train.add_argument("--seed", type=int, default=Recipe.seed)
+    train.add_argument("--cpu", action="store_true", help="leave a GPU alone")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Trains and prints the test figures."""
+    for name, least in (
+        ("clips", 0),
+        ("generated", 0),
+        ("read_steps", 1),
+        ("steps", 1),
+        ("batch", 1),
+    ):
+        if getattr(options, name) < least:
+            flag = name.replace("_", "-")
+            raise ArgumentError(f"--{flag} must be at least {least}, got {getattr(options, name)}")
+    if options.output.exists() and not options.output.is_dir():
+        raise ArgumentError(f"--output must be a folder, got the file {options.output}")
+
+    from accelerate import Accelerator
+    from rich.progress import Progress
+
+    from cvg_kernels.shapes.pipeline import load_pipeline
+    from cvg_kernels.training.clips import Clips, make_features
+    from cvg_kernels.training.train import Recipe, train_classifier
+
+    accelerator = Accelerator(cpu=options.cpu)
+    clips = Clips(
+        real=options.clips, generated=options.generated, noise=options.noise,
+        read_steps=options.read_steps, seed=options.seed,
+    )  # fmt: skip
+    recipe = Recipe(
+        steps=options.steps, batch=options.batch, dual=not options.no_dual,
+        read_steps=options.read_steps, seed=options.seed,
+    )  # fmt: skip
+    if options.features is None:
+        with Progress(disable=not accelerator.is_main_process) as bar:
+            own = (clips.real + clips.generated) // accelerator.num_processes
+            task = bar.add_task("features", total=own)
+            make_features(
+                options.output / "features",
+                load_pipeline(options.model, accelerator.device),
+                clips,
+                rank=accelerator.process_index,
+                processes=accelerator.num_processes,
+                progress=lambda done: bar.advance(task, done),
+            )
+        accelerator.wait_for_everyone()
+    classifier = train_classifier(
+        options.output, recipe, accelerator, features=options.features,
+        **_backbone(options.vision_language),
+    )  # fmt: skip
+    if accelerator.is_main_process:
+        print(json.dumps(classifier.report, indent=2))
+        print(options.output / "classifier")
+    return 0
+
+
+def _backbone(vision_language: str | None) -> dict[str, Any]:
+    """The arguments of `CompositionClassifier` that choose its backbone."""
+    if vision_language is None:
+        return {}
+    from transformers import AutoModel, AutoTokenizer
+
+    try:
+        model = AutoModel.from_pretrained(vision_language)
+        tokenizer = AutoTokenizer.from_pretrained(vision_language)
+    except (OSError, ValueError) as error:
+        raise ArgumentError(
+            f"--vision-language {vision_language!r} cannot be loaded: {error}"
+        ) from None
+    return {"backbone": {"kind": "vision-language"}, "vision_language": (model, tokenizer)}

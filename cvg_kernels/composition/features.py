@@ -1,0 +1,175 @@
+"""The features of CVG: cross-attention maps of each entity's words, per layer and head, on a common grid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import interpolate
+
+from cvg_kernels.capture.layer_capture import LayerCapture
+from cvg_kernels.capture.layers import Grid, attention_layers
+from cvg_kernels.capture.tokens import Word, token_spans
+from cvg_kernels.errors import ArgumentError
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which maps are features; the same in training and in guidance.
+
+    Attributes:
+        layers: names of text cross-attention layers.
+        heads: number of heads of each layer. Every head is a map of its own.
+        grid: frames, rows and columns that every map is resized to.
+    """
+
+    layers: tuple[str, ...]
+    heads: tuple[int, ...]
+    grid: Grid
+
+    @classmethod
+    def of(
+        cls, denoiser: nn.Module, grid: Grid, layers: Callable[[str], bool] = lambda name: True
+    ) -> Selection:
+        """The text layers of a denoiser.
+
+        Args:
+            denoiser: the network.
+            grid: see `grid`.
+            layers: which of them, by name.
+
+        Raises:
+            ArgumentError: if no layer is left.
+        """
+        chosen = [
+            layer
+            for layer in attention_layers(denoiser)
+            if layer.kind == "cross" and layers(layer.name)
+        ]
+        if not chosen:
+            raise ArgumentError("layers selects no text cross-attention layer of the denoiser")
+        names = tuple(layer.name for layer in chosen)
+        return cls(names, tuple(layer.module.heads for layer in chosen), tuple(grid))
+
+    @property
+    def maps(self) -> int:
+        """M, how many maps an entity has at a step."""
+        return sum(self.heads)
+
+    def places(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Number of the layer and of the head of each map, int64 `[M]` both."""
+        layer = [at for at, heads in enumerate(self.heads) for _ in range(heads)]
+        head = [head for heads in self.heads for head in range(heads)]
+        return torch.tensor(layer), torch.tensor(head)
+
+
+@dataclass(frozen=True)
+class EntityTokens:
+    """The tokens of each prompt's entities, padded to the most that a prompt has.
+
+    Attributes:
+        ids: int64 `[B, K]`, positions of all their tokens.
+        membership: float32 `[B, E, K]`, 1 where a token belongs to an entity.
+        present: bool `[B, E]`, whether the prompt has so many entities.
+    """
+
+    ids: torch.Tensor
+    membership: torch.Tensor
+    present: torch.Tensor
+
+    @classmethod
+    def of(
+        cls, tokenizer: Any, prompts: Sequence[str], phrases: Sequence[Sequence[Word]]
+    ) -> EntityTokens:
+        """Finds the tokens.
+
+        Args:
+            tokenizer: the pipeline's own.
+            prompts: one a sample.
+            phrases: per prompt, the words of each entity.
+
+        Raises:
+            ArgumentError: for words that are not in their prompt.
+        """
+        spans = [
+            token_spans(tokenizer, prompt, each)
+            for prompt, each in zip(prompts, phrases, strict=True)
+        ]
+        entities = max(len(each) for each in spans)
+        tokens = max(sum(len(span.ids) for span in each) for each in spans)
+        ids = torch.zeros(len(spans), tokens, dtype=torch.int64)
+        membership = torch.zeros(len(spans), entities, tokens)
+        present = torch.zeros(len(spans), entities, dtype=torch.bool)
+        for sample, each in enumerate(spans):
+            column = 0
+            for entity, span in enumerate(each):
+                present[sample, entity] = True
+                for at in span.ids:
+                    ids[sample, column] = at
+                    membership[sample, entity, column] = 1
+                    column += 1
+        return cls(ids, membership, present)
+
+
+class FeatureReader:
+    """Reads the features of denoiser calls, attached to the graph; a context manager that spans the backward pass too.
+
+    Args:
+        denoiser: the network.
+        selection: which maps.
+        tokens: of the entities.
+        backend: of `attention_with_capture`.
+
+    Raises:
+        ArgumentError: for a layer that is not there.
+    """
+
+    def __init__(
+        self, denoiser: nn.Module, selection: Selection, tokens: EntityTokens, backend: str = "auto"
+    ) -> None:
+        device = next(denoiser.parameters()).device
+        self.selection = selection
+        self.membership = tokens.membership.to(device)
+        self._capture = LayerCapture(
+            denoiser, tokens.ids.to(device), selection.layers, head_reduction="none", backend=backend
+        )  # fmt: skip
+
+    def __enter__(self) -> FeatureReader:
+        self._capture.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._capture.__exit__(*error)
+
+    def read(self, call: Callable[[], Any]) -> torch.Tensor:
+        """Makes one denoiser call and returns the maps of each entity, float32 `[B, E, M, F, h, w]`.
+
+        An entity's map is the sum over its tokens: the share of attention that goes to it.
+
+        Args:
+            call: calls the denoiser; it ends after the last chosen layer.
+        """
+        captured = self._capture.run(call)
+        maps = []
+        for name in self.selection.layers:
+            entity = torch.einsum("bhkfyx,bek->behfyx", captured[name], self.membership)
+            flat = interpolate(
+                entity.flatten(0, 1), self.selection.grid, mode="trilinear", align_corners=False
+            )
+            maps.append(flat.unflatten(0, entity.shape[:2]))
+        return torch.cat(maps, dim=2)
+
+
+def with_context(maps: torch.Tensor) -> torch.Tensor:
+    """What the classifier is given for each entity: its own maps, and the sum of the others' as context.
+
+    Args:
+        maps: `[B, E, M, F, h, w]`, zeros where a prompt has fewer entities.
+
+    Returns:
+        `[B, E, 2, M, F, h, w]`.
+    """
+    return torch.stack([maps, maps.sum(1, keepdim=True) - maps], dim=2)

@@ -1,0 +1,148 @@
+"""Clips longer than the shapes model was trained on, in which the colour or the direction changes half-way.
+
+The measure of VSTAR's ingredients: does the asked state appear in the asked part of the clip, do neighbouring frames agree,
+and how much does temporal attention lie along the diagonal.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from cvg_kernels.capture import capture
+from cvg_kernels.guidance import VSTAR, diagonality
+from cvg_kernels.shapes.evaluate import mean
+from cvg_kernels.shapes.oracle import frame_consistency, look
+from cvg_kernels.shapes.pipeline import sample
+from cvg_kernels.shapes.world import COLOURS, DIRECTIONS, FRAMES, Thing, random_things
+
+States = tuple[Thing, Thing]
+
+
+def changing_things(count: int, seed: int) -> list[States]:
+    """Pairs of states of one object: every second changes its colour, the others turn round.
+
+    Args:
+        count: how many.
+        seed: of the draw.
+    """
+    rng = np.random.default_rng((seed, 5))
+    pairs = []
+    for number in range(count):
+        (thing,) = random_things(rng, 1, held_out=None)
+        if number % 2 == 0:
+            colour = rng.choice([name for name in COLOURS if name != thing.colour])
+            pairs.append((thing, replace(thing, colour=str(colour))))
+        else:
+            x, y = DIRECTIONS[thing.direction]
+            back = next(name for name, step in DIRECTIONS.items() if step == (-x, -y))
+            pairs.append((thing, replace(thing, direction=back)))
+    return pairs
+
+
+def state_shown(frames: torch.Tensor, states: States) -> float:
+    """Share of the two halves of a clip that show their state: its colour, or where that stays its direction.
+
+    Args:
+        frames: `[F, 3, 64, 64]` in [0, 1].
+        states: of the first and of the second half.
+    """
+    halves = frames.split(-(-len(frames) // 2))
+    turns = states[0].colour == states[1].colour
+    shown = [
+        any(
+            one.colour == state.colour and (not turns or one.direction == state.direction)
+            for one in look(half)
+        )
+        for half, state in zip(halves, states, strict=True)
+    ]
+    return sum(shown) / 2
+
+
+def arms(sigma: Any = 8.0, strength: float = 1.0) -> dict[str, Callable[[States], VSTAR]]:
+    """Each ingredient alone, both, and neither; all with positions squeezed into those that the model knows.
+
+    Args:
+        sigma: of the band, see `VSTAR`.
+        strength: of the band.
+    """
+
+    def texts(states: States) -> list[str]:
+        return [str(state) for state in states]
+
+    band = {"sigma": sigma, "strength": strength}
+    return {
+        "untouched": lambda states: VSTAR(sigma=None, trained_frames=FRAMES),
+        "band": lambda states: VSTAR(**band, trained_frames=FRAMES),
+        "synopsis": lambda states: VSTAR(sigma=None, prompts=texts(states), trained_frames=FRAMES),
+        "both": lambda states: VSTAR(**band, prompts=texts(states), trained_frames=FRAMES),
+    }
+
+
+def evaluate_long(
+    pipe: Any,
+    *,
+    frames: int = 24,
+    prompts: int = 60,
+    seed: int = 0,
+    methods: dict[str, Callable[[States], VSTAR]] | None = None,
+    progress: Callable[[str, int], None] = lambda name, done: None,
+) -> dict[str, Any]:
+    """Scores VSTAR's ingredients on the same prompts and seeds.
+
+    Args:
+        pipe: the shapes pipeline.
+        frames: length of the clips.
+        prompts: how many.
+        seed: of prompts and noise.
+        methods: name → method for given states; `None` takes `arms()`.
+        progress: called with method and number of clips made.
+
+    Returns:
+        frames, prompts, seed, and per method the means, with 95 % intervals, of `state_shown`, `consistency` and
+        `diagonality` (of the conditional branch's temporal maps), and `seconds_per_clip`.
+    """
+    pairs = changing_things(prompts, seed)
+    report: dict[str, Any] = {"frames": frames, "prompts": prompts, "seed": seed, "guidance": {}}
+    for name, method in (methods or arms()).items():
+        scores: dict[str, list[float]] = {"state_shown": [], "consistency": [], "diagonality": []}
+        began = time.perf_counter()
+        for number, states in enumerate(pairs):
+            noise = seed * 1_000_003 + number
+            with method(states).attach(pipe), capture(pipe, temporal=True) as captured:
+                (clip,) = sample(pipe, [str(states[0])], [noise], frames=frames)
+            scores["state_shown"].append(state_shown(clip, states))
+            scores["consistency"].append(frame_consistency(clip))
+            scores["diagonality"].append(_mean_diagonality(captured.records))
+            progress(name, number + 1)
+        seconds = (time.perf_counter() - began) / prompts
+        report["guidance"][name] = {kind: mean(values) for kind, values in scores.items()}
+        report["guidance"][name]["seconds_per_clip"] = seconds
+    return report
+
+
+def _mean_diagonality(records: Sequence[Any]) -> float:
+    each = [diagonality(record.maps).mean() for record in records if record.branch == "cond"]
+    return float(torch.stack(each).mean())
+
+
+def print_long(report: dict[str, Any]) -> None:
+    """Prints the means as a table."""
+    kinds = ("state_shown", "consistency", "diagonality")
+    print(
+        f"{report['prompts']} clips of {report['frames']} frames, seed {report['seed']}; 95 % intervals"
+    )
+    print("  ".join(["method".ljust(10), *(kind.ljust(20) for kind in kinds), "s/clip"]))
+    for name, entry in report["guidance"].items():
+        cells = [
+            f"{entry[kind]['mean']:.3f} [{entry[kind]['ci95'][0]:.2f}, {entry[kind]['ci95'][1]:.2f}]".ljust(
+                20
+            )
+            for kind in kinds
+        ]
+        print("  ".join([name.ljust(10), *cells, f"{entry['seconds_per_clip']:.2f}"]))

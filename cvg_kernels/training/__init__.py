@@ -1,0 +1,1 @@
+"""How the composition classifier is trained: clips, their features on disk, and the training loop."""

@@ -1,0 +1,194 @@
+"""The examples of the shapes world: real clips inverted, and generated clips as the oracle reads them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cvg_kernels.composition.entities import entities_of
+from cvg_kernels.composition.features import Selection
+from cvg_kernels.composition.fingerprint import fingerprint
+from cvg_kernels.shapes.oracle import look
+from cvg_kernels.shapes.pipeline import GUIDANCE_SCALE, STEPS
+from cvg_kernels.shapes.world import (
+    DIRECTIONS,
+    FRAMES,
+    SIZE,
+    Thing,
+    caption,
+    random_scene,
+    random_things,
+    render,
+)
+from cvg_kernels.training.inversion import add_noise, ddim_invert
+from cvg_kernels.training.record import record
+from cvg_kernels.training.store import (
+    GENERATED,
+    RIGHT_PROMPT,
+    WRONG_PROMPT,
+    Examples,
+    shard,
+    write_index,
+    write_shard,
+)
+
+#: Which way an entity moves; or nowhere: the clip does not show it, or shows it without a clear motion. The last is read
+#: off generated clips only, and gives guidance something to lead away from.
+LABELS = (*DIRECTIONS, "nowhere")
+_BATCH = 10
+_ENTITIES = 2  # the most that a clip shows
+
+
+@dataclass(frozen=True)
+class Clips:
+    """Which examples are made, and how.
+
+    Attributes:
+        real: number of clips of the world that are inverted.
+        generated: number of clips that the pipeline makes from random prompts of two things, labelled by what they
+            show. Prompts of one thing nearly always come out right and so teach nothing.
+        dual: invert real clips with a wrong prompt as well (dual inversion).
+        noise: noise real clips instead of inverting them.
+        read_steps: how many of the first denoising steps are read.
+        steps: of the sampler.
+        seed: of everything.
+    """
+
+    real: int = 300
+    generated: int = 1200
+    dual: bool = True
+    noise: bool = False
+    read_steps: int = 8
+    steps: int = STEPS
+    seed: int = 0
+
+
+def make_features(
+    folder: Path, pipe: Any, clips: Clips, *, rank: int = 0, processes: int = 1, progress=None
+) -> None:
+    """Makes this process's share of the features; shards that exist are kept.
+
+    Clip number i depends on the seed and i alone: the first `real` numbers are clips of the world, the others generated.
+
+    Args:
+        folder: where to keep them, as `store` describes.
+        pipe: the shapes pipeline.
+        clips: which.
+        rank: number of this process.
+        processes: how many share the work.
+        progress: called with the number of clips done in a batch.
+
+    Raises:
+        ArgumentError: if the folder holds features made in another way.
+    """
+    size = pipe.unet.config.sample_size
+    selection = Selection.of(pipe.unet, (FRAMES, size, size))
+    pipe.scheduler.set_timesteps(clips.steps)
+    timesteps = [float(at) for at in pipe.scheduler.timesteps[: clips.read_steps]]
+    write_index(
+        folder,
+        {
+            "labels": LABELS,
+            "timesteps": timesteps,
+            "layers": selection.layers,
+            "heads": selection.heads,
+            "grid": selection.grid,
+            "fingerprint": fingerprint(pipe.unet, selection.layers),
+            "recipe": vars(clips),
+        },
+    )
+    batches = [
+        range(first, min(first + _BATCH, end))
+        for begin, end in ((0, clips.real), (clips.real, clips.real + clips.generated))
+        for first in range(begin, end, _BATCH)
+    ]
+    for numbers in batches[rank::processes]:
+        path = shard(folder, numbers[0])
+        if not path.exists():
+            make = _real if numbers[0] < clips.real else _generated
+            write_shard(path, make(pipe, clips, selection, numbers))
+        if progress is not None:
+            progress(len(numbers))
+
+
+def _draw(clips: Clips, numbers: range) -> list[np.random.Generator]:
+    return [np.random.default_rng((clips.seed, 5, number)) for number in numbers]
+
+
+def _real(pipe: Any, clips: Clips, selection: Selection, numbers: range) -> Examples:
+    """Clips of the world: inverted with the right prompt, and with a wrong one, and replayed."""
+    draws = _draw(clips, numbers)
+    scenes = [random_scene(rng) for rng in draws]
+    with torch.no_grad():
+        images = render(scenes).flatten(0, 1) * 2 - 1
+        clean = pipe.vae.encode(images.to(pipe.device)).latent_dist.mean
+    clean = clean.unflatten(0, (len(scenes), -1)).transpose(1, 2) * pipe.vae.config.scaling_factor
+
+    things = [scene.things for scene in scenes]
+    told = [(RIGHT_PROMPT, things)]
+    if clips.dual:
+        told.append((WRONG_PROMPT, [_lie(rng, each) for rng, each in zip(draws, things, strict=True)]))  # fmt: skip
+    parts = []
+    for source, said in told:
+        prompts = [caption(each) for each in said]
+        if clips.noise:
+            generator = torch.Generator().manual_seed(clips.seed * 1_000_003 + numbers[0])
+            noisy = add_noise(pipe, clean, steps=clips.steps, generator=generator)
+        else:
+            noisy = ddim_invert(pipe, clean, prompts, steps=clips.steps)
+        maps, _ = _record(pipe, clips, selection, said, video=False, latents=noisy)
+        parts.append(_examples(maps, things, said, source, numbers))
+    return Examples.join(parts)
+
+
+def _lie(rng: np.random.Generator, things: tuple[Thing, ...]) -> tuple[Thing, ...]:
+    """The same things, each with another direction."""
+    return tuple(
+        replace(thing, direction=str(rng.choice([d for d in DIRECTIONS if d != thing.direction])))
+        for thing in things
+    )
+
+
+def _generated(pipe: Any, clips: Clips, selection: Selection, numbers: range) -> Examples:
+    """Clips that the pipeline makes; what is true of them is what the oracle sees, whatever the prompt said."""
+    said = [random_things(rng, _ENTITIES, distinct_shapes=True) for rng in _draw(clips, numbers)]
+    generators = [
+        torch.Generator().manual_seed(clips.seed * 1_000_003 + number) for number in numbers
+    ]
+    maps, frames = _record(pipe, clips, selection, said, video=True, generator=generators)
+    shown = []
+    for clip, things in zip(frames, said, strict=True):
+        seen = {one.colour: one.direction for one in look(clip)}
+        shown.append(
+            tuple(replace(thing, direction=seen.get(thing.colour) or "nowhere") for thing in things)
+        )
+    return _examples(maps, shown, said, GENERATED, numbers)
+
+
+def _record(pipe, clips: Clips, selection: Selection, said, *, video: bool, **options):
+    prompts = [caption(things) for things in said]
+    phrases = [[entity.phrase for entity in entities_of(prompt, LABELS)] for prompt in prompts]
+    maps, _, frames = record(
+        pipe, prompts, phrases, selection, steps=clips.read_steps, video=video, num_frames=FRAMES,
+        height=SIZE, width=SIZE, num_inference_steps=clips.steps, guidance_scale=GUIDANCE_SCALE, **options,
+    )  # fmt: skip
+    return maps, frames
+
+
+def _examples(maps: torch.Tensor, shown, said, source: int, numbers: range) -> Examples:
+    """Pads the entities and puts labels to numbers."""
+    padded = maps.new_zeros(*maps.shape[:2], _ENTITIES, *maps.shape[3:])
+    padded[:, :, : maps.shape[2]] = maps
+
+    def labels(clips) -> torch.Tensor:
+        rows = [[LABELS.index(thing.direction) for thing in things] for things in clips]
+        return torch.tensor([row + [-1] * (_ENTITIES - len(row)) for row in rows], dtype=torch.int8)
+
+    return Examples(
+        padded.half(), labels(shown), labels(said),
+        torch.full((len(numbers),), source, dtype=torch.uint8), torch.tensor(numbers),
+    )  # fmt: skip

@@ -1,0 +1,89 @@
+"""Makes the pictures of the README that `cvg-kernels generate` does not make: `python docs/pictures.py`.
+
+What needs a model runs the shapes pipeline; curves are drawn from the figures in benchmarks/results.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+
+import cvg_kernels as cvg
+from cvg_kernels import viz
+from cvg_kernels.shapes.pipeline import load_pipeline, sample
+from python_ref.path_flow import residual_hop
+
+DOCS = Path(__file__).parent
+RESULTS = DOCS.parent / "benchmarks" / "results"
+PROMPT = "a red circle moving left and a blue square moving right"
+
+
+def flow_graph() -> None:
+    """A token's graph on a real capture: of those with a cut inside, where exact flow and widest path differ most."""
+    pipe = load_pipeline()
+    with cvg.capture(pipe, words=["circle"], temporal=True, steps=[4]) as captured:
+        sample(pipe, [PROMPT], [0])
+    records = {r.layer: r for r in captured.records if r.branch == "cond" and r.grid[1] == 8}
+    cross = next(r for r in reversed(records.values()) if r.kind == "cross")
+    block, number = cross.layer.split(".attentions.")
+    behind = f"{block}.motion_modules.{number[0]}."
+    temporal = [r.maps for name, r in records.items() if name.startswith(behind)]
+    maps = cross.maps.flatten(3)  # [1, 1, F, L]
+    exact = cvg.subgraph_max_flow(maps, temporal, sink="frame")
+    widest = cvg.path_flow(maps, temporal)
+    inside = exact.cut[0, 0, ..., :-1, :].any((-1, -2)).mT  # [F, L]
+    at = int(((exact.flow - widest)[0, 0] * inside).argmax())
+    frame, place = divmod(at, maps.shape[3])
+    flow, path = exact.flow[0, 0, frame, place], widest[0, 0, frame, place]
+    print(f"flow {flow:.4f}, widest path {path:.4f}, frame {frame}, position {place}")
+    viz.flow_graph(
+        maps[0, 0, :, place],
+        [residual_hop(hop[0, place], "average") for hop in temporal],
+        exact.cut[0, 0, place, frame],
+        DOCS / "flow_graph.png",
+        token="circle",
+        sink=frame,
+    )
+
+
+def gen1_curve() -> None:
+    """Accuracy and consistency against the temporal scale."""
+    guidance = json.loads((RESULTS / "shapes-gen1.json").read_text())["guidance"]
+    by_scale = {1.0: guidance["none"]}
+    for name, entry in guidance.items():
+        if name.startswith("gen1:temporal_scale="):
+            by_scale[float(name.partition("=")[2])] = entry
+    scales = sorted(by_scale)
+    curves = {
+        kind: [by_scale[scale][kind] for scale in scales]
+        for kind in ("present", "bound", "direction", "consistency")
+    }
+    viz.curve_with_intervals(
+        scales, curves, DOCS / "gen1_curve.png", label="temporal_scale", stock=1.0
+    )
+
+
+def vstar_maps() -> None:
+    """Temporal maps of a clip of 24 frames without and with the band, mean over positions, layers and first steps."""
+    pipe = load_pipeline()
+    maps = {}
+    for label, method in (
+        ("untouched", cvg.VSTAR(sigma=None, trained_frames=8)),
+        ("σ = 8", cvg.VSTAR(sigma=8.0, trained_frames=8)),
+        ("σ = 1", cvg.VSTAR(sigma=1.0, trained_frames=8)),
+    ):
+        with method.attach(pipe), cvg.capture(pipe, temporal=True, steps=range(5)) as captured:
+            sample(pipe, ["a red circle moving left"], [0], frames=24)
+        each = [r.maps[0].mean(0) for r in captured.records if r.branch == "cond"]
+        maps[label] = torch.stack(each).mean(0)
+    viz.attention_maps(maps, DOCS / "vstar_maps.png")
+
+
+if __name__ == "__main__":
+    for draw in (flow_graph, gen1_curve, vstar_maps):
+        try:
+            draw()
+        except FileNotFoundError as error:
+            print(f"{draw.__name__}: {error}")

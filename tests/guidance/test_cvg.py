@@ -1,0 +1,208 @@
+"""CVG on three pipelines: right in its gradient, a step down the loss, clear in its errors."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers")
+pytest.importorskip("transformers")
+
+import cvg_kernels as cvg  # noqa: E402
+from cvg_kernels.composition import EntityTokens, FeatureReader  # noqa: E402
+from cvg_kernels.guidance import Attachment, Together  # noqa: E402
+from tests.composition.tiny import tiny_classifier  # noqa: E402
+from tests.offline_pipelines import BUILDERS, PROMPT, animatediff, run  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+NAMES = list(BUILDERS)
+
+
+def guide(pipe, **options) -> cvg.CVG:
+    """CVG in two of the three steps, with a classifier that reads their noise."""
+    pipe.scheduler.set_timesteps(3)
+    times = [float(at) for at in pipe.scheduler.timesteps[:2]]
+    given = {"label": ["left", "up"], "step_size": 0.01, "iterations": 1, **options}
+    return cvg.CVG(tiny_classifier(pipe, times), **given)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step_of_zero_changes_nothing(name):
+    pipe, options = BUILDERS[name]()
+    stock = run(pipe, options)
+    with guide(pipe, step_size=0.0).attach(pipe) as made:
+        guided = run(pipe, options)
+    assert torch.equal(guided, stock)
+    assert [entry["step"] for entry in made.history] == [0, 1]
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("normalize", [True, False])
+def test_the_loss_falls(name, normalize):
+    pipe, options = BUILDERS[name]()
+    size = 0.02 if normalize else 1.0
+    with guide(pipe, iterations=5, step_size=size, normalize=normalize).attach(pipe) as made:
+        run(pipe, options)
+    first = [float(entry["loss"]) for entry in made.history if entry["step"] == 0]
+    assert len(first) == 5 and first[-1] < first[0]
+    assert made.history[0]["probabilities"].shape == (1, 2, 3)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_gradient_is_that_of_finite_differences(name):
+    """Through the whole of it: denoiser, attention with capture, aggregator, backbone, cross-entropy."""
+    pipe, options = BUILDERS[name]()
+    method = guide(pipe)
+    pairs = []
+
+    class Probe:
+        def move(self, step, made):
+            if step.index == 2:
+                return
+            entities = [method.entities(prompt) for prompt in step.prompts]
+            phrases = [[entity.phrase for entity in each] for each in entities]
+            tokens = EntityTokens.of(step.pipe.tokenizer, step.prompts, phrases)
+
+            def loss(z):
+                maps = reader.read(lambda: step.denoise(z))
+                return method.losses(maps, entities, step.timestep)[0].sum()
+
+            with FeatureReader(step.denoiser, method.reader.selection, tokens) as reader:
+                z = step.latents.clone().requires_grad_()
+                (gradient,) = torch.autograd.grad(loss(z), z)
+                direction = gradient / gradient.norm()
+                width = 0.02
+                with torch.no_grad():
+                    ahead = loss(step.latents + width * direction)
+                    behind = loss(step.latents - width * direction)
+            pairs.append((gradient.norm().item(), ((ahead - behind) / (2 * width)).item()))
+
+    with Attachment(Probe(), pipe):
+        run(pipe, options)
+    assert len(pairs) == 2
+    for exact, numeric in pairs:
+        assert exact == pytest.approx(numeric, rel=0.05)
+
+
+def test_plain_descent():
+    """Without normalisation the step is η times the gradient of the loss."""
+    pipe, options = animatediff()
+    moved = []
+
+    class Look:
+        def move(self, step, made):
+            if step.index == 0:
+                for size in (1.0, 2.0):
+                    method = guide(pipe, step_size=size, normalize=False)
+                    moved.append(method.move(step, made) - step.latents)
+
+    with Attachment(Look(), pipe):
+        run(pipe, options)
+    torch.testing.assert_close(moved[1], 2 * moved[0], rtol=1e-3, atol=1e-6)
+
+
+def test_samples_do_not_see_each_other():
+    pipe, options = animatediff()
+    noise = torch.randn(2, 4, 4, 5, 7)
+    prompts = [PROMPT, "a dog and a red cat"]
+    method = guide(pipe, iterations=2)
+
+    def losses(prompt, latents):
+        with method.attach(pipe) as made:
+            run(pipe, options, prompt, latents=latents)
+        return torch.stack([entry["loss"] for entry in made.history])
+
+    together = losses(prompts, noise)
+    for sample in range(2):
+        alone = losses(prompts[sample], noise[sample : sample + 1])
+        torch.testing.assert_close(together[:, sample], alone[:, 0], rtol=1e-3, atol=1e-5)
+
+
+def test_the_parameters_take_no_part():
+    pipe, options = animatediff()
+    method = guide(pipe)
+    with method.attach(pipe):
+        run(pipe, options)
+    parameters = [*method.reader.parameters(), *pipe.unet.parameters()]
+    assert all(p.requires_grad and p.grad is None for p in parameters)
+    assert not method.reader.training
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_low_precision_model(dtype):
+    pipe, options = animatediff()
+    method = guide(pipe)
+    pipe.to(dtype=dtype)
+    with method.attach(pipe) as made:
+        frames = run(pipe, options)
+    assert torch.isfinite(frames).all() and made.history[0]["gradient_norm"] > 0
+
+
+@pytest.mark.parametrize(
+    ("label", "prompt", "expected"),
+    [
+        ("up", "a red cat", ["up"]),
+        (None, "a red cat moving left and a blue dog", ["left", None]),
+        ({"blue dog": "up"}, "a red cat moving left and a blue dog", ["left", "up"]),
+        (["right", None], PROMPT, ["right", None]),
+    ],
+)
+def test_labels(label, prompt, expected):
+    pipe, _ = animatediff()
+    found = guide(pipe, label=label).entities(prompt)
+    assert [entity.label for entity in found] == expected
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (None, "label must be given: the prompt 'a red cat and a blue dog' says none of left"),
+        ("left", "label must have one entry per entity"),
+        (["left", "sideways"], "label must be one of left, right, up, got 'sideways'"),
+        ({"bird": "left"}, "label must name entities of the prompt"),
+    ],
+)
+def test_labels_that_do_not_fit(label, message):
+    pipe, options = animatediff()
+    with pytest.raises(cvg.ArgumentError, match=message), guide(pipe, label=label).attach(pipe):
+        run(pipe, options)
+
+
+@pytest.mark.parametrize("name", ["steps", "iterations", "step_size"])
+def test_numbers_are_checked(name):
+    with pytest.raises(cvg.ArgumentError, match=f"{name} must not be negative"):
+        cvg.CVG(**{name: -1})
+
+
+def test_steps_of_other_noise_are_left_alone():
+    pipe, options = animatediff()
+    pipe.scheduler.set_timesteps(3)
+    first, *others = [float(at) for at in pipe.scheduler.timesteps]
+    method = cvg.CVG(tiny_classifier(pipe, [first, first - 10]), ["left", "up"], steps=3)
+    with method.attach(pipe) as made:
+        run(pipe, options)
+    assert {entry["step"] for entry in made.history} == {0}
+    method = cvg.CVG(tiny_classifier(pipe, others), ["left", "up"])
+    with pytest.raises(cvg.ArgumentError, match="classifier must be one for"), method.attach(pipe):
+        run(pipe, options)
+
+
+def test_another_pipeline_is_refused():
+    pipe, _ = animatediff()
+    with pytest.raises(cvg.ArgumentError, match="classifier does not fit the pipeline"):
+        guide(pipe).attach(BUILDERS["modelscope"]()[0])
+
+
+def test_together_with_vico():
+    pipe, options = animatediff()
+    method = guide(pipe)
+    vico = cvg.Vico(words=["cat", "dog"], until=0.5, iterations=1)
+    frames = {}
+    for name, one in (("cvg", method), ("both", Together((method, vico)))):
+        with one.attach(pipe) as made:
+            frames[name] = run(pipe, options)
+    kinds = ["cvg" if "probabilities" in entry else "vico" for entry in made.history]
+    assert kinds == ["cvg", "vico"] * 2
+    assert not torch.equal(frames["cvg"], frames["both"])
+    with pytest.raises(cvg.ArgumentError, match="methods must hold at least one"):
+        Together(())
