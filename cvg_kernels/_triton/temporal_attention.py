@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import triton
@@ -102,7 +102,8 @@ def backward_launch(
     needed = {"query": need_query, "key": need_key, "value": need_value}
     grads = {name: dense_like(arguments[name]) if need else None for name, need in needed.items()}
     programs, sums = arguments["tiles"] * arguments["heads"], None
-    if need_added:
+    if need_added:  # its sums take registers too: more warps share them
+        tile = replace(tile, warps=8)
         programs = min(programs, _SUMMING_PROGRAMS)
         sums = query.new_empty((programs, tile.rows, tile.rows), dtype=torch.float32)
     arguments |= {

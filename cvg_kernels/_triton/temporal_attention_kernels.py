@@ -35,7 +35,8 @@ def load_tile(
 ):  # fmt: skip
     """The rows of a tile, [ROWS, DIM_PAD], of one head of a strided [B, P, H, F, DIM] tensor; zero outside."""
     dims = tl.arange(0, DIM_PAD)
-    rows = b * stride_b + p * stride_p + h * stride_h + frame.to(tl.int64) * stride_f
+    rows = b * stride_b + p * stride_p + tl.cast(h, tl.int64) * stride_h
+    rows += frame.to(tl.int64) * stride_f
     mask = inside[:, None] & (dims[None, :] < DIM)
     return tl.load(base + rows[:, None] + dims[None, :] * stride_d, mask=mask, other=0.0)
 
@@ -47,7 +48,8 @@ def store_tile(
 ):  # fmt: skip
     """The inverse of load_tile, in the dtype of the tensor, whose last axis is contiguous."""
     dims = tl.arange(0, DIM_PAD)
-    rows = b * stride_b + p * stride_p + h * stride_h + frame.to(tl.int64) * stride_f
+    rows = b * stride_b + p * stride_p + tl.cast(h, tl.int64) * stride_h
+    rows += frame.to(tl.int64) * stride_f
     mask = inside[:, None] & (dims[None, :] < DIM)
     tl.store(base + rows[:, None] + dims[None, :], tile.to(base.dtype.element_ty), mask=mask)
 
