@@ -1,4 +1,4 @@
-"""`cvg-kernels shapes`: train the shapes pipeline, or score it with and without guidance."""
+"""`cvg-kernels shapes`: train the shapes pipeline, or score it with and without guidance, on clips short or long."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cvg_kernels.errors import ArgumentError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `shapes train` and `shapes eval`."""
+    """The options of `shapes train`, `shapes eval` and `shapes long`."""
     from cvg_kernels.shapes.train import Recipe
 
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
@@ -28,13 +28,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="methods, separated by commas, each as for generate: none,gen1:temporal_scale=2,vico+gen1",
     )
     score.add_argument("--prompts", type=int, default=200)
-    score.add_argument("--seed", type=int, default=0)
     score.add_argument("--steps", type=int, default=None, help="denoising steps")
-    score.add_argument(
-        "--model", type=Path, default=None, help="a pipeline folder; default: shipped"
-    )
-    score.add_argument("--device", default="cpu")
-    score.add_argument("--json", type=Path, default=None, help="also write the report here")
+
+    longer = actions.add_parser("long", help="score VSTAR's ingredients on long clips that change")
+    longer.add_argument("--prompts", type=int, default=60)
+    longer.add_argument("--frames", type=int, default=24, help="length of the clips")
+    longer.add_argument("--sigma", type=float, default=16.0, help="width of the band, in frames")
+    longer.add_argument("--strength", type=float, default=1.0, help="of the band")
+
+    for scored in (score, longer):
+        scored.add_argument("--seed", type=int, default=0)
+        scored.add_argument("--model", type=Path, help="a pipeline folder; default: shipped")
+        scored.add_argument("--device", default="cpu")
+        scored.add_argument("--json", type=Path, help="also write the report here")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -46,7 +52,13 @@ def run(options: argparse.Namespace) -> int:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ArgumentError(f"--device {options.device} cannot be used: {error}") from None
-    return _train(options, device) if options.action == "train" else _score(options, device)
+    if options.action == "train":
+        return _train(options, device)
+    if options.prompts < 2:
+        raise ArgumentError(f"--prompts must be at least 2, got {options.prompts}")
+    if options.json is not None and not options.json.resolve().parent.is_dir():
+        raise ArgumentError(f"--json must lie in a folder that exists, got {options.json}")
+    return _score(options, device) if options.action == "eval" else _score_long(options, device)
 
 
 def _train(options: argparse.Namespace, device) -> int:
@@ -65,10 +77,6 @@ def _score(options: argparse.Namespace, device) -> int:
     from cvg_kernels.shapes.evaluate import evaluate, print_report
     from cvg_kernels.shapes.pipeline import STEPS, load_pipeline
 
-    if options.prompts < 2:
-        raise ArgumentError(f"--prompts must be at least 2, got {options.prompts}")
-    if options.json is not None and not options.json.resolve().parent.is_dir():
-        raise ArgumentError(f"--json must lie in a folder that exists, got {options.json}")
     methods = {name: method_named(name) for name in options.guidance.split(",")}
     pipe = load_pipeline(options.model, device)
     with Progress(transient=True) as bar:
@@ -85,4 +93,30 @@ def _score(options: argparse.Namespace, device) -> int:
     if options.json is not None:
         options.json.write_text(json.dumps(report, indent=2) + "\n")
     print_report(report)
+    return 0
+
+
+def _score_long(options: argparse.Namespace, device) -> int:
+    from rich.progress import Progress
+
+    from cvg_kernels.shapes.long_clips import arms, evaluate_long, print_long
+    from cvg_kernels.shapes.pipeline import load_pipeline
+
+    if options.frames < 2:
+        raise ArgumentError(f"--frames must be at least 2, got {options.frames}")
+    methods = arms(options.sigma, options.strength)
+    pipe = load_pipeline(options.model, device)
+    with Progress(transient=True) as bar:
+        tasks = {name: bar.add_task(name, total=options.prompts) for name in methods}
+        report = evaluate_long(
+            pipe,
+            frames=options.frames,
+            prompts=options.prompts,
+            seed=options.seed,
+            methods=methods,
+            progress=lambda name, done: bar.update(tasks[name], completed=done),
+        )
+    if options.json is not None:
+        options.json.write_text(json.dumps(report, indent=2) + "\n")
+    print_long(report)
     return 0

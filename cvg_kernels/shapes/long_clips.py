@@ -16,7 +16,7 @@ import torch
 
 from cvg_kernels.capture import capture
 from cvg_kernels.guidance import VSTAR, diagonality
-from cvg_kernels.shapes.evaluate import mean
+from cvg_kernels.shapes.evaluate import mean, paired_difference
 from cvg_kernels.shapes.oracle import frame_consistency, look
 from cvg_kernels.shapes.pipeline import sample
 from cvg_kernels.shapes.world import COLOURS, DIRECTIONS, FRAMES, Thing, random_things
@@ -64,7 +64,7 @@ def state_shown(frames: torch.Tensor, states: States) -> float:
     return sum(shown) / 2
 
 
-def arms(sigma: Any = 8.0, strength: float = 1.0) -> dict[str, Callable[[States], VSTAR]]:
+def arms(sigma: Any = 16.0, strength: float = 1.0) -> dict[str, Callable[[States], VSTAR]]:
     """Each ingredient alone, both, and neither; all with positions squeezed into those that the model knows.
 
     Args:
@@ -105,10 +105,12 @@ def evaluate_long(
 
     Returns:
         frames, prompts, seed, and per method the means, with 95 % intervals, of `state_shown`, `consistency` and
-        `diagonality` (of the conditional branch's temporal maps), and `seconds_per_clip`.
+        `diagonality` (of the conditional branch's temporal maps), `seconds_per_clip`, and (from the second method on) the
+        paired differences to the first.
     """
     pairs = changing_things(prompts, seed)
     report: dict[str, Any] = {"frames": frames, "prompts": prompts, "seed": seed, "guidance": {}}
+    first: dict[str, list[float]] | None = None
     for name, method in (methods or arms()).items():
         scores: dict[str, list[float]] = {"state_shown": [], "consistency": [], "diagonality": []}
         began = time.perf_counter()
@@ -121,8 +123,15 @@ def evaluate_long(
             scores["diagonality"].append(_mean_diagonality(captured.records))
             progress(name, number + 1)
         seconds = (time.perf_counter() - began) / prompts
-        report["guidance"][name] = {kind: mean(values) for kind, values in scores.items()}
-        report["guidance"][name]["seconds_per_clip"] = seconds
+        entry: dict[str, Any] = {kind: mean(values) for kind, values in scores.items()}
+        entry["seconds_per_clip"] = seconds
+        if first is None:
+            first = scores
+        else:
+            entry["against_first"] = {
+                kind: paired_difference(first[kind], values) for kind, values in scores.items()
+            }
+        report["guidance"][name] = entry
     return report
 
 
