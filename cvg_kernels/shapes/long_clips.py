@@ -16,7 +16,7 @@ import torch
 
 from cvg_kernels.capture import capture
 from cvg_kernels.guidance import VSTAR, diagonality
-from cvg_kernels.shapes.evaluate import mean
+from cvg_kernels.shapes.intervals import mean
 from cvg_kernels.shapes.oracle import frame_consistency, look
 from cvg_kernels.shapes.pipeline import sample
 from cvg_kernels.shapes.world import COLOURS, DIRECTIONS, FRAMES, Thing, random_things
