@@ -38,6 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     along.add_argument("--option", required=True, help="a number of the method: step_size")
     along.add_argument("--values", required=True, help="separated by commas: 0,0.01,0.05")
     _add_scoring(along)
+    along.set_defaults(prompts=60, seed=21)  # not eval's: what is chosen here is reported there
 
 
 def _add_scoring(score: argparse.ArgumentParser) -> None:
