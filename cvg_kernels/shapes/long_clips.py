@@ -16,7 +16,7 @@ import torch
 
 from cvg_kernels.capture import capture
 from cvg_kernels.guidance import VSTAR, diagonality
-from cvg_kernels.shapes.evaluate import mean, paired_difference
+from cvg_kernels.shapes.intervals import mean, paired_difference
 from cvg_kernels.shapes.oracle import frame_consistency, look
 from cvg_kernels.shapes.pipeline import sample
 from cvg_kernels.shapes.world import COLOURS, DIRECTIONS, FRAMES, Thing, random_things
@@ -92,6 +92,7 @@ def evaluate_long(
     seed: int = 0,
     methods: dict[str, Callable[[States], VSTAR]] | None = None,
     progress: Callable[[str, int], None] = lambda name, done: None,
+    **options: Any,
 ) -> dict[str, Any]:
     """Scores VSTAR's ingredients on the same prompts and seeds.
 
@@ -102,6 +103,7 @@ def evaluate_long(
         seed: of prompts and noise.
         methods: name → method for given states; `None` takes `arms()`.
         progress: called with method and number of clips made.
+        **options: of `pipeline.sample`.
 
     Returns:
         frames, prompts, seed, and per method the means, with 95 % intervals, of `state_shown`, `consistency` and
@@ -117,7 +119,7 @@ def evaluate_long(
         for number, states in enumerate(pairs):
             noise = seed * 1_000_003 + number
             with method(states).attach(pipe), capture(pipe, temporal=True) as captured:
-                (clip,) = sample(pipe, [str(states[0])], [noise], frames=frames)
+                (clip,) = sample(pipe, [str(states[0])], [noise], frames=frames, **options)
             scores["state_shown"].append(state_shown(clip, states))
             scores["consistency"].append(frame_consistency(clip))
             scores["diagonality"].append(_mean_diagonality(captured.records))
