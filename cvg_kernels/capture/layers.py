@@ -51,7 +51,7 @@ class Model:
     frame_positions: str | None = None
 
 
-def _unet_grid(latents: tuple[int, ...], tokens: int, denoiser: Any) -> Grid:
+def unet_grid(latents: tuple[int, ...], tokens: int, denoiser: Any) -> Grid:
     """A UNet halves rows and columns, rounding up, until they hold as many tokens as the layer has."""
     frames, rows, columns = latents[2:]
     while rows * columns > tokens:
@@ -77,8 +77,8 @@ def _frame_patch_grid(latents: tuple[int, ...], tokens: int, denoiser: Any) -> G
 
 
 MODELS: dict[str, Model] = {
-    "UNetMotionModel": Model("sample", _unet_grid, True, True, text_per_frame=True),
-    "UNet3DConditionModel": Model("sample", _unet_grid, True, True),
+    "UNetMotionModel": Model("sample", unet_grid, True, True, text_per_frame=True),
+    "UNet3DConditionModel": Model("sample", unet_grid, True, True),
     "WanTransformer3DModel": Model("hidden_states", _patch_grid, False, False),
     "LatteTransformer3DModel": Model(
         "hidden_states",
