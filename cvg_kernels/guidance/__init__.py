@@ -7,7 +7,6 @@ from cvg_kernels.guidance.losses import band_distance, diagonality, fairness_los
 from cvg_kernels.guidance.temporal_band import TemporalBand
 from cvg_kernels.guidance.together import Together
 from cvg_kernels.guidance.vico import Vico
-from cvg_kernels.guidance.videocrafter import TemporalRecord, VideoCrafterTemporal
 from cvg_kernels.guidance.vstar import VSTAR
 
 __all__ = [
@@ -19,10 +18,8 @@ __all__ = [
     "Run",
     "Step",
     "TemporalBand",
-    "TemporalRecord",
     "Together",
     "Vico",
-    "VideoCrafterTemporal",
     "band_distance",
     "diagonality",
     "fairness_loss",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from cvg_kernels.capture.processors import InterceptingProcessor, installed, ref
 from cvg_kernels.capture.prompts import PromptWatch
 from cvg_kernels.capture.temporal import temporal_layer
 from cvg_kernels.errors import ArgumentError
+from cvg_kernels.guidance import videocrafter
 from cvg_kernels.guidance.attach import Run
 from cvg_kernels.guidance.synopsis import (
     Writer,
@@ -125,6 +126,33 @@ class VSTAR:
             ArgumentError: for a pipeline without temporal attention.
         """
         return Nursing(self, pipe, prompt)
+
+    def attach_videocrafter(
+        self, unet: nn.Module, *, train_steps: int = 1000
+    ) -> AbstractContextManager[None]:
+        """Puts the band on the UNet of VideoCrafter's own code (lvdm); a context manager.
+
+            unet = model.model.diffusion_model
+            with cvg.VSTAR(sigma={64: 1.0, 32: 8.0}).attach_videocrafter(unet):
+                samples, _ = DDIMSampler(model).sample(S=25, …)
+
+        Its samplers are not watched, so `until` is here a share of the timesteps that the network was trained on: the
+        same steps for a sampler that goes down them evenly, as VideoCrafter's does.
+
+        Args:
+            unet: a module with `TemporalTransformer`s, called as `unet(latents [B, C, F, H, W], timesteps, …)`.
+            train_steps: how many timesteps the network was trained on.
+
+        Raises:
+            ArgumentError: for a network without such temporal attention or with relative positions in it, a compiled
+                one, or settings beyond the band (prompts, trained_frames).
+        """
+        if self.prompts is not None or self.trained_frames is not None:
+            raise ArgumentError(
+                "prompts and trained_frames need a diffusers pipeline; on VideoCrafter's UNet they must be None, got "
+                f"{self.prompts!r} and {self.trained_frames!r}"
+            )
+        return videocrafter.regularised(unet, self.band, self.until, train_steps, self.backend)
 
 
 def frame_positions(denoiser: nn.Module) -> list[nn.Module]:

@@ -8,7 +8,6 @@ from cvg_kernels.ops.attention import (
     capture_maps,
 )
 from cvg_kernels.ops.coupled_flow import CoupledFlow, coupled_max_flow
-from cvg_kernels.ops.frame_layout import frame_images, frame_sequences
 from cvg_kernels.ops.guidance_mix import guidance_mix
 from cvg_kernels.ops.max_flow import MaxFlow, SubgraphFlow, max_flow, subgraph_max_flow
 from cvg_kernels.ops.min_max_matmul import min_max_matmul
@@ -28,8 +27,6 @@ __all__ = [
     "capture_maps",
     "coupled_max_flow",
     "depth_structure",
-    "frame_images",
-    "frame_sequences",
     "guidance_mix",
     "max_flow",
     "min_max_matmul",
