@@ -214,7 +214,7 @@ class Nursing:
                     if name is not None:
                         table = getattr(denoiser, name)
                         self._tables[denoiser] = table
-                        stack.callback(setattr, denoiser, name, table)
+                        stack.callback(self._set_table, denoiser, name, table)
             processors = {}
             for denoiser, layer in self._layers:
                 if layer.kind == "temporal" and _INPUT_LAYER not in layer.name:
@@ -248,7 +248,12 @@ class Nursing:
             table = self._tables[denoiser][:, : min(known, frames)]
             if frames > known:
                 table = interpolate_states(table[0, :, None], frames).transpose(0, 1)
-            setattr(denoiser, model.frame_positions, table)
+            self._set_table(denoiser, model.frame_positions, table)
+
+    @staticmethod
+    def _set_table(denoiser: nn.Module, name: str, table: torch.Tensor) -> None:
+        """In the dtype and on the device of the present one: the pipeline may have been moved meanwhile."""
+        setattr(denoiser, name, table.to(getattr(denoiser, name)))
 
     def _end_call(self, *call: Any) -> None:
         self._last = self._calls.pop()
