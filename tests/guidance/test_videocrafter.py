@@ -66,6 +66,7 @@ def test_every_layer_computes_the_definition(temporal_context, backend, inputs):
     unet = UNetModel(temporal_context=temporal_context).eval()
     seen = {}
     for name, attention in attentions(unet).items():
+        attention.scale *= 1.3  # not torch's default
         attention.register_forward_hook(
             lambda module, args, kwargs, out, name=name: seen.update({name: (args, kwargs, out)}),
             with_kwargs=True,
@@ -93,6 +94,11 @@ def test_first_steps_have_the_band_and_the_others_are_stock(unet, inputs):
                 torch.equal(call(unet, inputs, t), s) for t, s in zip(STEPS, stock, strict=True)
             ]
             assert same == [False] * 14 + [True] * 11
+    released = []
+    for sigma in ("auto", {8: 1.0, 4: 8.0}):
+        with cvg.VSTAR(sigma=sigma).attach_videocrafter(unet):
+            released.append(call(unet, inputs))
+    assert torch.equal(*released) and not torch.equal(released[0], stock[0])
     with cvg.VSTAR(sigma=None).attach_videocrafter(unet):
         assert torch.equal(call(unet, inputs), stock[0])
     with cvg.VSTAR(sigma={16: 1.0}).attach_videocrafter(unet):  # a width that no layer has
@@ -121,7 +127,7 @@ def test_everything_is_put_back(unet, inputs):
         assert calls == [(2 * 6 * 8, 5, 8)]
         1 / 0  # noqa: B018
     for name, module in unet.named_modules():
-        assert vars(module) == before[name]
+        assert vars(module) == before[name] and not module._forward_pre_hooks
     assert torch.equal(call(unet, inputs), stock)
 
 

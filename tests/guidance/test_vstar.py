@@ -176,6 +176,11 @@ def test_latte_makes_clips_of_other_lengths():
         assert used.shape[1] == frames
         torch.testing.assert_close(used[:, -1], table[:, 1 if frames == 2 else 3])
         torch.testing.assert_close(used[:, 0], table[:, 0])
+    with cvg.VSTAR(sigma=None, trained_frames=4).attach(pipe):
+        run(pipe, {**options, "video_length": 7})
+        pipe.to(torch.float64)
+        assert run(pipe, {**options, "video_length": 7}).shape[1] == 7
+    assert torch.equal(pipe.transformer.temp_pos_embed, table.double())
 
 
 def test_guidance_sees_the_regularised_maps():
