@@ -75,17 +75,22 @@ def regularised(
 def _regularised(
     unet: nn.Module, attentions: list[nn.Module], band: Band, lowest: float, backend: str
 ) -> Iterator[None]:
-    latents: tuple[int, ...] | None = None  # [B, C, F, H, W] of a call that is regularised
+    # Of the last call, also when it is over: gradient checkpointing runs its layers once more.
+    latents: tuple[int, ...] | None = None  # [B, C, F, H, W]
+    early = False
 
     def begin_call(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        # Not undone after the call: gradient checkpointing runs its layers once more.
-        nonlocal latents
+        nonlocal latents, early
+        latents = tuple((args[0] if args else kwargs["x"]).shape)
         timesteps = args[1] if len(args) > 1 else kwargs["timesteps"]
-        regularise = float(torch.as_tensor(timesteps).flatten()[0]) >= lowest
-        latents = tuple((args[0] if args else kwargs["x"]).shape) if regularise else None
+        early = float(torch.as_tensor(timesteps).flatten()[0]) >= lowest
 
     def options(positions: int) -> dict[str, Any]:
         if latents is None:
+            raise ArgumentError(
+                f"unet must be the module that the sampler calls, got {type(unet).__name__}, which is not called itself"
+            )
+        if not early:
             return {}
         columns = unet_grid(latents, positions // latents[0], unet)[2]
         return band(columns, latents[-1])

@@ -169,6 +169,12 @@ def test_errors_name_the_argument(unet, inputs):
         cvg.VSTAR(prompts=["a", "b"]).attach_videocrafter(unet)
     with pytest.raises(cvg.ArgumentError, match="compiled"):
         BAND.attach_videocrafter(torch.compile(unet))
+    model = torch.nn.ModuleDict({"diffusion_model": unet})
+    with (
+        pytest.raises(cvg.ArgumentError, match="the module that the sampler calls, got ModuleDict"),
+        BAND.attach_videocrafter(model),
+    ):
+        call(unet, inputs)
     temporal = unet.output_blocks[0][2]
     temporal.causal_attention = True
     with (

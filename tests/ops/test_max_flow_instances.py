@@ -1,8 +1,8 @@
 """The graphs on which networkx and scipy test their own maximum flows: value and cut, by each of our three forms.
 
-Graphs and values are those of `networkx/algorithms/flow/tests/test_maxflow.py` and `test_gomory_hu.py` (3.6) and of
-`scipy/sparse/csgraph/tests/test_flow.py` (1.17); the nodes on the source's side are what a search of the residual network
-of networkx's Edmonds–Karp reaches.
+The graphs are those of `networkx/algorithms/flow/tests/test_maxflow.py` and `test_gomory_hu.py` (3.6) and of
+`scipy/sparse/csgraph/tests/test_flow.py` (1.17), and so are the values where those files state them. The others, and the
+nodes on the source's side of the cuts, come from networkx's Edmonds–Karp and a search of its residual network.
 """
 
 from __future__ import annotations
