@@ -45,7 +45,7 @@ void bind_frame_band_attention(py::module_& m) {
           py::gil_scoped_release release;
           kernels.forward(
               args,
-              {tensor(out), {pointer<void>(lse), pointer<void>(highest), pointer<int32_t>(place)}});
+              {target(out), {pointer<void>(lse), pointer<void>(highest), pointer<int32_t>(place)}});
         });
   m.def(
       "frame_band_attention_backward",

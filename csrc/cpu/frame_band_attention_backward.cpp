@@ -295,16 +295,7 @@ void backward(const FrameBandArgs& args, const FrameBandBackwardIn& in,
 
 void frame_band_backward(const FrameBandArgs& args, const FrameBandBackwardIn& in,
                          const FrameBandBackwardOut& to) {
-  switch (args.dtype) {
-    case DType::f32:
-      return backward<float>(args, in, to);
-    case DType::f64:
-      return backward<double>(args, in, to);
-    case DType::bf16:
-      return backward<BFloat16>(args, in, to);
-    case DType::f16:
-      return backward<_Float16>(args, in, to);
-  }
+  by_type(args.dtype, [&](auto zero) { backward<decltype(zero)>(args, in, to); });
 }
 
 void frame_band_forward(const FrameBandArgs& args, const FrameBandForwardOut& to);

@@ -179,16 +179,7 @@ void forward(const FrameBandArgs& args, const FrameBandForwardOut& to) {
 }  // namespace
 
 void frame_band_forward(const FrameBandArgs& args, const FrameBandForwardOut& to) {
-  switch (args.dtype) {
-    case DType::f32:
-      return forward<float>(args, to);
-    case DType::f64:
-      return forward<double>(args, to);
-    case DType::bf16:
-      return forward<BFloat16>(args, to);
-    case DType::f16:
-      return forward<_Float16>(args, to);
-  }
+  by_type(args.dtype, [&](auto zero) { forward<decltype(zero)>(args, to); });
 }
 
 }  // namespace cvg::CVG_LEVEL
