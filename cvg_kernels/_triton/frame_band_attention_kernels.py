@@ -71,8 +71,9 @@ def frame_band_forward_kernel(
         columns = start + tl.arange(0, COLUMNS)
         k = load_rows(k_base, columns, keys, key_n, key_d, DIM, DIM_PAD)
         s = plain_logits2(q, k, columns, keys, scale, UPCAST)
-        most, at = tl.max(s, 1, return_indices=True, return_indices_tie_break_left=True)
-        top_at = tl.where(most > top, start + at, top_at)
+        most = tl.max(s, 1)
+        first = tl.min(tl.where(s == most[:, None], columns[None, :], keys), 1)
+        top_at = tl.where(most > top, first, top_at)
         top = tl.maximum(top, most)
 
     row_frames = load_frames(query_frames, rows, queries)
