@@ -3,7 +3,7 @@
 // A task is a tile of queries of one batch entry and head. The keys pass by twice:
 //   m = max_j S,   S = scale · q kᵀ                                       first pass
 //   S' = S + m · band;   P = exp(S' − max S');   l = Σ P;   O = Σ P v     second pass, running max
-// Keys that fit one tile need the first pass not: their scores are all on chip at once.
+// Keys that fit one tile need no first pass: their scores are all on chip at once.
 #include "cpu/frame_band.h"
 
 namespace cvg::CVG_LEVEL {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 
 from cvg_kernels._triton.attention import Tile, backward_tile, forward_tile
@@ -14,6 +16,17 @@ from cvg_kernels._triton.launch import INTERPRETED, Launch, padded, strides
 from cvg_kernels.ops._layout import dense_like
 
 _LOG2E = 1.4426950408889634
+
+
+def backward_tiles(head_dim: int, element_size: int) -> tuple[Tile, Tile]:
+    """Tiles of the row and of the key kernel: those of plain attention, smaller where the band would make them spill."""
+    row = key = backward_tile(head_dim, element_size)
+    if 64 < head_dim <= 128:
+        if element_size == 4:
+            row = replace(row, rows=16)
+        else:
+            key = replace(key, columns=32)
+    return row, key
 
 
 def _common(
@@ -94,13 +107,13 @@ def backward_launches(
     for name, grad in grads.items():
         arguments |= {f"grad_{name}": grad, **strides(f"to_{name}", grad)}
         constants[f"NEED_{name.upper()}"] = needed[name]
-    tile = backward_tile(max(dim, value.shape[3]), query.element_size())
+    row_tile, key_tile = backward_tiles(max(dim, value.shape[3]), query.element_size())
     entries = batch * heads
-    programs = -(-queries // tile.rows) * entries
-    launches = [_launch(frame_band_row_kernel, programs, arguments, constants, tile)]
+    programs = -(-queries // row_tile.rows) * entries
+    launches = [_launch(frame_band_row_kernel, programs, arguments, constants, row_tile)]
     if need_key or need_value:
-        programs = -(-key.shape[2] // tile.columns) * entries
-        launches.append(_launch(frame_band_key_kernel, programs, arguments, constants, tile))
+        programs = -(-key.shape[2] // key_tile.columns) * entries
+        launches.append(_launch(frame_band_key_kernel, programs, arguments, constants, key_tile))
     return launches, tuple(grads.values())
 
 

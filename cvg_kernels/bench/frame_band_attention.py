@@ -63,7 +63,6 @@ class Shape(NamedTuple):
 #: The layers of Wan-1.3B (12 heads of 128) and CogVideoX-2B (30 heads of 64) on small videos.
 SHAPES = (
     Shape("Wan-1.3B 128×128", 12, 16, 64, 0, 128),
-    Shape("Wan-1.3B 256×256", 12, 13, 256, 0, 128),
     Shape("CogVideoX-2B 128×128", 30, 13, 64, 226, 64),
 )
 #: On a GPU the layers themselves.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -68,7 +69,7 @@ def frame_band_attention(
             would wait for the device; on the CPU, and as a list, it is checked.
         key_frames: the frame of each key, `[M]`.
         sigma: width of the band in frames, a number above 0; smaller is stronger.
-        strength: factor of the band. Where m is negative the band lowers the logits of near frames.
+        strength: factor of the band, finite. Where m is negative the band lowers the logits of near frames.
         scale: factor of the logits; `None` is `D ** -0.5`.
         row_max_grad: `False` takes m as a constant in the backward pass.
         backend: `"auto"`, or the name of one, which then never falls back: `"reference"`, `"native"` (C++, CPU tensors)
@@ -91,6 +92,8 @@ def frame_band_attention(
     sigma, strength = _number("sigma", sigma), _number("strength", strength)
     if not sigma > 0:
         raise ArgumentError(f"sigma must be above 0, got {sigma}")
+    if not math.isfinite(strength):
+        raise ArgumentError(f"strength must be finite, got {strength}")
     query_frames = _frames_of("query_frames", query_frames, query.shape[2], query.device)
     key_frames = _frames_of("key_frames", key_frames, key.shape[2], query.device)
     call = (query, key, value, query_frames, key_frames, scale, max(sigma, _NARROWEST), strength)

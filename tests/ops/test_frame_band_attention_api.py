@@ -290,6 +290,7 @@ GOOD = {
         ({"sigma": 0.0}, "sigma must be above 0, got 0.0"),
         ({"sigma": float("nan")}, "sigma must be above 0, got nan"),
         ({"sigma": None}, "sigma must be a number, got None"),
+        ({"strength": float("inf")}, "strength must be finite, got inf"),
         ({"strength": "big"}, "strength must be a number, got 'big'"),
         ({"scale": "big"}, "scale must be a number or None, got 'big'"),
         ({"backend": "fastest"}, "backend must be one of 'auto'"),
