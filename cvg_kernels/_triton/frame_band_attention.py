@@ -18,15 +18,22 @@ from cvg_kernels.ops._layout import dense_like
 _LOG2E = 1.4426950408889634
 
 
-def backward_tiles(head_dim: int, element_size: int) -> tuple[Tile, Tile]:
-    """Tiles of the row and of the key kernel: those of plain attention, smaller where the band would make them spill."""
-    row = key = backward_tile(head_dim, element_size)
-    if 64 < head_dim <= 128:
-        if element_size == 4:
+def tiles_of(head_dim: int, element_size: int) -> tuple[Tile, Tile, Tile]:
+    """Tiles of the forward, row and key kernels.
+
+    Those of plain attention, but smaller where the band would make a kernel spill, or where the compiler for AMD's GPUs
+    fails on its two passes.
+    """
+    forward, row = forward_tile(head_dim, element_size), backward_tile(head_dim, element_size)
+    key = row
+    if element_size == 4:
+        if head_dim > 64:
             row = replace(row, rows=16)
-        else:
-            key = replace(key, columns=32)
-    return row, key
+    elif head_dim <= 64:
+        forward = replace(forward, stages=2)
+    elif head_dim <= 128:
+        forward, key = replace(forward, columns=32), replace(key, columns=32)
+    return forward, row, key
 
 
 def _common(
@@ -73,7 +80,7 @@ def forward_launch(query, key, value, query_frames, key_frames, scale, sigma, st
         query, key, value, query_frames, key_frames, scale, sigma, strength
     )
     arguments |= {"out": out, "lse": lse, "highest": highest, "place": place, **strides("out", out)}
-    tile = forward_tile(max(dim, value.shape[3]), query.element_size())
+    tile, _, _ = tiles_of(max(dim, value.shape[3]), query.element_size())
     programs = -(-queries // tile.rows) * batch * heads
     launch = _launch(frame_band_forward_kernel, programs, arguments, constants, tile)
     return launch, (out, lse, highest, place)
@@ -107,7 +114,7 @@ def backward_launches(
     for name, grad in grads.items():
         arguments |= {f"grad_{name}": grad, **strides(f"to_{name}", grad)}
         constants[f"NEED_{name.upper()}"] = needed[name]
-    row_tile, key_tile = backward_tiles(max(dim, value.shape[3]), query.element_size())
+    _, row_tile, key_tile = tiles_of(max(dim, value.shape[3]), query.element_size())
     entries = batch * heads
     programs = -(-queries // row_tile.rows) * entries
     launches = [_launch(frame_band_row_kernel, programs, arguments, constants, row_tile)]
