@@ -167,7 +167,7 @@ VARIANTS: tuple[Variant, ...] = (
     TemporalVariant("VideoCrafter2 64 frames", "bfloat16", 2560, 5, 64, 64),
     TemporalVariant("AnimateDiff 16 frames", "float16", 4096, 8, 16, 40),
     TemporalVariant("VideoCrafter2 16 frames", "float32", 2560, 5, 16, 64),
-    FrameBandVariant("Wan-1.3B self", "bfloat16", 12, 32760, 128),
-    FrameBandVariant("CogVideoX-2B joint, band", "bfloat16", 30, 17776, 64),
-    FrameBandVariant("Wan-1.3B self", "float32", 12, 32760, 128),
+    FrameBandVariant("Wan-1.3B band", "bfloat16", 12, 32760, 128),
+    FrameBandVariant("CogVideoX-2B band", "bfloat16", 30, 17776, 64),
+    FrameBandVariant("Wan-1.3B band", "float32", 12, 32760, 128),
 )
