@@ -12,24 +12,22 @@ layer's output, and its backward pass goes to query, key and value:
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from cvg_kernels.bench.harness import (
+    assert_agreement,
     extra_bytes,
     forward,
     forward_backward,
-    machine,
     median_seconds,
-    peak_flops,
 )
 from cvg_kernels.ops import frame_band_attention
 
+KIND, ROUNDS = "layers", {"cpu": 3, "gpu": 20}
 SIGMA = 2.0
 FLOOR = "sdpa without band"
 OURS = "cvg_kernels"
@@ -121,6 +119,13 @@ def make_inputs(shape: Shape, device: torch.device, dtype: torch.dtype) -> tuple
     return q, k, v, frames, band.to(dtype)
 
 
+def cases(device: torch.device, quick: bool) -> tuple[Shape, ...]:
+    """The layers."""
+    if quick:
+        return QUICK_SHAPES
+    return SHAPES if device.type == "cpu" else GPU_SHAPES
+
+
 def measure(shape: Shape, device: torch.device, dtype: torch.dtype, rounds: int) -> dict[str, Any]:
     """Times and memory of every arm on one layer.
 
@@ -128,13 +133,14 @@ def measure(shape: Shape, device: torch.device, dtype: torch.dtype, rounds: int)
         AssertionError: if an arm does not compute what ours computes: a wrong result is not timed.
     """
     inputs = make_inputs(shape, device, dtype)
-    _check_arms(inputs)
     calls = {
         "forward": {name: forward(arm, inputs) for name, arm in ARMS.items()},
         "forward_backward": {
             name: forward_backward(arm, inputs, (0, 1, 2)) for name, arm in ARMS.items()
         },
     }
+    banded = {name: call for name, call in calls["forward"].items() if name != FLOOR}
+    assert_agreement(banded, 2e-4 if dtype == torch.float32 else 3e-2)
     result: dict[str, Any] = {
         "shape": shape._asdict(),
         "dtype": str(dtype).removeprefix("torch."),
@@ -151,58 +157,12 @@ def measure(shape: Shape, device: torch.device, dtype: torch.dtype, rounds: int)
     return result
 
 
-def _check_arms(inputs: tuple) -> None:
-    """All arms with the band that run must agree."""
-    (wanted,) = forward(ours, inputs)()
-    tolerance = 2e-4 if inputs[0].dtype == torch.float32 else 3e-2
-    for name, arm in ARMS.items():
-        if name == FLOOR:
-            continue
-        try:
-            (found,) = forward(arm, inputs)()
-        except (RuntimeError, ValueError, NotImplementedError):
-            continue  # reported where it is timed
-        error = ((found.float() - wanted.float()).abs().max() / wanted.abs().max()).item()
-        assert error < tolerance, f"{name} differs from ours by {error:.2g}"
-
-
-def run(
-    device: torch.device,
-    dtype: torch.dtype,
-    *,
-    quick: bool = False,
-    rounds: int | None = None,
-    path: Path | None = None,
-) -> dict[str, Any]:
-    """Measures all layers, printing each and writing the file as it goes.
-
-    Args:
-        device: where.
-        dtype: of query, key and value.
-        quick: tiny layers, to see that everything works.
-        rounds: timed rounds; `None` is 3 on a CPU and 20 on a GPU.
-        path: JSON file to write, or `None`.
-    """
-    rounds = rounds or (3 if device.type == "cpu" else 20)
-    report = {"benchmark": "frame_band_attention", **machine(device), "rounds": rounds}
-    report["matrix_product_flops"] = peak_flops(device, dtype)
-    report["layers"] = []
-    shapes = SHAPES if device.type == "cpu" else GPU_SHAPES
-    for shape in QUICK_SHAPES if quick else shapes:
-        layer = measure(shape, device, dtype, rounds)
-        report["layers"].append(layer)
-        print_layer(layer, shape)
-        if path is not None:
-            path.write_text(json.dumps(report, indent=2) + "\n")
-    return report
-
-
-def print_layer(layer: dict[str, Any], shape: Shape) -> None:
+def show(layer: dict[str, Any], report: dict[str, Any]) -> None:
     """Prints one layer's arms: time, and peak memory beyond the inputs (`-`: cannot be told)."""
-    matrix = layer["matrix_bytes"]
+    shape = Shape(**layer["shape"])
     print(
         f"{shape.name}  [1, {shape.heads}, {shape.tokens}, {shape.dim}] {layer['dtype']}, {shape.frames} frames, "
-        f"σ = {SIGMA:g}; N×N: {matrix / 2**20:.0f} MiB"
+        f"σ = {SIGMA:g}; N×N: {layer['matrix_bytes'] / 2**20:.0f} MiB"
     )
     print(
         f"  {'':17}  {'forward':>11}  {'memory':>10}  {'+ backward to q, k, v':>21}  {'memory':>10}"

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 
 from cvg_kernels import native
 from cvg_kernels.ops._layout import dense_like
+from cvg_kernels.ops._native_call import DTYPE_CODES, address, strided
 
-_DTYPE = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-_ABSENT = (0, (0, 0, 0, 0, 0))
-
-
-def _strided(tensor: torch.Tensor | None):
-    return _ABSENT if tensor is None else (tensor.data_ptr(), tensor.stride())
-
-
-def _address(tensor: torch.Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
+_strided = partial(strided, rank=5)
 
 
 def _call(query, key, value, added, scale, by_row_max) -> tuple:
     """The arguments that both passes begin with."""
     return (
-        (*query.shape, value.shape[-1]), _DTYPE[query.dtype], _strided(query), _strided(key), _strided(value),
-        _address(added), scale, by_row_max, torch.get_num_threads(),
+        (*query.shape, value.shape[-1]), DTYPE_CODES[query.dtype], _strided(query), _strided(key), _strided(value),
+        address(added), scale, by_row_max, torch.get_num_threads(),
     )  # fmt: skip
 
 
@@ -35,7 +29,7 @@ def forward(query, key, value, added, scale, by_row_max, capture):
         wide = torch.promote_types(query.dtype, torch.float32)
         maps = query.new_empty((batch, positions, frames, frames), dtype=wide)
     native.load("cpu").temporal_attention_forward(
-        *_call(query, key, value, added, scale, by_row_max), _strided(out), _address(maps)
+        *_call(query, key, value, added, scale, by_row_max), _strided(out), address(maps)
     )
     return out, maps
 
@@ -54,7 +48,7 @@ def backward(
     grad_added = torch.empty_like(added) if need_added else None
     native.load("cpu").temporal_attention_backward(
         *_call(query, key, value, added, scale, by_row_max),
-        _strided(grad_out), _address(grad_maps), row_max_grad,
-        *(_strided(grad) for grad in grads), _address(grad_added),
+        _strided(grad_out), address(grad_maps), row_max_grad,
+        *(_strided(grad) for grad in grads), address(grad_added),
     )  # fmt: skip
     return (*grads, grad_added)

@@ -15,12 +15,12 @@ def device_of(backend: str) -> torch.device:
     return torch.device("cpu") if backend == "native" else DEVICE
 
 
-def backends(operation: str) -> list:
-    """Every backend of an operation as a parameter."""
+def backends(operation: str, *names: str) -> list:
+    """Backends of an operation as parameters: those named, or every one."""
 
     def parameter(backend: Backend):
         reason = unavailable_reason(operation, backend, device_of(backend.value))
         skip = pytest.mark.skipif(reason is not None, reason=str(reason))
         return pytest.param(backend.value, marks=skip)
 
-    return [parameter(backend) for backend in OPERATIONS[operation]]
+    return [parameter(b) for b in (map(Backend, names) if names else OPERATIONS[operation])]
