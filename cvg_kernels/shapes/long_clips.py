@@ -67,7 +67,7 @@ def states_shown(frames: torch.Tensor, states: States) -> tuple[bool, bool]:
 
 
 def arms(sigma: Any = 16.0, strength: float = 1.0) -> dict[str, Callable[[States], VSTAR]]:
-    """Each ingredient alone, both, and neither; all with positions squeezed into those that the model knows.
+    """Each ingredient alone, both, and neither, and a synopsis whose states are held; all with positions squeezed into those that the model knows.
 
     Args:
         sigma: of the band, see `VSTAR`.
@@ -82,6 +82,12 @@ def arms(sigma: Any = 16.0, strength: float = 1.0) -> dict[str, Callable[[States
         "untouched": lambda states: VSTAR(sigma=None, trained_frames=FRAMES),
         "band": lambda states: VSTAR(**band, trained_frames=FRAMES),
         "synopsis": lambda states: VSTAR(sigma=None, prompts=texts(states), trained_frames=FRAMES),
+        # each state given twice: the first and the last third hold still, the text changes in the middle
+        "held": lambda states: VSTAR(
+            sigma=None,
+            prompts=[text for text in texts(states) for _ in range(2)],
+            trained_frames=FRAMES,
+        ),
         "both": lambda states: VSTAR(**band, prompts=texts(states), trained_frames=FRAMES),
     }
 

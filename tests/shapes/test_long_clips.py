@@ -44,7 +44,7 @@ def test_the_command(tmp_path, capsys):
     assert main(["shapes", "long", "--prompts", "2", "--frames", "9", "--json", str(path)]) == 0
     assert "both_states" in capsys.readouterr().out
     report = json.loads(path.read_text())
-    assert list(report["guidance"]) == ["untouched", "band", "synopsis", "both"]
+    assert list(report["guidance"]) == ["untouched", "band", "synopsis", "held", "both"]
     banded, untouched = report["guidance"]["band"], report["guidance"]["untouched"]
     assert banded["diagonality"]["mean"] > untouched["diagonality"]["mean"]
     assert set(report["guidance"]["both"]["against_first"]) == {
