@@ -67,7 +67,7 @@ def states_shown(frames: torch.Tensor, states: States) -> tuple[bool, bool]:
 
 
 def arms(sigma: Any = 16.0, strength: float = 1.0) -> dict[str, Callable[[States], VSTAR]]:
-    """Each ingredient alone, both, and neither, and a synopsis whose states are held; all with positions squeezed into those that the model knows.
+    """Each ingredient alone, both, neither, and a synopsis whose states are held; frame positions squeezed in all.
 
     Args:
         sigma: of the band, see `VSTAR`.
