@@ -13,6 +13,7 @@ from cvg_kernels.errors import ArgumentError
 _BENCHMARKS = (
     "attention",
     "frame_band_attention",
+    "guidance",
     "guidance_mix",
     "max_flow",
     "path_flow",
