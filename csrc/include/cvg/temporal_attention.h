@@ -6,14 +6,9 @@
 
 #include "cvg/dtype.h"
 #include "cvg/level.h"
+#include "cvg/tensor5.h"
 
 namespace cvg {
-
-// A [B, P, H, F, dim] tensor with strides in elements. data == nullptr: absent.
-struct Tensor5 {
-  void* data = nullptr;
-  int64_t stride[5] = {0, 0, 0, 0, 0};
-};
 
 struct TemporalArgs {
   int64_t batch, positions, heads, frames, dim, value_dim;
