@@ -1,7 +1,7 @@
 # What people run. Everything happens in the virtual environment .venv; nothing else on the machine is changed.
 #
 #   make demo    from a fresh machine to a guided video in out/
-#   make test    the same set-up, then the tests            (PYTEST_ARGS='-m "not slow"')
+#   make test    the same set-up, then the tests, on all cores            (PYTEST_ARGS='-m "not slow"')
 #   make bench   the kernels against what people use today
 #   make gpu     build in place, GPU tests and benchmarks on a machine with an NVIDIA GPU, torch and nvcc; no network
 #   make lint    ruff and clang-format
@@ -34,11 +34,11 @@ demo: $(VENV)/installed
 	$(BIN)/cvg-kernels generate "$(PROMPT)" --guidance vico --output "$(OUT)/"
 
 test: $(VENV)/installed
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses auto $(PYTEST_ARGS)
 
 bench: $(VENV)/installed
-	$(BIN)/cvg-kernels bench attention
-	$(BIN)/cvg-kernels bench path_flow
+	for operation in attention path_flow max_flow temporal_attention guidance_mix; \
+	do $(BIN)/cvg-kernels bench $$operation || exit 1; done
 
 gpu:
 	$(PYTHON) scripts/gpu.py

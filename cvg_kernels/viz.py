@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -173,6 +174,25 @@ def flow_graph(
     figure.savefig(path, dpi=120)
 
 
+@dataclass(frozen=True)
+class Panel:
+    """Rates or means with their 95 % intervals against a setting.
+
+    Attributes:
+        label: of the setting.
+        x: its values.
+        curves: name → entries with `rate`, `mean` or `value`, and `ci95`, one for each value.
+        stock: the value at which nothing is changed, marked by a line.
+        top: end of the vertical axis, which begins at 0; `None` leaves it to the curves.
+    """
+
+    label: str
+    x: Sequence[float]
+    curves: Mapping[str, Sequence[Mapping[str, Any]]]
+    stock: float | None = None
+    top: float | None = 1.02
+
+
 def curve_with_intervals(
     x: Sequence[float],
     curves: Mapping[str, Sequence[Mapping[str, Any]]],
@@ -181,30 +201,40 @@ def curve_with_intervals(
     label: str,
     stock: float | None = None,
 ) -> None:
-    """Plots rates or means with their 95 % intervals against a setting.
+    """Plots rates or means with their 95 % intervals against a setting; see `Panel`, and `path`, where the PNG goes."""
+    panels_with_intervals([[Panel(label, x, curves, stock)]], path)
+
+
+def panels_with_intervals(rows: Sequence[Sequence[Panel]], path: Path) -> None:
+    """Plots rows of panels, those of a row with the same curves and one legend.
 
     Args:
-        x: values of the setting.
-        curves: name → entries with `rate` or `mean`, and `ci95`, one for each value.
+        rows: of equally many panels each.
         path: where the PNG goes.
-        label: of the setting.
-        stock: the value at which nothing is changed, marked by a line.
     """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 3.4), layout="constrained")
-    axes = figure.subplots()
-    for name, entries in curves.items():
-        middle = [entry["rate"] if "rate" in entry else entry["mean"] for entry in entries]
-        (line,) = axes.plot(x, middle, "o-", label=name)
-        low, high = zip(*(entry["ci95"] for entry in entries), strict=True)
-        axes.fill_between(x, low, high, color=line.get_color(), alpha=0.15)
-    if stock is not None:
-        axes.axvline(stock, color="0.5", linestyle=":")
-    axes.set_xlabel(label)
-    axes.set_ylim(0, 1.02)
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    size = (3.2 + 3.8 * len(rows[0]), 3.4 * len(rows))
+    figure = Figure(figsize=size, layout="constrained")
+    for places, panels in zip(
+        figure.subplots(len(rows), len(rows[0]), squeeze=False), rows, strict=True
+    ):
+        for axes, panel in zip(places, panels, strict=True):
+            _draw_panel(axes, panel)
+        places[-1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     figure.savefig(path, dpi=120)
+
+
+def _draw_panel(axes: Any, panel: Panel) -> None:
+    for name, entries in panel.curves.items():
+        kind = next(key for key in ("rate", "mean", "value") if key in entries[0])
+        (line,) = axes.plot(panel.x, [entry[kind] for entry in entries], "o-", label=name)
+        low, high = zip(*(entry["ci95"] for entry in entries), strict=True)
+        axes.fill_between(panel.x, low, high, color=line.get_color(), alpha=0.15)
+    if panel.stock is not None:
+        axes.axvline(panel.stock, color="0.5", linestyle=":")
+    axes.set_xlabel(panel.label)
+    axes.set_ylim(0, panel.top)
 
 
 def attention_maps(maps: Mapping[str, torch.Tensor], path: Path) -> None:

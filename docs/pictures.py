@@ -65,6 +65,25 @@ def gen1_curve() -> None:
     )
 
 
+def cvg_sweep() -> None:
+    """What CVG's step size and number of guided steps do to accuracy and to image quality."""
+    names = {"step_size": "step size η", "steps": "guided steps"}
+    rows = []
+    for kinds, top in (
+        (("present", "bound", "direction", "all_right"), 1.02),
+        (("object_distance", "encoder_frechet"), None),
+    ):
+        row = []
+        for option, label in names.items():
+            report = json.loads((RESULTS / f"shapes-cvg-{option}.json").read_text())
+            entries = list(report["guidance"].values())
+            curves = {kind: [entry[kind] for entry in entries] for kind in kinds}
+            stock = getattr(cvg.CVG, option)
+            row.append(viz.Panel(label, report["values"], curves, stock, top))
+        rows.append(row)
+    viz.panels_with_intervals(rows, DOCS / "cvg_sweep.png")
+
+
 def vstar_maps() -> None:
     """Temporal maps of a clip of 24 frames without and with the band, mean over positions, layers and first steps."""
     pipe = load_pipeline()
@@ -82,7 +101,7 @@ def vstar_maps() -> None:
 
 
 if __name__ == "__main__":
-    for draw in (flow_graph, gen1_curve, vstar_maps):
+    for draw in (flow_graph, gen1_curve, cvg_sweep, vstar_maps):
         try:
             draw()
         except FileNotFoundError as error:

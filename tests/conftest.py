@@ -28,7 +28,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     given = config.getoption("--seed")
-    config.seed = secrets.randbelow(2**31) if given is None else given
+    worker = getattr(config, "workerinput", None)  # of a process of pytest-xdist
+    if worker is not None:
+        config.seed = worker["seed"]
+        torch.set_num_threads(max(1, torch.get_num_threads() // worker["workercount"]))
+    else:
+        config.seed = secrets.randbelow(2**31) if given is None else given
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node) -> None:
+    """Gives every process the seed of the run."""
+    node.workerinput["seed"] = node.config.seed
 
 
 def pytest_report_header(config: pytest.Config) -> list[str]:

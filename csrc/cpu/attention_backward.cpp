@@ -340,16 +340,7 @@ void backward(const AttentionArgs& args, const BackwardIn& in, const BackwardOut
 }  // namespace
 
 void attention_backward(const AttentionArgs& args, const BackwardIn& in, const BackwardOut& to) {
-  switch (args.dtype) {
-    case DType::f32:
-      return backward<float>(args, in, to);
-    case DType::f64:
-      return backward<double>(args, in, to);
-    case DType::bf16:
-      return backward<BFloat16>(args, in, to);
-    case DType::f16:
-      return backward<_Float16>(args, in, to);
-  }
+  by_type(args.dtype, [&](auto zero) { backward<decltype(zero)>(args, in, to); });
 }
 
 void attention_forward(const AttentionArgs& args, const ForwardOut& to);

@@ -180,16 +180,7 @@ void forward(const AttentionArgs& args, const ForwardOut& to) {
 }  // namespace
 
 void attention_forward(const AttentionArgs& args, const ForwardOut& to) {
-  switch (args.dtype) {
-    case DType::f32:
-      return forward<float>(args, to);
-    case DType::f64:
-      return forward<double>(args, to);
-    case DType::bf16:
-      return forward<BFloat16>(args, to);
-    case DType::f16:
-      return forward<_Float16>(args, to);
-  }
+  by_type(args.dtype, [&](auto zero) { forward<decltype(zero)>(args, to); });
 }
 
 }  // namespace cvg::CVG_LEVEL

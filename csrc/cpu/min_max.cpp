@@ -122,27 +122,30 @@ void for_panels(const MinMaxArgs& args, int64_t size, int64_t step, int64_t rows
 }
 
 template <typename A>
-void forward(const MinMaxArgs& args, A* c) {
+void forward(const MinMaxArgs& args, void* c) {
   const int64_t vectors = (args.columns + kLanes<A> - 1) / kLanes<A>;
   for_panels<A>(args, args.rows, kRowPanel, kRowPanel, vectors,
                 [&](MinMaxPanel<A>& worker, int64_t b, int64_t first, int64_t count) {
-                  worker.forward(b, first, count, 0, args.columns, c);
+                  worker.forward(b, first, count, 0, args.columns, static_cast<A*>(c));
                 });
 }
 
 template <typename A>
-void backward(const MinMaxArgs& args, const A* grad, A* grad_a, A* grad_b) {
+void backward(const MinMaxArgs& args, const void* grad, void* grad_a, void* grad_b) {
+  const A* arriving = static_cast<const A*>(grad);
   const int64_t vectors = (args.columns + kLanes<A> - 1) / kLanes<A>;
   if (grad_a) {
     for_panels<A>(args, args.rows, kRowPanel, kRowPanel, vectors,
                   [&](MinMaxPanel<A>& worker, int64_t b, int64_t first, int64_t count) {
-                    worker.backward(b, first, count, 0, args.columns, grad, grad_a, nullptr);
+                    worker.backward(b, first, count, 0, args.columns, arriving,
+                                    static_cast<A*>(grad_a), nullptr);
                   });
   }
   if (grad_b) {
     for_panels<A>(args, args.columns, kColumnPanel * kLanes<A>, args.rows, kColumnPanel,
                   [&](MinMaxPanel<A>& worker, int64_t b, int64_t first, int64_t count) {
-                    worker.backward(b, 0, args.rows, first, count, grad, nullptr, grad_b);
+                    worker.backward(b, 0, args.rows, first, count, arriving, nullptr,
+                                    static_cast<A*>(grad_b));
                   });
   }
 }
@@ -150,18 +153,12 @@ void backward(const MinMaxArgs& args, const A* grad, A* grad_a, A* grad_b) {
 }  // namespace
 
 void min_max(const MinMaxArgs& args, void* c) {
-  args.dtype == DType::f32 ? forward(args, static_cast<float*>(c))
-                           : forward(args, static_cast<double*>(c));
+  by_wide_type(args.dtype, [&](auto zero) { forward<decltype(zero)>(args, c); });
 }
 
 void min_max_backward(const MinMaxArgs& args, const void* grad, void* grad_a, void* grad_b) {
-  if (args.dtype == DType::f32) {
-    backward(args, static_cast<const float*>(grad), static_cast<float*>(grad_a),
-             static_cast<float*>(grad_b));
-  } else {
-    backward(args, static_cast<const double*>(grad), static_cast<double*>(grad_a),
-             static_cast<double*>(grad_b));
-  }
+  by_wide_type(args.dtype,
+               [&](auto zero) { backward<decltype(zero)>(args, grad, grad_a, grad_b); });
 }
 
 }  // namespace cvg::CVG_LEVEL

@@ -249,12 +249,12 @@ void backward(const PathFlowArgs& args, const Tensor4& grad, const PathFlowGradi
 }  // namespace
 
 void path_flow(const PathFlowArgs& args, void* flow) {
-  args.dtype == DType::f32 ? forward<float>(args, flow) : forward<double>(args, flow);
+  by_wide_type(args.dtype, [&](auto zero) { forward<decltype(zero)>(args, flow); });
 }
 
 void path_flow_backward(const PathFlowArgs& args, const Tensor4& grad,
                         const PathFlowGradients& to) {
-  args.dtype == DType::f32 ? backward<float>(args, grad, to) : backward<double>(args, grad, to);
+  by_wide_type(args.dtype, [&](auto zero) { backward<decltype(zero)>(args, grad, to); });
 }
 
 void min_max(const MinMaxArgs& args, void* c);

@@ -355,30 +355,12 @@ void backward(const TemporalArgs& args, const TemporalBackwardIn& in,
 }  // namespace
 
 void temporal_forward(const TemporalArgs& args, const TemporalForwardOut& to) {
-  switch (args.dtype) {
-    case DType::f32:
-      return forward<float>(args, to);
-    case DType::f64:
-      return forward<double>(args, to);
-    case DType::bf16:
-      return forward<BFloat16>(args, to);
-    case DType::f16:
-      return forward<_Float16>(args, to);
-  }
+  by_type(args.dtype, [&](auto zero) { forward<decltype(zero)>(args, to); });
 }
 
 void temporal_backward(const TemporalArgs& args, const TemporalBackwardIn& in,
                        const TemporalBackwardOut& to) {
-  switch (args.dtype) {
-    case DType::f32:
-      return backward<float>(args, in, to);
-    case DType::f64:
-      return backward<double>(args, in, to);
-    case DType::bf16:
-      return backward<BFloat16>(args, in, to);
-    case DType::f16:
-      return backward<_Float16>(args, in, to);
-  }
+  by_type(args.dtype, [&](auto zero) { backward<decltype(zero)>(args, in, to); });
 }
 
 }  // namespace cvg::CVG_LEVEL

@@ -216,22 +216,19 @@ void backward(const TokenPeaksArgs& args, const A* grad_peaks, const A* sums, A*
 }  // namespace
 
 void token_peaks_forward(const TokenPeaksArgs& args, void* peaks, void* sums) {
-  if (args.dtype == DType::f32) {
-    forward(args, static_cast<float*>(peaks), static_cast<float*>(sums));
-  } else {
-    forward(args, static_cast<double*>(peaks), static_cast<double*>(sums));
-  }
+  by_wide_type(args.dtype, [&](auto zero) {
+    using A = decltype(zero);
+    forward(args, static_cast<A*>(peaks), static_cast<A*>(sums));
+  });
 }
 
 void token_peaks_backward(const TokenPeaksArgs& args, const void* grad_peaks, const void* sums,
                           void* grad_flow) {
-  if (args.dtype == DType::f32) {
-    backward(args, static_cast<const float*>(grad_peaks), static_cast<const float*>(sums),
-             static_cast<float*>(grad_flow));
-  } else {
-    backward(args, static_cast<const double*>(grad_peaks), static_cast<const double*>(sums),
-             static_cast<double*>(grad_flow));
-  }
+  by_wide_type(args.dtype, [&](auto zero) {
+    using A = decltype(zero);
+    backward(args, static_cast<const A*>(grad_peaks), static_cast<const A*>(sums),
+             static_cast<A*>(grad_flow));
+  });
 }
 
 }  // namespace cvg::CVG_LEVEL

@@ -42,6 +42,17 @@ def pull(edge, flow, width, grad, temperature, SOFT: tl.constexpr):
 
 
 @triton.jit
+def tile(ROWS: tl.constexpr, MIDDLE: tl.constexpr, POSITIONS: tl.constexpr, positions):
+    """The sample of a program, and the indices of its tile [ROWS, MIDDLE, POSITIONS], each along its own axis."""
+    tiles = tl.cdiv(positions, POSITIONS)
+    b = (tl.program_id(0) // tiles).to(tl.int64)
+    l = tl.program_id(0) % tiles * POSITIONS + tl.arange(0, POSITIONS).to(tl.int64)
+    middle = tl.program_id(1) * MIDDLE + tl.arange(0, MIDDLE).to(tl.int64)
+    rows = tl.program_id(2) * ROWS + tl.arange(0, ROWS).to(tl.int64)
+    return b, rows[:, None, None], middle[None, :, None], l[None, None, :]
+
+
+@triton.jit
 def load_edge(hop, i, r, l, hop_l, hop_i, hop_r, inside, share, skip):
     """Edges with the skip connection mixed in, 0 outside."""
     edge = tl.load(hop + i * hop_i + r * hop_r + l * hop_l, mask=inside, other=0.0) * share
@@ -56,11 +67,7 @@ def hop_kernel(
     SOFT: tl.constexpr, ROWS: tl.constexpr, TOKENS: tl.constexpr, POSITIONS: tl.constexpr,
 ):  # fmt: skip
     """Y of a tile [ROWS, TOKENS, POSITIONS]."""
-    tiles = tl.cdiv(positions, POSITIONS)
-    b = (tl.program_id(0) // tiles).to(tl.int64)
-    l = tl.program_id(0) % tiles * POSITIONS + tl.arange(0, POSITIONS).to(tl.int64)[None, None, :]
-    k = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS).to(tl.int64)[None, :, None]
-    i = tl.program_id(2) * ROWS + tl.arange(0, ROWS).to(tl.int64)[:, None, None]
+    b, i, k, l = tile(ROWS, TOKENS, POSITIONS, positions)
     edges, flows = (i < rows) & (l < positions), (k < tokens) & (l < positions)
     hop += b * hop_b
     x += b * x_b
@@ -92,11 +99,7 @@ def ties_kernel(
     ROWS: tl.constexpr, TOKENS: tl.constexpr, POSITIONS: tl.constexpr,
 ):  # fmt: skip
     """The gradient of y divided by the number of nodes that its widest path may lead through; laid out as y."""
-    tiles = tl.cdiv(positions, POSITIONS)
-    b = (tl.program_id(0) // tiles).to(tl.int64)
-    l = tl.program_id(0) % tiles * POSITIONS + tl.arange(0, POSITIONS).to(tl.int64)[None, None, :]
-    k = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS).to(tl.int64)[None, :, None]
-    i = tl.program_id(2) * ROWS + tl.arange(0, ROWS).to(tl.int64)[:, None, None]
+    b, i, k, l = tile(ROWS, TOKENS, POSITIONS, positions)
     edges, flows = (i < rows) & (l < positions), (k < tokens) & (l < positions)
     inside = (i < rows) & flows
     hop += b * hop_b
@@ -121,11 +124,7 @@ def flow_gradient_kernel(
     SOFT: tl.constexpr, ROWS: tl.constexpr, TOKENS: tl.constexpr, POSITIONS: tl.constexpr,
 ):  # fmt: skip
     """Dx of a tile [ROWS of depth, TOKENS, POSITIONS]: the sum over the rows i that the flow goes on to."""
-    tiles = tl.cdiv(positions, POSITIONS)
-    b = (tl.program_id(0) // tiles).to(tl.int64)
-    l = tl.program_id(0) % tiles * POSITIONS + tl.arange(0, POSITIONS).to(tl.int64)[None, None, :]
-    k = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS).to(tl.int64)[None, :, None]
-    r = tl.program_id(2) * ROWS + tl.arange(0, ROWS).to(tl.int64)[:, None, None]
+    b, r, k, l = tile(ROWS, TOKENS, POSITIONS, positions)
     edges, flows = (r < depth) & (l < positions), (k < tokens) & (l < positions)
     inside = (r < depth) & flows
     hop += b * hop_b
@@ -154,11 +153,7 @@ def hop_gradient_kernel(
     SOFT: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr, POSITIONS: tl.constexpr,
 ):  # fmt: skip
     """Dhop of a tile [ROWS, DEPTH, POSITIONS]: the sum over the tokens, in their order."""
-    tiles = tl.cdiv(positions, POSITIONS)
-    b = (tl.program_id(0) // tiles).to(tl.int64)
-    l = tl.program_id(0) % tiles * POSITIONS + tl.arange(0, POSITIONS).to(tl.int64)[None, None, :]
-    r = tl.program_id(1) * DEPTH + tl.arange(0, DEPTH).to(tl.int64)[None, :, None]
-    i = tl.program_id(2) * ROWS + tl.arange(0, ROWS).to(tl.int64)[:, None, None]
+    b, i, r, l = tile(ROWS, DEPTH, POSITIONS, positions)
     arriving, leaving = (r < depth) & (l < positions), (i < rows) & (l < positions)
     inside = (r < depth) & leaving
     x += b * x_b

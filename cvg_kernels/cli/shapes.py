@@ -1,16 +1,18 @@
-"""`cvg-kernels shapes`: train the shapes pipeline, or score it with and without guidance."""
+"""`cvg-kernels shapes`: train the shapes pipeline, or score guidance on it: methods, along an option, on long clips."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from cvg_kernels.errors import ArgumentError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `shapes train` and `shapes eval`."""
+    """The options of `shapes train`, `shapes eval`, `shapes sweep` and `shapes long`."""
     from cvg_kernels.shapes.train import Recipe
 
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
@@ -27,14 +29,32 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="none,vico",
         help="methods, separated by commas, each as for generate: none,gen1:temporal_scale=2,vico+gen1",
     )
-    score.add_argument("--prompts", type=int, default=200)
-    score.add_argument("--seed", type=int, default=0)
-    score.add_argument("--steps", type=int, default=None, help="denoising steps")
-    score.add_argument(
-        "--model", type=Path, default=None, help="a pipeline folder; default: shipped"
+    _add_scoring(score)
+
+    along = actions.add_parser(
+        "sweep", help="score a guidance method at several values of an option"
     )
-    score.add_argument("--device", default="cpu")
-    score.add_argument("--json", type=Path, default=None, help="also write the report here")
+    along.add_argument("--method", default="cvg", help="as for generate: cvg, vico:iterations=2")
+    along.add_argument("--option", required=True, help="a number of the method: step_size")
+    along.add_argument("--values", required=True, help="separated by commas: 0,0.01,0.05")
+    # not the prompts of eval: what is chosen here is reported there
+    _add_scoring(along, prompts=60, seed=21)
+
+    longer = actions.add_parser("long", help="score VSTAR's ingredients on long clips that change")
+    longer.add_argument("--frames", type=int, default=24, help="length of the clips")
+    longer.add_argument("--sigma", type=float, default=16.0, help="width of the band, in frames")
+    longer.add_argument("--strength", type=float, default=1.0, help="of the band")
+    _add_scoring(longer, prompts=60)
+
+
+def _add_scoring(parser: argparse.ArgumentParser, prompts: int = 200, seed: int = 0) -> None:
+    """The options that every scoring takes."""
+    parser.add_argument("--prompts", type=int, default=prompts)
+    parser.add_argument("--seed", type=int, default=seed)
+    parser.add_argument("--steps", type=int, default=None, help="denoising steps")
+    parser.add_argument("--model", type=Path, help="a pipeline folder; default: shipped")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--json", type=Path, help="also write the report here")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -46,7 +66,13 @@ def run(options: argparse.Namespace) -> int:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ArgumentError(f"--device {options.device} cannot be used: {error}") from None
-    return _train(options, device) if options.action == "train" else _score(options, device)
+    if options.action == "train":
+        return _train(options, device)
+    if options.prompts < 2:
+        raise ArgumentError(f"--prompts must be at least 2, got {options.prompts}")
+    if options.json is not None and not options.json.resolve().parent.is_dir():
+        raise ArgumentError(f"--json must lie in a folder that exists, got {options.json}")
+    return {"eval": _eval, "sweep": _sweep, "long": _long}[options.action](options, device)
 
 
 def _train(options: argparse.Namespace, device) -> int:
@@ -58,25 +84,73 @@ def _train(options: argparse.Namespace, device) -> int:
     return 0
 
 
-def _score(options: argparse.Namespace, device) -> int:
-    from rich.progress import Progress
-
+def _eval(options: argparse.Namespace, device) -> int:
     from cvg_kernels.guidance.methods import method_named
     from cvg_kernels.shapes.evaluate import evaluate, print_report
+
+    methods = {name: method_named(name) for name in options.guidance.split(",")}
+    return _score(
+        options,
+        device,
+        list(methods),
+        lambda pipe, **how: evaluate(pipe, methods, model=_name(options), **how),
+        print_report,
+    )
+
+
+def _sweep(options: argparse.Namespace, device) -> int:
+    from cvg_kernels.guidance.methods import method_named
+    from cvg_kernels.shapes.evaluate import print_report
+    from cvg_kernels.shapes.sweep import numbers, specifications, sweep
+
+    values = numbers(options.values)
+    names = specifications(options.method, options.option, values)
+    for name in names:  # says what is wrong before the pipeline is loaded
+        method_named(name)
+
+    def score(pipe, **how):
+        return sweep(pipe, options.method, options.option, values, model=_name(options), **how)
+
+    return _score(options, device, names, score, print_report)
+
+
+def _long(options: argparse.Namespace, device) -> int:
+    from cvg_kernels.shapes.long_clips import arms, evaluate_long, print_long
+
+    if options.frames < 2:
+        raise ArgumentError(f"--frames must be at least 2, got {options.frames}")
+    methods = arms(options.sigma, options.strength)
+    return _score(
+        options,
+        device,
+        list(methods),
+        lambda pipe, **how: evaluate_long(pipe, frames=options.frames, methods=methods, **how),
+        print_long,
+    )
+
+
+def _name(options: argparse.Namespace) -> str:
+    """What a report calls the model."""
+    return "shapes (shipped)" if options.model is None else str(options.model)
+
+
+def _score(
+    options: argparse.Namespace,
+    device,
+    names: Sequence[str],
+    score: Callable[..., dict[str, Any]],
+    show: Callable[[dict[str, Any]], None],
+) -> int:
+    """Makes a report on methods of some names, shows how far it is, writes and prints it."""
+    from rich.progress import Progress
+
     from cvg_kernels.shapes.pipeline import STEPS, load_pipeline
 
-    if options.prompts < 2:
-        raise ArgumentError(f"--prompts must be at least 2, got {options.prompts}")
-    if options.json is not None and not options.json.resolve().parent.is_dir():
-        raise ArgumentError(f"--json must lie in a folder that exists, got {options.json}")
-    methods = {name: method_named(name) for name in options.guidance.split(",")}
     pipe = load_pipeline(options.model, device)
     with Progress(transient=True) as bar:
-        tasks = {name: bar.add_task(name, total=options.prompts) for name in methods}
-        report = evaluate(
+        tasks = {name: bar.add_task(name, total=options.prompts) for name in names}
+        report = score(
             pipe,
-            methods,
-            model="shapes (shipped)" if options.model is None else str(options.model),
             prompts=options.prompts,
             seed=options.seed,
             steps=options.steps or STEPS,
@@ -84,5 +158,5 @@ def _score(options: argparse.Namespace, device) -> int:
         )
     if options.json is not None:
         options.json.write_text(json.dumps(report, indent=2) + "\n")
-    print_report(report)
+    show(report)
     return 0

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
-from cvg_kernels.shapes.oracle import Verdict, frame_consistency, judge
+from cvg_kernels.shapes.intervals import mean, paired_difference, rate
+from cvg_kernels.shapes.oracle import Verdict, compare, frame_consistency, look
 from cvg_kernels.shapes.pipeline import sample
-from cvg_kernels.shapes.world import HELD_OUT, Thing, caption, random_things
+from cvg_kernels.shapes.quality import (
+    encoder_features,
+    encoder_frechet,
+    object_distance,
+    real_clips,
+    reconstruct,
+)
+from cvg_kernels.shapes.world import FRAMES, HELD_OUT, Thing, caption, random_things
 
 CLASSES = ("present", "bound", "direction", "all_right")
 _BATCH = 10
@@ -29,35 +37,23 @@ def two_object_prompts(count: int, seed: int) -> list[tuple[Thing, Thing]]:
     return [random_things(rng, 2, held_out=None, distinct_shapes=True) for _ in range(count)]
 
 
-def wilson(successes: int, count: int) -> list[float]:
-    """The 95 % Wilson score interval of a rate."""
-    if count == 0:
-        return [0.0, 1.0]
-    z, rate = 1.959964, successes / count
-    middle = (rate + z * z / (2 * count)) / (1 + z * z / count)
-    half = z * math.sqrt(rate * (1 - rate) / count + z * z / (4 * count**2)) / (1 + z * z / count)
-    return [max(0.0, middle - half), min(1.0, middle + half)]
+@dataclass(frozen=True)
+class Judged:
+    """What was read of the clips of some prompts, in their order.
 
+    Attributes:
+        verdicts: of the oracle.
+        consistencies: of neighbouring frames.
+        distances: of the objects found, see `quality.object_distance`.
+        features: `[B, D]`, see `quality.encoder_features`.
+        seconds: to make a clip; judging left out.
+    """
 
-def rate(values: Sequence[bool]) -> dict[str, Any]:
-    """A rate with its interval and the number it stands on."""
-    hits = sum(values)
-    return {"rate": hits / max(len(values), 1), "ci95": wilson(hits, len(values)), "n": len(values)}
-
-
-def paired_difference(one: Sequence[bool], other: Sequence[bool]) -> dict[str, Any]:
-    """Other − one over the same prompts and seeds, with the 95 % normal interval of paired differences."""
-    differences = np.array(other, float) - np.array(one, float)
-    mean = float(differences.mean())
-    half = 1.959964 * float(differences.std(ddof=1)) / math.sqrt(len(differences))
-    return {"difference": mean, "ci95": [mean - half, mean + half]}
-
-
-def mean(values: Sequence[float]) -> dict[str, Any]:
-    """A mean with its 95 % normal interval and the number it stands on."""
-    middle = float(np.mean(values))
-    half = 1.959964 * float(np.std(values, ddof=1)) / math.sqrt(len(values))
-    return {"mean": middle, "ci95": [middle - half, middle + half], "n": len(values)}
+    verdicts: list[Verdict]
+    consistencies: list[float]
+    distances: list[float | None]
+    features: torch.Tensor
+    seconds: float
 
 
 def judge_clips(
@@ -67,8 +63,8 @@ def judge_clips(
     guidance: Any = None,
     progress: Callable[[int], None] = lambda done: None,
     **options: Any,
-) -> tuple[list[Verdict], list[float], float]:
-    """Makes a clip for each prompt; returns verdicts, frame consistencies, and seconds per clip (judging left out).
+) -> Judged:
+    """Makes and judges a clip for each prompt.
 
     Args:
         pipe: the shapes pipeline.
@@ -78,17 +74,21 @@ def judge_clips(
         progress: called with the number of clips made.
         **options: of `pipeline.sample`.
     """
-    verdicts, consistencies, seconds = [], [], 0.0
+    verdicts, consistencies, distances, features, seconds = [], [], [], [], 0.0
     for start in range(0, len(things), _BATCH):
         part = things[start : start + _BATCH]
         seeds = [seed * 1_000_003 + start + at for at in range(len(part))]
         began = time.perf_counter()
         clips = sample(pipe, [caption(each) for each in part], seeds, guidance=guidance, **options)
         seconds += time.perf_counter() - began
-        verdicts += [judge(clip, each) for clip, each in zip(clips, part, strict=True)]
+        seen = [look(clip) for clip in clips]
+        verdicts += [compare(found, each) for found, each in zip(seen, part, strict=True)]
         consistencies += [frame_consistency(clip) for clip in clips]
+        distances += [object_distance(clip, found) for clip, found in zip(clips, seen, strict=True)]
+        features.append(encoder_features(pipe.vae, clips))
         progress(len(verdicts))
-    return verdicts, consistencies, seconds / max(len(things), 1)
+    per_clip = seconds / max(len(things), 1)
+    return Judged(verdicts, consistencies, distances, torch.cat(features), per_clip)
 
 
 def evaluate(
@@ -113,53 +113,76 @@ def evaluate(
         **options: of `pipeline.sample`.
 
     Returns:
-        model, prompts, seed, and per method the rates of `present`, `bound`, `direction` and `all_right` with 95 %
-        intervals, the mean `consistency` of neighbouring frames, `seconds_per_clip`, the rates on prompts with and without
-        a held-out pair, and (from the second method on) the paired differences to the first.
+        model, prompts, seed; `real`, the image quality of real clips of the prompts through the autoencoder, the best
+        that is possible; and per method the rates of `present`, `bound`, `direction` and `all_right` with 95 %
+        intervals, the mean `consistency` of neighbouring frames, the image quality (`object_distance`,
+        `encoder_frechet`), `seconds_per_clip`, the rates on prompts with and without a held-out pair, and (from the
+        second method on) the paired differences to the first.
     """
     things = two_object_prompts(prompts, seed)
     unseen = [any((t.colour, t.shape) in HELD_OUT for t in each) for each in things]
-    report: dict[str, Any] = {"model": model, "prompts": prompts, "seed": seed, "guidance": {}}
-    first: tuple[list[dict[str, bool]], list[float]] | None = None
+    frames = options.get("frames", FRAMES)
+    real = encoder_features(pipe.vae, real_clips(things, seed, frames=frames))
+    report: dict[str, Any] = {"model": model, "prompts": prompts, "seed": seed}
+    best = reconstruct(pipe.vae, real_clips(things, seed, draw=1, frames=frames))
+    report["real"] = {
+        "object_distance": mean([object_distance(clip, look(clip)) for clip in best]),
+        "encoder_frechet": encoder_frechet(encoder_features(pipe.vae, best), real),
+    }
+    report["guidance"] = {}
+    first: dict[str, list[Any]] | None = None
     for name, method in methods.items():
-        verdicts, consistencies, seconds = judge_clips(
+        judged = judge_clips(
             pipe, things, seed, method, lambda done, name=name: progress(name, done), **options
         )
-        table = [asdict(verdict) for verdict in verdicts]
+        table = [asdict(verdict) for verdict in judged.verdicts]
         entry: dict[str, Any] = {kind: rate([row[kind] for row in table]) for kind in CLASSES}
-        entry["consistency"] = mean(consistencies)
-        entry["seconds_per_clip"] = seconds
+        entry["consistency"] = mean(judged.consistencies)
+        entry["object_distance"] = mean(judged.distances)
+        entry["encoder_frechet"] = encoder_frechet(judged.features, real)
+        entry["seconds_per_clip"] = judged.seconds
         for label, wanted in (("trained_pairs", False), ("held_out_pairs", True)):
             rows = [row for row, new in zip(table, unseen, strict=True) if new == wanted]
             entry[label] = {kind: rate([row[kind] for row in rows]) for kind in CLASSES}
+        per_clip = {kind: [row[kind] for row in table] for kind in CLASSES} | {
+            "consistency": judged.consistencies,
+            "object_distance": judged.distances,
+        }
         if first is None:
-            first = table, consistencies
+            first = per_clip
         else:
             entry["against_first"] = {
-                kind: paired_difference([r[kind] for r in first[0]], [r[kind] for r in table])
-                for kind in CLASSES
-            } | {"consistency": paired_difference(first[1], consistencies)}
+                kind: paired_difference(first[kind], values) for kind, values in per_clip.items()
+            }
         report["guidance"][name] = entry
     return report
 
 
 def print_report(report: dict[str, Any]) -> None:
-    """Prints the rates as a table."""
+    """Prints the rates and the image quality as a table."""
     print(
         f"{report['prompts']} two-object prompts, seed {report['seed']}, {report['model']}; 95 % intervals"
     )
     width = max(10, *map(len, report["guidance"]))
-    print(
-        "  ".join(
-            ["method".ljust(width), *(kind.ljust(18) for kind in CLASSES), "consistency", "s/clip"]
+    plain = ("consistency", "object_distance", "encoder_frechet", "s/clip")
+    print("  ".join(["method".ljust(width), *(kind.ljust(18) for kind in CLASSES), *plain]))
+    for name, entry in {**report["guidance"], "real clips": report["real"]}.items():
+        cells = [_rate_cell(entry.get(kind)).ljust(18) for kind in CLASSES]
+        figures = (
+            entry.get("consistency", {}).get("mean"),
+            entry["object_distance"]["mean"],
+            entry["encoder_frechet"]["value"],
+            entry.get("seconds_per_clip"),
         )
-    )
-    for name, entry in report["guidance"].items():
-        cells = [
-            f"{entry[kind]['rate']:6.1%} [{entry[kind]['ci95'][0]:.0%}, {entry[kind]['ci95'][1]:.0%}]".ljust(
-                18
-            )
-            for kind in CLASSES
+        cells += [
+            ("–" if figure is None else f"{figure:.{digits}f}").ljust(len(kind))
+            for figure, digits, kind in zip(figures, (3, 3, 3, 2), plain, strict=True)
         ]
-        cells.append(f"{entry['consistency']['mean']:.3f}".ljust(11))
-        print("  ".join([name.ljust(width), *cells, f"{entry['seconds_per_clip']:.2f}"]))
+        print("  ".join([name.ljust(width), *cells]))
+
+
+def _rate_cell(found: dict[str, Any] | None) -> str:
+    if found is None:
+        return "–"
+    low, high = found["ci95"]
+    return f"{found['rate']:6.1%} [{low:.0%}, {high:.0%}]"

@@ -16,7 +16,7 @@ import torch
 
 from cvg_kernels.capture import capture
 from cvg_kernels.guidance import VSTAR, diagonality
-from cvg_kernels.shapes.evaluate import mean
+from cvg_kernels.shapes.intervals import mean, paired_difference
 from cvg_kernels.shapes.oracle import frame_consistency, look
 from cvg_kernels.shapes.pipeline import sample
 from cvg_kernels.shapes.world import COLOURS, DIRECTIONS, FRAMES, Thing, random_things
@@ -64,7 +64,7 @@ def state_shown(frames: torch.Tensor, states: States) -> float:
     return sum(shown) / 2
 
 
-def arms(sigma: Any = 8.0, strength: float = 1.0) -> dict[str, Callable[[States], VSTAR]]:
+def arms(sigma: Any = 16.0, strength: float = 1.0) -> dict[str, Callable[[States], VSTAR]]:
     """Each ingredient alone, both, and neither; all with positions squeezed into those that the model knows.
 
     Args:
@@ -92,6 +92,7 @@ def evaluate_long(
     seed: int = 0,
     methods: dict[str, Callable[[States], VSTAR]] | None = None,
     progress: Callable[[str, int], None] = lambda name, done: None,
+    **options: Any,
 ) -> dict[str, Any]:
     """Scores VSTAR's ingredients on the same prompts and seeds.
 
@@ -102,27 +103,37 @@ def evaluate_long(
         seed: of prompts and noise.
         methods: name → method for given states; `None` takes `arms()`.
         progress: called with method and number of clips made.
+        **options: of `pipeline.sample`.
 
     Returns:
         frames, prompts, seed, and per method the means, with 95 % intervals, of `state_shown`, `consistency` and
-        `diagonality` (of the conditional branch's temporal maps), and `seconds_per_clip`.
+        `diagonality` (of the conditional branch's temporal maps), `seconds_per_clip`, and (from the second method on) the
+        paired differences to the first.
     """
     pairs = changing_things(prompts, seed)
     report: dict[str, Any] = {"frames": frames, "prompts": prompts, "seed": seed, "guidance": {}}
+    first: dict[str, list[float]] | None = None
     for name, method in (methods or arms()).items():
         scores: dict[str, list[float]] = {"state_shown": [], "consistency": [], "diagonality": []}
         began = time.perf_counter()
         for number, states in enumerate(pairs):
             noise = seed * 1_000_003 + number
             with method(states).attach(pipe), capture(pipe, temporal=True) as captured:
-                (clip,) = sample(pipe, [str(states[0])], [noise], frames=frames)
+                (clip,) = sample(pipe, [str(states[0])], [noise], frames=frames, **options)
             scores["state_shown"].append(state_shown(clip, states))
             scores["consistency"].append(frame_consistency(clip))
             scores["diagonality"].append(_mean_diagonality(captured.records))
             progress(name, number + 1)
         seconds = (time.perf_counter() - began) / prompts
-        report["guidance"][name] = {kind: mean(values) for kind, values in scores.items()}
-        report["guidance"][name]["seconds_per_clip"] = seconds
+        entry: dict[str, Any] = {kind: mean(values) for kind, values in scores.items()}
+        entry["seconds_per_clip"] = seconds
+        if first is None:
+            first = scores
+        else:
+            entry["against_first"] = {
+                kind: paired_difference(first[kind], values) for kind, values in scores.items()
+            }
+        report["guidance"][name] = entry
     return report
 
 

@@ -187,7 +187,11 @@ def judge(frames: torch.Tensor, things: Sequence[Thing]) -> Verdict:
         frames: `[F, 3, 64, 64]` in [0, 1].
         things: the things of its caption, of different colours.
     """
-    seen = look(frames)
+    return compare(look(frames), things)
+
+
+def compare(seen: Sequence[Seen], things: Sequence[Thing]) -> Verdict:
+    """Compares what `look` found with the things of a caption, of different colours."""
     by_colour = {one.colour: one for one in seen}
     shapes = Counter(one.shape for one in seen if one.colour not in {t.colour for t in things})
     missing = [thing for thing in things if thing.colour not in by_colour]

@@ -12,12 +12,8 @@ pytest.importorskip("transformers")
 
 from cvg_kernels.cli import main  # noqa: E402
 from cvg_kernels.errors import ArgumentError  # noqa: E402
-from cvg_kernels.shapes.evaluate import (  # noqa: E402
-    judge_clips,
-    paired_difference,
-    two_object_prompts,
-    wilson,
-)
+from cvg_kernels.shapes.evaluate import judge_clips, two_object_prompts  # noqa: E402
+from cvg_kernels.shapes.intervals import paired_difference, wilson  # noqa: E402
 from cvg_kernels.shapes.pipeline import WEIGHTS, load_pipeline, sample  # noqa: E402
 from cvg_kernels.shapes.world import parse_caption  # noqa: E402
 
@@ -37,7 +33,7 @@ def test_it_shows_single_objects():
         for pair in ("red circle", "white square", "yellow triangle", "purple cross")
         for way in ("left", "down")
     ]
-    verdicts, _, _ = judge_clips(load_pipeline(), things, seed=123)
+    verdicts = judge_clips(load_pipeline(), things, seed=123).verdicts
     assert sum(verdict.bound for verdict in verdicts) >= 6
 
 

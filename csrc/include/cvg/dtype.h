@@ -43,4 +43,26 @@ inline BFloat16 narrow<BFloat16>(float x) {
   return {static_cast<uint16_t>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16)};
 }
 
+// Calls with a number of the type that `dtype` names, for the sake of that type:
+//   by_type(dtype, [&](auto zero) { work<decltype(zero)>(…); })
+template <typename Call>
+void by_type(DType dtype, Call call) {
+  switch (dtype) {
+    case DType::f32:
+      return call(float{});
+    case DType::f64:
+      return call(double{});
+    case DType::bf16:
+      return call(BFloat16{});
+    case DType::f16:
+      return call(_Float16{});
+  }
+}
+
+// The same where only float and double are served.
+template <typename Call>
+void by_wide_type(DType dtype, Call call) {
+  dtype == DType::f64 ? call(double{}) : call(float{});
+}
+
 }  // namespace cvg
