@@ -1,4 +1,4 @@
-"""Backends as test parameters: each skipped, by name and reason, where it cannot run."""
+"""Backends as test parameters: each skipped, by name and reason, where it cannot run; marked `gpu` where it runs on one."""
 
 from __future__ import annotations
 
@@ -15,12 +15,14 @@ def device_of(backend: str) -> torch.device:
     return torch.device("cpu") if backend == "native" else DEVICE
 
 
+def needs(operation: str, backend: str):
+    """A backend of an operation as a parameter."""
+    device = device_of(backend)
+    reason = unavailable_reason(operation, Backend(backend), device)
+    marks = [pytest.mark.skipif(reason is not None, reason=str(reason))]
+    return pytest.param(backend, marks=marks + [pytest.mark.gpu] * (device.type == "cuda"))
+
+
 def backends(operation: str) -> list:
     """Every backend of an operation as a parameter."""
-
-    def parameter(backend: Backend):
-        reason = unavailable_reason(operation, backend, device_of(backend.value))
-        skip = pytest.mark.skipif(reason is not None, reason=str(reason))
-        return pytest.param(backend.value, marks=skip)
-
-    return [parameter(backend) for backend in OPERATIONS[operation]]
+    return [needs(operation, backend.value) for backend in OPERATIONS[operation]]
