@@ -1,30 +1,16 @@
-// What both passes of temporal attention share on the host: which kernel, how many blocks.
+// What both passes of temporal attention share on the host: what the device has, how many blocks.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 #include <limits>
 
-#include "cvg/temporal_attention_cuda.h"
 #include "cvg/temporal_tiles.h"
 
 namespace cvg::tiles {
 
 constexpr int threads_of(int warps_of_sequence) {
   return groups_of(warps_of_sequence) * warps_of_sequence * kLanes;
-}
-
-inline Problem problem_of(const TemporalTilesArgs& args) {
-  return {args.batch,
-          args.positions,
-          args.heads,
-          args.frames,
-          rows_of(args.query, args.dim),
-          rows_of(args.key, args.dim),
-          rows_of(args.value, args.value_dim),
-          args.added,
-          static_cast<float>(args.scale),
-          args.by_row_max};
 }
 
 struct Device {

@@ -119,9 +119,7 @@ def attention_module(backend: Backend, query: torch.Tensor) -> tuple[Backend, Mo
     return backend, module
 
 
-def _temporal_refusal(
-    backend: Backend, query: torch.Tensor, value: torch.Tensor
-) -> str | None:
+def _temporal_refusal(backend: Backend, query: torch.Tensor, value: torch.Tensor) -> str | None:
     """What of a call of temporal attention the GPU kernels do not hold in registers, or `None`."""
     if backend is Backend.TRITON:
         served = {"frames": (1, 32 if query.dtype == torch.float32 else 128), "head_dim": (1, 128)}
@@ -160,12 +158,10 @@ def temporal_attention_module(
         if backend is not Backend.AUTO:
             raise ArgumentError(refusal)
         chosen = Backend.REFERENCE
-    if chosen is Backend.NATIVE:
+    if chosen in (Backend.NATIVE, Backend.CUDA):
         from cvg_kernels.ops import _temporal_attention_native as module
     elif chosen is Backend.TRITON:
         from cvg_kernels._triton import temporal_attention as module
-    elif chosen is Backend.CUDA:
-        from cvg_kernels.ops import _temporal_attention_cuda as module
     else:
         from cvg_kernels.ops import _temporal_attention_reference as module
     return chosen, module

@@ -8,11 +8,11 @@ import torch
 DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
 
-def strided(tensor: torch.Tensor | None) -> tuple[int, tuple[int, ...]]:
-    """Address and four strides; a tensor of fewer dimensions has zeros for the others."""
+def strided(tensor: torch.Tensor | None, dims: int = 4) -> tuple[int, tuple[int, ...]]:
+    """Address and strides; a tensor of fewer dimensions has zeros for the others."""
     if tensor is None:
-        return 0, (0, 0, 0, 0)
-    return tensor.data_ptr(), (*tensor.stride(), 0, 0, 0)[:4]
+        return 0, (0,) * dims
+    return tensor.data_ptr(), (*tensor.stride(), *(0,) * dims)[:dims]
 
 
 def address(tensor: torch.Tensor | None) -> int:

@@ -1,30 +1,14 @@
-"""Temporal attention by the C++ kernels: allocates the results and passes addresses."""
+"""Temporal attention by the C++ kernels, on the CPU or an NVIDIA GPU: allocates the results and passes addresses."""
 
 from __future__ import annotations
+
+import math
 
 import torch
 
 from cvg_kernels import native
 from cvg_kernels.ops._layout import dense_like
-
-_DTYPE = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
-_ABSENT = (0, (0, 0, 0, 0, 0))
-
-
-def _strided(tensor: torch.Tensor | None):
-    return _ABSENT if tensor is None else (tensor.data_ptr(), tensor.stride())
-
-
-def _address(tensor: torch.Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
-
-
-def _call(query, key, value, added, scale, by_row_max) -> tuple:
-    """The arguments that both passes begin with."""
-    return (
-        (*query.shape, value.shape[-1]), _DTYPE[query.dtype], _strided(query), _strided(key), _strided(value),
-        _address(added), scale, by_row_max, torch.get_num_threads(),
-    )  # fmt: skip
+from cvg_kernels.ops._native_call import DTYPE_CODES, address, strided
 
 
 def forward(query, key, value, added, scale, by_row_max, capture):
@@ -34,9 +18,10 @@ def forward(query, key, value, added, scale, by_row_max, capture):
     if capture:
         wide = torch.promote_types(query.dtype, torch.float32)
         maps = query.new_empty((batch, positions, frames, frames), dtype=wide)
-    native.load("cpu").temporal_attention_forward(
-        *_call(query, key, value, added, scale, by_row_max), _strided(out), _address(maps)
-    )
+    _run(
+        "temporal_attention_forward", query.device,
+        *_call(query, key, value, added, scale, by_row_max), strided(out, 5), address(maps),
+    )  # fmt: skip
     return out, maps
 
 
@@ -51,10 +36,39 @@ def backward(
         dense_like(tensor) if need else None
         for tensor, need in zip((query, key, value), needed, strict=True)
     ]
-    grad_added = torch.empty_like(added) if need_added else None
-    native.load("cpu").temporal_attention_backward(
+    shares = added.new_empty((_shares(query), *added.shape)) if need_added else None
+    _run(
+        "temporal_attention_backward", query.device,
         *_call(query, key, value, added, scale, by_row_max),
-        _strided(grad_out), _address(grad_maps), row_max_grad,
-        *(_strided(grad) for grad in grads), _address(grad_added),
+        strided(grad_out, 5), address(grad_maps), row_max_grad,
+        *(strided(grad, 5) for grad in grads), address(shares),
     )  # fmt: skip
+    # Float64, and always in the same order.
+    grad_added = shares.sum(0, dtype=torch.float64).to(added.dtype) if need_added else None
     return (*grads, grad_added)
+
+
+def _call(query, key, value, added, scale, by_row_max) -> tuple:
+    """The arguments that both passes begin with."""
+    return (
+        (*query.shape, value.shape[-1]), DTYPE_CODES[query.dtype],
+        strided(query, 5), strided(key, 5), strided(value, 5), address(added), scale, by_row_max,
+    )  # fmt: skip
+
+
+def _shares(query: torch.Tensor) -> int:
+    """How many matrices make up the gradient of `added`: one on the CPU, on a GPU one of each group of warps."""
+    if not query.is_cuda:
+        return 1
+    with torch.cuda.device(query.device):
+        sequences = math.prod(query.shape[:3])
+        return native.load("cuda").temporal_attention_shares(sequences, query.shape[3])
+
+
+def _run(name: str, device: torch.device, *given) -> None:
+    """Runs a pass where the tensors are, on a GPU in its current stream."""
+    if device.type == "cpu":
+        getattr(native.load("cpu"), name)(*given, torch.get_num_threads())
+        return
+    with torch.cuda.device(device):
+        getattr(native.load("cuda"), name)(*given, torch.cuda.current_stream().cuda_stream)

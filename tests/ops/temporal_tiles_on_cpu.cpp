@@ -12,6 +12,7 @@
 #include "cvg/dtype.h"
 #include "cvg/temporal_tiles_backward.h"
 #include "cvg/temporal_tiles_forward.h"
+#include "temporal_calls.h"
 
 namespace cvg::tiles {
 
@@ -52,7 +53,8 @@ struct HostWarp {
   }
   static void wait_for_copies() {}
 
-  // ldmatrix .x4: register r of a lane is from part r, whose rows start where lanes 8r … 8r + 7 say.
+  // ldmatrix .x4: register r of a lane is from part r, whose rows start where lanes 8r … 8r + 7
+  // say.
   template <bool TRANSPOSED, class F>
   static void load_matrix(Per<Quad>& to, F address) {
     for (int lane = 0; lane < kLanes; ++lane) {
@@ -120,8 +122,8 @@ struct HostWarp {
   }
 };
 
-// Warps run one at a time, each as far as its next barrier, forwards or backwards: without a barrier
-// that is needed, one of them reads what is not there yet, or not there any more.
+// Warps run one at a time, each as far as its next barrier, forwards or backwards: without a
+// barrier that is needed, one of them reads what is not there yet, or not there any more.
 class Turns {
  public:
   Turns(int warps, bool backwards) : warps_(warps), backwards_(backwards) {}
@@ -166,17 +168,23 @@ struct HostTeam {
   }
 };
 
+struct Run {
+  int64_t blocks, shared_bytes;
+  bool backwards;
+};
+
 // All blocks of a launch, one after the other. Shared memory is NaN at first.
 template <int R, class State, class Body>
-void run_blocks(const Plan& plan, int blocks, bool backwards, Body body) {
+void run_blocks(const Plan& plan, const Run& run, Body body) {
   struct alignas(16) Chunk {
     Half at[8];
   };
-  for (int block = 0; block < blocks; ++block) {
+  require(plan.bytes() <= static_cast<size_t>(run.shared_bytes), "a block has not the memory");
+  for (int64_t block = 0; block < run.blocks; ++block) {
     std::vector<Chunk> shared(plan.bytes() / sizeof(Chunk) + 1);
     std::memset(shared.data(), 0xff, shared.size() * sizeof(Chunk));
     const int warps = R * plan.groups;
-    Turns turns(warps, backwards);
+    Turns turns(warps, run.backwards);
     std::vector<std::thread> threads;
     for (int warp = 0; warp < warps; ++warp) {
       threads.emplace_back([&, warp] {
@@ -192,118 +200,50 @@ void run_blocks(const Plan& plan, int blocks, bool backwards, Body body) {
   }
 }
 
-using Given = std::array<int64_t, 6>;  // address and strides
+void forward(const TemporalArgs& args, const TemporalForwardOut& to, const Run& run) {
+  with_variant(args, to.maps != nullptr, [&](auto bf16, auto warps, auto maps) {
+    constexpr int R = decltype(warps)::value;
+    using State = ForwardState<HostWarp, R, maps>;
+    Forward call = forward_of(args, to);
+    call.plan = forward_plan(call.problem, R, run.shared_bytes);
+    run_blocks<R, State>(call.plan, run, [&](auto& team, int64_t block) {
+      forward_block<HostTeam<R, State>, bf16, R, maps>(team, call, block, run.blocks);
+    });
+  });
+}
 
-Tensor5 tensor(const Given& given) {
-  Tensor5 t;
-  t.data = reinterpret_cast<void*>(given[0]);
-  std::copy(given.begin() + 1, given.end(), t.stride);
-  return t;
+void backward(const TemporalArgs& args, const TemporalBackwardIn& in, const TemporalBackwardOut& to,
+              const Run& run) {
+  with_variant(args, to.added != nullptr, [&](auto bf16, auto warps, auto sums) {
+    constexpr int R = decltype(warps)::value;
+    using State = BackwardState<HostWarp, R, sums>;
+    Backward call = backward_of(args, in, to);
+    call.plan = backward_plan(call.problem, R, run.shared_bytes);
+    run_blocks<R, State>(call.plan, run, [&](auto& team, int64_t block) {
+      backward_block<HostTeam<R, State>, bf16, R, sums>(team, call, block, run.blocks);
+    });
+  });
+}
+
+// Shares of the gradient of `added` that a backward pass writes.
+int64_t shares(int frames, int64_t blocks) {
+  int64_t count = 0;
+  with_warps(frames, [&](auto warps) { count = blocks * groups_of(warps); });
+  return count;
 }
 
 }  // namespace
 
 }  // namespace cvg::tiles
 
-// How it is run: blocks of a launch, bytes of shared memory, the order of the warps.
-struct Run {
-  int64_t blocks, shared_bytes, backwards;
-};
-
-struct Call {
-  int64_t sizes[6];
-  int64_t bf16;
-  std::array<int64_t, 6> query, key, value;
-  const float* added;
-  double scale;
-  int64_t by_row_max;
-  Run run;
-};
-
-namespace {
-
-using namespace cvg::tiles;
-
-Problem problem_of(const Call& call) {
-  const int64_t* sizes = call.sizes;
-  return {sizes[0],
-          sizes[1],
-          static_cast<int>(sizes[2]),
-          static_cast<int>(sizes[3]),
-          rows_of(tensor(call.query), sizes[4]),
-          rows_of(tensor(call.key), sizes[4]),
-          rows_of(tensor(call.value), sizes[5]),
-          call.added,
-          static_cast<float>(call.scale),
-          call.by_row_max != 0};
-}
-
-int larger_dim(const Problem& problem) {
-  return std::max(problem.query.dim, problem.value.dim);
-}
-
-template <bool BF16, int R, bool MAPS>
-void forward(Forward args, const Run& run) {
-  using State = ForwardState<HostWarp, R, MAPS>;
-  args.plan = forward_plan(R, groups_of(R), larger_dim(args.problem), run.shared_bytes);
-  require(args.plan.bytes() <= size_t(run.shared_bytes), "the forward pass does not fit");
-  run_blocks<R, State>(args.plan, run.blocks, run.backwards, [&](auto& team, int block) {
-    forward_block<HostTeam<R, State>, BF16, R, MAPS>(team, args, block, run.blocks);
-  });
-}
-
-template <bool BF16, int R, bool SUMS>
-void backward(Backward args, const Run& run) {
-  using State = BackwardState<HostWarp, R, SUMS>;
-  args.plan = backward_plan(R, groups_of(R), larger_dim(args.problem), run.shared_bytes);
-  require(args.plan.bytes() <= size_t(run.shared_bytes), "the backward pass does not fit");
-  run_blocks<R, State>(args.plan, run.blocks, run.backwards, [&](auto& team, int block) {
-    backward_block<HostTeam<R, State>, BF16, R, SUMS>(team, args, block, run.blocks);
-  });
-}
-
-}  // namespace
-
-extern "C" {
-
-// Shares of the gradient of `added` that a backward pass writes.
-int64_t temporal_shares(const Call* call) {
-  return with_warps(static_cast<int>(call->sizes[3]),
-                    [&](auto warps) { return call->run.blocks * groups_of(warps); });
-}
-
-void temporal_forward(const Call* call, const int64_t* out, float* maps) {
-  Given where;
-  std::copy(out, out + 6, where.begin());
-  const Forward args{problem_of(*call), {}, rows_of(tensor(where), call->sizes[5]), maps};
-  with_warps(args.problem.frames, [&](auto warps) {
-    constexpr int R = decltype(warps)::value;
-    if (call->bf16) {
-      maps ? forward<true, R, true>(args, call->run) : forward<true, R, false>(args, call->run);
-    } else {
-      maps ? forward<false, R, true>(args, call->run) : forward<false, R, false>(args, call->run);
-    }
-  });
-}
-
-// tensors: grad_out and the gradients of query, key and value.
-void temporal_backward(const Call* call, const int64_t* tensors, const float* grad_maps,
-                       int64_t row_max_grad, float* sums) {
-  Rows rows[4];
-  for (int i = 0; i < 4; ++i) {
-    Given where;
-    std::copy(tensors + 6 * i, tensors + 6 * i + 6, where.begin());
-    rows[i] = rows_of(tensor(where), call->sizes[i % 3 ? 4 : 5]);
-  }
-  const Backward args{problem_of(*call), {},      rows[0], grad_maps, row_max_grad != 0,
-                      rows[1],           rows[2], rows[3], sums};
-  with_warps(args.problem.frames, [&](auto warps) {
-    constexpr int R = decltype(warps)::value;
-    if (call->bf16) {
-      sums ? backward<true, R, true>(args, call->run) : backward<true, R, false>(args, call->run);
-    } else {
-      sums ? backward<false, R, true>(args, call->run) : backward<false, R, false>(args, call->run);
-    }
-  });
-}
+PYBIND11_MODULE(temporal_tiles_on_cpu, m) {
+  using namespace cvg;
+  m.def("shares", tiles::shares);
+  bindings::bind_temporal_calls<std::array<int64_t, 3>>(
+      m,
+      [](const TemporalArgs& args, const TemporalForwardOut& to, const auto& run) {
+        tiles::forward(args, to, {run[0], run[1], run[2] != 0});
+      },
+      [](const TemporalArgs& args, const TemporalBackwardIn& in, const TemporalBackwardOut& to,
+         const auto& run) { tiles::backward(args, in, to, {run[0], run[1], run[2] != 0}); });
 }

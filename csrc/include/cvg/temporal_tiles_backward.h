@@ -1,5 +1,5 @@
-// The backward pass of temporal attention by tensor-core tiles: what a block does. The formulas stand
-// in python_ref/temporal_attention.py; `Team` is as in temporal_tiles_forward.h.
+// The backward pass of temporal attention by tensor-core tiles: what a block does. The formulas
+// stand in python_ref/temporal_attention.py; `Team` is as in temporal_tiles_forward.h.
 #pragma once
 
 #include "cvg/temporal_tiles.h"
@@ -13,7 +13,7 @@ struct Backward {
   const float* grad_maps;  // [B, P, F, F], or nullptr for zero
   bool row_max_grad;
   Rows grad_query, grad_key, grad_value;  // data == nullptr: not wanted
-  float* sums;                            // [blocks · groups, F, F]: shares of the gradient of `added`
+  float* sums;  // [blocks · groups, F, F]: shares of the gradient of `added`
 };
 
 // Products with Pᵀ and dSᵀ need columns of what the warps hold as rows: they pass through `turned`.
@@ -28,16 +28,31 @@ struct BackwardState {
   typename W::template Per<Tile<SUMS ? R : 1>> sums;
 };
 
-CVG_TILE constexpr int turned_pitch(int warps_of_sequence) {
+CVG_HD constexpr int turned_pitch(int warps_of_sequence) {
   return kRows * warps_of_sequence + 8;
 }
 
-inline Plan backward_plan(int warps_of_sequence, int groups, int dim, size_t limit) {
-  const int rows = kRows * warps_of_sequence, pitch = rounded(dim) + 8, turned = rows + 8;
-  Plan plan{groups, pitch, false, rows * (4 * pitch + turned)};
+inline Backward backward_of(const TemporalArgs& args, const TemporalBackwardIn& in,
+                            const TemporalBackwardOut& to) {
+  return {problem_of(args),
+          {},
+          rows_of(in.grad_out, args.value_dim),
+          static_cast<const float*>(in.grad_maps),
+          in.row_max_grad,
+          rows_of(to.query, args.dim),
+          rows_of(to.key, args.dim),
+          rows_of(to.value, args.value_dim),
+          static_cast<float*>(to.added)};
+}
+
+// limit: bytes of shared memory that a block can have.
+inline Plan backward_plan(const Problem& problem, int warps_of_sequence, size_t limit) {
+  const int rows = kRows * warps_of_sequence, turned = turned_pitch(warps_of_sequence);
+  const int pitch = pitch_of(problem);
+  Plan plan{groups_of(warps_of_sequence), pitch, false, rows * (4 * pitch + turned)};
   if (plan.bytes() > limit) {
     plan.tight = true;  // q, dO, k, q in one place; k, v, P, dS in the other
-    plan.group_size = rows * (pitch + (pitch > turned ? pitch : turned));
+    plan.group_size = rows * (pitch + std::max(pitch, turned));
   }
   return plan;
 }
@@ -80,8 +95,8 @@ CVG_TILE void gradient_of_scores(BackwardState<W, R, SUMS>& state, const Backwar
       const float* map = args.grad_maps + state.place.at * frames * frames;
 #pragma unroll
       for (int i = 0; i < 4 * R; ++i) {
-        const TwoFloats two = load_two(map, frames, row + lane / 4 + 8 * (i % 2),
-                                       i / 2 * 8 + lane % 4 * 2);
+        const TwoFloats two =
+            load_two(map, frames, row + lane / 4 + 8 * (i % 2), i / 2 * 8 + lane % 4 * 2);
         grads[i / 2][i % 2 * 2] += two.at[0] / problem.heads;
         grads[i / 2][i % 2 * 2 + 1] += two.at[1] / problem.heads;
       }

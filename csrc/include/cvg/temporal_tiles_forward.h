@@ -23,18 +23,23 @@ struct ForwardState {
   typename W::template Per<Tile<MAPS ? R : 1>> maps;
 };
 
-inline Plan forward_plan(int warps_of_sequence, int groups, int dim, size_t limit) {
-  Plan plan{groups, rounded(dim) + 8, false, 0};
-  plan.group_size = 3 * kRows * warps_of_sequence * plan.pitch;
+inline Forward forward_of(const TemporalArgs& args, const TemporalForwardOut& to) {
+  return {problem_of(args), {}, rows_of(to.out, args.value_dim), static_cast<float*>(to.maps)};
+}
+
+// limit: bytes of shared memory that a block can have.
+inline Plan forward_plan(const Problem& problem, int warps_of_sequence, size_t limit) {
+  const int pitch = pitch_of(problem), tensor = kRows * warps_of_sequence * pitch;
+  Plan plan{groups_of(warps_of_sequence), pitch, false, 3 * tensor};
   if (plan.bytes() > limit) {
     plan.tight = true;  // v in the place of k
-    plan.group_size = plan.group_size / 3 * 2;
+    plan.group_size = 2 * tensor;
   }
   return plan;
 }
 
-// A block's share: every blocks-th group of sequences. With MAPS a sequence is that of one position,
-// all heads in turn, whose maps are summed in registers and written once.
+// A block's share: every blocks-th group of sequences. With MAPS a sequence is that of one
+// position, all heads in turn, whose maps are summed in registers and written once.
 template <class Team, bool BF16, int R, bool MAPS>
 CVG_TILE void forward_block(Team& team, const Forward& args, int64_t block, int64_t blocks) {
   using W = typename Team::Warp;
