@@ -6,7 +6,8 @@ the layer's output, and its backward pass goes to query, key and value:
 * eager VSTAR: logits, the band scaled by the rows' maxima, softmax, product with v, each in full, as its code does;
 * sdpa+mask: stock attention with a dense mask that holds the band scaled by the rows' maxima, made eagerly.
 
-`sdpa without band` computes less: no band at all. It is the floor that the fused band is measured against.
+`sdpa without band` computes less: no band at all. It is the floor that the fused band is measured against. On a GPU ours is
+there twice: as `auto` chooses it, and by the CUDA kernels.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from cvg_kernels.ops import temporal_attention
 SIGMA = 4.0
 FLOOR = "sdpa without band"
 OURS = "cvg_kernels"
+OURS_CUDA = "cvg_kernels cuda"
 
 
 class Shape(NamedTuple):
@@ -53,6 +55,9 @@ SHAPES = (
     Shape("VideoCrafter2 width 32", 640, 10, 64, 64),
     Shape("AnimateDiff 64×64", 4096, 8, 16, 40),
 )
+GPU_SHAPES = (  # 524 288 sequences: more than the 65 535 blocks that some kernels can have
+    Shape("AnimateDiff 256×256", 65_536, 8, 16, 40),
+)
 QUICK_SHAPES = (Shape("quick", 24, 2, 16, 16), Shape("quick", 6, 2, 40, 24))
 
 
@@ -65,6 +70,11 @@ def band(q: torch.Tensor) -> torch.Tensor:
 def ours(q, k, v, g):
     """temporal_attention."""
     return (temporal_attention(q, k, v, sigma=SIGMA).out,)
+
+
+def ours_by_cuda(q, k, v, g):
+    """temporal_attention by the CUDA kernels."""
+    return (temporal_attention(q, k, v, sigma=SIGMA, backend="cuda").out,)
 
 
 def eager(q, k, v, g):
@@ -91,6 +101,7 @@ ARMS: dict[str, Callable] = {
     "sdpa+mask": sdpa_and_mask,
     OURS: ours,
 }
+GPU_ARMS = ARMS | {OURS_CUDA: ours_by_cuda}
 
 
 def measure(shape: Shape, device: torch.device, dtype: torch.dtype, rounds: int) -> dict[str, Any]:
@@ -102,28 +113,29 @@ def measure(shape: Shape, device: torch.device, dtype: torch.dtype, rounds: int)
     p, h, f, d = shape[1:]
     q, k, v = (torch.randn(p, f, h, d, device=device).to(dtype).transpose(1, 2) for _ in range(3))
     inputs = (q, k, v, band(q))
-    _check_arms(inputs)
+    arms = GPU_ARMS if device.type == "cuda" else ARMS
+    _check_arms(arms, inputs)
     return {
         "shape": shape._asdict(),
         "dtype": str(dtype).removeprefix("torch."),
         "flops": shape.flops,
         "bytes": shape.bytes(q.element_size()),
         "forward": median_seconds(
-            {name: forward(arm, inputs) for name, arm in ARMS.items()}, device, rounds
+            {name: forward(arm, inputs) for name, arm in arms.items()}, device, rounds
         ),
         "forward_backward": median_seconds(
-            {name: forward_backward(arm, inputs, (0, 1, 2)) for name, arm in ARMS.items()},
+            {name: forward_backward(arm, inputs, (0, 1, 2)) for name, arm in arms.items()},
             device,
             rounds,
         ),
     }
 
 
-def _check_arms(inputs: tuple) -> None:
+def _check_arms(arms: dict[str, Callable], inputs: tuple) -> None:
     """All arms with the band that run must agree."""
     (wanted,) = forward(ours, inputs)()
     tolerance = 2e-4 if inputs[0].dtype == torch.float32 else 3e-2
-    for name, arm in ARMS.items():
+    for name, arm in arms.items():
         if name == FLOOR:
             continue
         try:
@@ -155,7 +167,8 @@ def run(
     report = {"benchmark": "temporal_attention", **machine(device), "rounds": rounds}
     report["matrix_product_flops"] = peak_flops(device, dtype)
     report["layers"] = []
-    for shape in QUICK_SHAPES if quick else SHAPES:
+    shapes = SHAPES + GPU_SHAPES if device.type == "cuda" else SHAPES
+    for shape in QUICK_SHAPES if quick else shapes:
         layer = measure(shape, device, dtype, rounds)
         report["layers"].append(layer)
         print_layer(layer, shape)

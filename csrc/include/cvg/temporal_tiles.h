@@ -28,9 +28,6 @@ void with_warps(int frames, F f) {
       return f(std::integral_constant<int, 3>{});
     case 4:
       return f(std::integral_constant<int, 4>{});
-    case 5:
-    case 6:
-      return f(std::integral_constant<int, 6>{});
     default:
       return f(std::integral_constant<int, 8>{});
   }
