@@ -92,14 +92,13 @@ CVG_TILE void gradient_of_scores(BackwardState<W, R, SUMS>& state, const Backwar
   W::each([&](int lane) {
     auto &grads = state.grads[lane].at, &weights = state.weights[lane].at;
     if (args.grad_maps && state.place.inside) {
+      const float share = 1.0f / problem.heads;
       const float* map = args.grad_maps + state.place.at * frames * frames;
-#pragma unroll
-      for (int i = 0; i < 4 * R; ++i) {
-        const TwoFloats two =
-            load_two(map, frames, row + lane / 4 + 8 * (i % 2), i / 2 * 8 + lane % 4 * 2);
-        grads[i / 2][i % 2 * 2] += two.at[0] / problem.heads;
-        grads[i / 2][i % 2 * 2 + 1] += two.at[1] / problem.heads;
-      }
+      each_element<R>(lane, row, [&](int n, int c, int i, int j) {
+        if (i < frames && j < frames) {
+          grads[n][c] += share * map[i * frames + j];
+        }
+      });
     }
     centre[lane] = {};
     each_element<R>(lane, row, [&](int n, int c, int, int) {

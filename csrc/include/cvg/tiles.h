@@ -249,15 +249,6 @@ CVG_TILE void reduce(typename W::template Per<T>& x, Op op) {
   }
 }
 
-// Two neighbours of a row of an [F, F] matrix, as far as they are there.
-CVG_TILE TwoFloats load_two(const float* matrix, int frames, int i, int j) {
-  const float* at = matrix + i * frames + j;
-  if (i < frames && j + 1 < frames) {
-    return frames % 2 ? TwoFloats{{at[0], at[1]}} : *reinterpret_cast<const TwoFloats*>(at);
-  }
-  return {{i < frames && j < frames ? at[0] : 0.0f, 0.0f}};
-}
-
 // The warp's rows of an [F, F] matrix.
 template <class W, int R>
 CVG_TILE void store_matrix(const typename W::template Per<Tile<R>>& from, float* matrix, int frames,
