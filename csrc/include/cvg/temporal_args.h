@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#include "cvg/dtype.h"
+#include "cvg/dtype_code.h"
 
 namespace cvg {
 
