@@ -3,6 +3,7 @@
 #   make demo    from a fresh machine to a guided video in out/
 #   make test    the same set-up, then the tests, on all cores            (PYTEST_ARGS='-m "not slow"')
 #   make bench   the kernels against what people use today
+#   make microbench    every backend of every kernel on a small layer     (PYTEST_ARGS='--benchmark-autosave')
 #   make gpu     build in place, GPU tests and benchmarks on a machine with an NVIDIA GPU, torch and nvcc; no network
 #   make lint    ruff and clang-format
 #   make clean   remove what the targets above made
@@ -23,11 +24,12 @@ CVG_BUILD ?= auto
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS)
-# The linters' versions stand in pyproject.toml only.
+# Versions stand in pyproject.toml only.
 LINTERS = $(shell sed -nE 's/^ *"((ruff|clang-format)==[^"]+)".*/\1/p' pyproject.toml)
+RIVALS = $(shell sed -nE 's/^ *"((ortools|pytest-benchmark)>=[^"]+)".*/\1/p' pyproject.toml)
 CPP_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.hpp' -o -name '*.cu' -o -name '*.cuh')
 
-.PHONY: demo test bench gpu lint format clean
+.PHONY: demo test bench microbench gpu lint format clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -36,9 +38,12 @@ demo: $(VENV)/installed
 test: $(VENV)/installed
 	$(BIN)/python -m pytest --numprocesses auto $(PYTEST_ARGS)
 
-bench: $(VENV)/installed
+bench: $(VENV)/benchmarks
 	for operation in attention path_flow max_flow temporal_attention guidance_mix; \
 	do $(BIN)/cvg-kernels bench $$operation || exit 1; done
+
+microbench: $(VENV)/benchmarks
+	$(BIN)/python -m pytest -p no:xdist benchmarks/kernels.py --benchmark-columns=median,iqr,rounds $(PYTEST_ARGS)
 
 gpu:
 	$(PYTHON) scripts/gpu.py
@@ -71,6 +76,10 @@ $(VENV)/torch: $(VENV)/created
 # Editable: Python sources are used where they lie, so only what is compiled asks for another build.
 $(VENV)/installed: $(VENV)/torch pyproject.toml setup.py CMakeLists.txt $(CPP_FILES)
 	CVG_BUILD=$(CVG_BUILD) $(PIP) --editable ".[video,test]"
+	touch $@
+
+$(VENV)/benchmarks: $(VENV)/installed
+	$(PIP) $(foreach rival,$(RIVALS),"$(rival)")
 	touch $@
 
 clean:

@@ -6,18 +6,28 @@ product that finds it is the matrix product with (×, +) replaced by (min, max):
     (A ⊙ B)_ij = max_r min(A_ir, B_rj)
 
 The soft form replaces max and min by  max_T(x) = T log Σ exp(x/T)  and  min_T(x) = −max_T(−x).  After h hops over R nodes
-each it differs from the hard form by at most  T · h · (ln R + ln 2).
+each it differs from the hard form by at most  T · h · (ln R + ln 2).  A product of equal edges x comes out as
+x + T (ln R − ln 2), and the correction of the bias subtracts that after each.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
 
 
+def soft_bias(temperature: float | None, nodes: int) -> float:
+    """T (ln R − ln 2): what the soft product over R nodes adds to edges that are all equal; 0 for the hard one."""
+    return 0.0 if temperature is None else temperature * math.log(nodes / 2)
+
+
 def min_max_matmul(
-    a: torch.Tensor, b: torch.Tensor, temperature: float | None = None
+    a: torch.Tensor,
+    b: torch.Tensor,
+    temperature: float | None = None,
+    correct_bias: bool = False,
 ) -> torch.Tensor:
     """(A ⊙ B)_ij = max_r min(A_ir, B_rj).
 
@@ -25,6 +35,7 @@ def min_max_matmul(
         a: `[..., X, R]`.
         b: `[..., R, Y]`.
         temperature: `None` for the hard form, T > 0 for the soft one.
+        correct_bias: subtract `soft_bias`.
 
     Returns:
         `[..., X, Y]`.
@@ -34,7 +45,8 @@ def min_max_matmul(
         return torch.minimum(left, right).amax(-2)
     # logaddexp and logsumexp subtract a running maximum, so no T overflows.
     narrow = -torch.logaddexp(-left / temperature, -right / temperature)
-    return temperature * narrow.logsumexp(-2)
+    flow = temperature * narrow.logsumexp(-2)
+    return flow - soft_bias(temperature, a.shape[-1]) if correct_bias else flow
 
 
 def residual_hop(hop: torch.Tensor, residual: str | None) -> torch.Tensor:
@@ -52,6 +64,7 @@ def path_flow(
     temperature: float | None = None,
     residual: str | None = "average",
     spatial: torch.Tensor | None = None,
+    correct_bias: bool = False,
 ) -> torch.Tensor:
     """Flow of each token to each output frame, at each position: T_n ⊙ … ⊙ T_1 ⊙ (S ⊙) X.
 
@@ -62,16 +75,17 @@ def path_flow(
         residual: how the skip connection enters a hop: `"average"`, `"add"` or `None`.
         spatial: S `[B, F, L, L]`, attention among the positions of a frame, row = attending position: a hop before the
             temporal ones.
+        correct_bias: of every soft product.
 
     Returns:
         `[B, K, F, L]`.
     """
     if spatial is not None:
         flow = min_max_matmul(
-            residual_hop(spatial, residual), cross.permute(0, 2, 3, 1), temperature
+            residual_hop(spatial, residual), cross.permute(0, 2, 3, 1), temperature, correct_bias
         )
         cross = flow.permute(0, 3, 1, 2)  # [B, F, L, K] -> [B, K, F, L]
     flow = cross.permute(0, 3, 2, 1)  # [B, L, F, K]
     for hop in temporal:
-        flow = min_max_matmul(residual_hop(hop, residual), flow, temperature)
+        flow = min_max_matmul(residual_hop(hop, residual), flow, temperature, correct_bias)
     return flow.permute(0, 3, 2, 1)

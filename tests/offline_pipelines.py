@@ -14,6 +14,8 @@ from diffusers import (
     AutoencoderKLWan,
     DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
+    LattePipeline,
+    LatteTransformer3DModel,
     MotionAdapter,
     TextToVideoSDPipeline,
     UNet2DConditionModel,
@@ -31,9 +33,9 @@ from transformers import (
 )
 
 PROMPT = "a red cat and a blue dog"
-TOKENS = (
-    14  # of every text encoder; no grid has as many places, so that maps can be told by their shape
-)
+#: Of every text encoder but Latte's; no grid has as many places, so that maps can be told by their shape.
+TOKENS = 14
+LATTE_TOKENS = 120  # fixed by its pipeline
 
 
 def word_tokenizer(length: int) -> PreTrainedTokenizerFast:
@@ -59,6 +61,12 @@ def _clip(width: int) -> CLIPTextModel:
             num_attention_heads=4, num_hidden_layers=2, vocab_size=32,
         )
     ).eval()  # fmt: skip
+
+
+def _t5(width: int) -> T5EncoderModel:
+    return T5EncoderModel(
+        T5Config(vocab_size=32, d_model=width, d_kv=8, d_ff=16, num_layers=2, num_heads=4)
+    ).eval()
 
 
 def _autoencoder(halvings: int) -> AutoencoderKL:
@@ -120,18 +128,44 @@ def wan() -> tuple[WanPipeline, dict[str, Any]]:
         out_channels=16, text_dim=32, freq_dim=256, ffn_dim=32, num_layers=2, cross_attn_norm=True,
         qk_norm="rms_norm_across_heads", rope_max_seq_len=32,
     )  # fmt: skip
-    text_encoder = T5EncoderModel(
-        T5Config(vocab_size=32, d_model=32, d_kv=8, d_ff=16, num_layers=2, num_heads=4)
-    ).eval()
     pipe = WanPipeline(
-        transformer=transformer, vae=autoencoder, text_encoder=text_encoder,
+        transformer=transformer, vae=autoencoder, text_encoder=_t5(32),
         scheduler=FlowMatchEulerDiscreteScheduler(shift=7.0), tokenizer=word_tokenizer(TOKENS),
         transformer_2=None,
     )  # fmt: skip
     return _quiet(pipe), {"height": 32, "width": 32, "num_frames": 9, "max_sequence_length": TOKENS}
 
 
-BUILDERS = {"animatediff": animatediff, "modelscope": modelscope, "wan": wan}
+def latte() -> tuple[LattePipeline, dict[str, Any]]:
+    """Two spatial and two temporal blocks on a 4×4×8 grid; heads of 8 numbers; the text keeps its padding."""
+    torch.manual_seed(0)
+    transformer = LatteTransformer3DModel(
+        num_attention_heads=3, attention_head_dim=8, in_channels=4, out_channels=8, num_layers=2,
+        cross_attention_dim=24, attention_bias=True, sample_size=8, patch_size=2,
+        activation_fn="gelu-approximate", num_embeds_ada_norm=1000, norm_type="ada_norm_single",
+        norm_elementwise_affine=False, norm_eps=1e-6, caption_channels=32, video_length=4,
+    ).eval()  # fmt: skip
+    with torch.no_grad():
+        for block in transformer.transformer_blocks:  # else its maps are flat: no gradient
+            block.attn2.to_q.weight.mul_(10)
+            block.attn2.to_k.weight.mul_(10)
+    pipe = LattePipeline(
+        transformer=transformer, vae=_autoencoder(0), text_encoder=_t5(32),
+        scheduler=DDIMScheduler(clip_sample=False), tokenizer=word_tokenizer(TOKENS),
+    )  # fmt: skip
+    options = {"height": 8, "width": 16, "video_length": 4, "clean_caption": False}
+    return _quiet(pipe), {**options, "mask_feature": False}
+
+
+BUILDERS = {"animatediff": animatediff, "modelscope": modelscope, "latte": latte, "wan": wan}
+
+#: Frames, rows and columns of each one's latents.
+LATENTS = {
+    "animatediff": (4, 5, 7),
+    "modelscope": (4, 8, 8),
+    "latte": (4, 8, 16),
+    "wan": (3, 4, 4),
+}
 
 
 def run(pipe: Any, options: dict[str, Any], prompt: Any = PROMPT, **changes: Any) -> torch.Tensor:

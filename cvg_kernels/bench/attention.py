@@ -12,24 +12,22 @@ Every arm returns the layer's output and the maps of eight tokens, averaged over
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from cvg_kernels.bench.harness import (
+    assert_agreement,
     extra_bytes,
     forward,
     forward_backward,
-    machine,
     median_seconds,
-    peak_flops,
 )
 from cvg_kernels.ops import attention_with_capture
 
+KIND, ROUNDS = "layers", {"cpu": 7, "gpu": 50}
 TOKENS = 8
 FLOOR = "sdpa alone"
 OURS = "cvg_kernels"
@@ -126,6 +124,11 @@ def arms_for(device: torch.device) -> dict[str, Callable]:
     return arms | {OURS: ours}
 
 
+def cases(device: torch.device, quick: bool) -> tuple[Shape, ...]:
+    """The layers of a device."""
+    return QUICK_SHAPES if quick else CPU_SHAPES if device.type == "cpu" else GPU_SHAPES
+
+
 def measure(shape: Shape, device: torch.device, dtype: torch.dtype, rounds: int) -> dict[str, Any]:
     """Times and memory of every arm on one layer.
 
@@ -138,14 +141,14 @@ def measure(shape: Shape, device: torch.device, dtype: torch.dtype, rounds: int)
     ids = torch.arange(TOKENS, device=device)
     inputs = (q, k, v, ids)
     arms = arms_for(device)
-    _check_arms(arms, inputs)
+    calls = {name: forward(arm, inputs) for name, arm in arms.items()}
+    # maps of the rivals in bfloat16 are good to a few percent only
+    assert_agreement(calls, 2e-4 if dtype == torch.float32 else 3e-2)
     result = {
         "shape": shape._asdict(),
         "dtype": str(dtype).removeprefix("torch."),
         "output_bytes": q.numel() * q.element_size() + 4 * b * n * (TOKENS + h),
-        "forward": median_seconds(
-            {name: forward(arm, inputs) for name, arm in arms.items()}, device, rounds
-        ),
+        "forward": median_seconds(calls, device, rounds),
         "forward_backward": median_seconds(
             {name: forward_backward(arm, inputs) for name, arm in arms.items()}, device, rounds
         ),
@@ -154,59 +157,15 @@ def measure(shape: Shape, device: torch.device, dtype: torch.dtype, rounds: int)
         )[FLOOR],
         "forward_extra_bytes": {},
     }
-    for name, arm in arms.items():
+    for name, call in calls.items():
         if isinstance(result["forward"][name], float):
-            result["forward_extra_bytes"][name] = extra_bytes(forward(arm, inputs), device)
+            result["forward_extra_bytes"][name] = extra_bytes(call, device)
     return result
 
 
-def _check_arms(arms: dict[str, Callable], inputs: tuple) -> None:
-    """All arms that run must agree; bf16 maps of the rivals are good to a few percent only."""
-    wanted = [t.float() for t in forward(ours, inputs)()]
-    tolerance = 2e-4 if inputs[0].dtype == torch.float32 else 3e-2
-    for name, arm in arms.items():
-        try:
-            found = forward(arm, inputs)()
-        except (RuntimeError, ValueError, NotImplementedError):
-            continue  # reported where it is timed
-        for have, want in zip(found, wanted, strict=False):
-            error = ((have.float() - want).abs().max() / want.abs().max()).item()
-            assert error < tolerance, f"{name} differs from ours by {error:.2g}"
-
-
-def run(
-    device: torch.device,
-    dtype: torch.dtype,
-    *,
-    quick: bool = False,
-    rounds: int | None = None,
-    path: Path | None = None,
-) -> dict[str, Any]:
-    """Measures all layers, printing each and writing the file as it goes.
-
-    Args:
-        device: where.
-        dtype: of query, key and value.
-        quick: tiny layers, to see that everything works.
-        rounds: timed rounds; `None` is 7 on a CPU and 50 on a GPU.
-        path: JSON file to write, or `None`.
-    """
-    shapes = QUICK_SHAPES if quick else CPU_SHAPES if device.type == "cpu" else GPU_SHAPES
-    rounds = rounds or (7 if device.type == "cpu" else 50)
-    report = {"benchmark": "attention", **machine(device), "rounds": rounds}
-    report["matrix_product_flops"] = peak_flops(device, dtype)
-    report["layers"] = []
-    for shape in shapes:
-        layer = measure(shape, device, dtype, rounds)
-        report["layers"].append(layer)
-        print_layer(layer, shape, report["matrix_product_flops"])
-        if path is not None:
-            path.write_text(json.dumps(report, indent=2) + "\n")
-    return report
-
-
-def print_layer(layer: dict[str, Any], shape: Shape, peak: float) -> None:
+def show(layer: dict[str, Any], report: dict[str, Any]) -> None:
     """Prints one layer's arms."""
+    shape, peak = Shape(**layer["shape"]), report["matrix_product_flops"]
     b, h, n, m, d = shape[1:]
     print(f"{shape.name}  [{b}, {h}, {n}×{m}, {d}] {layer['dtype']}, {TOKENS} tokens, head mean")
     print(

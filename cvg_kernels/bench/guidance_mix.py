@@ -6,16 +6,15 @@ diffusers' rescale. Compiled arms are compiled before the clock starts.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from cvg_kernels.bench.harness import machine, median_seconds
+from cvg_kernels.bench.harness import median_seconds
 from cvg_kernels.ops import guidance_mix
 
+KIND, ROUNDS = "latents", {"cpu": 200, "gpu": 200}
 OURS = "cvg_kernels"
 TEMPORAL_SCALE, SCALE, RESCALE = 1.5, 7.5, 0.7
 
@@ -59,6 +58,11 @@ FORMS: dict[str, tuple[Callable, Callable]] = {
 }
 
 
+def cases(device: torch.device, quick: bool) -> tuple[Shape, ...]:
+    """The latents."""
+    return QUICK_SHAPES if quick else SHAPES
+
+
 def measure(shape: Shape, device: torch.device, dtype: torch.dtype, rounds: int) -> dict[str, Any]:
     """Times of every arm of every form on one model's latents.
 
@@ -89,35 +93,13 @@ def _call(arm: Callable, predictions: list[torch.Tensor]) -> Callable[[], Any]:
     return call
 
 
-def run(
-    device: torch.device,
-    dtype: torch.dtype,
-    *,
-    quick: bool = False,
-    rounds: int | None = None,
-    path: Path | None = None,
-) -> dict[str, Any]:
-    """Measures all latents, printing each and writing the file as it goes.
-
-    Args:
-        device: where.
-        dtype: of the predictions.
-        quick: tiny latents, to see that everything works.
-        rounds: timed rounds; `None` is 200.
-        path: JSON file to write, or `None`.
-    """
-    rounds = rounds or 200
-    report = {"benchmark": "guidance_mix", **machine(device), "rounds": rounds, "latents": []}
-    for shape in QUICK_SHAPES if quick else SHAPES:
-        latents = measure(shape, device, dtype, rounds)
-        report["latents"].append(latents)
-        print(f"{shape.name}  {list(shape.size)} {latents['dtype']}")
-        for form, seconds in latents["seconds"].items():
-            cells = (
-                f"{name} {took if isinstance(took, str) else f'{took * 1e6:.0f} µs'}"
-                for name, took in seconds.items()
-            )
-            print(f"  {form:16}  {',  '.join(cells)}")
-        if path is not None:
-            path.write_text(json.dumps(report, indent=2) + "\n")
-    return report
+def show(latents: dict[str, Any], report: dict[str, Any]) -> None:
+    """Prints one model's forms."""
+    shape = Shape(**latents["shape"])
+    print(f"{shape.name}  {list(shape.size)} {latents['dtype']}")
+    for form, seconds in latents["seconds"].items():
+        cells = (
+            f"{name} {took if isinstance(took, str) else f'{took * 1e6:.0f} µs'}"
+            for name, took in seconds.items()
+        )
+        print(f"  {form:16}  {',  '.join(cells)}")

@@ -15,6 +15,7 @@ import torch
 
 Arm = Callable[[], Any]
 _L2_FLUSH_BYTES = 256 * 2**20
+_FAILURES = (RuntimeError, ValueError, NotImplementedError)  # of an arm, out of memory among them
 
 
 def forward(arm: Callable, inputs: tuple) -> Arm:
@@ -82,12 +83,31 @@ def median_seconds(
                 continue
             try:
                 took = _time_cpu(arm) if flush is None else _time_gpu(arm, flush)
-            except (RuntimeError, ValueError, NotImplementedError) as error:  # also out of memory
+            except _FAILURES as error:
                 errors[name] = f"{type(error).__name__}: {str(error).splitlines()[0][:120]}"
                 continue
             if round_ >= 2:
                 seconds[name].append(took)
     return {name: errors.get(name) or statistics.median(seconds[name]) for name in arms}
+
+
+def assert_agreement(arms: Mapping[str, Arm], tolerance: float) -> None:
+    """Asserts that every arm that runs computes what the last one does: a wrong result is not timed.
+
+    Args:
+        arms: name → call that returns tensors, of which those that an arm has are compared.
+        tolerance: of the largest difference, relative to the largest number.
+    """
+    *rivals, (_, ours) = arms.items()
+    wanted = [tensor.float() for tensor in ours()]
+    for name, rival in rivals:
+        try:
+            found = rival()
+        except _FAILURES:
+            continue  # reported where it is timed
+        for have, want in zip(found, wanted, strict=False):
+            error = ((have.float() - want).abs().max() / want.abs().max()).item()
+            assert error < tolerance, f"{name} differs by {error:.2g}"
 
 
 def extra_bytes(arm: Arm, device: torch.device) -> int | None:

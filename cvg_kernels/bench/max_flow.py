@@ -10,17 +10,17 @@ to the last bit.
 from __future__ import annotations
 
 import importlib.util
-import json
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 
-from cvg_kernels.bench.harness import machine, median_seconds
+from cvg_kernels.bench.harness import median_seconds
 from cvg_kernels.ops import subgraph_max_flow
 
+KIND, ROUNDS = "cases", {"cpu": 7, "gpu": 7}
 HOPS = 2
 TOKENS = 8
 FRAMES = (16, 21, 32, 64)
@@ -101,22 +101,47 @@ def ortools_flows(arcs: tuple[np.ndarray, np.ndarray], capacities: np.ndarray) -
     return flows
 
 
-def measure(
-    frames: int,
-    sink: str,
-    sharpness: float,
-    graphs: int,
-    device: torch.device,
-    dtype: torch.dtype,
-    rounds: int,
-) -> dict[str, Any]:
-    """Seconds of both solvers for about as many graphs as asked for; of ours alone where OR-tools is not installed.
+class Case(NamedTuple):
+    """About so many graphs of some frames, to a sink, with attention of some sharpness."""
+
+    frames: int
+    sink: str
+    kind: str
+    graphs: int
+
+
+def cases(device: torch.device, quick: bool) -> list[Case]:
+    """All combinations; quick: few graphs."""
+    return [
+        Case(frames, sink, kind, 64 if quick else 4096)
+        for frames in (FRAMES[:1] if quick else FRAMES)
+        for sink in ("frame", "video")
+        for kind in SHARPNESS
+    ]
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """OR-tools has one."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@_one_thread()
+def measure(case: Case, device: torch.device, dtype: torch.dtype, rounds: int) -> dict[str, Any]:
+    """Seconds of both solvers for the graphs; of ours alone where OR-tools is not installed.
 
     Raises:
         AssertionError: if the flows differ.
     """
+    frames, sink, kind, graphs = case
     per_position = TOKENS * (frames if sink == "frame" else 1)
-    cross, hops = attention(frames, max(1, graphs // per_position), sharpness, dtype)
+    positions = max(1, graphs // per_position)
+    cross, hops = attention(frames, positions, SHARPNESS[kind], dtype)
     arcs = arcs_of(frames, HOPS, sink)
     capacities, scale = capacities_of(cross, hops, "average", sink)
     cross, hops = cross.to(device), [hop.to(device) for hop in hops]
@@ -136,7 +161,8 @@ def measure(
     return {
         "frames": frames,
         "sink": sink,
-        "sharpness": sharpness,
+        "kind": kind,
+        "sharpness": SHARPNESS[kind],
         "graphs": len(capacities),
         "arcs": len(arcs[0]),
         # At the source all of the token's edges are cut: solved by every greedy start.
@@ -145,46 +171,12 @@ def measure(
     }
 
 
-def run(
-    device: torch.device,
-    dtype: torch.dtype,
-    *,
-    quick: bool = False,
-    rounds: int | None = None,
-    path: Path | None = None,
-) -> dict[str, Any]:
-    """Measures all cases, printing each and writing the file as it goes.
-
-    Args:
-        device: of our tensors; OR-tools always has one CPU core.
-        dtype: float32 or float64.
-        quick: few graphs, to see that everything works.
-        rounds: timed rounds; `None` is 7.
-        path: JSON file to write, or `None`.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    rounds, graphs = rounds or 7, 64 if quick else 4096
-    report = {"benchmark": "max_flow", **machine(device), "rounds": rounds, "cases": []}
-    print(f"{'':30}  {PEER:>12}  {OURS:>12}  graphs per second, one CPU thread")
-    try:
-        for frames in FRAMES[:1] if quick else FRAMES:
-            for sink in ("frame", "video"):
-                for kind, sharpness in SHARPNESS.items():
-                    case = measure(frames, sink, sharpness, graphs, device, dtype, rounds)
-                    report["cases"].append(case)
-                    print_case(case, kind)
-                    if path is not None:
-                        path.write_text(json.dumps(report, indent=2) + "\n")
-    finally:
-        torch.set_num_threads(threads)
-    return report
-
-
-def print_case(case: dict[str, Any], kind: str) -> None:
+def show(case: dict[str, Any], report: dict[str, Any]) -> None:
     """Prints one line."""
+    if len(report[KIND]) == 1:
+        print(f"{'':30}  {PEER:>12}  {OURS:>12}  graphs per second, one CPU thread")
     per_second = {name: case["graphs"] / seconds for name, seconds in case["seconds"].items()}
     peer, ours = per_second.get(PEER, float("nan")), per_second[OURS]
-    name = f"{case['frames']} frames to {case['sink']}, {kind}"
+    name = f"{case['frames']} frames to {case['sink']}, {case['kind']}"
     trivial = f"{case['cut_at_source']:.0%} cut at the token"
     print(f"{name:30}  {peer:12.0f}  {ours:12.0f}  {ours / peer:6.1f}×  {trivial}")

@@ -10,18 +10,18 @@ Every arm computes T₂ ⊙ (T₁ ⊙ X) at all positions, averaged residual, an
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from cvg_kernels.bench.harness import extra_bytes, machine, median_seconds
+from cvg_kernels.bench.harness import assert_agreement, extra_bytes, median_seconds
 from cvg_kernels.ops import path_flow, token_peaks
 from python_ref import path_flow as flow_reference
 from python_ref import token_peaks as peaks_reference
 
+KIND, ROUNDS = "layers", {"cpu": 5, "gpu": 50}
 OURS = "cvg_kernels"
 TEMPERATURES = {"hard": None, "soft": 0.01}
 #: Broadcast tensors of [positions, F, F, K] that the eager arm holds at its peak.
@@ -68,12 +68,23 @@ def arms() -> dict[str, tuple[Callable, Callable]]:
     }
 
 
-def measure(shape: Shape, form: str, device: torch.device, rounds: int) -> dict[str, Any]:
+def cases(device: torch.device, quick: bool) -> list[tuple[Shape, str]]:
+    """Every layer in both forms."""
+    return [(shape, form) for shape in (QUICK_SHAPES if quick else SHAPES) for form in TEMPERATURES]
+
+
+def measure(
+    case: tuple[Shape, str], device: torch.device, dtype: torch.dtype, rounds: int
+) -> dict[str, Any]:
     """Times and memory of every arm on one layer, in one form.
+
+    Captured maps are float32 whatever a model computes in, so `dtype` does not count.
 
     Raises:
         AssertionError: if an arm does not compute what ours computes.
     """
+    shape, form = case
+    torch.compiler.reset()
     cross = torch.rand(1, shape.tokens, shape.frames, shape.positions, device=device)
     temporal = [
         torch.randn(1, shape.positions, shape.frames, shape.frames, device=device).softmax(-1)
@@ -99,7 +110,7 @@ def measure(shape: Shape, form: str, device: torch.device, rounds: int) -> dict[
 
         def forward(flow_of=flow_of):
             with torch.no_grad():
-                return flow_of(cross, temporal, temperature=TEMPERATURES[form])
+                return (flow_of(cross, temporal, temperature=TEMPERATURES[form]),)
 
         def both(flow_of=flow_of):
             flow = flow_of(leaves[0], leaves[1:], temperature=TEMPERATURES[form])
@@ -113,7 +124,7 @@ def measure(shape: Shape, form: str, device: torch.device, rounds: int) -> dict[
         calls["forward"][name] = guarded(name, "forward", forward)
         calls["forward_backward"][name] = guarded(name, "forward_backward", both)
         calls["scores"][name] = guarded(name, "forward_backward", scores)
-    _check(calls["forward"])
+    assert_agreement(calls["forward"], 1e-5)
     for what, timed in calls.items():
         result[what] = median_seconds(timed, device, rounds)
     result["forward_extra_bytes"] = extra_bytes(calls["forward"][OURS], device)
@@ -130,50 +141,9 @@ def _memory(device: torch.device) -> float:
     return float("inf")
 
 
-def _check(forward: dict[str, Callable]) -> None:
-    wanted = forward[OURS]()
-    for name, arm in forward.items():
-        try:
-            found = arm()
-        except RuntimeError:
-            continue  # reported where it is timed
-        error = (found - wanted).abs().max().item()
-        assert error < 1e-5, f"{name} differs from ours by {error:.2g}"
-
-
-def run(
-    device: torch.device,
-    dtype: torch.dtype = torch.float32,
-    *,
-    quick: bool = False,
-    rounds: int | None = None,
-    path: Path | None = None,
-) -> dict[str, Any]:
-    """Measures all layers in both forms, printing each and writing the file as it goes.
-
-    Args:
-        device: where.
-        dtype: captured maps are float32 whatever the model computes in; nothing else is measured.
-        quick: a tiny layer, to see that everything works.
-        rounds: timed rounds; `None` is 5 on a CPU and 50 on a GPU.
-        path: JSON file to write, or `None`.
-    """
-    rounds = rounds or (5 if device.type == "cpu" else 50)
-    report: dict[str, Any] = {"benchmark": "path_flow", **machine(device), "rounds": rounds}
-    report["layers"] = []
-    for shape in QUICK_SHAPES if quick else SHAPES:
-        for form in TEMPERATURES:
-            torch.compiler.reset()
-            layer = measure(shape, form, device, rounds)
-            report["layers"].append(layer)
-            print_layer(layer, shape)
-            if path is not None:
-                path.write_text(json.dumps(report, indent=2) + "\n")
-    return report
-
-
-def print_layer(layer: dict[str, Any], shape: Shape) -> None:
+def show(layer: dict[str, Any], report: dict[str, Any]) -> None:
     """Prints one layer's arms."""
+    shape = Shape(**layer["shape"])
     size = f"[{shape.positions}, {shape.frames}, {shape.frames}]·{shape.tokens}"
     print(f"{shape.name}  {size} tokens, {layer['form']}")
     print(f"  {'':12}  {'forward':>10}  {'+ backward':>10}  {'scores and gradient':>19}")

@@ -12,17 +12,21 @@ there twice: as `auto` chooses it, and by the CUDA kernels.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from cvg_kernels.bench.harness import forward, forward_backward, machine, median_seconds, peak_flops
+from cvg_kernels.bench.harness import (
+    assert_agreement,
+    forward,
+    forward_backward,
+    median_seconds,
+)
 from cvg_kernels.ops import temporal_attention
 
+KIND, ROUNDS = "layers", {"cpu": 7, "gpu": 50}
 SIGMA = 4.0
 FLOOR = "sdpa without band"
 OURS = "cvg_kernels"
@@ -101,7 +105,14 @@ ARMS: dict[str, Callable] = {
     "sdpa+mask": sdpa_and_mask,
     OURS: ours,
 }
-GPU_ARMS = ARMS | {OURS_CUDA: ours_by_cuda}
+GPU_ARMS = {OURS_CUDA: ours_by_cuda} | ARMS
+
+
+def cases(device: torch.device, quick: bool) -> tuple[Shape, ...]:
+    """The layers."""
+    if quick:
+        return QUICK_SHAPES
+    return SHAPES + GPU_SHAPES if device.type == "cuda" else SHAPES
 
 
 def measure(shape: Shape, device: torch.device, dtype: torch.dtype, rounds: int) -> dict[str, Any]:
@@ -114,15 +125,15 @@ def measure(shape: Shape, device: torch.device, dtype: torch.dtype, rounds: int)
     q, k, v = (torch.randn(p, f, h, d, device=device).to(dtype).transpose(1, 2) for _ in range(3))
     inputs = (q, k, v, band(q))
     arms = GPU_ARMS if device.type == "cuda" else ARMS
-    _check_arms(arms, inputs)
+    calls = {name: forward(arm, inputs) for name, arm in arms.items()}
+    banded = {name: call for name, call in calls.items() if name != FLOOR}
+    assert_agreement(banded, 2e-4 if dtype == torch.float32 else 3e-2)
     return {
         "shape": shape._asdict(),
         "dtype": str(dtype).removeprefix("torch."),
         "flops": shape.flops,
         "bytes": shape.bytes(q.element_size()),
-        "forward": median_seconds(
-            {name: forward(arm, inputs) for name, arm in arms.items()}, device, rounds
-        ),
+        "forward": median_seconds(calls, device, rounds),
         "forward_backward": median_seconds(
             {name: forward_backward(arm, inputs, (0, 1, 2)) for name, arm in arms.items()},
             device,
@@ -131,54 +142,9 @@ def measure(shape: Shape, device: torch.device, dtype: torch.dtype, rounds: int)
     }
 
 
-def _check_arms(arms: dict[str, Callable], inputs: tuple) -> None:
-    """All arms with the band that run must agree."""
-    (wanted,) = forward(ours, inputs)()
-    tolerance = 2e-4 if inputs[0].dtype == torch.float32 else 3e-2
-    for name, arm in arms.items():
-        if name == FLOOR:
-            continue
-        try:
-            (found,) = forward(arm, inputs)()
-        except (RuntimeError, ValueError, NotImplementedError):
-            continue  # reported where it is timed
-        error = ((found.float() - wanted.float()).abs().max() / wanted.abs().max()).item()
-        assert error < tolerance, f"{name} differs from ours by {error:.2g}"
-
-
-def run(
-    device: torch.device,
-    dtype: torch.dtype,
-    *,
-    quick: bool = False,
-    rounds: int | None = None,
-    path: Path | None = None,
-) -> dict[str, Any]:
-    """Measures all layers, printing each and writing the file as it goes.
-
-    Args:
-        device: where.
-        dtype: of query, key and value.
-        quick: tiny layers, to see that everything works.
-        rounds: timed rounds; `None` is 7 on a CPU and 50 on a GPU.
-        path: JSON file to write, or `None`.
-    """
-    rounds = rounds or (7 if device.type == "cpu" else 50)
-    report = {"benchmark": "temporal_attention", **machine(device), "rounds": rounds}
-    report["matrix_product_flops"] = peak_flops(device, dtype)
-    report["layers"] = []
-    shapes = SHAPES + GPU_SHAPES if device.type == "cuda" else SHAPES
-    for shape in QUICK_SHAPES if quick else shapes:
-        layer = measure(shape, device, dtype, rounds)
-        report["layers"].append(layer)
-        print_layer(layer, shape)
-        if path is not None:
-            path.write_text(json.dumps(report, indent=2) + "\n")
-    return report
-
-
-def print_layer(layer: dict[str, Any], shape: Shape) -> None:
+def show(layer: dict[str, Any], report: dict[str, Any]) -> None:
     """Prints one layer's arms; GB/s counts q, k, v and out once."""
+    shape = Shape(**layer["shape"])
     p, h, f, d = shape[1:]
     print(f"{shape.name}  [{p}, {h}, {f}, {d}] {layer['dtype']}, σ = {SIGMA:g}")
     print(f"  {'':17}  {'forward':>11}  {'GB/s':>6}  {'GFLOP/s':>8}  {'+ backward to q, k, v':>22}")

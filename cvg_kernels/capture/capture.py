@@ -296,7 +296,7 @@ def capture(
     stock pipeline to floating-point tolerance. Everything is put back on exit, also after an exception.
 
     Args:
-        pipe: a diffusers pipeline whose denoiser is in `capture.layers.MODELS` (AnimateDiff, ModelScope, Wan).
+        pipe: a diffusers pipeline whose denoiser is in `capture.layers.MODELS` (AnimateDiff, ModelScope, Latte, Wan).
         words: words or phrases of the prompt, or pairs (word, occurrence); a word of several tokens is their sum.
             `"all"` takes every token of the prompt; `None` none (with `temporal=True`).
         prompt: says what the prompt is if the pipeline is called with `prompt_embeds`.

@@ -37,6 +37,9 @@ class Model:
         frames_in_batch: whether cross-attention sees one sample per frame (`[B·F, h·w, C]`).
         batched_branches: whether the pipeline stacks [unconditional, conditional] into one call.
         text_per_frame: whether the caller repeats the text for every frame.
+        text_projection: name of the module that the text passes before it reaches the layers.
+        frame_positions: name of the buffer `[1, F, C]` that is added to the frames before the first temporal layer, in a
+            model that has one in its forward (others have modules for it).
     """
 
     latents: str
@@ -44,9 +47,11 @@ class Model:
     frames_in_batch: bool
     batched_branches: bool
     text_per_frame: bool = False
+    text_projection: str | None = None
+    frame_positions: str | None = None
 
 
-def _unet_grid(latents: tuple[int, ...], tokens: int, denoiser: Any) -> Grid:
+def unet_grid(latents: tuple[int, ...], tokens: int, denoiser: Any) -> Grid:
     """A UNet halves rows and columns, rounding up, until they hold as many tokens as the layer has."""
     frames, rows, columns = latents[2:]
     while rows * columns > tokens:
@@ -64,14 +69,33 @@ def _patch_grid(latents: tuple[int, ...], tokens: int, denoiser: Any) -> Grid:
     return frames, rows, columns
 
 
+def _frame_patch_grid(latents: tuple[int, ...], tokens: int, denoiser: Any) -> Grid:
+    """A transformer on images cuts each frame into patches."""
+    frames, rows, columns = latents[2:]
+    patch = denoiser.config.patch_size
+    return frames, rows // patch, columns // patch
+
+
 MODELS: dict[str, Model] = {
-    "UNetMotionModel": Model("sample", _unet_grid, True, True, text_per_frame=True),
-    "UNet3DConditionModel": Model("sample", _unet_grid, True, True),
+    "UNetMotionModel": Model("sample", unet_grid, True, True, text_per_frame=True),
+    "UNet3DConditionModel": Model("sample", unet_grid, True, True),
     "WanTransformer3DModel": Model("hidden_states", _patch_grid, False, False),
+    "LatteTransformer3DModel": Model(
+        "hidden_states",
+        _frame_patch_grid,
+        True,
+        True,
+        text_projection="caption_projection",
+        frame_positions="temp_pos_embed",
+    ),
 }
 
 _TEMPORAL = re.compile(r"motion_modules|temp_attentions|transformer_in|temporal_transformer_blocks")
-_SPATIAL_BLOCK = re.compile(r"(.*)\.attentions\.(\d+)\.")
+#: Where a cross-attention layer stands → the names of the temporal layers behind it.
+_BEHIND = (
+    (re.compile(r"(.*\.)attentions\.(\d+)\."), r"{}(motion_modules|temp_attentions)\.{}\."),
+    (re.compile(r"()transformer_blocks\.(\d+)\."), r"{}temporal_transformer_blocks\.{}\."),
+)
 
 
 def unwrap(denoiser: nn.Module) -> nn.Module:
@@ -121,12 +145,11 @@ def _kind(name: str, module: nn.Module) -> Kind:
 
 def temporal_partners(layers: list[Layer], cross: Layer) -> list[Layer]:
     """The temporal layers that follow a cross-attention layer in its block, in the order in which they run."""
-    place = _SPATIAL_BLOCK.match(cross.name)
-    if place is None:
-        return []
-    block, number = place.groups()
-    behind = re.compile(rf"{re.escape(block)}\.(motion_modules|temp_attentions)\.{number}\.")
-    partners = [layer for layer in layers if layer.kind == "temporal" and behind.match(layer.name)]
+    partners = []
+    for pattern, names in _BEHIND:
+        if place := pattern.match(cross.name):
+            behind = re.compile(names.format(*map(re.escape, place.groups())))
+            partners += [one for one in layers if one.kind == "temporal" and behind.match(one.name)]
     return sorted(partners, key=lambda layer: layer.name)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from typing import Any, Literal
 
 import torch
@@ -23,6 +25,7 @@ class PromptWatch:
         self._pipe = pipe
         self._given = prompt
         self._prompts: list[str] = []
+        self._options: dict[str, Any] = {}  # of the last call of encode_prompt
         self.embeddings: torch.Tensor | None = None
         self.runs = 0  #: how often the pipeline has been called
 
@@ -30,9 +33,11 @@ class PromptWatch:
         encode = self._pipe.encode_prompt
         self._previous = vars(self._pipe).get("encode_prompt")
 
+        @functools.wraps(encode)
         def encode_prompt(*args: Any, **kwargs: Any):
             encoded = encode(*args, **kwargs)
-            self._note(args[0] if args else kwargs.get("prompt"), encoded[0])
+            self._options = inspect.signature(encode).bind(*args, **kwargs).arguments
+            self._note(self._options.get("prompt"), encoded[0])
             return encoded
 
         self._pipe.encode_prompt = encode_prompt
@@ -50,6 +55,27 @@ class PromptWatch:
         self.runs += 1
         self.embeddings = embeddings
         self._prompts = [prompt] if isinstance(prompt, str) else list(prompt or [])
+        if hasattr(self._pipe, "_text_preprocessing"):  # Latte's text encoder reads small letters
+            clean = self._options.get("clean_caption", False)
+            self._prompts = self._pipe._text_preprocessing(self._prompts, clean_caption=clean)
+
+    def encode(self, texts: list[str], device: torch.device) -> list[torch.Tensor]:
+        """Embeddings `[tokens, C]` of other texts, each as the pipeline encodes it alone: some cut the padding off.
+
+        Args:
+            texts: to encode.
+            device: of the result.
+        """
+        # By the class: a watch on the instance would take the texts for prompts of videos.
+        encode = type(self._pipe).encode_prompt
+        changes = {
+            "negative_prompt": None, "prompt_embeds": None, "negative_prompt_embeds": None,
+            "num_images_per_prompt": 1, "num_videos_per_prompt": 1,
+            "do_classifier_free_guidance": False, "device": device,
+        }  # fmt: skip
+        known = inspect.signature(encode).parameters
+        options = self._options | {name: to for name, to in changes.items() if name in known}
+        return [encode(self._pipe, **{**options, "prompt": text})[0][0] for text in texts]
 
     @property
     def samples(self) -> int:

@@ -9,14 +9,8 @@ from pathlib import Path
 
 from cvg_kernels.errors import ArgumentError
 
-#: Operation → the module that measures it.
-_BENCHMARKS = {
-    "attention": "cvg_kernels.bench.attention",
-    "guidance_mix": "cvg_kernels.bench.guidance_mix",
-    "max_flow": "cvg_kernels.bench.max_flow",
-    "path_flow": "cvg_kernels.bench.path_flow",
-    "temporal_attention": "cvg_kernels.bench.temporal_attention",
-}
+#: Operations, and the modules of `cvg_kernels.bench` that measure them.
+_BENCHMARKS = ("attention", "guidance_mix", "max_flow", "path_flow", "temporal_attention")
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -66,7 +60,10 @@ def _measure(options: argparse.Namespace) -> int:
         raise ArgumentError(f"--device {options.device} cannot be used: {reason}") from None
     low = device.type != "cpu" and options.operation in ("attention", "temporal_attention")
     dtype = options.dtype or ("bfloat16" if low else "float32")
-    importlib.import_module(_BENCHMARKS[options.operation]).run(
+    from cvg_kernels.bench import runner
+
+    runner.run(
+        importlib.import_module(f"cvg_kernels.bench.{options.operation}"),
         device,
         getattr(torch, dtype),
         quick=options.quick,

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
 
 from cvg_kernels.errors import ArgumentError
 
@@ -144,3 +146,50 @@ def interpolate_states(embeddings: torch.Tensor, frames: int) -> torch.Tensor:
     return ((1 - blend) * embeddings[before].float() + blend * embeddings[after].float()).to(
         embeddings.dtype
     )
+
+
+def frame_texts(
+    embeddings: Sequence[torch.Tensor], frames: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Text embeddings of every frame from those of the states, which need not be equally long.
+
+    Args:
+        embeddings: of the states in order, each `[tokens, C]`; the shorter are padded with zeros.
+        frames: F.
+
+    Returns:
+        The text `[F, tokens, C]`, and bool `[F, tokens]`: whether a state that the frame is made of has the token.
+    """
+    there = [one.new_ones(one.shape[0], 1, dtype=torch.float32) for one in embeddings]
+    text = interpolate_states(pad_sequence(list(embeddings), batch_first=True), frames)
+    share = interpolate_states(pad_sequence(there, batch_first=True), frames)
+    return text, share[..., 0] > 0
+
+
+def place_texts(
+    text: torch.Tensor,
+    samples: Sequence[int],
+    texts: Sequence[tuple[torch.Tensor, torch.Tensor]],
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Puts the text of every frame in the place of a prompt's, for some samples of a batch.
+
+    Args:
+        text: of the batch, `[B·F, tokens, C]`.
+        samples: which samples.
+        texts: for each of them, what `frame_texts` gave.
+
+    Returns:
+        The text `[B·F, longest, C]`, and a mask `[B·F, 1, longest]` to be added to the logits, 0 or −10⁴; `None` where
+        every frame has all tokens.
+    """
+    frames = texts[0][0].shape[0]
+    own = list(text.split(frames))
+    seen = [one.new_ones(one.shape[:2], dtype=torch.bool) for one in own]
+    for at, (given, there) in zip(samples, texts, strict=True):
+        own[at], seen[at] = given, there
+    tokens = max(one.shape[1] for one in own)
+    text = torch.cat([pad(one, (0, 0, 0, tokens - one.shape[1])) for one in own])
+    keep = torch.cat([pad(one, (0, tokens - one.shape[1])) for one in seen])
+    if keep.all():
+        return text, None
+    return text, torch.zeros_like(keep, dtype=text.dtype).masked_fill(~keep, -1e4)[:, None]

@@ -54,7 +54,7 @@ class TemporalBand:
         """Connects to a pipeline; a context manager that yields the `Run` with its history.
 
         Args:
-            pipe: a diffusers pipeline with temporal attention (AnimateDiff, ModelScope).
+            pipe: a diffusers pipeline with temporal attention (AnimateDiff, ModelScope, Latte).
             prompt: says what the prompt is if the pipeline is called with `prompt_embeds`.
         """
         return Attachment(self, pipe, prompt)

@@ -52,7 +52,7 @@ class Vico:
         flow: `"soft"` (default of paper and code), `"hard"`, `"exact"`: the maximum flow that both stand for, or
             `"cross"`: the cross-attention alone (paper, table 4).
         spatial: let the flow pass through the attention within frames, between the text layer and the temporal ones, as
-            the paper has it and its code has not (networks with such layers: AnimateDiff, ModelScope). With
+            the paper has it and its code has not (networks with such layers: AnimateDiff, ModelScope, Latte). With
             `flow="exact"` the positions are coupled: a token's score comes from its flow to the whole video.
         temperature: of the soft flow (0.01 in both).
         residual: skip connections as `"average"` (A+I)/2 (code), `"add"` A+I (paper) or `None`.
@@ -153,7 +153,7 @@ class Vico:
         """Connects to a pipeline; a context manager that yields the `Run` with its history.
 
         Args:
-            pipe: a diffusers pipeline (AnimateDiff, ModelScope, Wan).
+            pipe: a diffusers pipeline (AnimateDiff, ModelScope, Latte, Wan).
             prompt: says what the prompt is if the pipeline is called with `prompt_embeds`.
 
         Raises:

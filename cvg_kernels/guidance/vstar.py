@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,14 @@ from cvg_kernels.capture.processors import InterceptingProcessor, installed, ref
 from cvg_kernels.capture.prompts import PromptWatch
 from cvg_kernels.capture.temporal import temporal_layer
 from cvg_kernels.errors import ArgumentError
+from cvg_kernels.guidance import videocrafter
 from cvg_kernels.guidance.attach import Run
 from cvg_kernels.guidance.synopsis import (
     Writer,
     checked_states,
+    frame_texts,
     interpolate_states,
+    place_texts,
     read_states,
 )
 
@@ -51,11 +54,12 @@ class VSTAR:
         prompts: states in order: a list, a file (a JSON list, or one a line), or a writer, which makes them from the
             prompt (see `guidance.synopsis`). `None`: no synopsis.
         trained_frames: how many frames the network was trained on: in a longer clip of F frames, frame f takes the
-            position f · (trained_frames − 1) / (F − 1), between two that it knows. `None` leaves positions alone.
+            position f · (trained_frames − 1) / (F − 1), between two that it knows. `None` leaves positions alone (Latte
+            then makes clips of that one length only).
         backend: of `temporal_attention`.
 
-    "VSTAR: Generative Temporal Nursing for Longer Dynamic Video Synthesis" (2024). AnimateDiff and ModelScope pipelines;
-    synopsis prompting needs text attention frame by frame, which those have.
+    "VSTAR: Generative Temporal Nursing for Longer Dynamic Video Synthesis" (2024). AnimateDiff, ModelScope and
+    Latte pipelines; synopsis prompting needs text attention frame by frame, which those have.
     """
 
     sigma: Mapping[int, float] | float | str | None = "auto"
@@ -115,13 +119,40 @@ class VSTAR:
         """Connects to a pipeline; a context manager.
 
         Args:
-            pipe: a diffusers pipeline (AnimateDiff, ModelScope).
+            pipe: a diffusers pipeline (AnimateDiff, ModelScope, Latte).
             prompt: says what the prompt is if the pipeline is called with `prompt_embeds`.
 
         Raises:
             ArgumentError: for a pipeline without temporal attention.
         """
         return Nursing(self, pipe, prompt)
+
+    def attach_videocrafter(
+        self, unet: nn.Module, *, train_steps: int = 1000
+    ) -> AbstractContextManager[None]:
+        """Puts the band on the UNet of VideoCrafter's own code (lvdm); a context manager.
+
+            unet = model.model.diffusion_model
+            with cvg.VSTAR(sigma={64: 1.0, 32: 8.0}).attach_videocrafter(unet):
+                samples, _ = DDIMSampler(model).sample(S=25, …)
+
+        Its samplers are not watched, so `until` is here a share of the timesteps that the network was trained on: the
+        same steps for a sampler that goes down them evenly, as VideoCrafter's does.
+
+        Args:
+            unet: a module with `TemporalTransformer`s, called as `unet(latents [B, C, F, H, W], timesteps, …)`.
+            train_steps: how many timesteps the network was trained on.
+
+        Raises:
+            ArgumentError: for a network without such temporal attention or with relative positions in it, a compiled
+                one, or settings beyond the band (prompts, trained_frames).
+        """
+        if self.prompts is not None or self.trained_frames is not None:
+            raise ArgumentError(
+                "prompts and trained_frames need a diffusers pipeline; on VideoCrafter's UNet they must be None, got "
+                f"{self.prompts!r} and {self.trained_frames!r}"
+            )
+        return videocrafter.regularised(unet, self.band, self.until, train_steps, self.backend)
 
 
 def frame_positions(denoiser: nn.Module) -> list[nn.Module]:
@@ -163,8 +194,9 @@ class Nursing:
             model_of(denoiser)
             self._layers += found
         self._watch = PromptWatch(pipe, prompt)
-        self._texts: list[torch.Tensor] = []  # of each sample, [F, tokens, C]
+        self._texts: list[tuple[torch.Tensor, torch.Tensor]] = []  # of each sample: `frame_texts`
         self._texts_run = 0
+        self._tables: dict[nn.Module, torch.Tensor] = {}  # denoiser → its frame positions [1, F, C]
         self._calls: list[_Call] = []  # innermost last: a guidance method calls within a call
 
     def __enter__(self) -> Run:
@@ -178,6 +210,11 @@ class Nursing:
                 if self._settings.trained_frames is not None:
                     for module in frame_positions(denoiser):
                         stack.callback(module.register_forward_hook(self._squeeze).remove)
+                    name = model_of(denoiser).frame_positions
+                    if name is not None:
+                        table = getattr(denoiser, name)
+                        self._tables[denoiser] = table
+                        stack.callback(self._set_table, denoiser, name, table)
             processors = {}
             for denoiser, layer in self._layers:
                 if layer.kind == "temporal" and _INPUT_LAYER not in layer.name:
@@ -204,18 +241,33 @@ class Nursing:
         branches = self._watch.branches(latents.shape[0], text, model.batched_branches)
         self._calls.append(_Call(tuple(latents.shape), now in timesteps[:steps], branches))
         if self._settings.prompts is not None and self._texts_run != self._watch.runs:
-            self._texts = [self._encode(prompt, text) for prompt in self._watch.prompts()]
+            self._texts = [self._encode(denoiser, one, text) for one in self._watch.prompts()]
             self._texts_run = self._watch.runs
+        if denoiser in self._tables:
+            known, frames = self._settings.trained_frames, latents.shape[2]
+            table = self._tables[denoiser][:, : min(known, frames)]
+            if frames > known:
+                table = interpolate_states(table[0, :, None], frames).transpose(0, 1)
+            self._set_table(denoiser, model.frame_positions, table)
+
+    @staticmethod
+    def _set_table(denoiser: nn.Module, name: str, table: torch.Tensor) -> None:
+        """In the dtype and on the device of the present one: the pipeline may have been moved meanwhile."""
+        setattr(denoiser, name, table.to(getattr(denoiser, name)))
 
     def _end_call(self, *call: Any) -> None:
         self._last = self._calls.pop()
 
-    def _encode(self, prompt: str, text: torch.Tensor) -> torch.Tensor:
-        """The text of every frame of a video, `[F, tokens, C]`."""
-        states = self._settings.states(prompt)
-        # By the class: the watch on the instance would take the states for prompts of videos.
-        encoded = type(self._pipe).encode_prompt(self._pipe, states, text.device, 1, False)[0]
-        return interpolate_states(encoded.to(text.dtype), self._calls[-1].latents[2])
+    @torch.no_grad()
+    def _encode(
+        self, denoiser: nn.Module, prompt: str, text: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """The text of every frame of a video as its layers are given it, and which tokens a frame has."""
+        states = self._watch.encode(self._settings.states(prompt), text.device)
+        encoded = [state.to(text.dtype) for state in states]
+        texts, there = frame_texts(encoded, self._calls[-1].latents[2])
+        projection = model_of(denoiser).text_projection
+        return (texts if projection is None else getattr(denoiser, projection)(texts)), there
 
     def _squeeze(self, module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor | None:
         """Adds the positions of a squeezed clip instead of its own."""
@@ -229,13 +281,12 @@ class Nursing:
         """Puts the text of each frame in the place of the prompt's, for the conditional samples of a call."""
         text = kwargs["encoder_hidden_states"] if "encoder_hidden_states" in kwargs else args[1]
         call = self._calls[-1]
-        own = list(text.split(call.latents[2]))
-        if len(own) < len(call.branches):
+        if text.shape[0] < len(call.branches) * call.latents[2]:
             return None  # the unconditional samples alone: Gen-1's image model, within the call of both
         conditional = [at for at, branch in enumerate(call.branches) if branch == "cond"]
-        for at, given in zip(conditional, self._texts, strict=True):
-            own[at] = given
-        text = torch.cat(own)
+        text, mask = place_texts(text, conditional, self._texts)
+        if mask is not None:
+            kwargs = {**kwargs, "attention_mask": mask}
         if "encoder_hidden_states" in kwargs:
             return args, {**kwargs, "encoder_hidden_states": text}
         return (args[0], text, *args[2:]), kwargs

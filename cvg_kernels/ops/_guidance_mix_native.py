@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 
 from cvg_kernels import native
-
-_DTYPE = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
+from cvg_kernels.ops._native_call import DTYPE_CODES
 
 
 def forward(predictions, scales, sample_scales, rescale, out) -> None:
@@ -17,6 +16,6 @@ def forward(predictions, scales, sample_scales, rescale, out) -> None:
     else:
         numbers = sample_scales.flatten().tolist()
     native.load("cpu").guidance_mix(
-        batch, out.numel() // batch, _DTYPE[out.dtype], [tensor.data_ptr() for tensor in predictions],
+        batch, out.numel() // batch, DTYPE_CODES[out.dtype], [tensor.data_ptr() for tensor in predictions],
         numbers, rescale, torch.get_num_threads(), out.data_ptr(),
     )  # fmt: skip

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from cvg_kernels import native
+from cvg_kernels.ops._native_call import address, strided
 
 #: residual → (scale, skip): the capacity of a hop is scale · (T + skip · I).
 _MIXING = {"average": (0.5, 1.0), "add": (1.0, 1.0), None: (1.0, 0.0)}
@@ -23,7 +24,7 @@ def subgraph_forward(cross, temporal, residual, sink):
     _solve(
         "subgraph_max_flow", cross,
         cross.shape, cross.dtype == torch.float64, every_frame, *_MIXING[residual],
-        _strided(cross), [_strided(hop) for hop in temporal],
+        strided(cross), [strided(hop) for hop in temporal],
         flow.data_ptr(), cut.data_ptr(), bad.data_ptr(),
     )  # fmt: skip
     return flow, cut, not bad
@@ -39,7 +40,7 @@ def subgraph_backward(grad_flow, cut, residual, sink, need_cross, need_temporal)
     given = (
         (batch, tokens, frames, positions), grad_flow.dtype == torch.float64, sink == "frame",
         _MIXING[residual][0], grad_flow.data_ptr(), cut.data_ptr(),
-        _address(cross), [_address(hop) for hop in temporal],
+        address(cross), [address(hop) for hop in temporal],
     )  # fmt: skip
     if cut.is_cuda:
         with torch.cuda.device(cut.device):
@@ -57,7 +58,7 @@ def forward(capacity, source, sink):
     bad = torch.zeros((), dtype=torch.int32, device=capacity.device)
     _solve(
         "max_flow", capacity,
-        graphs, nodes, source, sink, capacity.dtype == torch.float64, *_strided(capacity),
+        graphs, nodes, source, sink, capacity.dtype == torch.float64, *strided(capacity, rank=3),
         flow.data_ptr(), side.data_ptr(), bad.data_ptr(),
     )  # fmt: skip
     return flow, side, not bad
@@ -76,14 +77,6 @@ def _solve(name: str, tensor: torch.Tensor, *given) -> None:
 
     with torch.cuda.device(tensor.device):
         getattr(native.load("cuda"), name)(*given, allocate, _stream())
-
-
-def _strided(tensor: torch.Tensor):
-    return tensor.data_ptr(), tensor.stride()
-
-
-def _address(tensor: torch.Tensor | None) -> int:
-    return 0 if tensor is None else tensor.data_ptr()
 
 
 def _stream() -> int:

@@ -8,11 +8,11 @@ import torch
 DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
 
-def strided(tensor: torch.Tensor | None, dims: int = 4) -> tuple[int, tuple[int, ...]]:
-    """Address and strides; a tensor of fewer dimensions has zeros for the others."""
+def strided(tensor: torch.Tensor | None, rank: int = 4) -> tuple[int, tuple[int, ...]]:
+    """Address and `rank` strides; a tensor of fewer dimensions has zeros for the others, an absent one address 0."""
     if tensor is None:
-        return 0, (0,) * dims
-    return tensor.data_ptr(), (*tensor.stride(), *(0,) * dims)[:dims]
+        return 0, (0,) * rank
+    return tensor.data_ptr(), tensor.stride() + (0,) * (rank - tensor.ndim)
 
 
 def address(tensor: torch.Tensor | None) -> int:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 
 from cvg_kernels import native
 from cvg_kernels.ops._layout import dense_like
 from cvg_kernels.ops._native_call import DTYPE_CODES, address, strided
+
+_strided = partial(strided, rank=5)
 
 
 def forward(query, key, value, added, scale, by_row_max, capture):
@@ -20,7 +23,7 @@ def forward(query, key, value, added, scale, by_row_max, capture):
         maps = query.new_empty((batch, positions, frames, frames), dtype=wide)
     _run(
         "temporal_attention_forward", query.device,
-        *_call(query, key, value, added, scale, by_row_max), strided(out, 5), address(maps),
+        *_call(query, key, value, added, scale, by_row_max), _strided(out), address(maps),
     )  # fmt: skip
     return out, maps
 
@@ -40,8 +43,8 @@ def backward(
     _run(
         "temporal_attention_backward", query.device,
         *_call(query, key, value, added, scale, by_row_max),
-        strided(grad_out, 5), address(grad_maps), row_max_grad,
-        *(strided(grad, 5) for grad in grads), address(shares),
+        _strided(grad_out), address(grad_maps), row_max_grad,
+        *(_strided(grad) for grad in grads), address(shares),
     )  # fmt: skip
     # Float64, and always in the same order.
     grad_added = shares.sum(0, dtype=torch.float64).to(added.dtype) if need_added else None
@@ -52,7 +55,7 @@ def _call(query, key, value, added, scale, by_row_max) -> tuple:
     """The arguments that both passes begin with."""
     return (
         (*query.shape, value.shape[-1]), DTYPE_CODES[query.dtype],
-        strided(query, 5), strided(key, 5), strided(value, 5), address(added), scale, by_row_max,
+        _strided(query), _strided(key), _strided(value), address(added), scale, by_row_max,
     )  # fmt: skip
 
 

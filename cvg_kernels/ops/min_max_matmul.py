@@ -17,6 +17,7 @@ def min_max_matmul(
     b: torch.Tensor,
     temperature: float | None = None,
     *,
+    correct_bias: bool = False,
     backend: str | Backend = "auto",
 ) -> torch.Tensor:
     """The min-max product (A ⊙ B)_ij = max_r min(A_ir, B_rj): the widest one-node path from i to j.
@@ -27,6 +28,8 @@ def min_max_matmul(
         temperature: `None` for the hard form. T > 0 for the soft form, with maximum T log Σ exp(·/T) and minimum
             likewise, exact for any T (a running maximum is kept); it differs from the hard form by at most
             T · (ln R + ln 2).
+        correct_bias: subtract T · (ln R − ln 2) from the soft form, which it adds to edges that are all equal: it then
+            lies between T · ln R below the hard form and T · ln 2 above, nearer to it where edges differ by less than T.
         backend: as for `path_flow`.
 
     Returns:
@@ -55,8 +58,9 @@ def min_max_matmul(
     chosen = backend_for("path_flow", backend, a)
     if chosen is Backend.REFERENCE:
         note_backend("min_max_matmul", "reference")
-        return reference.min_max_matmul(a, b, temperature)
-    return _forward_op(a, b, temperature, chosen.value)
+        return reference.min_max_matmul(a, b, temperature, correct_bias)
+    flow = _forward_op(a, b, temperature, chosen.value)
+    return flow - reference.soft_bias(temperature, a.shape[2]) if correct_bias else flow
 
 
 # --- registration ----------------------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ def path_flow(
     temperature: float | None = None,
     residual: Residual | None = "average",
     spatial: torch.Tensor | None = None,
+    correct_bias: bool = False,
     backend: str | Backend = "auto",
 ) -> torch.Tensor:
     """Flow of each token to each output frame along its widest path, at every position.
@@ -42,6 +43,7 @@ def path_flow(
         residual: `"average"` is (A+I)/2, `"add"` is A+I, `None` is A.
         spatial: hop `[B, F, L, L]` (row = attending position) before the temporal ones, by `min_max_matmul`: F · L² · K
             comparisons, so for the coarse levels of a network.
+        correct_bias: subtract after every soft product what it adds to equal edges, see `min_max_matmul`.
         backend: `"auto"`; `"reference"`, `"native"` (C++, float32 and float64 CPU tensors) or `"triton"` (float32 GPU
             tensors), which then never falls back.
 
@@ -77,15 +79,23 @@ def path_flow(
         raise ArgumentError(f"residual must be 'average', 'add' or None, got {residual!r}")
     check_temperature(temperature)
     if spatial is not None:
-        cross = _spatial_hop(cross, spatial, temperature, residual, backend)
+        cross = _spatial_hop(cross, spatial, temperature, residual, correct_bias, backend)
     chosen = backend_for("path_flow", backend, cross)
     if chosen is Backend.REFERENCE:
         note_backend("path_flow", "reference")
-        return reference.path_flow(cross, temporal, temperature=temperature, residual=residual)
-    return _forward_op(cross, list(temporal), temperature, residual, chosen.value)
+        return reference.path_flow(
+            cross, temporal, temperature=temperature, residual=residual, correct_bias=correct_bias
+        )
+    # min(A, x − c) = min(A + c, x) − c: what is due after each product can wait to the end if the later edges rise.
+    bias = reference.soft_bias(temperature, frames) if correct_bias else 0.0
+    if bias:
+        whole = 0.5 if residual == "average" else 1.0  # of an edge, that is attention
+        temporal = [hop + number * bias / whole for number, hop in enumerate(temporal)]
+    flow = _forward_op(cross, list(temporal), temperature, residual, chosen.value)
+    return flow - len(temporal) * bias if bias else flow
 
 
-def _spatial_hop(cross, spatial, temperature, residual, backend) -> torch.Tensor:
+def _spatial_hop(cross, spatial, temperature, residual, correct_bias, backend) -> torch.Tensor:
     """S ⊙ X in every frame."""
     batch, _, frames, positions = cross.shape
     wanted = (batch, frames, positions, positions)
@@ -98,7 +108,7 @@ def _spatial_hop(cross, spatial, temperature, residual, backend) -> torch.Tensor
         return cross
     hop = reference.residual_hop(spatial, residual).flatten(0, 1)  # [B·F, L, L]
     tokens = cross.permute(0, 2, 3, 1).flatten(0, 1)  # [B·F, L, K]
-    flow = min_max_matmul(hop, tokens, temperature, backend=backend)
+    flow = min_max_matmul(hop, tokens, temperature, correct_bias=correct_bias, backend=backend)
     return flow.unflatten(0, (batch, frames)).permute(0, 3, 1, 2)
 
 

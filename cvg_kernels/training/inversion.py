@@ -62,7 +62,7 @@ def ddim_invert(
     (denoiser,) = denoisers_of(pipe)
     model = model_of(denoiser)
     kind = getattr(pipe.scheduler.config, "prediction_type", None)
-    if not model.frames_in_batch or kind not in ("epsilon", "v_prediction"):
+    if not hasattr(pipe, "unet") or kind not in ("epsilon", "v_prediction"):
         raise ArgumentError(
             "pipe must have a UNet that predicts 'epsilon' or 'v_prediction' to be inverted, got "
             f"{type(denoiser).__name__} with {kind!r}"

@@ -1,4 +1,4 @@
-"""Capture and the drop-in processors on three pipelines: same video, right maps, nothing left behind."""
+"""Capture and the drop-in processors on tiny pipelines: same video, right maps, nothing left behind."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ from cvg_kernels.capture.layers import (  # noqa: E402
     denoisers_of,
     temporal_partners,
 )
+from cvg_kernels.guidance.flow_graph import Group, flow_groups  # noqa: E402
 from tests.offline_pipelines import (  # noqa: E402
     BUILDERS,
+    LATENTS,
+    LATTE_TOKENS,
     PROMPT,
     TOKENS,
     animatediff,
-    modelscope,
+    latte,
     run,
     wan,
 )
@@ -83,7 +86,8 @@ def test_maps_are_the_eager_ones(name, monkeypatch):
     tokens = pipe.tokenizer(PROMPT).input_ids
     every = eager_maps(pipe, options, monkeypatch)
     # The text encoder attends from tokens to tokens; the denoiser from places to tokens.
-    eager = [p for p in every if p.shape[-1] == TOKENS and p.shape[-2] != TOKENS]
+    length = LATTE_TOKENS if name == "latte" else TOKENS
+    eager = [p for p in every if p.shape[-1] == length and p.shape[-2] != length]
     frames = captured.records[0].grid[0]
     wanted = []
     for p in eager:  # [B', N, tokens]
@@ -103,13 +107,13 @@ def test_maps_are_the_eager_ones(name, monkeypatch):
     assert sorted({record.step for record in captured.records}) == [0, 1, 2]
 
 
-@pytest.mark.parametrize("build", [animatediff, modelscope])
-def test_temporal_maps_are_the_eager_ones(build, monkeypatch):
-    pipe, options = build()
+@pytest.mark.parametrize("name", ["animatediff", "modelscope", "latte"])
+def test_temporal_maps_are_the_eager_ones(name, monkeypatch):
+    pipe, options = BUILDERS[name]()
     with cvg.capture(pipe, temporal=True, keep="device") as captured:
         run(pipe, options)
     assert {record.kind for record in captured.records} == {"temporal"}
-    frames = options["num_frames"]
+    frames = LATENTS[name][0]
     eager = [p for p in eager_maps(pipe, options, monkeypatch) if p.shape[-2:] == (frames, frames)]
     wanted = [half for p in eager for half in p.chunk(2)]
     assert len(wanted) == len(captured.records)
@@ -117,6 +121,34 @@ def test_temporal_maps_are_the_eager_ones(build, monkeypatch):
         assert record.maps.shape == (1, record.grid[1] * record.grid[2], frames, frames)
         torch.testing.assert_close(record.maps[0], want, rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(record.maps.sum(-1), torch.ones(record.maps.shape[:-1]))
+
+
+def test_latte_reads_the_prompt_in_small_letters_and_without_padding():
+    """As its pipeline is called by default: the text of a single prompt ends with its last token."""
+    pipe, options = latte()
+    options["mask_feature"] = True
+    with cvg.capture(pipe, words=["Cat", "dog"], temporal=True) as captured:
+        run(pipe, options, "A red CAT and a blue dog")
+    with cvg.capture(pipe, words="all") as every:
+        run(pipe, options)
+    assert [[span.ids for span in spans] for spans in captured.tokens] == [[(3,), (7,)]]
+    torch.testing.assert_close(captured.heat_map("Cat"), every.heat_map("cat"))
+    assert {record.grid for record in captured.records} == {(4, 4, 8)}
+    begin_and_end = 1 - every.records[0].maps.sum(1)  # what is left for the two tokens of no word
+    assert begin_and_end.mean() < 0.3  # 0.6 with the padding
+
+
+def test_the_flow_graph_of_each_network():
+    """Each text layer with the temporal layers behind it, and the attention within frames beside it."""
+    pipe, _ = latte()
+    assert flow_groups(pipe.transformer, "soft", True) == [
+        Group(f"transformer_blocks.{i}.attn2", (f"temporal_transformer_blocks.{i}.attn1",),
+              f"transformer_blocks.{i}.attn1")
+        for i in range(2)
+    ]  # fmt: skip
+    for name in ("animatediff", "modelscope"):
+        groups = flow_groups(denoisers_of(BUILDERS[name]()[0])[0], "soft", True)
+        assert all(len(group.temporal) == 2 for group in groups)
 
 
 def test_levels_that_are_rounded_up_have_their_grid():
@@ -148,12 +180,7 @@ def test_several_prompts_at_once(name):
         return captured.records
 
     channels = denoisers_of(pipe)[0].config.in_channels
-    shape = {
-        "animatediff": (2, channels, 4, 5, 7),
-        "modelscope": (2, channels, 4, 8, 8),
-        "wan": (2, channels, 3, 4, 4),
-    }[name]
-    noise = torch.randn(shape)
+    noise = torch.randn(2, channels, *LATENTS[name])
     together = call(prompts, noise)
     for sample, prompt in enumerate(prompts):
         alone = call(prompt, noise[sample : sample + 1])

@@ -15,10 +15,10 @@ pytest.importorskip("diffusers")
 import cvg_kernels as cvg  # noqa: E402
 from cvg_kernels.capture.layers import attention_layers, denoisers_of  # noqa: E402
 from cvg_kernels.guidance import diagonality, synopsis  # noqa: E402
-from tests.offline_pipelines import BUILDERS, PROMPT, run, wan  # noqa: E402
+from tests.offline_pipelines import BUILDERS, PROMPT, latte, run, wan  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-UNETS = ["animatediff", "modelscope"]
+NAMES = ["animatediff", "modelscope", "latte"]  # those with temporal layers
 
 
 def temporal_maps(pipe, options):
@@ -28,7 +28,7 @@ def temporal_maps(pipe, options):
     return frames, captured
 
 
-@pytest.mark.parametrize("name", UNETS)
+@pytest.mark.parametrize("name", NAMES)
 def test_without_a_band_nothing_changes(name):
     pipe, options = BUILDERS[name]()
     stock = run(pipe, options)
@@ -38,7 +38,7 @@ def test_without_a_band_nothing_changes(name):
         assert torch.equal(run(pipe, options), stock)
 
 
-@pytest.mark.parametrize("name", UNETS)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_band_is_on_the_chosen_layers_and_steps(name):
     pipe, options = BUILDERS[name]()
     stock_frames, stock = temporal_maps(pipe, options)
@@ -62,7 +62,7 @@ def test_the_band_is_on_the_chosen_layers_and_steps(name):
     assert wanted <= changed  # layers behind them see other input, and change a little too
 
 
-@pytest.mark.parametrize("name", UNETS)
+@pytest.mark.parametrize("name", NAMES)
 def test_the_output_is_that_of_the_definition(name):
     """A layer with a band computes what `temporal_attention` computes by its reference."""
     pipe, options = BUILDERS[name]()
@@ -75,7 +75,7 @@ def test_the_output_is_that_of_the_definition(name):
     torch.testing.assert_close(*results, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", UNETS)
+@pytest.mark.parametrize("name", NAMES)
 def test_every_frame_gets_its_text(name):
     """One state is the prompt itself; two states differ first and last; the unconditional branch keeps its text."""
     pipe, options = BUILDERS[name]()
@@ -83,23 +83,55 @@ def test_every_frame_gets_its_text(name):
     with cvg.VSTAR(sigma=None, prompts=[PROMPT]).attach(pipe):
         torch.testing.assert_close(run(pipe, options), stock, rtol=1e-4, atol=1e-4)
 
-    denoiser = denoisers_of(pipe)[0]
-    layer = next(layer for layer in attention_layers(denoiser) if layer.kind == "cross")
-    texts = []
-
-    def note(module, args, kwargs):
-        texts.append(kwargs["encoder_hidden_states"])
-
-    with cvg.VSTAR(sigma=None, prompts=[PROMPT, "a blue square"]).attach(pipe):
-        hook = layer.module.register_forward_pre_hook(note, with_kwargs=True)
-        run(pipe, options)
-        hook.remove()
-    frames = texts[0].shape[0] // 2
-    unconditional, conditional = texts[0].split(frames)
+    states = [PROMPT, "a blue square"]
+    text = first_text(pipe, options, cvg.VSTAR(sigma=None, prompts=states))["encoder_hidden_states"]
+    unconditional, conditional = text.chunk(2)
     assert all(torch.equal(one, unconditional[0]) for one in unconditional)
-    ends = [pipe.encode_prompt(one, "cpu", 1, False)[0][0] for one in (PROMPT, "a blue square")]
-    torch.testing.assert_close(conditional[0], ends[0])
-    torch.testing.assert_close(conditional[-1], ends[1])
+    for state, frame in zip(states, (0, -1), strict=True):
+        alone = first_text(pipe, options, cvg.VSTAR(sigma=None), state)["encoder_hidden_states"]
+        torch.testing.assert_close(conditional[frame], alone[-1])
+
+
+def first_text(pipe, options, vstar, prompt=PROMPT):
+    """What the first text layer is first called with."""
+    layers = attention_layers(denoisers_of(pipe)[0])
+    layer = next(layer for layer in layers if layer.kind == "cross")
+    seen = []
+    with vstar.attach(pipe):
+        hook = layer.module.register_forward_pre_hook(
+            lambda module, args, kwargs: seen.append(kwargs), with_kwargs=True
+        )
+        run(pipe, options, prompt)
+        hook.remove()
+    return seen[0]
+
+
+def test_states_of_different_lengths():
+    """Latte cuts the padding off the text of a prompt: a frame sees the tokens that its states have, and no others."""
+    pipe, options = latte()
+    options["mask_feature"] = True
+    stock = run(pipe, options)
+    with cvg.VSTAR(sigma=None, prompts=[PROMPT]).attach(pipe):
+        torch.testing.assert_close(run(pipe, options), stock, rtol=1e-4, atol=1e-4)
+
+    longer = PROMPT + " running"
+    given = first_text(pipe, options, cvg.VSTAR(sigma=None, prompts=["a dog", longer]))
+    text, mask = given["encoder_hidden_states"], given["attention_mask"]
+    lengths = (mask[:, 0] == 0).sum(1).tolist()  # of [uncond, cond] · 4 frames, with begin and end
+    assert text.shape[:2] == (8, 10) and lengths == [9] * 4 + [4, 10, 10, 10]
+    for state, frame, length in (("a dog", 4, 4), (longer, 7, 10)):
+        alone = first_text(pipe, options, cvg.VSTAR(sigma=None), state)["encoder_hidden_states"]
+        torch.testing.assert_close(text[frame, :length], alone[-1])
+    same = [longer, longer]
+    with cvg.VSTAR(sigma=None, prompts=same).attach(pipe), cvg.capture(pipe, ["cat"]) as captured:
+        run(pipe, options)
+    with cvg.capture(pipe, ["cat"]) as alone:
+        run(pipe, options, longer)
+    conditional = [
+        [one.maps for one in each.records if one.branch == "cond" and one.step == 0]
+        for each in (captured, alone)
+    ]
+    torch.testing.assert_close(*conditional, rtol=1e-4, atol=1e-6)
 
 
 def test_everything_is_put_back_after_an_exception():
@@ -128,6 +160,27 @@ def test_longer_clips_are_squeezed_into_known_positions():
     for found, wanted in ((0, known[0]), (2, known[1]), (4, known[2])):
         torch.testing.assert_close(squeezed[0, found], wanted)
     torch.testing.assert_close(squeezed[0, 1], (known[0] + known[1]) / 2)
+
+
+def test_latte_makes_clips_of_other_lengths():
+    """Its network has a table of positions for one length of clip; the stock pipeline fails at any other."""
+    pipe, options = latte()
+    table = pipe.transformer.temp_pos_embed
+    for frames in (2, 7):
+        with pytest.raises(RuntimeError), cvg.VSTAR(sigma=None).attach(pipe):
+            run(pipe, {**options, "video_length": frames})
+        with cvg.VSTAR(sigma=None, trained_frames=4).attach(pipe):
+            assert run(pipe, {**options, "video_length": frames}).shape[1] == frames
+            used = pipe.transformer.temp_pos_embed
+        assert pipe.transformer.temp_pos_embed is table
+        assert used.shape[1] == frames
+        torch.testing.assert_close(used[:, -1], table[:, 1 if frames == 2 else 3])
+        torch.testing.assert_close(used[:, 0], table[:, 0])
+    with cvg.VSTAR(sigma=None, trained_frames=4).attach(pipe):
+        run(pipe, {**options, "video_length": 7})
+        pipe.to(torch.float64)
+        assert run(pipe, {**options, "video_length": 7}).shape[1] == 7
+    assert torch.equal(pipe.transformer.temp_pos_embed, table.double())
 
 
 def test_guidance_sees_the_regularised_maps():

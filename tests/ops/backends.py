@@ -15,14 +15,15 @@ def device_of(backend: str) -> torch.device:
     return torch.device("cpu") if backend == "native" else DEVICE
 
 
-def needs(operation: str, backend: str):
-    """A backend of an operation as a parameter."""
-    device = device_of(backend)
-    reason = unavailable_reason(operation, Backend(backend), device)
-    marks = [pytest.mark.skipif(reason is not None, reason=str(reason))]
-    return pytest.param(backend, marks=marks + [pytest.mark.gpu] * (device.type == "cuda"))
+def backends(operation: str, *names: str) -> list:
+    """Backends of an operation as parameters: those named, or every one."""
 
+    def parameter(backend: Backend):
+        device = device_of(backend.value)
+        reason = unavailable_reason(operation, backend, device)
+        marks = [pytest.mark.skipif(reason is not None, reason=str(reason))]
+        return pytest.param(
+            backend.value, marks=marks + [pytest.mark.gpu] * (device.type == "cuda")
+        )
 
-def backends(operation: str) -> list:
-    """Every backend of an operation as a parameter."""
-    return [needs(operation, backend.value) for backend in OPERATIONS[operation]]
+    return [parameter(b) for b in (map(Backend, names) if names else OPERATIONS[operation])]

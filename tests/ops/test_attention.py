@@ -9,21 +9,11 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 import cvg_kernels as cvg
-from cvg_kernels.backends import Backend, unavailable_reason
 from python_ref import attention as reference
+from tests.ops.backends import DEVICE, backends, device_of
 from tests.tolerance import assert_as_exact_as, assert_maps_exact, relative_error
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def needs(backend: str):
-    """Skips a test, by name and reason, where its backend cannot run."""
-    device = torch.device("cpu") if backend == "native" else DEVICE
-    reason = unavailable_reason("attention", Backend(backend), device)
-    return pytest.param(backend, marks=pytest.mark.skipif(reason is not None, reason=str(reason)))
-
-
-BACKENDS = [needs(name) for name in ("reference", "native", "triton")]
+BACKENDS = backends("attention")
 
 
 class Case(NamedTuple):
@@ -120,10 +110,6 @@ def stock_attention(query, key, value, mask):
     return leaves, scaled_dot_product_attention(*leaves, attn_mask=bias)
 
 
-def device_of(backend: str) -> torch.device:
-    return torch.device("cpu") if backend == "native" else DEVICE
-
-
 @pytest.mark.parametrize("head_reduction", ["mean", "none"])
 @pytest.mark.parametrize("case", CASES, ids=IDS)
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -139,7 +125,7 @@ def test_low_precision(backend, case, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("backend", [needs("native")])
+@pytest.mark.parametrize("backend", backends("attention", "native"))
 def test_long_keys(backend, dtype):
     check(backend, LONG, dtype, "mean", map_bound=2e-6 if dtype == torch.float32 else 5e-6)
 
@@ -199,8 +185,8 @@ def check(backend, case, dtype, head_reduction, map_bound):
     from_maps = torch.autograd.grad(eager[1:], wide[:2], [grad_maps, grad_lse])
     from_out = torch.autograd.grad(stock_out, stock_leaves, grad_out)
     stock = [from_out[0].float() + from_maps[0], from_out[1].float() + from_maps[1], from_out[2]]
-    # Tensor cores take dS in 16 bit, with all three gradients that flow into it; the budget above rounds dO's only.
-    factor = 2.5 if device.type == "cuda" and dtype != torch.float32 else 1.5
+    # For tensor cores dS is rounded to 16 bit, with all three gradients that flow into it; the budget rounds dO's only.
+    factor = 2.5 if backend == "triton" and dtype != torch.float32 else 1.5
     size = 0.0
     if (
         case.keys == 1
@@ -287,7 +273,7 @@ def test_empty(backend, batch, queries):
         assert grad.shape == tensor.shape and (grad == 0).all()
 
 
-@pytest.mark.parametrize("backend", [needs("reference"), needs("native")])
+@pytest.mark.parametrize("backend", backends("attention", "reference", "native"))
 def test_gradcheck(backend):
     query, key, value = (
         torch.randn(2, 2, n, 5, dtype=torch.float64, requires_grad=True) for n in (4, 6, 6)

@@ -68,6 +68,24 @@ def test_soft_minimum_of_equals():
     torch.testing.assert_close(product, a - 0.01 * math.log(2))
 
 
+def test_corrected_bias():
+    """Equal edges come out as they are, edges close against T come closer, and the bound holds for any."""
+    same = torch.full((1, 5, 5), 0.5, dtype=torch.float64)
+    torch.testing.assert_close(cvg.min_max_matmul(same, same, 0.1, correct_bias=True), same)
+    cross, temporal = graph(frames=6, hops=2)
+    hard = cvg.path_flow(cross, temporal)
+    corrected = cvg.path_flow(cross, temporal, temperature=0.1, correct_bias=True)
+    flat = [hop / 10 for hop in (cross, *temporal)]
+    flat_hard, flat_soft, flat_corrected = (
+        cvg.path_flow(flat[0], flat[1:], residual=None, **options)
+        for options in ({}, {"temperature": 0.1}, {"temperature": 0.1, "correct_bias": True})
+    )
+    assert (flat_corrected - flat_hard).abs().max() < 0.3 * (flat_soft - flat_hard).abs().max()
+    assert (hard - corrected).max() <= 0.1 * 2 * math.log(6)
+    assert (corrected - hard).max() <= 0.1 * 2 * math.log(2)
+    assert torch.equal(cvg.path_flow(cross, temporal, correct_bias=True), hard)
+
+
 def test_hard_product_equals_an_eager_one_to_the_bit():
     a, b = torch.rand(3, 7, 5), torch.rand(3, 5, 6)
     eager = torch.stack([torch.minimum(a[:, :, r, None], b[:, None, r]) for r in range(5)]).amax(0)

@@ -139,6 +139,23 @@ def test_spatial_hop(backend, temperature):
 
 
 @pytest.mark.parametrize("backend", KERNELS)
+@pytest.mark.parametrize("residual", ["average", "add", None])
+def test_corrected_bias(backend, residual):
+    """The correction that waits to the end is the one after each product."""
+    cross, *temporal, spatial = graph((2, 3, 5, 5, 4), device=device_of(backend))
+    options = {"temperature": 0.1, "residual": residual, "correct_bias": True}
+
+    def kernel(cross, spatial, *temporal):
+        return cvg.path_flow(cross, temporal, spatial=spatial, backend=backend, **options)
+
+    def definition(cross, spatial, *temporal):
+        return reference.path_flow(cross, temporal, spatial=spatial, **options)
+
+    tensors = [cross, spatial, *temporal]
+    assert_like_the_reference(kernel, definition, tensors, torch.randn_like(cross), 0.1)
+
+
+@pytest.mark.parametrize("backend", KERNELS)
 @pytest.mark.parametrize("temperature", [1e-4, 3e-5])
 def test_cold_soft_flow_is_the_hard_one(backend, temperature):
     """Where e^(1/T) is far beyond any float the soft form is within its bound of the hard one."""

@@ -10,12 +10,12 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 import cvg_kernels as cvg
-from tests.ops.backends import DEVICE, device_of, needs
+from tests.ops.backends import DEVICE, backends, device_of
 from tests.tolerance import assert_as_exact_as, assert_maps_exact
 
-BACKENDS = [needs("temporal_attention", name) for name in ("reference", "native", "triton")]
+BACKENDS = backends("temporal_attention", "reference", "native", "triton")
 EXACT = BACKENDS[:2]  # those that compute in float64
-TILED = needs("temporal_attention", "cuda")  # 16 to 128 frames, in bfloat16 and float16
+TILED = backends("temporal_attention", "cuda")  # 16 to 128 frames, in bfloat16 and float16
 
 
 class Case(NamedTuple):
@@ -137,7 +137,7 @@ def test_beyond_the_gpu_kernels(backend, case):
 
 
 @pytest.mark.parametrize("case", LONG, **by_name)
-@pytest.mark.parametrize("backend", [*BACKENDS, TILED])
+@pytest.mark.parametrize("backend", BACKENDS + TILED)
 def test_many_frames(backend, case):
     check(backend, case, torch.float16)
 

@@ -81,7 +81,7 @@ def emulated(tiles, monkeypatch) -> Emulated:
     return gpu
 
 
-@pytest.fixture(params=["emulated", TILED])
+@pytest.fixture(params=["emulated", *TILED])
 def device(request) -> torch.device:
     """Where the tensors of `backend="cuda"` lie: on a GPU, or on the CPU for the emulation."""
     if request.param == "emulated":
@@ -246,7 +246,7 @@ def test_no_positions(device):
     assert grads[0].shape == (0, 2, 16, 8) and grads[3] == 0
 
 
-@pytest.mark.parametrize("backend", [TILED])
+@pytest.mark.parametrize("backend", TILED)
 def test_half_a_million_sequences(backend):
     """524 288 of them, in more than 65 535 blocks, where stock kernels failed; the last ones are right."""
     given = torch.randn(3, 65_536, 8, 16, 8, device="cuda", dtype=torch.float16).unbind(0)
