@@ -1,10 +1,10 @@
-// A warp and a block as policies of the tile algorithms (cvg/temporal_tiles.h): the instructions.
+// A warp and a block as policies of the tile algorithms (cvg/tiles.h): the instructions.
 #pragma once
 
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
-#include "cvg/temporal_tiles.h"
+#include "cvg/tiles.h"
 
 namespace cvg::tiles {
 

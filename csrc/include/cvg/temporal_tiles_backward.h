@@ -21,7 +21,7 @@ template <class W, int R, bool SUMS>
 struct BackwardState {
   Place place;
   Half *query, *key, *value, *grad_out, *turned;
-  Half* key_again;
+  Half* key_again;  // where k is for dq: loaded once more where v or P took its place
   typename W::template Per<Tile<R>> weights, grads;  // P; dP, then dS', then scale · dS
   typename W::template Per<Pair> m;
   typename W::template Per<Columns> first;
