@@ -23,6 +23,9 @@ def softmax(*shape: int, dim: int = -1) -> torch.Tensor:
     return torch.randn(shape).softmax(dim)
 
 
+#: Eight frames of 64 tokens.
+FRAMES = torch.arange(8, dtype=torch.int32, device=DEVICE).repeat_interleave(64)
+
 #: Operation → its inputs, and the call that takes them and a backend. Gradients go to all inputs.
 CASES = {
     "attention": (
@@ -32,6 +35,12 @@ CASES = {
     "temporal_attention": (
         lambda: [torch.randn(160, 5, 16, 64, dtype=LOW) for _ in range(3)],
         lambda q, k, v, backend: cvg.temporal_attention(q, k, v, sigma=4.0, backend=backend).out,
+    ),
+    "frame_band_attention": (
+        lambda: [torch.randn(1, 4, 512, 64) for _ in range(3)],
+        lambda *qkv, backend: cvg.frame_band_attention(
+            *qkv, FRAMES, FRAMES, sigma=2.0, backend=backend
+        ).out,
     ),
     "path_flow": (
         lambda: [softmax(1, 20, 16, 160, dim=1), *(softmax(1, 160, 16, 16) for _ in range(2))],

@@ -35,6 +35,13 @@ inline Tensor4 tensor(const Strided4& given) {
   return t;
 }
 
+inline Target4 target(const Strided4& given) {
+  Target4 t;
+  t.data = pointer<void>(given.first);
+  std::copy(given.second.begin(), given.second.end(), t.stride);
+  return t;
+}
+
 // Instruction-set levels that this machine can run, best last, and the one in use: the best, or
 // what the environment variable CVG_CPU_ISA names.
 const std::vector<std::string>& levels();
@@ -50,6 +57,7 @@ int level();
 
 void bind_attention(py::module_& m);
 void bind_coupled_flow(py::module_& m);
+void bind_frame_band_attention(py::module_& m);
 void bind_flow(py::module_& m);
 void bind_max_flow(py::module_& m);
 void bind_temporal_attention(py::module_& m);

@@ -32,6 +32,7 @@ OPERATIONS: dict[str, tuple[Backend, ...]] = {
     "coupled_flow": (Backend.REFERENCE, Backend.NATIVE),
     "max_flow": (Backend.REFERENCE, Backend.NATIVE, Backend.CUDA),
     "temporal_attention": (Backend.REFERENCE, Backend.NATIVE, Backend.TRITON, Backend.CUDA),
+    "frame_band_attention": (Backend.REFERENCE, Backend.NATIVE, Backend.TRITON),
     "guidance_mix": (Backend.REFERENCE, Backend.NATIVE, Backend.TRITON),
     "structure": (Backend.REFERENCE,),
 }

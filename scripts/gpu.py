@@ -28,7 +28,14 @@ SHARES = {"build": 0.4, "tests": 0.5}
 #: Operation → the program that measures it, which takes `--device` and `--json`.
 BENCHMARKS = {
     operation: ["-m", "cvg_kernels", "bench", operation]
-    for operation in ("attention", "guidance_mix", "max_flow", "path_flow", "temporal_attention")
+    for operation in (
+        "attention",
+        "frame_band_attention",
+        "guidance_mix",
+        "max_flow",
+        "path_flow",
+        "temporal_attention",
+    )
 }
 
 

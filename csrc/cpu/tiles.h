@@ -25,8 +25,8 @@ struct Tiles {
 
 // `others` is the number of tasks that come from batch (and heads); small problems get smaller
 // tasks.
-template <typename A>
-Tiles plan_tiles(const AttentionArgs& args, int64_t others) {
+template <typename A, typename Args>
+Tiles plan_tiles(const Args& args, int64_t others) {
   Tiles tiles;
   tiles.keys = args.keys <= kOneTile ? args.keys : kLongTile;
   tiles.key_tiles = (args.keys + tiles.keys - 1) / tiles.keys;

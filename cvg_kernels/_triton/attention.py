@@ -6,11 +6,10 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
-import triton
 
 from cvg_kernels._triton.attention_backward import delta_kernel, key_kernel, query_kernel
 from cvg_kernels._triton.attention_forward import capture_kernel, forward_kernel
-from cvg_kernels._triton.launch import INTERPRETED, Launch, strides
+from cvg_kernels._triton.launch import INTERPRETED, Launch, padded, strides
 
 #: Captured tokens that a program holds at once.
 _MAX_TOKENS = 64
@@ -68,11 +67,6 @@ def _processors(device: torch.device) -> int:
     return torch.cuda.get_device_properties(device).multi_processor_count
 
 
-def _pad(size: int) -> int:
-    """The power of two that holds `size`, at least what a tensor-core product takes."""
-    return max(16, triton.next_power_of_2(size))
-
-
 def _common(query, key, value, token_ids, bias, scale) -> tuple[dict, dict]:
     """Arguments and constants that all kernels share."""
     batch, heads, queries, dim = query.shape
@@ -84,10 +78,10 @@ def _common(query, key, value, token_ids, bias, scale) -> tuple[dict, dict]:
     }  # fmt: skip
     constants = {
         "DIM": dim,
-        "DIM_PAD": _pad(dim),
+        "DIM_PAD": padded(dim),
         "VALUE_DIM": value_dim,
-        "VALUE_PAD": _pad(value_dim),
-        "TOKENS_PAD": min(_MAX_TOKENS, _pad(token_ids.shape[1])),
+        "VALUE_PAD": padded(value_dim),
+        "TOKENS_PAD": min(_MAX_TOKENS, padded(token_ids.shape[1])),
         "HAS_BIAS": bias is not None,
         "UPCAST": INTERPRETED and query.dtype != torch.float32,
     }

@@ -18,6 +18,7 @@ _POINTERS = {
     torch.float32: "*fp32",
     torch.float16: "*fp16",
     torch.bfloat16: "*bf16",
+    torch.int32: "*i32",
     torch.int64: "*i64",
 }
 
@@ -100,3 +101,8 @@ def strides(name: str, tensor: torch.Tensor | None, axes: str = "bhnd") -> dict[
     """The strides of a tensor as kernel arguments `<name>_<axis>`, one letter an axis."""
     values = (0,) * len(axes) if tensor is None else tensor.stride()
     return {f"{name}_{axis}": value for axis, value in zip(axes, values, strict=True)}
+
+
+def padded(size: int) -> int:
+    """The power of two that holds `size`, at least what a tensor-core product takes."""
+    return max(16, triton.next_power_of_2(size))

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 import triton
 
-from cvg_kernels._triton.launch import INTERPRETED, Launch, strides
+from cvg_kernels._triton.launch import INTERPRETED, Launch, padded, strides
 from cvg_kernels._triton.temporal_attention_kernels import (
     temporal_backward_kernel,
     temporal_forward_kernel,
@@ -43,11 +43,6 @@ def tile_of(frames: int, head_dim: int, element_size: int, *, backward: bool) ->
     return Tile(rows, rows // frames, warps)
 
 
-def _pad(size: int) -> int:
-    """The power of two that holds `size`, at least what a tensor-core product takes."""
-    return max(16, triton.next_power_of_2(size))
-
-
 def _common(query, key, value, added, scale, by_row_max, *, backward) -> tuple[dict, dict, Tile]:
     """Arguments and constants that both kernels share, and the tile."""
     batch, positions, heads, frames, dim = query.shape
@@ -60,7 +55,7 @@ def _common(query, key, value, added, scale, by_row_max, *, backward) -> tuple[d
         "tiles": triton.cdiv(batch * positions, tile.sequences), "scale": scale,
     }  # fmt: skip
     constants = {
-        "FRAMES": frames, "DIM": dim, "DIM_PAD": _pad(dim), "VALUE_DIM": value_dim, "VALUE_PAD": _pad(value_dim),
+        "FRAMES": frames, "DIM": dim, "DIM_PAD": padded(dim), "VALUE_DIM": value_dim, "VALUE_PAD": padded(value_dim),
         "ROWS": tile.rows, "SEQUENCES": tile.sequences, "HAS_ADDED": added is not None,
         "BY_ROW_MAX": by_row_max, "UPCAST": INTERPRETED and query.dtype != torch.float32,
     }  # fmt: skip

@@ -124,6 +124,34 @@ class TemporalVariant:
             )[0]
 
 
+@dataclass(frozen=True)
+class FrameBandVariant:
+    """Full 3-D attention with a band by frame distance: forward, backward to the query and to everything."""
+
+    name: str
+    dtype: str
+    heads: int
+    tokens: int
+    dim: int
+
+    def launches(self) -> Iterator:
+        """See `Variant`."""
+        import torch
+
+        from cvg_kernels._triton import frame_band_attention
+
+        shape = (3, 1, self.tokens, self.heads, self.dim)
+        with torch.device("meta"):
+            given = torch.empty(shape, dtype=getattr(torch, self.dtype)).transpose(2, 3).unbind(0)
+            frames = torch.empty(self.tokens, dtype=torch.int32)
+        band = (0.1, 2.0, 1.0)
+        launch, (out, *rows) = frame_band_attention.forward_launch(*given, frames, frames, *band)
+        yield launch
+        yield from frame_band_attention.backward_launches(
+            out, None, *given, frames, frames, out, *rows, *band, True, True, True, True
+        )[0]
+
+
 VARIANTS: tuple[Variant, ...] = (
     AttentionVariant("AnimateDiff cross", "bfloat16", 16, 8, 4096, 77, 40),
     AttentionVariant("VideoCrafter2 cross", "bfloat16", 16, 5, 2560, 77, 64),
@@ -139,4 +167,7 @@ VARIANTS: tuple[Variant, ...] = (
     TemporalVariant("VideoCrafter2 64 frames", "bfloat16", 2560, 5, 64, 64),
     TemporalVariant("AnimateDiff 16 frames", "float16", 4096, 8, 16, 40),
     TemporalVariant("VideoCrafter2 16 frames", "float32", 2560, 5, 16, 64),
+    FrameBandVariant("Wan-1.3B band", "bfloat16", 12, 32760, 128),
+    FrameBandVariant("CogVideoX-2B band", "bfloat16", 30, 17776, 64),
+    FrameBandVariant("Wan-1.3B band", "float32", 12, 32760, 128),
 )

@@ -34,7 +34,8 @@ class Model:
     Attributes:
         latents: name of the forward argument that holds the latents `[B, C, F, H, W]`; it comes first.
         grid: (latents' shape, tokens per sample, denoiser) → the layer's grid.
-        frames_in_batch: whether cross-attention sees one sample per frame (`[B·F, h·w, C]`).
+        frames_in_batch: whether cross-attention sees one sample per frame (`[B·F, h·w, C]`), and temporal layers relate
+            the frames; if not, self-attention spans the video.
         batched_branches: whether the pipeline stacks [unconditional, conditional] into one call.
         text_per_frame: whether the caller repeats the text for every frame.
         text_projection: name of the module that the text passes before it reaches the layers.
@@ -141,6 +142,12 @@ def _kind(name: str, module: nn.Module) -> Kind:
     if _TEMPORAL.search(name):
         return "temporal"
     return "cross" if getattr(module, "is_cross_attention", False) else "self"
+
+
+def frame_layers(denoiser: nn.Module) -> list[Layer]:
+    """The layers in which frames attend to each other: the temporal ones, or self-attention where it spans the video."""
+    kind = "temporal" if model_of(denoiser).frames_in_batch else "self"
+    return [layer for layer in attention_layers(denoiser) if layer.kind == kind]
 
 
 def temporal_partners(layers: list[Layer], cross: Layer) -> list[Layer]:

@@ -10,7 +10,14 @@ from pathlib import Path
 from cvg_kernels.errors import ArgumentError
 
 #: Operations, and the modules of `cvg_kernels.bench` that measure them.
-_BENCHMARKS = ("attention", "guidance_mix", "max_flow", "path_flow", "temporal_attention")
+_BENCHMARKS = (
+    "attention",
+    "frame_band_attention",
+    "guidance_mix",
+    "max_flow",
+    "path_flow",
+    "temporal_attention",
+)
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -21,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dtype",
         choices=_DTYPES,
-        help="default: float32; for both kinds of attention on a GPU bfloat16",
+        help="default: float32; for all kinds of attention on a GPU bfloat16",
     )
     parser.add_argument("--threads", type=int, help="CPU threads of every arm")
     parser.add_argument("--rounds", type=int, help="timed rounds; the median counts")
@@ -58,7 +65,7 @@ def _measure(options: argparse.Namespace) -> int:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ArgumentError(f"--device {options.device} cannot be used: {reason}") from None
-    low = device.type != "cpu" and options.operation in ("attention", "temporal_attention")
+    low = device.type != "cpu" and options.operation.endswith("attention")
     dtype = options.dtype or ("bfloat16" if low else "float32")
     from cvg_kernels.bench import runner
 

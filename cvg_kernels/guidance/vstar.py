@@ -12,10 +12,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from cvg_kernels.capture.layers import Layer, attention_layers, denoisers_of, model_of, unwrap
+from cvg_kernels.capture.layers import (
+    Layer,
+    attention_layers,
+    denoisers_of,
+    frame_layers,
+    model_of,
+    unwrap,
+)
 from cvg_kernels.capture.processors import InterceptingProcessor, installed, refuse_compiled
 from cvg_kernels.capture.prompts import PromptWatch
-from cvg_kernels.capture.temporal import temporal_layer
+from cvg_kernels.capture.temporal import temporal_layer, video_layer
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.guidance import videocrafter
 from cvg_kernels.guidance.attach import Run
@@ -40,26 +47,28 @@ class VSTAR:
 
     Temporal attention regularisation: in the first denoising steps the logits of the temporal layers of
     some resolutions get a band, S' = S + strength · max_j S_ij · exp(−(i − j)² / 2σ²) (`temporal_attention`), so that
-    their maps look like those of lively video. Synopsis prompting: several prompts, the states of the video in order,
-    give every frame a text of its own between them. And, because a network with absolute frame positions (AnimateDiff)
-    makes noise of positions that it never saw, `trained_frames` squeezes a longer clip into those it knows; VSTAR's own
-    network needs none of that. Each works without the others.
+    their maps look like those of lively video. Wan has no temporal layers: there the band, by the distance of frames, is on
+    the self-attention over the whole video (`frame_band_attention`), an extension of ours. Synopsis prompting: several
+    prompts, the states of the video in order, give every frame a text of its own between them. And, because a network with
+    absolute frame positions (AnimateDiff) makes noise of positions that it never saw, `trained_frames` squeezes a longer
+    clip into those it knows; VSTAR's own network needs none of that. Each works without the others.
 
     Attributes:
-        sigma: width of the band in frames, by the width of a layer's grid (its number of columns): the paper's levels are
-            64, 32, 16 and 8, for latents 64 wide. One number serves all layers. `"auto"` is the released
-            {finest: 1.0, next: 8.0} for latents of any width; `None` regularises nothing. Smaller is stronger.
-        strength: factor of the band (1 in the released code).
+        sigma: width of the band in frames (of the latents), by the width of a layer's grid (its number of columns): the
+            paper's levels are 64, 32, 16 and 8, for latents 64 wide. One number serves all layers. `"auto"` is the released
+            {finest: 1.0, next: 8.0} for latents of any width; Wan has one level only, its finest. `None` regularises
+            nothing. Smaller is stronger.
+        strength: factor of the band (1 in the released code); 0 leaves the network as it is.
         until: share of the denoising steps that are regularised, from the first (released: 14 of 25).
         prompts: states in order: a list, a file (a JSON list, or one a line), or a writer, which makes them from the
             prompt (see `guidance.synopsis`). `None`: no synopsis.
         trained_frames: how many frames the network was trained on: in a longer clip of F frames, frame f takes the
             position f · (trained_frames − 1) / (F − 1), between two that it knows. `None` leaves positions alone (Latte
             then makes clips of that one length only).
-        backend: of `temporal_attention`.
+        backend: of `temporal_attention` or `frame_band_attention`.
 
-    "VSTAR: Generative Temporal Nursing for Longer Dynamic Video Synthesis" (2024). AnimateDiff, ModelScope and
-    Latte pipelines; synopsis prompting needs text attention frame by frame, which those have.
+    "VSTAR: Generative Temporal Nursing for Longer Dynamic Video Synthesis" (2024). AnimateDiff, ModelScope, Latte and
+    Wan pipelines; Wan takes the band alone, as it has neither text attention frame by frame nor absolute frame positions.
     """
 
     sigma: Mapping[int, float] | float | str | None = "auto"
@@ -102,28 +111,30 @@ class VSTAR:
         return checked_states(self.prompts, "prompts")
 
     def band(self, columns: int, finest: int) -> dict[str, Any]:
-        """The options of `temporal_attention` for a layer.
+        """The options of `temporal_attention` or `frame_band_attention` for a layer; none: it is not regularised.
 
         Args:
             columns: of the layer's grid.
-            finest: columns of the latents.
+            finest: columns of the network's finest grid.
         """
         sigma = self.sigma
         if sigma == "auto":
             sigma = {finest: 1.0, -(-finest // 2): 8.0}
         if isinstance(sigma, Mapping):
             sigma = sigma.get(columns)
-        return {} if sigma is None else {"sigma": float(sigma), "strength": self.strength}
+        if sigma is None or self.strength == 0:
+            return {}
+        return {"sigma": float(sigma), "strength": self.strength}
 
     def attach(self, pipe: Any, prompt: str | list[str] | None = None) -> Nursing:
         """Connects to a pipeline; a context manager.
 
         Args:
-            pipe: a diffusers pipeline (AnimateDiff, ModelScope, Latte).
+            pipe: a diffusers pipeline (AnimateDiff, ModelScope, Latte, Wan).
             prompt: says what the prompt is if the pipeline is called with `prompt_embeds`.
 
         Raises:
-            ArgumentError: for a pipeline without temporal attention.
+            ArgumentError: for an unknown denoiser, or Wan with `prompts` or `trained_frames`.
         """
         return Nursing(self, pipe, prompt)
 
@@ -183,16 +194,15 @@ class Nursing:
     def __init__(self, settings: VSTAR, pipe: Any, prompt: str | list[str] | None) -> None:
         self._settings = settings
         self._pipe = pipe
-        self._layers: list[tuple[nn.Module, Layer]] = []
         for denoiser in denoisers_of(pipe):
             refuse_compiled(denoiser)
-            found = [(denoiser, layer) for layer in attention_layers(denoiser)]
-            if not any(layer.kind == "temporal" for _, layer in found):
-                raise ArgumentError(
-                    f"VSTAR needs temporal attention layers, which {type(unwrap(denoiser)).__name__} has not"
-                )
-            model_of(denoiser)
-            self._layers += found
+            if model_of(denoiser).frames_in_batch:
+                continue
+            for name in ("prompts", "trained_frames"):
+                if getattr(settings, name) is not None:
+                    raise ArgumentError(
+                        f"{name} must be None for {type(unwrap(denoiser)).__name__}, which takes the band alone"
+                    )
         self._watch = PromptWatch(pipe, prompt)
         self._texts: list[tuple[torch.Tensor, torch.Tensor]] = []  # of each sample: `frame_texts`
         self._texts_run = 0
@@ -215,13 +225,19 @@ class Nursing:
                         table = getattr(denoiser, name)
                         self._tables[denoiser] = table
                         stack.callback(self._set_table, denoiser, name, table)
-            processors = {}
-            for denoiser, layer in self._layers:
-                if layer.kind == "temporal" and _INPUT_LAYER not in layer.name:
-                    processors[layer.module] = self._processor(denoiser, layer)
-                elif layer.kind == "cross" and self._settings.prompts is not None:
-                    hook = layer.module.register_forward_pre_hook(self._give_text, with_kwargs=True)
-                    stack.callback(hook.remove)
+                if self._settings.prompts is not None:
+                    for layer in attention_layers(denoiser):
+                        if layer.kind == "cross":
+                            hook = layer.module.register_forward_pre_hook(
+                                self._give_text, with_kwargs=True
+                            )
+                            stack.callback(hook.remove)
+            processors = {
+                layer.module: self._processor(denoiser, layer)
+                for denoiser in denoisers_of(self._pipe)
+                for layer in frame_layers(denoiser)
+                if _INPUT_LAYER not in layer.name
+            }
             stack.enter_context(installed(processors))
             self._stack = stack.pop_all()
         return Run()
@@ -235,7 +251,8 @@ class Nursing:
         latents = kwargs[model.latents] if model.latents in kwargs else args[0]
         timestep = kwargs["timestep"] if "timestep" in kwargs else args[1]
         timesteps = [float(at) for at in self._pipe.scheduler.timesteps]
-        now = float(torch.as_tensor(timestep).flatten()[0])
+        # Wan 2.2 may give every token its own: 0 in a first frame that is given.
+        now = float(torch.as_tensor(timestep).max())
         steps = math.ceil(self._settings.until * len(timesteps))
         text = kwargs["encoder_hidden_states"]
         branches = self._watch.branches(latents.shape[0], text, model.batched_branches)
@@ -291,14 +308,25 @@ class Nursing:
             return args, {**kwargs, "encoder_hidden_states": text}
         return (args[0], text, *args[2:]), kwargs
 
+    def _call_now(self) -> _Call:
+        """The call that a layer runs in.
+
+        A layer replayed by gradient checkpointing runs in no call, or in that around its own: of the same step, and of the
+        same size but for the batch.
+        """
+        return self._calls[-1] if self._calls else self._last
+
     def _processor(self, denoiser: nn.Module, layer: Layer) -> InterceptingProcessor:
+        if layer.kind == "temporal":
+            return self._temporal_processor(denoiser, layer)
+        return self._video_processor(denoiser, layer)
+
+    def _temporal_processor(self, denoiser: nn.Module, layer: Layer) -> InterceptingProcessor:
         model = model_of(denoiser)
         columns: dict[tuple[int, ...], int] = {}  # (F, H, W) of the latents → of the layer's grid
 
         def band(positions: int) -> dict[str, Any]:
-            # A layer replayed by gradient checkpointing runs in no call, or in that around its own: of the same step, and
-            # of the same size but for the batch.
-            call = self._calls[-1] if self._calls else self._last
+            call = self._call_now()
             if not call.regularised:
                 return {}
             size = call.latents[2:]
@@ -316,3 +344,18 @@ class Nursing:
             ]
 
         return InterceptingProcessor.wrap(layer.module.processor, layer.name, attend, band)
+
+    def _video_processor(self, denoiser: nn.Module, layer: Layer) -> InterceptingProcessor:
+        model = model_of(denoiser)
+
+        def attend(query, key, value, mask, scale):
+            call = self._call_now()
+            grid = model.grid(call.latents, query.shape[2], unwrap(denoiser))
+            options = self._settings.band(grid[2], grid[2]) if call.regularised else {}
+            if not options:
+                return None
+            return video_layer(
+                query, key, value, mask, scale, grid, options, self._settings.backend
+            )
+
+        return InterceptingProcessor.wrap(layer.module.processor, layer.name, attend)

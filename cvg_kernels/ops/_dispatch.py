@@ -31,6 +31,13 @@ _DTYPES: dict[tuple[str, Backend], tuple[torch.dtype, ...]] = {
     ),
     ("temporal_attention", Backend.TRITON): (torch.float32, torch.bfloat16, torch.float16),
     ("temporal_attention", Backend.CUDA): (torch.bfloat16, torch.float16),
+    ("frame_band_attention", Backend.NATIVE): (
+        torch.float32,
+        torch.float64,
+        torch.bfloat16,
+        torch.float16,
+    ),
+    ("frame_band_attention", Backend.TRITON): (torch.float32, torch.bfloat16, torch.float16),
     ("coupled_flow", Backend.NATIVE): (torch.float32, torch.float64),
     ("path_flow", Backend.NATIVE): (torch.float32, torch.float64),
     ("path_flow", Backend.TRITON): (torch.float32,),
@@ -116,6 +123,20 @@ def attention_module(backend: Backend, query: torch.Tensor) -> tuple[Backend, Mo
         from cvg_kernels._triton import attention as module
     else:
         from cvg_kernels.ops import _attention_reference as module
+    return backend, module
+
+
+def frame_band_attention_module(
+    backend: Backend, query: torch.Tensor
+) -> tuple[Backend, ModuleType]:
+    """The backend that serves a call of attention with a band by frames, and its module; as `attention_module`."""
+    backend = backend_for("frame_band_attention", backend, query)
+    if backend is Backend.NATIVE:
+        from cvg_kernels.ops import _frame_band_attention_native as module
+    elif backend is Backend.TRITON:
+        from cvg_kernels._triton import frame_band_attention as module
+    else:
+        from cvg_kernels.ops import _frame_band_attention_reference as module
     return backend, module
 
 

@@ -16,12 +16,14 @@ import torch
 
 from cvg_kernels.capture import capture
 from cvg_kernels.guidance import VSTAR, diagonality
-from cvg_kernels.shapes.intervals import mean, paired_difference
+from cvg_kernels.shapes.intervals import mean, paired_difference, rate
 from cvg_kernels.shapes.oracle import frame_consistency, look
 from cvg_kernels.shapes.pipeline import sample
 from cvg_kernels.shapes.world import COLOURS, DIRECTIONS, FRAMES, Thing, random_things
 
 States = tuple[Thing, Thing]
+_SHOWN = ("first_state", "second_state", "both_states")
+_MEANS = ("consistency", "diagonality")
 
 
 def changing_things(count: int, seed: int) -> list[States]:
@@ -45,8 +47,8 @@ def changing_things(count: int, seed: int) -> list[States]:
     return pairs
 
 
-def state_shown(frames: torch.Tensor, states: States) -> float:
-    """Share of the two halves of a clip that show their state: its colour, or where that stays its direction.
+def states_shown(frames: torch.Tensor, states: States) -> tuple[bool, bool]:
+    """Whether each half of a clip shows its state: its colour, or where that stays its direction.
 
     Args:
         frames: `[F, 3, 64, 64]` in [0, 1].
@@ -54,18 +56,18 @@ def state_shown(frames: torch.Tensor, states: States) -> float:
     """
     halves = frames.split(-(-len(frames) // 2))
     turns = states[0].colour == states[1].colour
-    shown = [
+    first, second = (
         any(
             one.colour == state.colour and (not turns or one.direction == state.direction)
             for one in look(half)
         )
         for half, state in zip(halves, states, strict=True)
-    ]
-    return sum(shown) / 2
+    )
+    return first, second
 
 
 def arms(sigma: Any = 16.0, strength: float = 1.0) -> dict[str, Callable[[States], VSTAR]]:
-    """Each ingredient alone, both, and neither; all with positions squeezed into those that the model knows.
+    """Each ingredient alone, both, and neither, and a synopsis whose states are held; all with positions squeezed into those that the model knows.
 
     Args:
         sigma: of the band, see `VSTAR`.
@@ -80,6 +82,12 @@ def arms(sigma: Any = 16.0, strength: float = 1.0) -> dict[str, Callable[[States
         "untouched": lambda states: VSTAR(sigma=None, trained_frames=FRAMES),
         "band": lambda states: VSTAR(**band, trained_frames=FRAMES),
         "synopsis": lambda states: VSTAR(sigma=None, prompts=texts(states), trained_frames=FRAMES),
+        # each state given twice: the first and the last third hold still, the text changes in the middle
+        "held": lambda states: VSTAR(
+            sigma=None,
+            prompts=[text for text in texts(states) for _ in range(2)],
+            trained_frames=FRAMES,
+        ),
         "both": lambda states: VSTAR(**band, prompts=texts(states), trained_frames=FRAMES),
     }
 
@@ -106,26 +114,30 @@ def evaluate_long(
         **options: of `pipeline.sample`.
 
     Returns:
-        frames, prompts, seed, and per method the means, with 95 % intervals, of `state_shown`, `consistency` and
-        `diagonality` (of the conditional branch's temporal maps), `seconds_per_clip`, and (from the second method on) the
-        paired differences to the first.
+        frames, prompts, seed, and per method, with 95 % intervals: how often the clip shows its first state in its first
+        half, its second in its second, and both; the means of the frames' `consistency` and of the `diagonality` of the
+        conditional branch's temporal maps; `seconds_per_clip`; and (from the second method on) the paired differences to
+        the first.
     """
     pairs = changing_things(prompts, seed)
     report: dict[str, Any] = {"frames": frames, "prompts": prompts, "seed": seed, "guidance": {}}
     first: dict[str, list[float]] | None = None
     for name, method in (methods or arms()).items():
-        scores: dict[str, list[float]] = {"state_shown": [], "consistency": [], "diagonality": []}
+        scores: dict[str, list[float]] = {kind: [] for kind in (*_SHOWN, *_MEANS)}
         began = time.perf_counter()
         for number, states in enumerate(pairs):
             noise = seed * 1_000_003 + number
             with method(states).attach(pipe), capture(pipe, temporal=True) as captured:
                 (clip,) = sample(pipe, [str(states[0])], [noise], frames=frames, **options)
-            scores["state_shown"].append(state_shown(clip, states))
-            scores["consistency"].append(frame_consistency(clip))
-            scores["diagonality"].append(_mean_diagonality(captured.records))
+            shown = states_shown(clip, states)
+            diagonal = _mean_diagonality(captured.records)
+            found = (*shown, all(shown), frame_consistency(clip), diagonal)
+            for kind, value in zip(scores, found, strict=True):
+                scores[kind].append(value)
             progress(name, number + 1)
         seconds = (time.perf_counter() - began) / prompts
-        entry: dict[str, Any] = {kind: mean(values) for kind, values in scores.items()}
+        entry: dict[str, Any] = {kind: rate(scores[kind]) for kind in _SHOWN}
+        entry |= {kind: mean(scores[kind]) for kind in _MEANS}
         entry["seconds_per_clip"] = seconds
         if first is None:
             first = scores
@@ -143,17 +155,16 @@ def _mean_diagonality(records: Sequence[Any]) -> float:
 
 
 def print_long(report: dict[str, Any]) -> None:
-    """Prints the means as a table."""
-    kinds = ("state_shown", "consistency", "diagonality")
+    """Prints the rates and means as a table."""
     print(
         f"{report['prompts']} clips of {report['frames']} frames, seed {report['seed']}; 95 % intervals"
     )
-    print("  ".join(["method".ljust(10), *(kind.ljust(20) for kind in kinds), "s/clip"]))
+    names = (kind.ljust(20) for kind in (*_SHOWN, *_MEANS))
+    print("  ".join(["method".ljust(10), *names, "s/clip"]))
     for name, entry in report["guidance"].items():
-        cells = [
-            f"{entry[kind]['mean']:.3f} [{entry[kind]['ci95'][0]:.2f}, {entry[kind]['ci95'][1]:.2f}]".ljust(
-                20
-            )
-            for kind in kinds
-        ]
+        cells = []
+        for kind in (*_SHOWN, *_MEANS):
+            low, high = entry[kind]["ci95"]
+            middle = entry[kind]["rate" if kind in _SHOWN else "mean"]
+            cells.append(f"{middle:.3f} [{low:.2f}, {high:.2f}]".ljust(20))
         print("  ".join([name.ljust(10), *cells, f"{entry['seconds_per_clip']:.2f}"]))

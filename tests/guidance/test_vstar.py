@@ -279,12 +279,6 @@ def test_errors_name_the_argument(change, message):
         cvg.VSTAR(**change)
 
 
-def test_a_network_without_temporal_attention_is_refused():
-    pipe, _ = wan()
-    with pytest.raises(cvg.ArgumentError, match="VSTAR needs temporal attention layers"):
-        cvg.VSTAR().attach(pipe)
-
-
 def test_gradient_checkpointing_replays_with_the_band():
     """Guidance within VSTAR gets the same gradient with and without checkpointing."""
     norms = []
@@ -297,3 +291,92 @@ def test_gradient_checkpointing_replays_with_the_band():
             run(pipe, options)
         norms.append(made.history[0]["gradient_norm"])
     torch.testing.assert_close(*norms, rtol=1e-4, atol=0)
+
+
+# --- Wan: the band on self-attention over the whole video ------------------------------------------------------------
+
+
+def test_wan_without_a_band_is_stock():
+    pipe, options = wan()
+    stock = run(pipe, options)
+    for off in (cvg.VSTAR(sigma=None), cvg.VSTAR(strength=0.0), cvg.VSTAR(until=0.0)):
+        with off.attach(pipe):
+            assert torch.equal(run(pipe, options), stock)
+
+
+def test_wan_with_a_band_is_another_video_and_stock_again():
+    pipe, options = wan()
+    layers = attention_layers(pipe.transformer)
+    before = [layer.module.processor for layer in layers]
+    stock = run(pipe, options)
+    results = []
+    for backend in ("auto", "reference"):
+        with (
+            cvg.trace_backends() as ran,
+            cvg.VSTAR(until=0.3, strength=2.0, backend=backend).attach(pipe),
+        ):
+            results.append(run(pipe, options))
+        # Two layers and two branches (Wan calls them one after the other) of the first of three steps.
+        chosen = "native" if backend == "auto" else "reference"
+        assert ran == [("frame_band_attention", chosen)] * 4
+    torch.testing.assert_close(*results, rtol=1e-3, atol=1e-3)
+    assert not torch.allclose(results[0], stock, atol=1e-4)
+    with pytest.raises(RuntimeError, match="stop"), cvg.VSTAR().attach(pipe):
+        raise RuntimeError("stop")
+    assert before == [layer.module.processor for layer in layers]
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in pipe.transformer.modules())
+    assert torch.equal(run(pipe, options), stock)
+
+
+def test_the_band_makes_wan_attend_to_near_frames(monkeypatch):
+    """The attention from frame to frame, by the definition, lies more along the diagonal with the band than without."""
+    pipe, options = wan()
+    calls = []
+
+    def noting(*args, **band):
+        calls.append((args, band))
+        return cvg.frame_band_attention(*args, **band)
+
+    monkeypatch.setattr("cvg_kernels.capture.temporal.frame_band_attention", noting)
+    with cvg.VSTAR(sigma=0.5, until=1.0).attach(pipe):
+        run(pipe, options)
+    assert len(calls) == 12
+
+    def score(query, key, value, query_frames, key_frames, **band):
+        assert query_frames.tolist() == [0] * 4 + [1] * 4 + [2] * 4
+        frame_of_key = torch.eye(3)[key_frames.long()].expand(*key.shape[:2], -1, -1)
+        frame_of_query = torch.eye(3)[query_frames.long()]
+        maps = cvg.frame_band_attention(query, key, frame_of_key, query_frames, key_frames,
+                                        **band | {"backend": "reference"}).out  # fmt: skip
+        return diagonality(frame_of_query.T @ maps).mean()  # of [B, H, 3, 3]
+
+    for args, band in calls:
+        assert score(*args, **band) > score(*args, **band | {"strength": 0.0}) + 0.01
+
+
+def test_guidance_goes_through_the_band_on_wan():
+    """Vico within VSTAR: the gradient passes the banded layers, and is the reference's, checkpointing or not."""
+    norms = []
+    for backend, checkpointing in (("auto", False), ("auto", True), ("reference", False)):
+        pipe, options = wan()
+        if checkpointing:
+            pipe.transformer.enable_gradient_checkpointing()
+        vico = cvg.Vico(["cat", "dog"], iterations=1, until=0.1)
+        with (
+            cvg.trace_backends() as ran,
+            cvg.VSTAR(backend=backend).attach(pipe),
+            vico.attach(pipe) as made,
+        ):
+            run(pipe, options)
+        assert (("frame_band_attention_backward", "native") in ran) == (backend == "auto")
+        norms.append(made.history[0]["gradient_norm"])
+    torch.testing.assert_close(norms[0], norms[1], rtol=1e-4, atol=0)
+    torch.testing.assert_close(norms[0], norms[2], rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("option", [{"prompts": ["a", "b"]}, {"trained_frames": 8}])
+def test_wan_takes_the_band_alone(option):
+    pipe, _ = wan()
+    (name,) = option
+    with pytest.raises(cvg.ArgumentError, match=f"{name} must be None for WanTransformer3DModel"):
+        cvg.VSTAR(**option).attach(pipe)

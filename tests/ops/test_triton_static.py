@@ -42,6 +42,7 @@ def test_every_variant_compiles_for_every_target(rows):
         "denominator_kernel", "smooth_kernel", "pull_kernel",
         "temporal_forward_kernel", "temporal_forward_kernel, maps", "temporal_backward_kernel",
         "temporal_backward_kernel, maps", "temporal_backward_kernel, maps, band",
+        "frame_band_forward_kernel", "frame_band_row_kernel", "frame_band_key_kernel",
     }  # fmt: skip
 
 

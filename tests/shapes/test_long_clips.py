@@ -11,7 +11,7 @@ import torch
 pytest.importorskip("diffusers")
 
 from cvg_kernels.cli import main  # noqa: E402
-from cvg_kernels.shapes.long_clips import changing_things, state_shown  # noqa: E402
+from cvg_kernels.shapes.long_clips import changing_things, states_shown  # noqa: E402
 from cvg_kernels.shapes.oracle import frame_consistency  # noqa: E402
 from cvg_kernels.shapes.world import random_scene, render  # noqa: E402
 
@@ -26,9 +26,9 @@ def clip(states, frames=24):
 def test_the_truth_shows_its_states():
     for states in changing_things(6, seed=4):
         assert states[0] != states[1]
-        assert state_shown(clip(states), states) == 1
-        assert state_shown(clip((states[0], states[0])), states) == 0.5
-        assert state_shown(torch.rand(24, 3, 64, 64), states) == 0
+        assert states_shown(clip(states), states) == (True, True)
+        assert states_shown(clip((states[0], states[0])), states) == (True, False)
+        assert states_shown(torch.rand(24, 3, 64, 64), states) == (False, False)
 
 
 def test_consistency_knows_flicker():
@@ -42,13 +42,15 @@ def test_consistency_knows_flicker():
 def test_the_command(tmp_path, capsys):
     path = tmp_path / "long.json"
     assert main(["shapes", "long", "--prompts", "2", "--frames", "9", "--json", str(path)]) == 0
-    assert "state_shown" in capsys.readouterr().out
+    assert "both_states" in capsys.readouterr().out
     report = json.loads(path.read_text())
-    assert list(report["guidance"]) == ["untouched", "band", "synopsis", "both"]
+    assert list(report["guidance"]) == ["untouched", "band", "synopsis", "held", "both"]
     banded, untouched = report["guidance"]["band"], report["guidance"]["untouched"]
     assert banded["diagonality"]["mean"] > untouched["diagonality"]["mean"]
     assert set(report["guidance"]["both"]["against_first"]) == {
-        "state_shown",
+        "first_state",
+        "second_state",
+        "both_states",
         "consistency",
         "diagonality",
     }

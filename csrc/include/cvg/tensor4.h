@@ -11,4 +11,10 @@ struct Tensor4 {
   int64_t stride[4] = {0, 0, 0, 0};
 };
 
+// One that they write.
+struct Target4 {
+  void* data = nullptr;
+  int64_t stride[4] = {0, 0, 0, 0};
+};
+
 }  // namespace cvg
