@@ -28,6 +28,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS)
 LINTERS = $(shell sed -nE 's/^ *"((ruff|clang-format)==[^"]+)".*/\1/p' pyproject.toml)
 RIVALS = $(shell sed -nE 's/^ *"((ortools|pytest-benchmark)>=[^"]+)".*/\1/p' pyproject.toml)
 CPP_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.hpp' -o -name '*.cu' -o -name '*.cuh')
+FORMATTED := $(CPP_FILES) $(wildcard tests/*/*.cpp)
 
 .PHONY: demo test bench microbench gpu lint format clean
 .DELETE_ON_ERROR:
@@ -51,12 +52,12 @@ gpu:
 lint: $(VENV)/linters
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(if $(CPP_FILES),$(BIN)/clang-format --dry-run --Werror $(CPP_FILES))
+	$(if $(FORMATTED),$(BIN)/clang-format --dry-run --Werror $(FORMATTED))
 
 format: $(VENV)/linters
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
-	$(if $(CPP_FILES),$(BIN)/clang-format -i $(CPP_FILES))
+	$(if $(FORMATTED),$(BIN)/clang-format -i $(FORMATTED))
 
 $(VENV)/created:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "cvg-kernels needs Python 3.10 or newer")'

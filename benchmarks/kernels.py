@@ -13,6 +13,9 @@ import cvg_kernels as cvg
 from cvg_kernels.backends import OPERATIONS, Backend, unavailable_reason
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+LOW = (
+    torch.float16 if DEVICE.type == "cuda" else torch.float32
+)  # some CUDA kernels take nothing else
 
 
 def softmax(*shape: int, dim: int = -1) -> torch.Tensor:
@@ -30,7 +33,7 @@ CASES = {
         lambda q, k, v, backend: cvg.attention_with_capture(q, k, v, [2, 5], backend=backend)[:2],
     ),
     "temporal_attention": (
-        lambda: [torch.randn(160, 5, 16, 64) for _ in range(3)],
+        lambda: [torch.randn(160, 5, 16, 64, dtype=LOW) for _ in range(3)],
         lambda q, k, v, backend: cvg.temporal_attention(q, k, v, sigma=4.0, backend=backend).out,
     ),
     "frame_band_attention": (

@@ -34,4 +34,5 @@ PYBIND11_MODULE(_native_cuda, m) {
       },
       "Runs a small kernel on a device; None, or what went wrong.");
   bind_max_flow(m);
+  bind_temporal_attention(m);
 }

@@ -30,5 +30,6 @@ inline void check(cudaError_t error) {
 }
 
 void bind_max_flow(py::module_& m);
+void bind_temporal_attention(py::module_& m);
 
 }  // namespace cvg::bindings

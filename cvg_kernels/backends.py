@@ -31,7 +31,7 @@ OPERATIONS: dict[str, tuple[Backend, ...]] = {
     "token_peaks": (Backend.REFERENCE, Backend.NATIVE, Backend.TRITON),
     "coupled_flow": (Backend.REFERENCE, Backend.NATIVE),
     "max_flow": (Backend.REFERENCE, Backend.NATIVE, Backend.CUDA),
-    "temporal_attention": (Backend.REFERENCE, Backend.NATIVE, Backend.TRITON),
+    "temporal_attention": (Backend.REFERENCE, Backend.NATIVE, Backend.TRITON, Backend.CUDA),
     "frame_band_attention": (Backend.REFERENCE, Backend.NATIVE, Backend.TRITON),
     "guidance_mix": (Backend.REFERENCE, Backend.NATIVE, Backend.TRITON),
     "structure": (Backend.REFERENCE,),

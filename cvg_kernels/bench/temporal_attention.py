@@ -6,7 +6,8 @@ the layer's output, and its backward pass goes to query, key and value:
 * eager VSTAR: logits, the band scaled by the rows' maxima, softmax, product with v, each in full, as its code does;
 * sdpa+mask: stock attention with a dense mask that holds the band scaled by the rows' maxima, made eagerly.
 
-`sdpa without band` computes less: no band at all. It is the floor that the fused band is measured against.
+`sdpa without band` computes less: no band at all. It is the floor that the fused band is measured against. On a GPU ours is
+there twice: as `auto` chooses it, and by the CUDA kernels.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ KIND, ROUNDS = "layers", {"cpu": 7, "gpu": 50}
 SIGMA = 4.0
 FLOOR = "sdpa without band"
 OURS = "cvg_kernels"
+OURS_CUDA = "cvg_kernels cuda"
 
 
 class Shape(NamedTuple):
@@ -57,6 +59,9 @@ SHAPES = (
     Shape("VideoCrafter2 width 32", 640, 10, 64, 64),
     Shape("AnimateDiff 64×64", 4096, 8, 16, 40),
 )
+GPU_SHAPES = (  # 524 288 sequences: more than the 65 535 blocks that some kernels can have
+    Shape("AnimateDiff 256×256", 65_536, 8, 16, 40),
+)
 QUICK_SHAPES = (Shape("quick", 24, 2, 16, 16), Shape("quick", 6, 2, 40, 24))
 
 
@@ -69,6 +74,11 @@ def band(q: torch.Tensor) -> torch.Tensor:
 def ours(q, k, v, g):
     """temporal_attention."""
     return (temporal_attention(q, k, v, sigma=SIGMA).out,)
+
+
+def ours_by_cuda(q, k, v, g):
+    """temporal_attention by the CUDA kernels."""
+    return (temporal_attention(q, k, v, sigma=SIGMA, backend="cuda").out,)
 
 
 def eager(q, k, v, g):
@@ -95,11 +105,14 @@ ARMS: dict[str, Callable] = {
     "sdpa+mask": sdpa_and_mask,
     OURS: ours,
 }
+GPU_ARMS = {OURS_CUDA: ours_by_cuda} | ARMS
 
 
 def cases(device: torch.device, quick: bool) -> tuple[Shape, ...]:
     """The layers."""
-    return QUICK_SHAPES if quick else SHAPES
+    if quick:
+        return QUICK_SHAPES
+    return SHAPES + GPU_SHAPES if device.type == "cuda" else SHAPES
 
 
 def measure(shape: Shape, device: torch.device, dtype: torch.dtype, rounds: int) -> dict[str, Any]:
@@ -111,7 +124,8 @@ def measure(shape: Shape, device: torch.device, dtype: torch.dtype, rounds: int)
     p, h, f, d = shape[1:]
     q, k, v = (torch.randn(p, f, h, d, device=device).to(dtype).transpose(1, 2) for _ in range(3))
     inputs = (q, k, v, band(q))
-    calls = {name: forward(arm, inputs) for name, arm in ARMS.items()}
+    arms = GPU_ARMS if device.type == "cuda" else ARMS
+    calls = {name: forward(arm, inputs) for name, arm in arms.items()}
     banded = {name: call for name, call in calls.items() if name != FLOOR}
     assert_agreement(banded, 2e-4 if dtype == torch.float32 else 3e-2)
     return {
@@ -121,7 +135,7 @@ def measure(shape: Shape, device: torch.device, dtype: torch.dtype, rounds: int)
         "bytes": shape.bytes(q.element_size()),
         "forward": median_seconds(calls, device, rounds),
         "forward_backward": median_seconds(
-            {name: forward_backward(arm, inputs, (0, 1, 2)) for name, arm in ARMS.items()},
+            {name: forward_backward(arm, inputs, (0, 1, 2)) for name, arm in arms.items()},
             device,
             rounds,
         ),

@@ -30,6 +30,7 @@ _DTYPES: dict[tuple[str, Backend], tuple[torch.dtype, ...]] = {
         torch.float16,
     ),
     ("temporal_attention", Backend.TRITON): (torch.float32, torch.bfloat16, torch.float16),
+    ("temporal_attention", Backend.CUDA): (torch.bfloat16, torch.float16),
     ("frame_band_attention", Backend.NATIVE): (
         torch.float32,
         torch.float64,
@@ -139,15 +140,21 @@ def frame_band_attention_module(
     return backend, module
 
 
-def _triton_refuses(query: torch.Tensor, value: torch.Tensor) -> str | None:
-    """What of a call of temporal attention the Triton kernels do not hold in registers, or `None`."""
-    most = {"frames": 32 if query.dtype == torch.float32 else 128, "head_dim": 128}
+def _temporal_refusal(backend: Backend, query: torch.Tensor, value: torch.Tensor) -> str | None:
+    """What of a call of temporal attention the GPU kernels do not hold in registers, or `None`."""
+    if backend is Backend.TRITON:
+        served = {"frames": (1, 32 if query.dtype == torch.float32 else 128), "head_dim": (1, 128)}
+    elif backend is Backend.CUDA:
+        served = {"frames": (16, 128), "head_dim": (1, 160)}
+    else:
+        return None
     sizes = {"frames": query.shape[-2], "head_dim": max(query.shape[-1], value.shape[-1])}
     for name, size in sizes.items():
-        if size > most[name]:
+        least, most = served[name]
+        if not least <= size <= most:
             return (
-                f"query or value with {name} {size} is not served by backend 'triton', which takes up to {most[name]} "
-                f"in {query.dtype} (the reference takes any)"
+                f"query or value with {name} {size} is not served by backend {backend.value!r}, which takes {least} to "
+                f"{most} in {query.dtype} (the reference takes any)"
             )
     return None
 
@@ -167,12 +174,12 @@ def temporal_attention_module(
         ArgumentError: if it has no kernel for the dtype or the sizes.
     """
     chosen = backend_for("temporal_attention", backend, query)
-    refusal = _triton_refuses(query, value) if chosen is Backend.TRITON else None
+    refusal = _temporal_refusal(chosen, query, value)
     if refusal is not None:
-        if backend is Backend.TRITON:
+        if backend is not Backend.AUTO:
             raise ArgumentError(refusal)
         chosen = Backend.REFERENCE
-    if chosen is Backend.NATIVE:
+    if chosen in (Backend.NATIVE, Backend.CUDA):
         from cvg_kernels.ops import _temporal_attention_native as module
     elif chosen is Backend.TRITON:
         from cvg_kernels._triton import temporal_attention as module

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-#: The codes of `csrc/include/cvg/dtype.h`.
+#: The codes of `csrc/include/cvg/dtype_code.h`.
 DTYPE_CODES = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}
 
 

@@ -1,7 +1,8 @@
-"""Temporal attention by the C++ kernels: allocates the results and passes addresses."""
+"""Temporal attention by the C++ kernels, on the CPU or an NVIDIA GPU: allocates the results and passes addresses."""
 
 from __future__ import annotations
 
+import math
 from functools import partial
 
 import torch
@@ -13,14 +14,6 @@ from cvg_kernels.ops._native_call import DTYPE_CODES, address, strided
 _strided = partial(strided, rank=5)
 
 
-def _call(query, key, value, added, scale, by_row_max) -> tuple:
-    """The arguments that both passes begin with."""
-    return (
-        (*query.shape, value.shape[-1]), DTYPE_CODES[query.dtype], _strided(query), _strided(key), _strided(value),
-        address(added), scale, by_row_max, torch.get_num_threads(),
-    )  # fmt: skip
-
-
 def forward(query, key, value, added, scale, by_row_max, capture):
     """Returns out and maps (`None` without capture); see `python_ref.temporal_attention`."""
     batch, positions, _, frames, _ = query.shape
@@ -28,9 +21,10 @@ def forward(query, key, value, added, scale, by_row_max, capture):
     if capture:
         wide = torch.promote_types(query.dtype, torch.float32)
         maps = query.new_empty((batch, positions, frames, frames), dtype=wide)
-    native.load("cpu").temporal_attention_forward(
-        *_call(query, key, value, added, scale, by_row_max), _strided(out), address(maps)
-    )
+    _run(
+        "temporal_attention_forward", query.device,
+        *_call(query, key, value, added, scale, by_row_max), _strided(out), address(maps),
+    )  # fmt: skip
     return out, maps
 
 
@@ -45,10 +39,39 @@ def backward(
         dense_like(tensor) if need else None
         for tensor, need in zip((query, key, value), needed, strict=True)
     ]
-    grad_added = torch.empty_like(added) if need_added else None
-    native.load("cpu").temporal_attention_backward(
+    shares = added.new_empty((_shares(query), *added.shape)) if need_added else None
+    _run(
+        "temporal_attention_backward", query.device,
         *_call(query, key, value, added, scale, by_row_max),
         _strided(grad_out), address(grad_maps), row_max_grad,
-        *(_strided(grad) for grad in grads), address(grad_added),
+        *(_strided(grad) for grad in grads), address(shares),
     )  # fmt: skip
+    # Float64, and always in the same order.
+    grad_added = shares.sum(0, dtype=torch.float64).to(added.dtype) if need_added else None
     return (*grads, grad_added)
+
+
+def _call(query, key, value, added, scale, by_row_max) -> tuple:
+    """The arguments that both passes begin with."""
+    return (
+        (*query.shape, value.shape[-1]), DTYPE_CODES[query.dtype],
+        _strided(query), _strided(key), _strided(value), address(added), scale, by_row_max,
+    )  # fmt: skip
+
+
+def _shares(query: torch.Tensor) -> int:
+    """How many matrices make up the gradient of `added`: one on the CPU, on a GPU one of each group of warps."""
+    if not query.is_cuda:
+        return 1
+    with torch.cuda.device(query.device):
+        sequences = math.prod(query.shape[:3])
+        return native.load("cuda").temporal_attention_shares(sequences, query.shape[3])
+
+
+def _run(name: str, device: torch.device, *given) -> None:
+    """Runs a pass where the tensors are, on a GPU in its current stream."""
+    if device.type == "cpu":
+        getattr(native.load("cpu"), name)(*given, torch.get_num_threads())
+        return
+    with torch.cuda.device(device):
+        getattr(native.load("cuda"), name)(*given, torch.cuda.current_stream().cuda_stream)

@@ -65,9 +65,10 @@ def temporal_attention(
         scale: factor of the logits; `None` is `D ** -0.5`.
         row_max_grad: `False` takes m as a constant in the backward pass.
         capture: whether to return the maps.
-        backend: `"auto"`, or the name of one, which then never falls back: `"reference"`, `"native"` (C++, CPU tensors)
-            or `"triton"` (GPU tensors; up to 128 frames, 32 in float32, and head_dim up to 128). On a GPU `auto` serves
-            what is larger by the reference.
+        backend: `"auto"`, or the name of one, which then never falls back: `"reference"`, `"native"` (C++, CPU tensors),
+            `"triton"` (GPU tensors; up to 128 frames, 32 in float32, and head_dim up to 128) or `"cuda"` (NVIDIA GPUs,
+            bfloat16 and float16; 16 to 128 frames, head_dim up to 160). On a GPU `auto` is triton, and the reference for
+            what is larger; `cuda` has not been measured against it and serves only when named.
 
     Returns:
         `TemporalAttention(out, maps)`: out lies in memory as the query does; maps `[P, F, F]`, row = attending frame,

@@ -1,4 +1,4 @@
-"""Backends as test parameters: each skipped, by name and reason, where it cannot run."""
+"""Backends as test parameters: each skipped, by name and reason, where it cannot run; marked `gpu` where it runs on one."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ def backends(operation: str, *names: str) -> list:
     """Backends of an operation as parameters: those named, or every one."""
 
     def parameter(backend: Backend):
-        reason = unavailable_reason(operation, backend, device_of(backend.value))
-        skip = pytest.mark.skipif(reason is not None, reason=str(reason))
-        return pytest.param(backend.value, marks=skip)
+        device = device_of(backend.value)
+        reason = unavailable_reason(operation, backend, device)
+        marks = [pytest.mark.skipif(reason is not None, reason=str(reason))]
+        return pytest.param(
+            backend.value, marks=marks + [pytest.mark.gpu] * (device.type == "cuda")
+        )
 
     return [parameter(b) for b in (map(Backend, names) if names else OPERATIONS[operation])]

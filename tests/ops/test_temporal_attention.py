@@ -10,24 +10,12 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 import cvg_kernels as cvg
-from cvg_kernels.backends import Backend, unavailable_reason
+from tests.ops.backends import DEVICE, backends, device_of
 from tests.tolerance import assert_as_exact_as, assert_maps_exact
 
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def device_of(backend: str) -> torch.device:
-    return torch.device("cpu") if backend == "native" else DEVICE
-
-
-def needs(backend: str):
-    """Skips a test, by name and reason, where its backend cannot run."""
-    reason = unavailable_reason("temporal_attention", Backend(backend), device_of(backend))
-    return pytest.param(backend, marks=pytest.mark.skipif(reason is not None, reason=str(reason)))
-
-
-BACKENDS = [needs(name) for name in ("reference", "native", "triton")]
-EXACT = [needs("reference"), needs("native")]  # those that compute in float64
+BACKENDS = backends("temporal_attention", "reference", "native", "triton")
+EXACT = BACKENDS[:2]  # those that compute in float64
+TILED = backends("temporal_attention", "cuda")  # 16 to 128 frames, in bfloat16 and float16
 
 
 class Case(NamedTuple):
@@ -81,18 +69,20 @@ by_name = {"ids": lambda case: case.name if isinstance(case, Case) else None}
 def tensors(case: Case, dtype: torch.dtype, device: torch.device = DEVICE) -> list[torch.Tensor]:
     """Random query, key and value with the case's layout; the unet's has a batch of its own."""
 
+    def random(*shape: int) -> torch.Tensor:
+        return torch.randn(shape).to(device, dtype)
+
     def make(dim: int) -> torch.Tensor:
         p, h, f = case.positions, case.heads, case.frames
         if case.layout == "heads-last":
-            made = torch.randn(p, f, h, dim).transpose(1, 2)
+            made = random(p, f, h, dim).transpose(1, 2)
         elif case.layout == "unet":
-            made = torch.randn(2 * f, p, h * dim).unflatten(0, (2, f)).unflatten(-1, (h, dim))
+            made = random(2 * f, p, h * dim).unflatten(0, (2, f)).unflatten(-1, (h, dim))
             made = made.permute(0, 2, 3, 1, 4)
         elif case.layout == "sliced":
-            made = torch.randn(p, h, f, 2 * dim)[..., ::2]
+            made = random(p, h, f, 2 * dim)[..., ::2]
         else:
-            made = torch.randn(p, h, f, dim)
-        made = made.to(device, dtype)
+            made = random(p, h, f, dim)
         assert case.layout == "plain" or min(p, h, f, dim) == 1 or not made.is_contiguous()
         return made
 
@@ -147,7 +137,7 @@ def test_beyond_the_gpu_kernels(backend, case):
 
 
 @pytest.mark.parametrize("case", LONG, **by_name)
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", BACKENDS + TILED)
 def test_many_frames(backend, case):
     check(backend, case, torch.float16)
 
@@ -159,9 +149,9 @@ def test_low_precision(backend, case, dtype):
     check(backend, case, dtype)
 
 
-def check(backend: str, case: Case, dtype: torch.dtype) -> None:
+def check(backend: str, case: Case, dtype: torch.dtype, device: torch.device | None = None) -> None:
     """Forward and every gradient, from both outputs at once, within the budget of eager code of the same precision."""
-    device = device_of(backend)
+    device = device or device_of(backend)
     given = [t.requires_grad_() for t in tensors(case, dtype, device)]
     options = regulariser(case, torch.float32, device)
     with cvg.trace_backends() as ran:
@@ -400,7 +390,7 @@ def test_gradcheck(backend, added):
         assert torch.autograd.gradgradcheck(attend, [*given, *options.values()])
 
 
-@pytest.mark.parametrize("backend", [needs("native"), needs("triton")])
+@pytest.mark.parametrize("backend", BACKENDS[1:])
 def test_gradients_with_the_row_maximum_held_fixed(backend):
     """Those of plain PyTorch with m detached; sigma and strength keep theirs."""
     case = Case("", 3, 2, 13, 16, 16)

@@ -4,9 +4,9 @@
 #include <cstdint>
 #include <cstring>
 
-namespace cvg {
+#include "cvg/dtype_code.h"
 
-enum class DType : int { f32 = 0, f64 = 1, bf16 = 2, f16 = 3 };
+namespace cvg {
 
 struct BFloat16 {
   uint16_t bits;

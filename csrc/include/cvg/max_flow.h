@@ -26,11 +26,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#ifdef __CUDACC__
-#define CVG_HD __host__ __device__ inline
-#else
-#define CVG_HD inline
-#endif
+#include "cvg/host_device.h"
 
 namespace cvg {
 
