@@ -40,7 +40,7 @@ test: $(VENV)/installed
 	$(BIN)/python -m pytest --numprocesses auto $(PYTEST_ARGS)
 
 bench: $(VENV)/benchmarks
-	for operation in attention path_flow max_flow temporal_attention frame_band_attention guidance_mix; \
+	for operation in attention path_flow max_flow temporal_attention frame_band_attention guidance_mix guidance; \
 	do $(BIN)/cvg-kernels bench $$operation || exit 1; done
 
 microbench: $(VENV)/benchmarks

@@ -31,12 +31,15 @@ BENCHMARKS = {
     for operation in (
         "attention",
         "frame_band_attention",
+        "guidance",
         "guidance_mix",
         "max_flow",
         "path_flow",
         "temporal_attention",
     )
 }
+#: What a benchmark needs beyond torch.
+NEEDS = {"guidance": ("diffusers", "transformers")}
 
 
 class Report:
@@ -164,7 +167,12 @@ def main() -> int:
     report.add("tests", tests(SHARES["tests"] * left()))
     for number, (operation, command) in enumerate(BENCHMARKS.items()):
         share = left() / (len(BENCHMARKS) - number)
-        report.add(f"benchmark of {operation}", benchmark(command, share))
+        step = f"benchmark of {operation}"
+        if missing := absent(NEEDS.get(operation, ())):
+            reason = f"{', '.join(missing)} not installed"
+            report.add(step, {"skipped": {step: reason}})
+        else:
+            report.add(step, benchmark(command, share))
 
     for failure in report.failures:
         print(f"FAILED {failure}")

@@ -77,6 +77,14 @@ def test_an_absent_build_package_is_skipped_by_name(script, monkeypatch, tmp_pat
     assert not (tmp_path / "built").exists()
 
 
+def test_a_benchmark_without_its_packages_is_skipped_by_name(script, monkeypatch, tmp_path, capfd):
+    monkeypatch.setattr(script, "NEEDS", {"attention": ("torch", "a_package_that_is_nowhere")})
+    assert script.main() == 0
+    said = "skipped benchmark of attention: a_package_that_is_nowhere not installed"
+    assert said in capfd.readouterr().out
+    assert "measured" not in result(tmp_path)["benchmark of attention"]
+
+
 def test_failures_are_named_and_the_rest_goes_on(script, tmp_path, capfd):
     (tmp_path / "setup.py").write_text("raise SystemExit(3)")
     (tmp_path / "test_gpu.py").write_text(
