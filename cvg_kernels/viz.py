@@ -225,10 +225,13 @@ def panels_with_intervals(rows: Sequence[Sequence[Panel]], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
+_MIDDLES = ("rate", "mean", "value")
+
+
 def _draw_panel(axes: Any, panel: Panel) -> None:
     for name, entries in panel.curves.items():
-        kind = next(key for key in ("rate", "mean", "value") if key in entries[0])
-        (line,) = axes.plot(panel.x, [entry[kind] for entry in entries], "o-", label=name)
+        middles = [next(entry[key] for key in _MIDDLES if key in entry) for entry in entries]
+        (line,) = axes.plot(panel.x, middles, "o-", label=name)
         low, high = zip(*(entry["ci95"] for entry in entries), strict=True)
         axes.fill_between(panel.x, low, high, color=line.get_color(), alpha=0.15)
     if panel.stock is not None:

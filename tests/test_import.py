@@ -73,12 +73,12 @@ def test_import_loads_nothing_heavy(tmp_path):
     ("used", "allowed"), [("", 0.050), ("; cvg_kernels.attention_with_capture", 0.150)]
 )
 def test_import_and_first_use_cost_little_over_torch(used, allowed, tmp_path):
-    code = (
-        f"import torch, time; start = time.perf_counter(); import cvg_kernels{used}\n"
-        "print(time.perf_counter() - start)"
+    code = (  # the time of the process: other work on the machine does not count
+        f"import torch, time; start = time.process_time(); import cvg_kernels{used}\n"
+        "print(time.process_time() - start)"
     )
     fresh(code, tmp_path)  # writes the byte code
-    seconds = min(float(fresh(code, tmp_path)) for _ in range(3))
+    seconds = min(float(fresh(code, tmp_path)) for _ in range(5))
     assert seconds <= allowed
 
 
