@@ -1,6 +1,6 @@
 # What people run. Everything happens in the virtual environment .venv; nothing else on the machine is changed.
 #
-#   make demo    from a fresh machine to a guided video in out/
+#   make demo    from a fresh machine to a guided video in out/           (PROMPT=… GUIDANCE=cvg+vico SEED=2)
 #   make test    the same set-up, then the tests, on all cores            (PYTEST_ARGS='-m "not slow"')
 #   make bench   the kernels against what people use today
 #   make microbench    every backend of every kernel on a small layer     (PYTEST_ARGS='--benchmark-autosave')
@@ -18,7 +18,9 @@ PIP_TORCH_ARGS ?=
 PIP_ARGS ?=
 PYTEST_ARGS ?=
 OUT ?= out
-PROMPT ?= a red circle moving left and a blue square moving right
+PROMPT ?= a red triangle moving right and a green square moving left
+GUIDANCE ?= cvg
+SEED ?= 1
 CVG_BUILD ?= auto
 
 VENV := .venv
@@ -34,7 +36,7 @@ FORMATTED := $(CPP_FILES) $(wildcard tests/*/*.cpp)
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
-	$(BIN)/cvg-kernels generate "$(PROMPT)" --guidance vico --output "$(OUT)/"
+	$(BIN)/cvg-kernels generate "$(PROMPT)" --guidance "$(GUIDANCE)" --seed "$(SEED)" --output "$(OUT)/"
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest --numprocesses auto $(PYTEST_ARGS)

@@ -135,13 +135,13 @@ def _load(job: Job) -> Any:
     if job.model is None:
         from cvg_kernels.shapes.pipeline import load_pipeline
 
-        return load_pipeline(None, job.device).to(dtype=getattr(torch, job.dtype))
+        return load_pipeline(None, job.device, getattr(torch, job.dtype))
     from diffusers import DiffusionPipeline
 
     try:
         pipe = DiffusionPipeline.from_pretrained(
             job.model,
-            torch_dtype=getattr(torch, job.dtype),
+            dtype=getattr(torch, job.dtype),
             local_files_only=Path(job.model).exists(),
         )
     except (OSError, ValueError, AttributeError) as error:

@@ -100,8 +100,25 @@ def vstar_maps() -> None:
     viz.attention_maps(maps, DOCS / "vstar_maps.png")
 
 
+def vstar_clip() -> None:
+    """Every third frame of a clip of 24 frames from the model of 8, without and with states held one after the other.
+
+    The seed is one at which both states show, as in two of five clips (benchmarks/results/shapes-vstar.json).
+    """
+    states = ["a red circle moving right", "a blue circle moving right"]
+    pipe = load_pipeline()
+    rows = {}
+    for label, prompts in (
+        (f"'{states[0]}'", None),
+        (f"'{states[0]}', then '{states[1]}'", [states[0]] * 2 + [states[1]] * 2),
+    ):
+        with cvg.VSTAR(sigma=None, prompts=prompts, trained_frames=8).attach(pipe):
+            rows[label] = sample(pipe, [states[0]], [4], frames=24)[0][::3]
+    viz.contact_sheet(rows).save(DOCS / "vstar_clip.png")
+
+
 if __name__ == "__main__":
-    for draw in (flow_graph, gen1_curve, cvg_sweep, vstar_maps):
+    for draw in (flow_graph, gen1_curve, cvg_sweep, vstar_maps, vstar_clip):
         try:
             draw()
         except FileNotFoundError as error:

@@ -17,12 +17,17 @@ STEPS = 20
 GUIDANCE_SCALE = 3.0
 
 
-def load_pipeline(folder: str | Path | None = None, device: str | torch.device = "cpu") -> Any:
+def load_pipeline(
+    folder: str | Path | None = None,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> Any:
     """Loads the shapes pipeline as a stock `AnimateDiffPipeline`.
 
     Args:
         folder: a pipeline folder made by `cvg-kernels shapes train`; `None` loads the one that ships.
         device: where to put it.
+        dtype: of its weights.
 
     Raises:
         ArgumentError: if the folder holds no pipeline.
@@ -34,7 +39,7 @@ def load_pipeline(folder: str | Path | None = None, device: str | torch.device =
         raise ArgumentError(
             f"folder must hold a diffusers pipeline, got {folder} without model_index.json"
         )
-    pipe = AnimateDiffPipeline.from_pretrained(folder, local_files_only=True)
+    pipe = AnimateDiffPipeline.from_pretrained(folder, dtype=dtype, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
 
