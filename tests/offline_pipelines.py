@@ -11,7 +11,11 @@ import torch
 from diffusers import (
     AnimateDiffPipeline,
     AutoencoderKL,
+    AutoencoderKLCogVideoX,
     AutoencoderKLWan,
+    CogVideoXDDIMScheduler,
+    CogVideoXPipeline,
+    CogVideoXTransformer3DModel,
     DDIMScheduler,
     FlowMatchEulerDiscreteScheduler,
     LattePipeline,
@@ -157,7 +161,34 @@ def latte() -> tuple[LattePipeline, dict[str, Any]]:
     return _quiet(pipe), {**options, "mask_feature": False}
 
 
-BUILDERS = {"animatediff": animatediff, "modelscope": modelscope, "latte": latte, "wan": wan}
+def cogvideox(patch_size_t: int | None = None) -> tuple[CogVideoXPipeline, dict[str, Any]]:
+    """Two blocks on a 3×2×3 grid with rotary positions; heads of 16 numbers. `patch_size_t=2`: as CogVideoX 1.5."""
+    torch.manual_seed(0)
+    autoencoder = AutoencoderKLCogVideoX(
+        block_out_channels=(8,) * 3, down_block_types=("CogVideoXDownBlock3D",) * 3,
+        up_block_types=("CogVideoXUpBlock3D",) * 3, latent_channels=4, layers_per_block=1,
+        norm_num_groups=2,
+    )  # fmt: skip
+    transformer = CogVideoXTransformer3DModel(
+        num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4,
+        time_embed_dim=4, text_embed_dim=32, num_layers=2, sample_width=6, sample_height=4,
+        sample_frames=9, patch_size_t=patch_size_t, patch_bias=patch_size_t is None,
+        max_text_seq_length=TOKENS, use_rotary_positional_embeddings=True,
+    ).eval()  # fmt: skip
+    pipe = CogVideoXPipeline(
+        transformer=transformer, vae=autoencoder, text_encoder=_t5(32),
+        scheduler=CogVideoXDDIMScheduler(), tokenizer=word_tokenizer(TOKENS),
+    )  # fmt: skip
+    return _quiet(pipe), {"height": 16, "width": 24, "num_frames": 9, "max_sequence_length": TOKENS}
+
+
+BUILDERS = {
+    "animatediff": animatediff,
+    "modelscope": modelscope,
+    "latte": latte,
+    "wan": wan,
+    "cogvideox": cogvideox,
+}
 
 #: Frames, rows and columns of each one's latents.
 LATENTS = {
@@ -165,7 +196,15 @@ LATENTS = {
     "modelscope": (4, 8, 8),
     "latte": (4, 8, 16),
     "wan": (3, 4, 4),
+    "cogvideox": (3, 4, 6),
 }
+
+
+def noise(name: str, pipe: Any, samples: int) -> torch.Tensor:
+    """Random latents for a pipeline, its axes in its order."""
+    denoiser = getattr(pipe, "unet", None) or pipe.transformer
+    made = torch.randn(samples, denoiser.config.in_channels, *LATENTS[name])
+    return made.transpose(1, 2) if name == "cogvideox" else made
 
 
 def run(pipe: Any, options: dict[str, Any], prompt: Any = PROMPT, **changes: Any) -> torch.Tensor:

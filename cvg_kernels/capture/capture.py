@@ -119,7 +119,7 @@ class Capture:
     def _begin_call(self, denoiser: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """Before a denoiser call: which step and branches it is, and which tokens are wanted."""
         model = model_of(denoiser)
-        latents = kwargs[model.latents] if model.latents in kwargs else args[0]
+        latents = model.latents_of(args, kwargs)
         timestep = kwargs["timestep"] if "timestep" in kwargs else args[1]
         timestep = float(torch.as_tensor(timestep).flatten()[0])
         if self._run != self._watch.runs:
@@ -296,7 +296,8 @@ def capture(
     stock pipeline to floating-point tolerance. Everything is put back on exit, also after an exception.
 
     Args:
-        pipe: a diffusers pipeline whose denoiser is in `capture.layers.MODELS` (AnimateDiff, ModelScope, Latte, Wan).
+        pipe: a diffusers pipeline whose denoiser is in `capture.layers.MODELS` (AnimateDiff, ModelScope, Latte, Wan,
+            CogVideoX).
         words: words or phrases of the prompt, or pairs (word, occurrence); a word of several tokens is their sum.
             `"all"` takes every token of the prompt; `None` none (with `temporal=True`).
         prompt: says what the prompt is if the pipeline is called with `prompt_embeds`.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from typing import Any, Literal
@@ -17,7 +18,7 @@ from cvg_kernels.capture.processors import (
     per_key_mask,
     refuse_compiled,
 )
-from cvg_kernels.capture.temporal import temporal_layer
+from cvg_kernels.capture.temporal import temporal_layer, text_maps, video_layer
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.ops import attention_with_capture
 
@@ -34,7 +35,8 @@ def layer_maps(
     """Attention of one layer with its maps, arranged over the video.
 
     Args:
-        layer: cross, temporal, or self (of a model whose self-attention stays within a frame).
+        layer: cross (joint attention too: the maps are those of the video's queries), temporal, or self (of a model whose
+            self-attention stays within a frame).
         model: table entry of the denoiser.
         denoiser: the network.
         latents: shape of the latents of this call, `[B, C, F, H, W]`.
@@ -67,16 +69,22 @@ def layer_maps(
 
     if model.frames_in_batch:
         token_ids = token_ids.repeat_interleave(frames, dim=0)
-    captured = attention_with_capture(
-        query, key, value, token_ids, head_reduction=head_reduction, **options
-    )
-    maps = captured.maps
+    band = band_of(layer.module, query)
+    if band:  # joint attention, regularised
+        out, lse = video_layer(query, key, value, mask, scale, backend, **band)
+        maps = text_maps(query, key, lse, token_ids, scale)
+        maps = maps.mean(1) if head_reduction == "mean" else maps
+    else:
+        out, maps, _ = attention_with_capture(
+            query, key, value, token_ids, head_reduction=head_reduction, **options
+        )
     grid = model.grid(latents, maps.shape[-1], unwrap(denoiser))
     if model.frames_in_batch:
         maps = maps.unflatten(0, (batch, frames)).movedim(1, -2)  # [B, (heads,) K, F, h·w]
     else:
+        maps = maps[..., -math.prod(grid) :]  # without the queries of a text
         maps = maps.unflatten(-1, (grid[0], -1))
-    return captured.out, maps.unflatten(-1, grid[1:]), grid
+    return out, maps.unflatten(-1, grid[1:]), grid
 
 
 class LayerCapture:
@@ -162,8 +170,7 @@ class LayerCapture:
         self._stack.close()
 
     def _note_latents(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        latents = kwargs[self.model.latents] if self.model.latents in kwargs else args[0]
-        self._latents = tuple(latents.shape)
+        self._latents = tuple(self.model.latents_of(args, kwargs).shape)
 
     def _handler(self, layer: Layer) -> Callable[..., torch.Tensor]:
         def attend(query, key, value, mask, scale):

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from cvg_kernels.errors import ArgumentError
@@ -24,7 +25,7 @@ class Layer:
 
     name: str  #: dotted path of the module
     module: nn.Module
-    kind: Kind
+    kind: Kind  #: joint attention of text and video is cross: there the words are looked at
 
 
 @dataclass(frozen=True)
@@ -32,15 +33,17 @@ class Model:
     """What capture and guidance must know of a denoiser class.
 
     Attributes:
-        latents: name of the forward argument that holds the latents `[B, C, F, H, W]`; it comes first.
-        grid: (latents' shape, tokens per sample, denoiser) → the layer's grid.
+        latents: name of the forward argument that holds the latents; it comes first.
+        grid: (latents' shape `[B, C, F, H, W]`, tokens per sample, denoiser) → the layer's grid.
         frames_in_batch: whether cross-attention sees one sample per frame (`[B·F, h·w, C]`), and temporal layers relate
-            the frames; if not, self-attention spans the video.
+            the frames; if not, self-attention or joint attention spans the video.
         batched_branches: whether the pipeline stacks [unconditional, conditional] into one call.
         text_per_frame: whether the caller repeats the text for every frame.
         text_projection: name of the module that the text passes before it reaches the layers.
         frame_positions: name of the buffer `[1, F, C]` that is added to the frames before the first temporal layer, in a
             model that has one in its forward (others have modules for it).
+        frames_first: whether the latents are `[B, F, C, H, W]`, not `[B, C, F, H, W]`.
+        joint: whether one attention relates text and video, in one sequence that the text begins.
     """
 
     latents: str
@@ -50,6 +53,13 @@ class Model:
     text_per_frame: bool = False
     text_projection: str | None = None
     frame_positions: str | None = None
+    frames_first: bool = False
+    joint: bool = False
+
+    def latents_of(self, args: tuple, kwargs: dict[str, Any]) -> torch.Tensor:
+        """The latents that a denoiser is called with, as `[B, C, F, H, W]`."""
+        given = kwargs[self.latents] if self.latents in kwargs else args[0]
+        return given.transpose(1, 2) if self.frames_first else given
 
 
 def unet_grid(latents: tuple[int, ...], tokens: int, denoiser: Any) -> Grid:
@@ -71,10 +81,10 @@ def _patch_grid(latents: tuple[int, ...], tokens: int, denoiser: Any) -> Grid:
 
 
 def _frame_patch_grid(latents: tuple[int, ...], tokens: int, denoiser: Any) -> Grid:
-    """A transformer on images cuts each frame into patches."""
+    """A transformer on images cuts each frame into patches; that of CogVideoX 1.5 takes two frames together."""
     frames, rows, columns = latents[2:]
-    patch = denoiser.config.patch_size
-    return frames, rows // patch, columns // patch
+    patch, together = denoiser.config.patch_size, denoiser.config.get("patch_size_t") or 1
+    return frames // together, rows // patch, columns // patch
 
 
 MODELS: dict[str, Model] = {
@@ -88,6 +98,9 @@ MODELS: dict[str, Model] = {
         True,
         text_projection="caption_projection",
         frame_positions="temp_pos_embed",
+    ),
+    "CogVideoXTransformer3DModel": Model(
+        "hidden_states", _frame_patch_grid, False, True, frames_first=True, joint=True
     ),
 }
 
@@ -131,9 +144,12 @@ def denoisers_of(pipe: Any) -> list[nn.Module]:
 
 def attention_layers(denoiser: nn.Module) -> list[Layer]:
     """All attention layers of a denoiser, classified."""
+    denoiser = unwrap(denoiser)
+    model = MODELS.get(type(denoiser).__name__)
+    joint = model is not None and model.joint
     return [
-        Layer(name, module, _kind(name, module))
-        for name, module in unwrap(denoiser).named_modules()
+        Layer(name, module, "cross" if joint else _kind(name, module))
+        for name, module in denoiser.named_modules()
         if hasattr(module, "set_processor") and hasattr(module, "processor")
     ]
 
@@ -145,8 +161,9 @@ def _kind(name: str, module: nn.Module) -> Kind:
 
 
 def frame_layers(denoiser: nn.Module) -> list[Layer]:
-    """The layers in which frames attend to each other: the temporal ones, or self-attention where it spans the video."""
-    kind = "temporal" if model_of(denoiser).frames_in_batch else "self"
+    """The layers in which frames attend to each other: the temporal ones, or those whose attention spans the video."""
+    model = model_of(denoiser)
+    kind = "temporal" if model.frames_in_batch else "cross" if model.joint else "self"
     return [layer for layer in attention_layers(denoiser) if layer.kind == kind]
 
 

@@ -19,14 +19,14 @@ from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
 from cvg_kernels.capture.layers import Layer, attention_layers, denoisers_of
-from cvg_kernels.capture.temporal import temporal_layer
+from cvg_kernels.capture.temporal import temporal_layer, video_layer
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.ops import attention_with_capture
 
 #: (query, key, value, mask, scale) → out; `None` hands the call back to torch.
 Handler = Callable[..., torch.Tensor | None]
-#: Number of sequences in a temporal layer's call → options of `temporal_attention` that apply to it now.
-Band = Callable[[int], dict[str, Any]]
+#: The query of a layer's call → options of `temporal_attention` (a temporal layer) or `video_layer` that apply to it now.
+Band = Callable[[torch.Tensor], dict[str, Any]]
 _SDPA = inspect.Signature(
     [
         inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default)
@@ -97,8 +97,8 @@ class InterceptingProcessor:
             inner: a diffusers processor.
             name: of its layer, for messages.
             handler: what computes the attention.
-            band: how a temporal layer is regularised; `None` keeps to what `inner` says. So capture sees the maps that
-                the regularised layer has.
+            band: how attention among frames is regularised; `None` keeps to what `inner` says. So capture sees the maps
+                that the regularised layer has.
         """
         if isinstance(inner, InterceptingProcessor):
             band = band or inner.band
@@ -150,18 +150,20 @@ def installed(processors: dict[nn.Module, InterceptingProcessor]) -> Iterator[No
 
 
 def band_of(module: nn.Module, query: torch.Tensor) -> dict[str, Any]:
-    """The regularisation of a temporal layer in its present call, as options of `temporal_attention`."""
+    """The regularisation of a layer in its present call; none, and so empty, where frames do not attend to each other."""
     band = getattr(module.processor, "band", None)
-    return {} if band is None else band(query.shape[0])
+    return {} if band is None else band(query)
 
 
 def _kernel_handler(layer: Layer, backend: str) -> Handler:
     """Attention by our kernel with nothing kept: the drop-in swap."""
 
     def attend(query, key, value, mask, scale):
+        band = band_of(layer.module, query)
         if layer.kind == "temporal":
-            band = band_of(layer.module, query)
             return temporal_layer(query, key, value, mask, scale, band, backend)[0]
+        if band:
+            return video_layer(query, key, value, mask, scale, backend, **band).out
         captured = attention_with_capture(
             query, key, value, [0], scale=scale, key_mask=per_key_mask(mask), backend=backend
         )
@@ -195,7 +197,7 @@ class ProcessorSwap:
 def use_processors(pipe: Any, *, backend: str = "auto") -> ProcessorSwap:
     """Lets every text and temporal attention layer of a pipeline compute with our kernel: the drop-in swap.
 
-    The video is that of the stock pipeline to floating-point tolerance. Self-attention over space keeps the stock
+    The video is that of the stock pipeline to floating-point tolerance. Self-attention keeps the stock
     kernel: it has no tokens to capture, and the fused kernels of torch serve it well.
 
     Args:

@@ -1,14 +1,16 @@
-"""Attention among frames as the layers of a denoiser call it: temporal layers, and self-attention over a whole video."""
+"""Attention among frames as the layers of a denoiser call it: temporal layers, and attention over a whole video."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
+from torch.nn.functional import pad
 
 from cvg_kernels.capture.layers import Grid
 from cvg_kernels.errors import ArgumentError
-from cvg_kernels.ops import frame_band_attention, temporal_attention
+from cvg_kernels.ops import FrameBandAttention, frame_band_attention, temporal_attention
 
 
 def temporal_layer(
@@ -50,31 +52,70 @@ def video_layer(
     value: torch.Tensor,
     mask: torch.Tensor | None,
     scale: float | None,
-    grid: Grid,
-    band: dict[str, Any],
     backend: str,
-) -> torch.Tensor:
-    """Output of self-attention over all tokens of a video, with a band by frame distance.
+    *,
+    frames: torch.Tensor,
+    **band: Any,
+) -> FrameBandAttention:
+    """Attention over all tokens of a video, with or without those of a text, with a band by frame distance.
 
     Args:
-        query: `[B, H, F·h·w, D]`, frame by frame; key and value likewise.
+        query: `[B, H, N, D]`; key and value likewise.
         key: see `query`.
         value: see `query`.
         mask: must be `None`.
         scale: factor of the logits.
-        grid: (F, h, w).
-        band: options of `frame_band_attention`: sigma and strength.
         backend: of the operation.
+        frames: the frame of each token, as `token_frames` gives it.
+        band: further options of `frame_band_attention`: sigma and strength.
 
     Raises:
-        ArgumentError: for a mask, or tokens that do not fill the grid.
+        ArgumentError: for a mask.
     """
-    _refuse_mask("self-attention over a video", mask)
-    frames = torch.arange(grid[0], dtype=torch.int32, device=query.device)
-    frames = frames.repeat_interleave(grid[1] * grid[2])
+    _refuse_mask("attention over a video", mask)
     return frame_band_attention(
         query, key, value, frames, frames, scale=scale, backend=backend, **band
-    ).out
+    )
+
+
+def token_frames(grid: Grid, tokens: int, device: torch.device) -> torch.Tensor:
+    """The frame of each token, int32 `[tokens]`; −1 for the tokens of a text, which come before those of the video.
+
+    Args:
+        grid: (F, h, w), filled frame by frame.
+        tokens: how many there are.
+        device: of the result.
+
+    Raises:
+        ArgumentError: if there are too few for the grid.
+    """
+    text = tokens - math.prod(grid)
+    if text < 0:
+        raise ArgumentError(f"a layer of {tokens} tokens cannot hold a video of {grid}")
+    frames = torch.arange(grid[0], dtype=torch.int32, device=device)
+    return pad(frames.repeat_interleave(grid[1] * grid[2]), (text, 0), value=-1)
+
+
+def text_maps(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    lse: torch.Tensor,
+    token_ids: torch.Tensor,
+    scale: float | None,
+) -> torch.Tensor:
+    """Maps `[B, H, K, N]` of text tokens in `video_layer`: exp(S − lse), since their logits S have no band.
+
+    Args:
+        query: `[B, H, N, D]`.
+        key: `[B, H, M, D]`.
+        lse: `[B, H, N]`, of the attention with its band.
+        token_ids: `[B, K]`, of text tokens.
+        scale: factor of the logits.
+    """
+    chosen = key.take_along_dim(token_ids[:, None, :, None], dim=2)  # [B, H, K, D]
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    logits = scale * (chosen.to(lse.dtype) @ query.to(lse.dtype).mT)
+    return (logits - lse[:, :, None]).exp()
 
 
 def _refuse_mask(what: str, mask: torch.Tensor | None) -> None:

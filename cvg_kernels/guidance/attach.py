@@ -8,6 +8,8 @@ then step", in any pipeline of that shape.
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable
 from contextlib import ExitStack
 from contextvars import ContextVar
@@ -41,7 +43,7 @@ class Step:
     denoiser: nn.Module
     model: Model
     prompts: list[str]
-    latents: torch.Tensor  #: `[B, C, F, H, W]` float32, without gradient
+    latents: torch.Tensor  #: 5-D, with the axes of the denoiser; float32, without gradient
     denoise: Callable[[torch.Tensor], Any]  #: calls the denoiser on latents of that kind
 
 
@@ -84,7 +86,7 @@ class Attachment:
         self.pipe = pipe
         self.run = Run()
         self._watch = PromptWatch(pipe, prompt)
-        self._moved_by: torch.Tensor | None = None  # [B, C, F, H, W], set between call and step
+        self._moved_by: torch.Tensor | None = None  # as the latents, set between call and step
         self._step_begun = False
         self._guiding = False
 
@@ -105,15 +107,19 @@ class Attachment:
         """Gives `scheduler.step` the moved latents; returns what undoes it."""
         scheduler = self.pipe.scheduler
         step, own = scheduler.step, vars(scheduler).get("step")
+        signature = inspect.signature(type(scheduler).step)
 
-        def guided_step(model_output: torch.Tensor, timestep: Any, sample: torch.Tensor, **options):
+        @functools.wraps(step)  # pipelines look at its signature for what they may pass
+        def guided_step(*args: Any, **kwargs: Any):
+            # By name: CogVideoX's multistep scheduler takes its arguments in another order.
+            call = signature.bind(scheduler, *args, **kwargs)
             if self._moved_by is not None:
-                shift = self._moved_by
+                shift, sample = self._moved_by, call.arguments["sample"]
                 if sample.ndim == 4:  # ModelScope steps on [B·F, C, H, W]
                     shift = shift.transpose(1, 2).reshape(sample.shape)
-                sample = (sample.float() + shift).to(sample.dtype)
+                call.arguments["sample"] = (sample.float() + shift).to(sample.dtype)
             self._moved_by, self._step_begun = None, False
-            return step(model_output, timestep, sample, **options)
+            return step(*call.args[1:], **call.kwargs)
 
         def restore() -> None:
             if own is None:

@@ -153,7 +153,7 @@ class Vico:
         """Connects to a pipeline; a context manager that yields the `Run` with its history.
 
         Args:
-            pipe: a diffusers pipeline (AnimateDiff, ModelScope, Latte, Wan).
+            pipe: a diffusers pipeline (AnimateDiff, ModelScope, Latte, Wan, CogVideoX).
             prompt: says what the prompt is if the pipeline is called with `prompt_embeds`.
 
         Raises:

@@ -22,7 +22,7 @@ from cvg_kernels.capture.layers import (
 )
 from cvg_kernels.capture.processors import InterceptingProcessor, installed, refuse_compiled
 from cvg_kernels.capture.prompts import PromptWatch
-from cvg_kernels.capture.temporal import temporal_layer, video_layer
+from cvg_kernels.capture.temporal import temporal_layer, token_frames, video_layer
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.guidance import videocrafter
 from cvg_kernels.guidance.attach import Run
@@ -47,17 +47,18 @@ class VSTAR:
 
     Temporal attention regularisation: in the first denoising steps the logits of the temporal layers of
     some resolutions get a band, S' = S + strength · max_j S_ij · exp(−(i − j)² / 2σ²) (`temporal_attention`), so that
-    their maps look like those of lively video. Wan has no temporal layers: there the band, by the distance of frames, is on
-    the self-attention over the whole video (`frame_band_attention`), an extension of ours. Synopsis prompting: several
-    prompts, the states of the video in order, give every frame a text of its own between them. And, because a network with
-    absolute frame positions (AnimateDiff) makes noise of positions that it never saw, `trained_frames` squeezes a longer
-    clip into those it knows; VSTAR's own network needs none of that. Each works without the others.
+    their maps look like those of lively video. Wan and CogVideoX have no temporal layers: there the band, by the distance
+    of frames, is on the attention over the whole video (`frame_band_attention`), an extension of ours; CogVideoX's text
+    tokens, which take part in that attention, get none. Synopsis prompting: several prompts, the states of the video in
+    order, give every frame a text of its own between them. And, because a network with absolute frame positions
+    (AnimateDiff) makes noise of positions that it never saw, `trained_frames` squeezes a longer clip into those it knows;
+    VSTAR's own network needs none of that. Each works without the others.
 
     Attributes:
         sigma: width of the band in frames (of the latents), by the width of a layer's grid (its number of columns): the
             paper's levels are 64, 32, 16 and 8, for latents 64 wide. One number serves all layers. `"auto"` is the released
-            {finest: 1.0, next: 8.0} for latents of any width; Wan has one level only, its finest. `None` regularises
-            nothing. Smaller is stronger.
+            {finest: 1.0, next: 8.0} for latents of any width; Wan and CogVideoX have one level only, their finest. `None`
+            regularises nothing. Smaller is stronger.
         strength: factor of the band (1 in the released code); 0 leaves the network as it is.
         until: share of the denoising steps that are regularised, from the first (released: 14 of 25).
         prompts: states in order: a list, a file (a JSON list, or one a line), or a writer, which makes them from the
@@ -67,8 +68,9 @@ class VSTAR:
             then makes clips of that one length only).
         backend: of `temporal_attention` or `frame_band_attention`.
 
-    "VSTAR: Generative Temporal Nursing for Longer Dynamic Video Synthesis" (2024). AnimateDiff, ModelScope, Latte and
-    Wan pipelines; Wan takes the band alone, as it has neither text attention frame by frame nor absolute frame positions.
+    "VSTAR: Generative Temporal Nursing for Longer Dynamic Video Synthesis" (2024). AnimateDiff, ModelScope, Latte,
+    Wan and CogVideoX pipelines; the last two take the band alone, as neither attends to text frame by frame, or adds
+    positions to the frames apart from those of rows and columns.
     """
 
     sigma: Mapping[int, float] | float | str | None = "auto"
@@ -130,11 +132,11 @@ class VSTAR:
         """Connects to a pipeline; a context manager.
 
         Args:
-            pipe: a diffusers pipeline (AnimateDiff, ModelScope, Latte, Wan).
+            pipe: a diffusers pipeline (AnimateDiff, ModelScope, Latte, Wan, CogVideoX).
             prompt: says what the prompt is if the pipeline is called with `prompt_embeds`.
 
         Raises:
-            ArgumentError: for an unknown denoiser, or Wan with `prompts` or `trained_frames`.
+            ArgumentError: for an unknown denoiser, or Wan or CogVideoX with `prompts` or `trained_frames`.
         """
         return Nursing(self, pipe, prompt)
 
@@ -248,7 +250,7 @@ class Nursing:
     def _begin_call(self, denoiser: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """Sees which step a call belongs to, how large its latents are, and what its samples are."""
         model = model_of(denoiser)
-        latents = kwargs[model.latents] if model.latents in kwargs else args[0]
+        latents = model.latents_of(args, kwargs)
         timestep = kwargs["timestep"] if "timestep" in kwargs else args[1]
         timesteps = [float(at) for at in self._pipe.scheduler.timesteps]
         # Wan 2.2 may give every token its own: 0 in a first frame that is given.
@@ -325,18 +327,18 @@ class Nursing:
         model = model_of(denoiser)
         columns: dict[tuple[int, ...], int] = {}  # (F, H, W) of the latents → of the layer's grid
 
-        def band(positions: int) -> dict[str, Any]:
+        def band(query: torch.Tensor) -> dict[str, Any]:
             call = self._call_now()
             if not call.regularised:
                 return {}
             size = call.latents[2:]
             if size not in columns:
-                each = positions // call.latents[0]
+                each = query.shape[0] // call.latents[0]
                 columns[size] = model.grid(call.latents, each, unwrap(denoiser))[2]
             return self._settings.band(columns[size], size[-1])
 
         def attend(query, key, value, mask, scale):
-            options = band(query.shape[0])
+            options = band(query)
             if not options:
                 return None  # torch's own attention
             return temporal_layer(query, key, value, mask, scale, options, self._settings.backend)[
@@ -348,14 +350,20 @@ class Nursing:
     def _video_processor(self, denoiser: nn.Module, layer: Layer) -> InterceptingProcessor:
         model = model_of(denoiser)
 
-        def attend(query, key, value, mask, scale):
+        def band(query: torch.Tensor) -> dict[str, Any]:
             call = self._call_now()
             grid = model.grid(call.latents, query.shape[2], unwrap(denoiser))
             options = self._settings.band(grid[2], grid[2]) if call.regularised else {}
+            return options and {
+                **options,
+                "frames": token_frames(grid, query.shape[2], query.device),
+            }
+
+        def attend(query, key, value, mask, scale):
+            options = band(query)
             if not options:
                 return None
-            return video_layer(
-                query, key, value, mask, scale, grid, options, self._settings.backend
-            )
+            backend = self._settings.backend
+            return video_layer(query, key, value, mask, scale, backend, **options).out
 
-        return InterceptingProcessor.wrap(layer.module.processor, layer.name, attend)
+        return InterceptingProcessor.wrap(layer.module.processor, layer.name, attend, band)

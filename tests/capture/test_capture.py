@@ -12,12 +12,7 @@ from diffusers.models.attention_processor import AttnProcessor  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
 import cvg_kernels as cvg  # noqa: E402
-from cvg_kernels.capture import LayerCapture  # noqa: E402
-from cvg_kernels.capture.layers import (  # noqa: E402
-    attention_layers,
-    denoisers_of,
-    temporal_partners,
-)
+from cvg_kernels.capture.layers import attention_layers, denoisers_of  # noqa: E402
 from cvg_kernels.guidance.flow_graph import Group, flow_groups  # noqa: E402
 from tests.offline_pipelines import (  # noqa: E402
     BUILDERS,
@@ -26,7 +21,9 @@ from tests.offline_pipelines import (  # noqa: E402
     PROMPT,
     TOKENS,
     animatediff,
+    cogvideox,
     latte,
+    noise,
     run,
     wan,
 )
@@ -44,13 +41,14 @@ def processors_of(pipe):
 
 
 def eager_maps(pipe, options, monkeypatch, **changes):
-    """Every softmax matrix of the pipeline's attention, in the order of the calls, by stock arithmetic."""
+    """Every softmax matrix of the pipeline's attention, in the order of the calls, in float64."""
     found = []
     stock = functional.scaled_dot_product_attention
 
     def spy(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, **rest):
-        logits = query @ key.mT * (scale or query.shape[-1] ** -0.5)
-        found.append((logits if attn_mask is None else logits + attn_mask).softmax(-1).mean(1))
+        logits = query.double() @ key.double().mT * (scale or query.shape[-1] ** -0.5)
+        logits = logits if attn_mask is None else logits + attn_mask
+        found.append(logits.softmax(-1).mean(1).float())
         return stock(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **rest)
 
     with monkeypatch.context() as patch:
@@ -87,13 +85,16 @@ def test_maps_are_the_eager_ones(name, monkeypatch):
     every = eager_maps(pipe, options, monkeypatch)
     # The text encoder attends from tokens to tokens; the denoiser from places to tokens.
     length = LATTE_TOKENS if name == "latte" else TOKENS
+    frames, rows, columns = captured.records[0].grid
+    if name == "cogvideox":  # its denoiser from text and places to text and places
+        everything = length + frames * rows * columns
+        every = [p[:, length:, :length] for p in every if p.shape[-1] == everything]
     eager = [p for p in every if p.shape[-1] == length and p.shape[-2] != length]
-    frames = captured.records[0].grid[0]
     wanted = []
     for p in eager:  # [B', N, tokens]
         chosen = torch.stack([p[..., 3], p[..., 6] + p[..., 7]], 1)  # [B', K, N]
-        if name == "wan":
-            wanted.append(chosen.unflatten(-1, (frames, -1)))
+        if name in ("wan", "cogvideox"):
+            wanted += list(chosen.unflatten(-1, (frames, -1))[:, None])
         else:
             wanted += list(chosen.unflatten(0, (2, 1, frames)).transpose(2, 3))
     assert tokens[3] == pipe.tokenizer.convert_tokens_to_ids("cat")
@@ -151,6 +152,23 @@ def test_the_flow_graph_of_each_network():
         assert all(len(group.temporal) == 2 for group in groups)
 
 
+@pytest.mark.parametrize(("patch_size_t", "grid"), [(None, (3, 2, 3)), (2, (2, 2, 3))])
+def test_cogvideox_looks_from_the_video_to_the_text(patch_size_t, grid):
+    """A word's heat map has the grid of the video alone, and the tokens of the text share what the video leaves them."""
+    pipe, options = cogvideox(patch_size_t)
+    stock = run(pipe, options)
+    with cvg.capture(pipe, words="all") as captured:
+        video = run(pipe, options)
+    torch.testing.assert_close(video, stock, rtol=1e-4, atol=1e-4)
+    assert {record.grid for record in captured.records} == {grid}
+    assert captured.heat_map("cat").shape == grid
+    assert captured.heat_map("cat", size=(8, 12)).shape == (grid[0], 8, 12)
+    share = torch.stack([record.maps.sum(1) for record in captured.records])
+    assert (share > 0).all() and (share < 1).all()
+    with pytest.raises(cvg.ArgumentError, match="selects no layer"):
+        cvg.capture(pipe, temporal=True).__enter__()
+
+
 def test_levels_that_are_rounded_up_have_their_grid():
     pipe, options = animatediff()
     with cvg.capture(pipe, words=["cat"]) as captured:
@@ -179,11 +197,10 @@ def test_several_prompts_at_once(name):
             run(pipe, options, prompt, latents=latents, num_inference_steps=2)
         return captured.records
 
-    channels = denoisers_of(pipe)[0].config.in_channels
-    noise = torch.randn(2, channels, *LATENTS[name])
-    together = call(prompts, noise)
+    start = noise(name, pipe, 2)
+    together = call(prompts, start)
     for sample, prompt in enumerate(prompts):
-        alone = call(prompt, noise[sample : sample + 1])
+        alone = call(prompt, start[sample : sample + 1])
         for both, one in zip(together, alone, strict=True):
             assert (both.layer, both.branch) == (one.layer, one.branch)
             torch.testing.assert_close(both.maps[sample], one.maps[0], rtol=1e-3, atol=1e-5)
@@ -308,102 +325,3 @@ def test_a_selection_without_layers_is_refused():
     pipe, _ = animatediff()
     with pytest.raises(cvg.ArgumentError, match="selects no layer"):
         cvg.capture(pipe, words=["cat"], layers="nowhere").__enter__()
-
-
-def unet_call(pipe, latents):
-    """A denoiser call as the pipeline makes it, without classifier-free guidance."""
-    text, _ = pipe.encode_prompt(PROMPT, "cpu", 1, False)
-    return lambda: pipe.unet(latents, 500, encoder_hidden_states=text.repeat_interleave(4, 0))
-
-
-def cross_names(pipe):
-    return [
-        layer.name for layer in attention_layers(denoisers_of(pipe)[0]) if layer.kind == "cross"
-    ]
-
-
-@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
-def test_layer_capture_is_differentiable(checkpointing):
-    """The gradient on the latents is that of finite differences, with and without replayed layers."""
-    pipe, _ = animatediff()
-    pipe.unet.requires_grad_(False)
-    if checkpointing:
-        pipe.unet.enable_gradient_checkpointing()
-        pipe.unet.train()
-    layers = attention_layers(pipe.unet)
-    cross = [layer for layer in layers if layer.kind == "cross"][:2]
-    temporal = [partner.name for layer in cross for partner in temporal_partners(layers, layer)]
-    latents = torch.randn(1, 4, 4, 5, 7)
-    ids = torch.tensor([[3, 7]])
-    weights = None
-
-    def loss(z):
-        nonlocal weights
-        maps = capture.run(lambda: call_with(z))
-        assert set(maps) == {layer.name for layer in cross} | set(temporal)
-        if weights is None:
-            weights = {name: torch.randn_like(tensor) for name, tensor in maps.items()}
-        return sum((maps[name] * weights[name]).sum() for name in maps)
-
-    text, _ = pipe.encode_prompt(PROMPT, "cpu", 1, False)
-    text = text.detach().repeat_interleave(4, 0)
-
-    def call_with(z):
-        return pipe.unet(z, 500, encoder_hidden_states=text)
-
-    with LayerCapture(pipe.unet, ids, [layer.name for layer in cross], temporal) as capture:
-        z = latents.clone().requires_grad_()
-        (gradient,) = torch.autograd.grad(loss(z), z)
-        direction = torch.randn_like(latents)
-        step = 1e-2
-        with torch.no_grad():
-            ahead, behind = loss(latents + step * direction), loss(latents - step * direction)
-    found, wanted = (gradient * direction).sum(), (ahead - behind) / (2 * step)
-    torch.testing.assert_close(found, wanted, rtol=2e-2, atol=1e-3)
-
-
-def test_a_replayed_layer_is_recorded_once():
-    pipe, _ = animatediff()
-    pipe.unet.requires_grad_(False)
-    latents = torch.randn(1, 4, 4, 5, 7, requires_grad=True)
-    found = {}
-    for checkpointing in (False, True):
-        if checkpointing:
-            pipe.unet.enable_gradient_checkpointing()
-            pipe.unet.train()
-        with cvg.capture(pipe, words=["cat"], prompt=PROMPT, gradients=True) as captured:
-            output = unet_call(pipe, latents)().sample
-            loss = output.square().sum() + sum(
-                record.maps.square().sum() for record in captured.records
-            )
-            (gradient,) = torch.autograd.grad(loss, latents)
-        found[checkpointing] = (len(captured.records), gradient)
-    assert found[True][0] == found[False][0] == len(cross_names(pipe))
-    torch.testing.assert_close(found[True][1], found[False][1], rtol=1e-4, atol=1e-6)
-
-
-def test_layer_capture_ends_early_and_checks():
-    pipe, _ = animatediff()
-    latents = torch.randn(1, 4, 4, 5, 7)
-    ran = []
-    hook = pipe.unet.conv_out.register_forward_hook(lambda *_: ran.append(True))
-    first = cross_names(pipe)[0]
-    for stop, reached in ((True, []), (False, [True])):
-        ran.clear()
-        with LayerCapture(pipe.unet, torch.tensor([[3]]), [first], stop_after_last=stop) as capture:
-            maps = capture.run(unet_call(pipe, latents))
-        assert ran == reached and set(maps) == {first}
-    hook.remove()
-    with pytest.raises(
-        cvg.ArgumentError, match="'nowhere' is no cross layer; these are: down_blocks"
-    ):
-        LayerCapture(pipe.unet, torch.tensor([[3]]), ["nowhere"])
-
-
-def test_layer_capture_refuses_a_cache():
-    from diffusers import FirstBlockCacheConfig
-
-    pipe, _ = wan()
-    pipe.transformer.enable_cache(FirstBlockCacheConfig())
-    with pytest.raises(cvg.ArgumentError, match="has a cache enabled"):
-        LayerCapture(pipe.transformer, torch.tensor([[3]]), cross_names(pipe))

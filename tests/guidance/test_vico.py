@@ -18,7 +18,7 @@ from cvg_kernels.guidance.flow_graph import flow_groups  # noqa: E402
 from cvg_kernels.guidance.losses import fairness_loss  # noqa: E402
 from cvg_kernels.guidance.steps import LatentStepper  # noqa: E402
 from cvg_kernels.guidance.vico import content_words  # noqa: E402
-from tests.offline_pipelines import BUILDERS, LATENTS, PROMPT, animatediff, run, wan  # noqa: E402
+from tests.offline_pipelines import BUILDERS, PROMPT, animatediff, noise, run, wan  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NAMES = list(BUILDERS)
@@ -58,8 +58,8 @@ def test_the_loss_falls(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_the_gradient_is_that_of_finite_differences(name, spatial):
     """Through the whole of it: denoiser, captured layers, flow, scores, loss."""
-    if spatial and name == "wan":
-        pytest.skip("its self-attention spans the whole video")
+    if spatial and name in ("wan", "cogvideox"):
+        pytest.skip("its attention spans the whole video")
     pipe, options = BUILDERS[name]()
     vico = guide(WORDS, loss="variance", temperature=0.1, sharpness=5.0, spatial=spatial)
     found = {}
@@ -171,22 +171,28 @@ def test_schedulers(scheduler):
     assert first[-1] < first[0]
 
 
-def test_unipc_on_wan():
-    pipe, options = wan()
-    pipe.scheduler = diffusers.UniPCMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
-    )
+@pytest.mark.parametrize("name", ["wan", "cogvideox"])
+def test_schedulers_of_transformers(name):
+    """Wan's, and the one of CogVideoX-5b: it has arguments of its own, and draws noise from the pipeline's generator."""
+    pipe, options = BUILDERS[name]()
+    pipe.scheduler = {
+        "wan": diffusers.UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+        ),
+        "cogvideox": diffusers.CogVideoXDPMScheduler(),
+    }[name]
     stock = run(pipe, options)
     with guide(WORDS, step_size=0.0).attach(pipe) as made:
         assert torch.equal(run(pipe, options), stock)
     assert len(made.history) == 2
+    with guide(WORDS, step_size=0.01).attach(pipe):
+        assert not torch.equal(run(pipe, options), stock)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_samples_do_not_see_each_other(name):
     pipe, options = BUILDERS[name]()
-    channels = denoisers_of(pipe)[0].config.in_channels
-    noise = torch.randn(2, channels, *LATENTS[name])
+    start = noise(name, pipe, 2)
     prompts = [PROMPT, "a dog and a red cat"]
     vico = guide(WORDS, iterations=2)
 
@@ -195,9 +201,9 @@ def test_samples_do_not_see_each_other(name):
             run(pipe, options, prompt, latents=latents)
         return torch.stack([entry["loss"] for entry in made.history])
 
-    together = losses(prompts, noise)
+    together = losses(prompts, start)
     for sample in range(2):
-        alone = losses(prompts[sample], noise[sample : sample + 1])
+        alone = losses(prompts[sample], start[sample : sample + 1])
         torch.testing.assert_close(together[:, sample], alone[:, 0], rtol=1e-3, atol=1e-5)
 
 

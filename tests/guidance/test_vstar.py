@@ -15,7 +15,7 @@ pytest.importorskip("diffusers")
 import cvg_kernels as cvg  # noqa: E402
 from cvg_kernels.capture.layers import attention_layers, denoisers_of  # noqa: E402
 from cvg_kernels.guidance import diagonality, synopsis  # noqa: E402
-from tests.offline_pipelines import BUILDERS, PROMPT, latte, run, wan  # noqa: E402
+from tests.offline_pipelines import BUILDERS, LATENTS, PROMPT, TOKENS, latte, run  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NAMES = ["animatediff", "modelscope", "latte"]  # those with temporal layers
@@ -293,19 +293,24 @@ def test_gradient_checkpointing_replays_with_the_band():
     torch.testing.assert_close(*norms, rtol=1e-4, atol=0)
 
 
-# --- Wan: the band on self-attention over the whole video ------------------------------------------------------------
+# --- Wan and CogVideoX: the band on attention over the whole video ---------------------------------------------------
+
+#: Times that the denoiser is called in a step, and the text tokens in its attention.
+SPANNING = {"wan": (2, 0), "cogvideox": (1, TOKENS)}
 
 
-def test_wan_without_a_band_is_stock():
-    pipe, options = wan()
+@pytest.mark.parametrize("name", SPANNING)
+def test_without_a_band_it_is_stock(name):
+    pipe, options = BUILDERS[name]()
     stock = run(pipe, options)
     for off in (cvg.VSTAR(sigma=None), cvg.VSTAR(strength=0.0), cvg.VSTAR(until=0.0)):
         with off.attach(pipe):
             assert torch.equal(run(pipe, options), stock)
 
 
-def test_wan_with_a_band_is_another_video_and_stock_again():
-    pipe, options = wan()
+@pytest.mark.parametrize("name", SPANNING)
+def test_with_a_band_it_is_another_video_and_stock_again(name):
+    pipe, options = BUILDERS[name]()
     layers = attention_layers(pipe.transformer)
     before = [layer.module.processor for layer in layers]
     stock = run(pipe, options)
@@ -316,9 +321,9 @@ def test_wan_with_a_band_is_another_video_and_stock_again():
             cvg.VSTAR(until=0.3, strength=2.0, backend=backend).attach(pipe),
         ):
             results.append(run(pipe, options))
-        # Two layers and two branches (Wan calls them one after the other) of the first of three steps.
+        # Two layers in the first of three steps.
         chosen = "native" if backend == "auto" else "reference"
-        assert ran == [("frame_band_attention", chosen)] * 4
+        assert ran == [("frame_band_attention", chosen)] * 2 * SPANNING[name][0]
     torch.testing.assert_close(*results, rtol=1e-3, atol=1e-3)
     assert not torch.allclose(results[0], stock, atol=1e-4)
     with pytest.raises(RuntimeError, match="stop"), cvg.VSTAR().attach(pipe):
@@ -328,9 +333,13 @@ def test_wan_with_a_band_is_another_video_and_stock_again():
     assert torch.equal(run(pipe, options), stock)
 
 
-def test_the_band_makes_wan_attend_to_near_frames(monkeypatch):
+@pytest.mark.parametrize("name", SPANNING)
+def test_the_band_makes_it_attend_to_near_frames(name, monkeypatch):
     """The attention from frame to frame, by the definition, lies more along the diagonal with the band than without."""
-    pipe, options = wan()
+    pipe, options = BUILDERS[name]()
+    calls_of_a_step, text = SPANNING[name]
+    frames, rows, columns = LATENTS[name]
+    each = rows * columns // 4
     calls = []
 
     def noting(*args, **band):
@@ -340,12 +349,12 @@ def test_the_band_makes_wan_attend_to_near_frames(monkeypatch):
     monkeypatch.setattr("cvg_kernels.capture.temporal.frame_band_attention", noting)
     with cvg.VSTAR(sigma=0.5, until=1.0).attach(pipe):
         run(pipe, options)
-    assert len(calls) == 12
+    assert len(calls) == 6 * calls_of_a_step
 
     def score(query, key, value, query_frames, key_frames, **band):
-        assert query_frames.tolist() == [0] * 4 + [1] * 4 + [2] * 4
-        frame_of_key = torch.eye(3)[key_frames.long()].expand(*key.shape[:2], -1, -1)
-        frame_of_query = torch.eye(3)[query_frames.long()]
+        assert query_frames.tolist() == [-1] * text + [f for f in range(frames) for _ in range(each)]
+        one_hot = torch.eye(frames + 1)[query_frames.long()][:, :frames]  # −1 is the last: no frame
+        frame_of_key, frame_of_query = one_hot.expand(*key.shape[:2], -1, -1), one_hot
         maps = cvg.frame_band_attention(query, key, frame_of_key, query_frames, key_frames,
                                         **band | {"backend": "reference"}).out  # fmt: skip
         return diagonality(frame_of_query.T @ maps).mean()  # of [B, H, 3, 3]
@@ -354,14 +363,15 @@ def test_the_band_makes_wan_attend_to_near_frames(monkeypatch):
         assert score(*args, **band) > score(*args, **band | {"strength": 0.0}) + 0.01
 
 
-def test_guidance_goes_through_the_band_on_wan():
+@pytest.mark.parametrize("name", SPANNING)
+def test_guidance_goes_through_the_band(name):
     """Vico within VSTAR: the gradient passes the banded layers, and is the reference's, checkpointing or not."""
     norms = []
     for backend, checkpointing in (("auto", False), ("auto", True), ("reference", False)):
-        pipe, options = wan()
+        pipe, options = BUILDERS[name]()
         if checkpointing:
             pipe.transformer.enable_gradient_checkpointing()
-        vico = cvg.Vico(["cat", "dog"], iterations=1, until=0.1)
+        vico = cvg.Vico(["cat", "dog"], iterations=1, until=0.1, backend=backend)
         with (
             cvg.trace_backends() as ran,
             cvg.VSTAR(backend=backend).attach(pipe),
@@ -374,9 +384,34 @@ def test_guidance_goes_through_the_band_on_wan():
     torch.testing.assert_close(norms[0], norms[2], rtol=1e-4, atol=0)
 
 
+def test_joint_attention_is_captured_with_its_band():
+    """In CogVideoX capture and the band meet in one layer: the maps are those of the banded attention, and it stays."""
+    pipe, options = BUILDERS["cogvideox"]()
+    vstar = cvg.VSTAR(sigma=0.5, strength=2.0)
+    with vstar.attach(pipe):
+        banded = run(pipe, options)
+        with cvg.processors(pipe):
+            torch.testing.assert_close(run(pipe, options), banded, rtol=1e-4, atol=1e-4)
+        with cvg.capture(pipe, words=["cat"]) as mean:
+            torch.testing.assert_close(run(pipe, options), banded, rtol=1e-4, atol=1e-4)
+        with cvg.capture(pipe, words=["cat"], head_reduction="none") as captured:
+            run(pipe, options)
+    layer = pipe.transformer.transformer_blocks[0].attn1
+    seen = []
+
+    def noting(query, key, value, *_):
+        seen.append((query, key))
+
+    with vstar.attach(pipe):
+        layer.processor = InterceptingProcessor.wrap(layer.processor, "first", noting)
+        run(pipe, options, num_inference_steps=1)
+    (query, key), = seen
+
+
 @pytest.mark.parametrize("option", [{"prompts": ["a", "b"]}, {"trained_frames": 8}])
-def test_wan_takes_the_band_alone(option):
-    pipe, _ = wan()
-    (name,) = option
-    with pytest.raises(cvg.ArgumentError, match=f"{name} must be None for WanTransformer3DModel"):
+@pytest.mark.parametrize("name", SPANNING)
+def test_it_takes_the_band_alone(name, option):
+    pipe, _ = BUILDERS[name]()
+    (given,) = option
+    with pytest.raises(cvg.ArgumentError, match=f"{given} must be None for .*Transformer3DModel"):
         cvg.VSTAR(**option).attach(pipe)
