@@ -101,27 +101,27 @@ def test_a_replayed_layer_is_recorded_once():
 
 def test_a_replayed_joint_layer_is_recorded_once():
     """CogVideoX: the gradient of maps and prediction on its latents, with and without checkpointing, by differences."""
-    pipe, options = cogvideox()
-    transformer = pipe.transformer.double().requires_grad_(False)
-    text, _ = pipe.encode_prompt(PROMPT, max_sequence_length=TOKENS)
-    text, latents = text.detach().double(), noise("cogvideox", pipe, 1).double()
+    pipe, _ = cogvideox()
+    pipe.transformer.double().requires_grad_(False)
+    latents = noise("cogvideox", pipe, 1).double()
     rotary = pipe._prepare_rotary_positional_embeddings(16, 24, 3, torch.device("cpu"))
 
     def loss(z):
         with cvg.capture(pipe, words=["cat"], prompt=PROMPT, gradients=True) as captured:
-            output = transformer(
-                hidden_states=z, encoder_hidden_states=text, timestep=torch.tensor([500]),
-                image_rotary_emb=rotary,
+            text, _ = pipe.encode_prompt(PROMPT, max_sequence_length=TOKENS)
+            output = pipe.transformer(
+                hidden_states=z, encoder_hidden_states=text.detach().double(),
+                timestep=torch.tensor([500]), image_rotary_emb=rotary,
             ).sample  # fmt: skip
             total = output.square().sum()
             total = total + sum((10 * record.maps).square().sum() for record in captured.records)
-            assert len(captured.records) == 2
             gradient = torch.autograd.grad(total, z)[0] if z.requires_grad else None
+        assert len(captured.records) == 2
         return total, gradient
 
     gradients = [loss(latents.clone().requires_grad_())[1]]
-    transformer.enable_gradient_checkpointing()
-    transformer.train()
+    pipe.transformer.enable_gradient_checkpointing()
+    pipe.transformer.train()
     gradients.append(loss(latents.clone().requires_grad_())[1])
     torch.testing.assert_close(*gradients, rtol=1e-4, atol=1e-6)
     direction, width = gradients[0] / gradients[0].norm(), 1e-3
