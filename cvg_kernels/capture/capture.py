@@ -16,7 +16,7 @@ from cvg_kernels.capture.layer_capture import layer_maps
 from cvg_kernels.capture.layers import Layer, attention_layers, denoisers_of, model_of
 from cvg_kernels.capture.processors import InterceptingProcessor, installed, refuse_compiled
 from cvg_kernels.capture.prompts import Branch, PromptWatch
-from cvg_kernels.capture.tokens import TokenSpan, Word, prompt_token_ids, token_spans
+from cvg_kernels.capture.tokens import TokenSpan, Word, check_reach, prompt_token_ids, token_spans
 from cvg_kernels.errors import ArgumentError
 
 
@@ -128,10 +128,9 @@ class Capture:
             self._step, self._timestep = self._step + 1, timestep
         self._call = None
         if self._steps is None or self._step in self._steps:
-            branches = self._watch.branches(
-                latents.shape[0], kwargs["encoder_hidden_states"], model.batched_branches
-            )
-            token_ids, membership = self._resolve(branches, latents.device)
+            text = kwargs["encoder_hidden_states"]
+            branches = self._watch.branches(latents.shape[0], text, model.batched_branches)
+            token_ids, membership = self._resolve(branches, latents.device, text.shape[1])
             self._call = _Call(
                 self._step, timestep, tuple(latents.shape), branches, token_ids, membership
             )
@@ -141,7 +140,7 @@ class Capture:
         self._call = None
 
     def _resolve(
-        self, branches: list[Branch], device: torch.device
+        self, branches: list[Branch], device: torch.device, text_length: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Tokens of each sample, and which word each belongs to; unconditional samples look at the same places."""
         if not self._words:
@@ -167,6 +166,7 @@ class Capture:
             for column, (at, k) in enumerate(tokens):
                 ids[sample, column] = at
                 membership[sample, k, column] = 1
+        check_reach(ids, text_length)
         repeat = len(branches) // len(each)
         return ids.repeat(repeat, 1).to(device), membership.repeat(repeat, 1, 1).to(device)
 

@@ -19,6 +19,7 @@ from cvg_kernels.capture.processors import (
     refuse_compiled,
 )
 from cvg_kernels.capture.temporal import temporal_layer, text_maps, video_layer
+from cvg_kernels.capture.tokens import check_reach
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.ops import attention_with_capture
 
@@ -95,7 +96,7 @@ class LayerCapture:
 
     Args:
         denoiser: of a class in `layers.MODELS`, not compiled.
-        token_ids: int64 `[B, K]`.
+        token_ids: int64 `[B, K]`, on the host.
         layers: names of text cross-attention layers.
         temporal_layers: names of temporal attention layers.
         spatial_layers: names of self-attention layers within a frame.
@@ -149,6 +150,7 @@ class LayerCapture:
                 self._chosen.append(there[name])
         self._maps: dict[str, torch.Tensor] | None = None  # None: not recording
         self._latents: tuple[int, ...] = ()
+        self._ids_there = token_ids  # on the device of the latents
 
     def __enter__(self) -> LayerCapture:
         self._stack = ExitStack()
@@ -162,20 +164,23 @@ class LayerCapture:
                 }
             )
         )
-        hook = self.denoiser.register_forward_pre_hook(self._note_latents, with_kwargs=True)
+        hook = self.denoiser.register_forward_pre_hook(self._begin_call, with_kwargs=True)
         self._stack.callback(hook.remove)
         return self
 
     def __exit__(self, *error: object) -> None:
         self._stack.close()
 
-    def _note_latents(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        self._latents = tuple(self.model.latents_of(args, kwargs).shape)
+    def _begin_call(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        check_reach(self.token_ids, kwargs["encoder_hidden_states"].shape[1])
+        latents = self.model.latents_of(args, kwargs)
+        self._latents = tuple(latents.shape)
+        self._ids_there = self.token_ids.to(latents.device)
 
     def _handler(self, layer: Layer) -> Callable[..., torch.Tensor]:
         def attend(query, key, value, mask, scale):
             out, maps, _ = layer_maps(
-                layer, self.model, self.denoiser, self._latents, self.token_ids, self.head_reduction,
+                layer, self.model, self.denoiser, self._latents, self._ids_there, self.head_reduction,
                 self.backend, query, key, value, mask, scale,
             )  # fmt: skip
             if self._maps is not None:

@@ -197,8 +197,8 @@ class ProcessorSwap:
 def use_processors(pipe: Any, *, backend: str = "auto") -> ProcessorSwap:
     """Lets every text and temporal attention layer of a pipeline compute with our kernel: the drop-in swap.
 
-    The video is that of the stock pipeline to floating-point tolerance. Self-attention keeps the stock
-    kernel: it has no tokens to capture, and the fused kernels of torch serve it well.
+    The video is that of the stock pipeline to floating-point tolerance. Joint attention is text attention too.
+    Self-attention keeps the stock kernel: it has no tokens to capture, and the fused kernels of torch serve it well.
 
     Args:
         pipe: a diffusers pipeline or a denoiser.

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from cvg_kernels.errors import ArgumentError
 
 #: A word, or a word and which of its occurrences (0 is the first).
@@ -60,6 +62,23 @@ def token_spans(tokenizer: Any, prompt: str, words: Sequence[Word]) -> list[Toke
 def prompt_token_ids(tokenizer: Any, prompt: str) -> tuple[int, ...]:
     """Positions of all tokens of the prompt itself: neither begin, end nor padding."""
     return tuple(_token_offsets(tokenizer, prompt))
+
+
+def check_reach(token_ids: torch.Tensor, length: int) -> None:
+    """Checks that a denoiser is given the tokens whose maps are wanted: beyond them joint attention has the video's.
+
+    Args:
+        token_ids: on the host; elsewhere they are trusted, since a look at them would wait for the device.
+        length: tokens of the text.
+
+    Raises:
+        ArgumentError: for a token beyond them: the pipeline was called with a `max_sequence_length` below the tokenizer's.
+    """
+    if token_ids.device.type == "cpu" and token_ids.numel() and int(token_ids.max()) >= length:
+        raise ArgumentError(
+            f"words: token {int(token_ids.max())} lies beyond the {length} tokens of text that the denoiser is given: "
+            "shorten the prompt or raise max_sequence_length"
+        )
 
 
 def _length(tokenizer: Any) -> int:

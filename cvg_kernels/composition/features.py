@@ -134,7 +134,7 @@ class FeatureReader:
         self.selection = selection
         self.membership = tokens.membership.to(device)
         self._capture = LayerCapture(
-            denoiser, tokens.ids.to(device), selection.layers, head_reduction="none", backend=backend
+            denoiser, tokens.ids, selection.layers, head_reduction="none", backend=backend
         )  # fmt: skip
 
     def __enter__(self) -> FeatureReader:

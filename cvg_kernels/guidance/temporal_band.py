@@ -68,9 +68,7 @@ class TemporalBand:
         ]
         if not names:
             raise ArgumentError("the denoiser has no temporal attention layer to guide by")
-        nothing = torch.zeros(
-            step.latents.shape[0], 0, dtype=torch.int64, device=step.latents.device
-        )
+        nothing = torch.zeros(step.latents.shape[0], 0, dtype=torch.int64)
         stepper = LatentStepper(self.step_rule, self.step_size)
         with LayerCapture(step.denoiser, nothing, (), names, backend=self.backend) as layers:
             return descend(

@@ -244,7 +244,7 @@ class _Tokens:
         ids = [prompt_token_ids(tokenizer, prompt) for prompt in prompts]
         width = max(len(one) for one in ids)
         padded = [[*one, *[one[0]] * (width - len(one))] for one in ids]
-        self.ids = torch.tensor(padded, device=device)
+        self.ids = torch.tensor(padded)  # on the host
         self.real = torch.tensor(
             [[at < len(one) for at in range(width)] for one in ids], device=device
         )

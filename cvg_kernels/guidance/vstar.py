@@ -351,13 +351,12 @@ class Nursing:
         model = model_of(denoiser)
 
         def band(query: torch.Tensor) -> dict[str, Any]:
-            call = self._call_now()
-            grid = model.grid(call.latents, query.shape[2], unwrap(denoiser))
+            call, tokens = self._call_now(), query.shape[2]
+            grid = model.grid(call.latents, tokens, unwrap(denoiser))
             options = self._settings.band(grid[2], grid[2]) if call.regularised else {}
-            return options and {
-                **options,
-                "frames": token_frames(grid, query.shape[2], query.device),
-            }
+            if options:
+                options["frames"] = token_frames(grid, tokens, query.device)
+            return options
 
         def attend(query, key, value, mask, scale):
             options = band(query)

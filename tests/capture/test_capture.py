@@ -169,6 +169,20 @@ def test_cogvideox_looks_from_the_video_to_the_text(patch_size_t, grid):
         cvg.capture(pipe, temporal=True).__enter__()
 
 
+@pytest.mark.parametrize("name", ["wan", "cogvideox"])
+def test_a_word_beyond_the_text_is_refused(name):
+    """Where the pipeline reads less than its tokenizer; in joint attention a token of the video stands there."""
+    pipe, options = BUILDERS[name]()
+    options["max_sequence_length"] = 6
+    message = "token 7 lies beyond the 6 tokens of text .* raise max_sequence_length"
+    for method in (cvg.capture(pipe, words=["dog"]), cvg.Vico(["cat", "dog"]).attach(pipe)):
+        with pytest.raises(cvg.ArgumentError, match=message), method:
+            run(pipe, options)
+    with cvg.capture(pipe, words=["cat"]) as captured:
+        run(pipe, options)
+    assert captured.heat_map("cat").ndim == 3
+
+
 def test_levels_that_are_rounded_up_have_their_grid():
     pipe, options = animatediff()
     with cvg.capture(pipe, words=["cat"]) as captured:
