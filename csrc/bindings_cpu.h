@@ -3,44 +3,13 @@
 // and the GIL is released while a kernel runs.
 #pragma once
 
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
-#include <algorithm>
 #include <array>
-#include <cstdint>
 #include <string>
-#include <utility>
 #include <vector>
 
-#include "cvg/tensor4.h"
+#include "calls.h"
 
 namespace cvg::bindings {
-
-namespace py = pybind11;
-
-using Address = uintptr_t;  // a data_ptr(); 0: absent
-
-template <typename T>
-T* pointer(Address address) {
-  return reinterpret_cast<T*>(address);
-}
-
-using Strided4 = std::pair<Address, std::array<int64_t, 4>>;  // (data_ptr, strides)
-
-inline Tensor4 tensor(const Strided4& given) {
-  Tensor4 t;
-  t.data = pointer<const void>(given.first);
-  std::copy(given.second.begin(), given.second.end(), t.stride);
-  return t;
-}
-
-inline Target4 target(const Strided4& given) {
-  Target4 t;
-  t.data = pointer<void>(given.first);
-  std::copy(given.second.begin(), given.second.end(), t.stride);
-  return t;
-}
 
 // Instruction-set levels that this machine can run, best last, and the one in use: the best, or
 // what the environment variable CVG_CPU_ISA names.

@@ -3,23 +3,13 @@
 #pragma once
 
 #include <cuda_runtime.h>
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
 
-#include <cstdint>
 #include <stdexcept>
 #include <string>
 
+#include "calls.h"
+
 namespace cvg::bindings {
-
-namespace py = pybind11;
-
-using Address = uintptr_t;  // a data_ptr() or a cudaStream_t; 0: absent
-
-template <typename T>
-T* pointer(Address address) {
-  return reinterpret_cast<T*>(address);
-}
 
 // A launcher's error code becomes an exception.
 inline void check(cudaError_t error) {

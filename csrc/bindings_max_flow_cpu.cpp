@@ -9,8 +9,8 @@ void bind_max_flow(py::module_& m) {
   m.def(
       "subgraph_max_flow",
       [](const FlowSizes& sizes, bool is_double, bool every_frame, double scale, double skip,
-         const StridedAddress& cross, const std::vector<StridedAddress>& temporal, Address flow,
-         Address cut, Address bad, int threads) {
+         const Strided4& cross, const std::vector<Strided4>& temporal, Address flow, Address cut,
+         Address bad, int threads) {
         solve_subgraphs(subgraph_args(sizes, is_double, every_frame, scale, skip, cross, temporal,
                                       flow, cut, bad, threads));
       },

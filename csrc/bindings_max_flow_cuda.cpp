@@ -10,8 +10,8 @@ void bind_max_flow(py::module_& m) {
   using Allocate = py::function;
   m.def("subgraph_max_flow",
         [](const FlowSizes& sizes, bool is_double, bool every_frame, double scale, double skip,
-           const StridedAddress& cross, const std::vector<StridedAddress>& temporal, Address flow,
-           Address cut, Address bad, const Allocate& allocate, Address stream) {
+           const Strided4& cross, const std::vector<Strided4>& temporal, Address flow, Address cut,
+           Address bad, const Allocate& allocate, Address stream) {
           const auto args = subgraph_args(sizes, is_double, every_frame, scale, skip, cross,
                                           temporal, flow, cut, bad, 0);
           FlowPlan plan;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import sys
 import tempfile
@@ -21,6 +22,7 @@ from cvg_kernels.capture.tokens import token_spans
 from cvg_kernels.environment import devices, versions
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.guidance.methods import method_named
+from cvg_kernels.guidance.synopsis import split_at_then
 from cvg_kernels.guidance.vico import content_words
 
 _DTYPES = ("float32", "bfloat16", "float16")
@@ -79,7 +81,8 @@ class Job:
                     f"{self.height}×{self.width}"
                 )
             try:
-                parse_caption(self.prompt)
+                for state in split_at_then(self.prompt) or [self.prompt]:
+                    parse_caption(state)
             except ValueError as error:
                 raise ArgumentError(
                     f"prompt does not fit the shapes pipeline (give another with --model): {error}"
@@ -176,11 +179,7 @@ def _call(pipe: Any, job: Job) -> torch.Tensor:
 def _report(job: Job, words: list, times: dict, clips: dict, history: list) -> dict[str, Any]:
     verdicts = {}
     if job.model is None:
-        from cvg_kernels.shapes.oracle import judge
-        from cvg_kernels.shapes.world import parse_caption
-
-        things = parse_caption(job.prompt)
-        verdicts = {name: asdict(judge(clip, things)) for name, clip in clips.items()}
+        verdicts = {name: _verdict(clip, job.prompt) for name, clip in clips.items()}
     return {
         "job": {
             name: str(value) if name == "output" else value for name, value in asdict(job).items()
@@ -200,6 +199,17 @@ def _report(job: Job, words: list, times: dict, clips: dict, history: list) -> d
         ],
         "oracle": verdicts,
     }
+
+
+def _verdict(clip: torch.Tensor, prompt: str) -> dict[str, bool]:
+    """What the oracle says of a clip; of each state in its part of it, if the prompt has several."""
+    from cvg_kernels.shapes.oracle import judge
+    from cvg_kernels.shapes.world import parse_caption
+
+    states = split_at_then(prompt)
+    parts = clip.split(math.ceil(len(clip) / len(states)))
+    each = [asdict(judge(part, parse_caption(s))) for part, s in zip(parts, states, strict=False)]
+    return {kind: all(verdict[kind] for verdict in each) for kind in each[0]}
 
 
 def _peak_memory() -> float:

@@ -110,9 +110,9 @@ def vstar_clip() -> None:
     rows = {}
     for label, prompts in (
         (f"'{states[0]}'", None),
-        (f"'{states[0]}', then '{states[1]}'", [states[0]] * 2 + [states[1]] * 2),
+        (f"'{states[0]}', then '{states[1]}'", states),
     ):
-        with cvg.VSTAR(sigma=None, prompts=prompts, trained_frames=8).attach(pipe):
+        with cvg.VSTAR(sigma=None, prompts=prompts, hold=2, trained_frames=8).attach(pipe):
             rows[label] = sample(pipe, [states[0]], [4], frames=24)[0][::3]
     viz.contact_sheet(rows).save(DOCS / "vstar_clip.png")
 

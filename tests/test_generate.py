@@ -49,10 +49,23 @@ def test_clips_are_what_the_sheet_shows(tmp_path):
         assert sheet.width == 8 * 128
 
 
+def test_a_prompt_of_two_states(tmp_path):
+    """The synopsis of a prompt with "then"; each half of the clip is judged by its own state."""
+    prompt = "a red circle moving left, then a blue circle moving left"
+    guidance = "vstar:prompts=then:hold=2:sigma=None:trained_frames=8"
+    arguments = [prompt, "--guidance", guidance, "--frames", "12", "--steps", "3"]
+    assert main(["generate", *arguments, "--output", str(tmp_path / "out")]) == 0
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert report["words"] == ["red", "circle", "blue", "circle"]
+    assert report["oracle"]["guided"].keys() == {"present", "bound", "direction", "all_right"}
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
         (["a dog"], "prompt does not fit the shapes pipeline"),
+        ([f"{PROMPT}, then a dog"], "'a dog' is not of the form 'a COLOUR SHAPE moving"),
+        (["then"], "prompt does not fit the shapes pipeline"),
         (["  "], "prompt must not be empty"),
         ([PROMPT, "--words", "dog"], "'dog' is not in the prompt; the words there: a, red, circle"),
         (

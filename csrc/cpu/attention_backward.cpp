@@ -7,7 +7,7 @@
 // Guidance wants dq alone, so that is a pass of its own over query tiles; dk and dv come from a
 // second pass over key tiles, which sums over the queries in one order: no atomics. P is recomputed
 // in both; dC is never spread over the heads in memory.
-#include "cpu/tiles.h"
+#include "cpu/backward_tile.h"
 
 namespace cvg::CVG_LEVEL {
 
@@ -15,66 +15,47 @@ namespace {
 
 // What both passes share: the scores of some rows and keys turned into P and dS.
 template <typename T>
-class Backward {
+class Backward : protected BackwardTile<T, AttentionArgs, BackwardIn> {
+  using Base = BackwardTile<T, AttentionArgs, BackwardIn>;
+
  protected:
-  using A = Wide<T>;
-  static constexpr int64_t lanes = kLanes<A>;
+  using Base::args_, Base::in_, Base::tiles_, Base::lanes, Base::weights_, Base::grads_,
+      Base::first_key_, Base::keys_, Base::width_;
+  using typename Base::A;
 
   Backward(const AttentionArgs& args, const BackwardIn& in, const Tiles& tiles)
-      : args_(args),
-        in_(in),
-        tiles_(tiles),
-        has_out_(in.grad_out.data != nullptr),
-        key_(tiles.lanes_keys * args.dim),
-        value_(has_out_ ? tiles.lanes_keys * args.value_dim : 0),
-        bias_(tiles.lanes_keys),
-        weights_(round_up(tiles.sub_rows, kRows<A>) * tiles.lanes_keys),
-        grads_(round_up(tiles.sub_rows, kRows<A>) * tiles.lanes_keys) {}
+      : Base(args, in, tiles), bias_(tiles.lanes_keys) {}
 
-  void load_keys(int64_t b, int64_t h, int64_t first_key, int64_t keys) {
-    const Matrix<T> key = matrix<T>(args_.key, b, h);
-    pack_transposed(key.row(first_key), key.row_stride, key.dim_stride, keys, args_.dim,
-                    static_cast<A*>(key_));
-    if (has_out_) {
-      const Matrix<T> value = matrix<T>(args_.value, b, h);
-      pack_transposed(value.row(first_key), value.row_stride, value.dim_stride, keys,
-                      args_.value_dim, static_cast<A*>(value_));
-    }
-    tile_bias(args_, b, first_key, keys, tiles_.lanes_keys, static_cast<A*>(bias_));
+  void load_keys(int64_t b, int64_t h, int64_t key_tile) {
+    Base::load_keys(b, h, key_tile);
+    tile_bias(args_, b, first_key_, keys_, tiles_.lanes_keys, static_cast<A*>(bias_));
   }
 
   // P and dP of `rows` queries, whose q and dO lie row-major in `query` and `grad_out`.
   void weights_and_grads(const A* query, const A* grad_out, int64_t b, int64_t h, int64_t row,
-                         int64_t rows, int64_t first_key, int64_t keys) {
-    const int64_t width = round_up(keys, lanes), padded = round_up(rows, kRows<A>);
-    gemm<A>(query, args_.dim, 1, key_, padded, width, args_.dim, weights_, width, false);
-    if (has_out_) {
-      gemm<A>(grad_out, args_.value_dim, 1, value_, padded, width, args_.value_dim, grads_, width,
-              false);
-    } else {
-      std::fill_n(static_cast<A*>(grads_), padded * width, A{0});
-    }
+                         int64_t rows) {
+    this->products(query, grad_out, rows);
     const A* lse = static_cast<const A*>(in_.lse) + (b * args_.heads + h) * args_.queries + row;
     const Vec<A> scale = splat(static_cast<A>(args_.scale));
     for (int64_t r = 0; r < rows; ++r) {
-      A* p = weights_ + r * width;
+      A* p = weights_ + r * width_;
       if (lse[r] == -std::numeric_limits<A>::infinity()) {
-        std::fill_n(p, width, A{0});
+        std::fill_n(p, width_, A{0});
         continue;
       }
-      for (int64_t j = 0; j < width; j += lanes) {
+      for (int64_t j = 0; j < width_; j += lanes) {
         // A rounding error may leave the difference a hair above 0.
         const Vec<A> s = load(p + j) * scale + load(bias_ + j) - lse[r];
         store(p + j, vexp(s > 0 ? Vec<A>{} : s));
       }
     }
-    std::fill(weights_ + rows * width, weights_ + padded * width, A{0});
+    std::fill(weights_ + rows * width_, weights_ + round_up(rows, kRows<A>) * width_, A{0});
     if (in_.grad_maps) {
       const int64_t* ids = args_.token_ids + b * args_.tokens;
       for (int64_t k = 0; k < args_.tokens; ++k) {
-        if (ids[k] >= first_key && ids[k] < first_key + keys) {
+        if (ids[k] >= first_key_ && ids[k] < first_key_ + keys_) {
           for (int64_t r = 0; r < rows; ++r) {
-            grads_[r * width + ids[k] - first_key] += map_grad(b, h, k, row + r);
+            grads_[r * width_ + ids[k] - first_key_] += map_grad(b, h, k, row + r);
           }
         }
       }
@@ -95,33 +76,27 @@ class Backward {
   }
 
   // Σ_j P dP − dlse of a row all of whose keys are in the tile.
-  A centre_of_row(int64_t r, int64_t width) const {
+  A centre_of_row(int64_t r) const {
     Vec<A> sum{};
-    for (int64_t j = 0; j < width; j += lanes) {
-      sum += load(weights_ + r * width + j) * load(grads_ + r * width + j);
+    for (int64_t j = 0; j < width_; j += lanes) {
+      sum += load(weights_ + r * width_ + j) * load(grads_ + r * width_ + j);
     }
     return horizontal_sum<A>(sum);
   }
 
   // dP becomes dS in place.
-  void grads_to_scores(const A* centre, int64_t rows, int64_t width) {
+  void grads_to_scores(const A* centre, int64_t rows) {
     const Vec<A> scale = splat(static_cast<A>(args_.scale));
     for (int64_t r = 0; r < rows; ++r) {
-      A* g = grads_ + r * width;
-      for (int64_t j = 0; j < width; j += lanes) {
-        store(g + j, load(weights_ + r * width + j) * (load(g + j) - centre[r]) * scale);
+      A* g = grads_ + r * width_;
+      for (int64_t j = 0; j < width_; j += lanes) {
+        store(g + j, load(weights_ + r * width_ + j) * (load(g + j) - centre[r]) * scale);
       }
     }
-    std::fill(grads_ + rows * width, grads_ + round_up(rows, kRows<A>) * width, A{0});
+    std::fill(grads_ + rows * width_, grads_ + round_up(rows, kRows<A>) * width_, A{0});
   }
 
-  const AttentionArgs& args_;
-  const BackwardIn& in_;
-  const Tiles& tiles_;
-  const bool has_out_;
-  Scratch<A> key_, value_, bias_;
-  Scratch<A> weights_;  // P
-  Scratch<A> grads_;    // dP, then dS
+  Scratch<A> bias_;
 };
 
 // dq, and δ of every row. A task is a tile of queries of one batch entry and head.
@@ -129,7 +104,7 @@ template <typename T>
 class QueryPass : Backward<T> {
   using Base = Backward<T>;
   using Base::args_, Base::in_, Base::tiles_, Base::has_out_, Base::lanes, Base::weights_,
-      Base::grads_;
+      Base::grads_, Base::first_key_, Base::keys_, Base::width_;
   using typename Base::A;
 
  public:
@@ -138,22 +113,18 @@ class QueryPass : Backward<T> {
       : Base(args, in, tiles),
         grad_query_(grad_query),
         centre_(centre),
-        width_(round_up(args.dim, lanes)),
+        dim_width_(round_up(args.dim, lanes)),
         query_(tiles.rows * args.dim),
         grad_out_(has_out_ ? tiles.rows * args.value_dim : 0),
-        key_rows_(tiles.keys * width_),
-        sum_(tiles.rows * width_) {}
+        key_rows_(tiles.keys * dim_width_),
+        sum_(tiles.rows * dim_width_) {}
 
   void task(int64_t entry, int64_t tile) {
     const int64_t b = entry / args_.heads, h = entry % args_.heads;
     const int64_t first = tile * tiles_.rows, count = std::min(tiles_.rows, args_.queries - first);
-    const Matrix<T> query = matrix<T>(args_.query, b, h), key = matrix<T>(args_.key, b, h);
-    copy_rows(query.row(first), query.row_stride, query.dim_stride, count,
-              round_up(count, kRows<A>), args_.dim, static_cast<A*>(query_));
+    this->load_rows(args_.query, b, h, first, count, args_.dim, query_);
     if (has_out_) {
-      const Matrix<T> grad = matrix<T>(in_.grad_out, b, h);
-      copy_rows(grad.row(first), grad.row_stride, grad.dim_stride, count, round_up(count, kRows<A>),
-                args_.value_dim, static_cast<A*>(grad_out_));
+      this->load_rows(in_.grad_out, b, h, first, count, args_.value_dim, grad_out_);
     }
     A* centre = centre_ + entry * args_.queries + first;
     if (tiles_.key_tiles > 1) {
@@ -162,24 +133,22 @@ class QueryPass : Backward<T> {
     if (!grad_query_ && tiles_.key_tiles > 1) {
       return;
     }
+    const Matrix<T> key = matrix<T>(args_.key, b, h);
     for (int64_t key_tile = 0; key_tile < tiles_.key_tiles; ++key_tile) {
-      const int64_t first_key = key_tile * tiles_.keys;
-      const int64_t keys = std::min(tiles_.keys, args_.keys - first_key);
-      const int64_t wide = round_up(keys, lanes);
-      this->load_keys(b, h, first_key, keys);
-      pack(key.row(first_key), key.row_stride, key.dim_stride, keys, args_.dim,
+      this->load_keys(b, h, key_tile);
+      pack(key.row(first_key_), key.row_stride, key.dim_stride, keys_, args_.dim,
            static_cast<A*>(key_rows_));
       for (int64_t row = 0; row < count; row += tiles_.sub_rows) {
         const int64_t rows = std::min(tiles_.sub_rows, count - row);
         this->weights_and_grads(query_ + row * args_.dim, grad_out_ + row * args_.value_dim, b, h,
-                                first + row, rows, first_key, keys);
+                                first + row, rows);
         for (int64_t r = 0; r < rows && tiles_.key_tiles == 1; ++r) {
-          centre[row + r] = this->centre_of_row(r, wide) - this->lse_grad(b, h, first + row + r);
+          centre[row + r] = this->centre_of_row(r) - this->lse_grad(b, h, first + row + r);
         }
         if (grad_query_) {
-          this->grads_to_scores(centre + row, rows, wide);
-          gemm<A>(grads_, wide, 1, key_rows_, round_up(rows, kRows<A>), width_, keys,
-                  sum_ + row * width_, width_, key_tile > 0);
+          this->grads_to_scores(centre + row, rows);
+          gemm<A>(grads_, width_, 1, key_rows_, round_up(rows, kRows<A>), dim_width_, keys_,
+                  sum_ + row * dim_width_, dim_width_, key_tile > 0);
         }
       }
     }
@@ -187,7 +156,7 @@ class QueryPass : Backward<T> {
       T* to = grad_query_ + (entry * args_.queries + first) * args_.dim;
       for (int64_t r = 0; r < count; ++r) {
         for (int64_t d = 0; d < args_.dim; ++d) {
-          *to++ = narrow<T>(sum_[r * width_ + d]);
+          *to++ = narrow<T>(sum_[r * dim_width_ + d]);
         }
       }
     }
@@ -227,7 +196,7 @@ class QueryPass : Backward<T> {
 
   T* grad_query_;
   A* centre_;  // δ [B, H, N]
-  const int64_t width_;
+  const int64_t dim_width_;
   Scratch<A> query_, grad_out_, key_rows_, sum_;
 };
 
@@ -236,7 +205,7 @@ template <typename T>
 class KeyPass : Backward<T> {
   using Base = Backward<T>;
   using Base::args_, Base::in_, Base::tiles_, Base::has_out_, Base::lanes, Base::weights_,
-      Base::grads_;
+      Base::grads_, Base::first_key_, Base::keys_, Base::width_;
   using typename Base::A;
 
  public:
@@ -246,59 +215,53 @@ class KeyPass : Backward<T> {
         grad_key_(grad_key),
         grad_value_(grad_value),
         centre_(centre),
-        width_(round_up(args.dim, lanes)),
+        dim_width_(round_up(args.dim, lanes)),
         value_width_(round_up(args.value_dim, lanes)),
         query_(tiles.sub_rows * args.dim),
-        query_panels_(tiles.sub_rows * width_),
+        query_panels_(tiles.sub_rows * dim_width_),
         grad_out_(has_out_ ? tiles.sub_rows * args.value_dim : 0),
         grad_out_panels_(grad_value ? tiles.sub_rows * value_width_ : 0),
-        key_sum_(grad_key ? tiles.lanes_keys * width_ : 0),
+        key_sum_(grad_key ? tiles.lanes_keys * dim_width_ : 0),
         value_sum_(grad_value ? tiles.lanes_keys * value_width_ : 0) {}
 
   void task(int64_t entry, int64_t tile) {
     const int64_t b = entry / args_.heads, h = entry % args_.heads;
-    const int64_t first_key = tile * tiles_.keys;
-    const int64_t keys = std::min(tiles_.keys, args_.keys - first_key);
-    const int64_t wide = round_up(keys, lanes);
     const Matrix<T> query = matrix<T>(args_.query, b, h), grad = matrix<T>(in_.grad_out, b, h);
-    this->load_keys(b, h, first_key, keys);
+    this->load_keys(b, h, tile);
     for (int64_t row = 0; row < args_.queries; row += tiles_.sub_rows) {
       const int64_t rows = std::min(tiles_.sub_rows, args_.queries - row);
-      const int64_t padded = round_up(rows, kRows<A>);
-      copy_rows(query.row(row), query.row_stride, query.dim_stride, rows, padded, args_.dim,
-                static_cast<A*>(query_));
+      this->load_rows(args_.query, b, h, row, rows, args_.dim, query_);
       if (has_out_) {
-        copy_rows(grad.row(row), grad.row_stride, grad.dim_stride, rows, padded, args_.value_dim,
-                  static_cast<A*>(grad_out_));
+        this->load_rows(in_.grad_out, b, h, row, rows, args_.value_dim, grad_out_);
       }
-      this->weights_and_grads(query_, grad_out_, b, h, row, rows, first_key, keys);
+      this->weights_and_grads(query_, grad_out_, b, h, row, rows);
       // The products run over the queries: row j of the left side is column j of P and dS, and dS
       // needs no padding, as the depth is the exact number of rows.
       if (grad_value_) {
         pack(grad.row(row), grad.row_stride, grad.dim_stride, rows, args_.value_dim,
              static_cast<A*>(grad_out_panels_));
-        gemm<A>(weights_, 1, wide, grad_out_panels_, wide, value_width_, rows, value_sum_,
+        gemm<A>(weights_, 1, width_, grad_out_panels_, width_, value_width_, rows, value_sum_,
                 value_width_, row > 0);
       }
       if (grad_key_) {
-        this->grads_to_scores(centre_ + entry * args_.queries + row, rows, wide);
+        this->grads_to_scores(centre_ + entry * args_.queries + row, rows);
         pack(query.row(row), query.row_stride, query.dim_stride, rows, args_.dim,
              static_cast<A*>(query_panels_));
-        gemm<A>(grads_, 1, wide, query_panels_, wide, width_, rows, key_sum_, width_, row > 0);
+        gemm<A>(grads_, 1, width_, query_panels_, width_, dim_width_, rows, key_sum_, dim_width_,
+                row > 0);
       }
     }
-    write(key_sum_, grad_key_, entry, first_key, keys, args_.dim, width_);
-    write(value_sum_, grad_value_, entry, first_key, keys, args_.value_dim, value_width_);
+    write(key_sum_, grad_key_, entry, args_.dim, dim_width_);
+    write(value_sum_, grad_value_, entry, args_.value_dim, value_width_);
   }
 
  private:
-  void write(const A* sum, T* to, int64_t entry, int64_t first_key, int64_t keys, int64_t dim,
-             int64_t width) {
+  void write(const A* sum, T* to, int64_t entry, int64_t dim, int64_t width) {
     if (!to) {
       return;
     }
-    to += (entry * args_.keys + first_key) * dim;
-    for (int64_t j = 0; j < keys; ++j) {
+    to += (entry * args_.keys + first_key_) * dim;
+    for (int64_t j = 0; j < keys_; ++j) {
       for (int64_t d = 0; d < dim; ++d) {
         *to++ = narrow<T>(args_.queries ? sum[j * width + d] : A{0});
       }
@@ -307,7 +270,7 @@ class KeyPass : Backward<T> {
 
   T *grad_key_, *grad_value_;
   const A* centre_;
-  const int64_t width_, value_width_;
+  const int64_t dim_width_, value_width_;
   Scratch<A> query_, query_panels_, grad_out_, grad_out_panels_, key_sum_, value_sum_;
 };
 

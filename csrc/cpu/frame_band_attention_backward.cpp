@@ -6,6 +6,7 @@
 //
 // A pass over query tiles gives δ, t and dq; a second one over key tiles gives dk and dv, summed
 // over the queries in one order: no atomics. P is recomputed in both.
+#include "cpu/backward_tile.h"
 #include "cpu/frame_band.h"
 
 namespace cvg::CVG_LEVEL {
@@ -14,55 +15,28 @@ namespace {
 
 // What both passes share: the scores of some rows and keys turned into P and dS'.
 template <typename T>
-class Backward {
+class Backward : protected BackwardTile<T, FrameBandArgs, FrameBandBackwardIn> {
+  using Base = BackwardTile<T, FrameBandArgs, FrameBandBackwardIn>;
+
  protected:
-  using A = Wide<T>;
-  static constexpr int64_t lanes = kLanes<A>;
+  using Base::args_, Base::in_, Base::lanes, Base::weights_, Base::grads_, Base::first_key_,
+      Base::keys_, Base::width_;
+  using typename Base::A;
 
   Backward(const FrameBandArgs& args, const FrameBandBackwardIn& in, const Tiles& tiles)
-      : args_(args),
-        in_(in),
-        tiles_(tiles),
-        has_out_(in.grad_out.data != nullptr),
-        band_(args, tiles.lanes_keys),
-        key_(tiles.lanes_keys * args.dim),
-        value_(has_out_ ? tiles.lanes_keys * args.value_dim : 0),
-        weights_(round_up(tiles.sub_rows, kRows<A>) * tiles.lanes_keys),
-        grads_(round_up(tiles.sub_rows, kRows<A>) * tiles.lanes_keys) {}
+      : Base(args, in, tiles), band_(args, tiles.lanes_keys) {}
 
   void load_keys(int64_t b, int64_t h, int64_t key_tile) {
-    first_key_ = key_tile * tiles_.keys;
-    keys_ = std::min(tiles_.keys, args_.keys - first_key_);
-    width_ = round_up(keys_, lanes);
-    const Matrix<T> key = matrix<T>(args_.key, b, h);
-    pack_transposed(key.row(first_key_), key.row_stride, key.dim_stride, keys_, args_.dim,
-                    static_cast<A*>(key_));
-    if (has_out_) {
-      const Matrix<T> value = matrix<T>(args_.value, b, h);
-      pack_transposed(value.row(first_key_), value.row_stride, value.dim_stride, keys_,
-                      args_.value_dim, static_cast<A*>(value_));
-    }
+    Base::load_keys(b, h, key_tile);
     band_.load_keys(first_key_, keys_);
-  }
-
-  void load_rows(const Tensor4& from, int64_t b, int64_t h, int64_t first, int64_t rows,
-                 int64_t dim, A* to) {
-    const Matrix<T> m = matrix<T>(from, b, h);
-    copy_rows(m.row(first), m.row_stride, m.dim_stride, rows, round_up(rows, kRows<A>), dim, to);
   }
 
   // P and dS' of `rows` queries from `row` on, whose q and dO lie row-major in `query` and
   // `grad_out`; t of each row, of these keys, is added to `through_max`.
   void weights_and_grads(const A* query, const A* grad_out, int64_t entry, int64_t row,
                          int64_t rows, const A* centre, A* through_max) {
-    const int64_t padded = round_up(rows, kRows<A>), place = entry * args_.queries + row;
-    gemm<A>(query, args_.dim, 1, key_, padded, width_, args_.dim, weights_, width_, false);
-    if (has_out_) {
-      gemm<A>(grad_out, args_.value_dim, 1, value_, padded, width_, args_.value_dim, grads_, width_,
-              false);
-    } else {
-      std::fill_n(static_cast<A*>(grads_), padded * width_, A{0});
-    }
+    const int64_t place = entry * args_.queries + row;
+    this->products(query, grad_out, rows);
     const A* lse = static_cast<const A*>(in_.rows.lse) + place;
     const A* highest = static_cast<const A*>(in_.rows.highest) + place;
     const Vec<A> scale = splat(static_cast<A>(args_.scale));
@@ -95,15 +69,7 @@ class Backward {
     write_rows(Rows<const A>{sum, width}, at, to.stride[2], to.stride[3], rows, dim);
   }
 
-  const FrameBandArgs& args_;
-  const FrameBandBackwardIn& in_;
-  const Tiles& tiles_;
-  const bool has_out_;
   FrameBand<A> band_;
-  Scratch<A> key_, value_;
-  Scratch<A> weights_;  // P
-  Scratch<A> grads_;    // dP, then dS'
-  int64_t first_key_ = 0, keys_ = 0, width_ = 0;
 };
 
 // dq, and δ and t of every row. A task is a tile of queries of one batch entry and head.

@@ -169,7 +169,7 @@ def show(layer: dict[str, Any], report: dict[str, Any]) -> None:
     b, h, n, m, d = shape[1:]
     print(f"{shape.name}  [{b}, {h}, {n}×{m}, {d}] {layer['dtype']}, {TOKENS} tokens, head mean")
     print(
-        f"  {'':14}  {'forward':>10}  {'of peak':>7}  {'+ backward to q':>15}  {'extra memory / outputs':>22}"
+        f"  {'':14}  {'forward':>10}  {'of a@b':>7}  {'+ backward to q':>15}  {'extra memory / outputs':>22}"
     )
     for name in layer["forward"]:
         forward, both = layer["forward"][name], layer["forward_backward"][name]

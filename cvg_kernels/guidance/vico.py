@@ -26,7 +26,7 @@ from cvg_kernels.ops import token_peaks
 
 #: Words that are never what a prompt is about; the default choice of words leaves them out.
 _FUNCTION_WORDS = frozenset(
-    "a an the and or of in on at to with from by for is are was be its it this that while as into "  # noqa: SIM905
+    "a an the and or of in on at to with from by for is are was be its it this that while as into then "  # noqa: SIM905
     "over under near next moving move moves left right up down".split()
 )
 

@@ -33,6 +33,7 @@ from cvg_kernels.guidance.synopsis import (
     interpolate_states,
     place_texts,
     read_states,
+    split_at_then,
 )
 
 _INPUT_LAYER = "transformer_in"  # the released code leaves a network's first temporal layer alone
@@ -61,8 +62,10 @@ class VSTAR:
             regularises nothing. Smaller is stronger.
         strength: factor of the band (1 in the released code); 0 leaves the network as it is.
         until: share of the denoising steps that are regularised, from the first (released: 14 of 25).
-        prompts: states in order: a list, a file (a JSON list, or one a line), or a writer, which makes them from the
-            prompt (see `guidance.synopsis`). `None`: no synopsis.
+        prompts: states in order: a list, a file (a JSON list, or one a line), `"then"` for the parts of the prompt between
+            its "then"s, or another writer, which makes them from the prompt (see `guidance.synopsis`). `None`: no synopsis.
+            Words that are captured meanwhile are places in the text: each frame shows what its own state has there.
+        hold: how often each state stands in the row; more than once, frames stay with it before they go on to the next.
         trained_frames: how many frames the network was trained on: in a longer clip of F frames, frame f takes the
             position f · (trained_frames − 1) / (F − 1), between two that it knows. `None` leaves positions alone (Latte
             then makes clips of that one length only).
@@ -77,6 +80,7 @@ class VSTAR:
     strength: float = 1.0
     until: float = 0.56
     prompts: Sequence[str] | str | Path | Writer | None = None
+    hold: int = 1
     trained_frames: int | None = None
     backend: str = "auto"
 
@@ -95,7 +99,9 @@ class VSTAR:
             raise ArgumentError(f"until must lie in [0, 1], got {self.until!r}")
         if self.trained_frames is not None and self.trained_frames < 2:
             raise ArgumentError(f"trained_frames must be at least 2, got {self.trained_frames!r}")
-        if self.prompts is not None and not callable(self.prompts):
+        if not (isinstance(self.hold, int) and self.hold >= 1):
+            raise ArgumentError(f"hold must be a whole number of at least 1, got {self.hold!r}")
+        if self.prompts is not None and self.prompts != "then" and not callable(self.prompts):
             self.states("")
 
     def states(self, prompt: str) -> list[str] | None:
@@ -106,11 +112,14 @@ class VSTAR:
         """
         if self.prompts is None:
             return None
-        if isinstance(self.prompts, (str, Path)):
-            return read_states(self.prompts)
-        if callable(self.prompts):
-            return checked_states(self.prompts(prompt), "the writer")
-        return checked_states(self.prompts, "prompts")
+        given = split_at_then if self.prompts == "then" else self.prompts
+        if isinstance(given, (str, Path)):
+            states = read_states(given)
+        elif callable(given):
+            states = checked_states(given(prompt), "the writer")
+        else:
+            states = checked_states(given, "prompts")
+        return [state for state in states for _ in range(self.hold)]
 
     def band(self, columns: int, finest: int) -> dict[str, Any]:
         """The options of `temporal_attention` or `frame_band_attention` for a layer; none: it is not regularised.

@@ -82,11 +82,9 @@ def arms(sigma: Any = 16.0, strength: float = 1.0) -> dict[str, Callable[[States
         "untouched": lambda states: VSTAR(sigma=None, trained_frames=FRAMES),
         "band": lambda states: VSTAR(**band, trained_frames=FRAMES),
         "synopsis": lambda states: VSTAR(sigma=None, prompts=texts(states), trained_frames=FRAMES),
-        # each state given twice: the first and the last third hold still, the text changes in the middle
+        # the first and the last third hold still, the text changes in the middle
         "held": lambda states: VSTAR(
-            sigma=None,
-            prompts=[text for text in texts(states) for _ in range(2)],
-            trained_frames=FRAMES,
+            sigma=None, prompts=texts(states), hold=2, trained_frames=FRAMES
         ),
         "both": lambda states: VSTAR(**band, prompts=texts(states), trained_frames=FRAMES),
     }

@@ -218,10 +218,14 @@ def test_states_from_everywhere(tmp_path):
     listed.write_text(json.dumps(["a bud", "a flower"]))
     for prompts in (["a bud", "a flower"], lines, str(listed), lambda prompt: prompt.split("|")):
         assert cvg.VSTAR(prompts=prompts).states("a bud|a flower") == ["a bud", "a flower"]
-    assert synopsis.split_at_then("a red circle moving left, then a blue one") == [
-        "a red circle moving left",
-        "a blue one",
-    ]
+    turns = "a red circle moving left, then a blue one"
+    states = ["a red circle moving left", "a blue one"]
+    assert synopsis.split_at_then(turns) == states
+    assert cvg.VSTAR(prompts="then").states(turns) == states
+    held = cvg.VSTAR(prompts="then", hold=2).states(turns)
+    assert held == [states[0], states[0], states[1], states[1]]
+    with pytest.raises(cvg.ArgumentError, match="hold must be a whole number of at least 1, got 0"):
+        cvg.VSTAR(hold=0)
 
 
 def test_an_endpoint_writes_states():

@@ -12,27 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import cvg_kernels as cvg
-from cvg_kernels.backends import Backend, unavailable_reason
 from cvg_kernels.bench.max_flow import TOKENS, arcs_of, attention, capacities_of, ortools_flows
 from cvg_kernels.cli import main
+from tests.ops.backends import backends, device_of
 
-KERNELS = {"native": torch.device("cpu"), "cuda": torch.device("cuda")}
 EPS = torch.finfo(torch.float64).eps
 
 
-def needs(backend: str):
-    reason = unavailable_reason("max_flow", Backend(backend), KERNELS.get(backend))
-    missing = backend == "cuda" and not torch.cuda.is_available()
-    reason = "torch sees no GPU" if missing else reason
-    return pytest.param(backend, marks=pytest.mark.skipif(reason is not None, reason=str(reason)))
-
-
-BACKENDS = [needs(name) for name in ("reference", "native", "cuda")]
-FAST = [needs(name) for name in ("native", "cuda")]
+BACKENDS = backends("max_flow")
+FAST = backends("max_flow", "native", "cuda")
 
 
 def on(backend: str, *tensors: torch.Tensor):
-    moved = [tensor.to(KERNELS.get(backend, "cpu")) for tensor in tensors]
+    moved = [tensor.to(device_of(backend)) for tensor in tensors]
     return moved[0] if len(moved) == 1 else moved
 
 
