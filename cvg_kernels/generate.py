@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -164,9 +165,11 @@ def _call(pipe: Any, job: Job) -> torch.Tensor:
     options = {name: value for name, value in size.items() if value is not None}
     if job.negative_prompt is not None:
         options["negative_prompt"] = job.negative_prompt
+    # Latte's pipeline has a name of its own for it.
+    length = "num_frames" if "num_frames" in signature(pipe.__call__).parameters else "video_length"
+    options[length] = job.frames
     frames = pipe(
         job.prompt,
-        num_frames=job.frames,
         num_inference_steps=job.steps,
         guidance_scale=job.guidance_scale,
         generator=torch.Generator().manual_seed(job.seed),

@@ -33,12 +33,14 @@ def overlay(frames: torch.Tensor, heat: torch.Tensor) -> torch.Tensor:
 
     Args:
         frames: `[F, 3, H, W]` in [0, 1].
-        heat: `[F, h, w]`; scaled to its own range and resized bicubically.
+        heat: `[f, h, w]`; scaled to its own range, resized bicubically, and, where the latents have fewer frames than the
+            video, shown for the frames nearest to each.
     """
     from matplotlib import colormaps
 
     heat = heat - heat.min()
     heat = heat / heat.max().clamp_min(1e-12)
+    heat = heat[torch.linspace(0, len(heat) - 1, len(frames)).round().long()]
     heat = interpolate(heat[:, None], frames.shape[-2:], mode="bicubic", align_corners=False)
     heat = heat[:, 0].clamp(0, 1)
     colours = torch.from_numpy(colormaps["inferno"](heat.numpy())[..., :3]).permute(0, 3, 1, 2)

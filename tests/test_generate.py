@@ -10,6 +10,7 @@ pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
 from cvg_kernels.cli import main  # noqa: E402
+from tests import offline_pipelines  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PROMPT = "a red circle moving left and a blue square moving right"
@@ -47,6 +48,22 @@ def test_clips_are_what_the_sheet_shows(tmp_path):
         assert clip.n_frames == 8
     with Image.open(tmp_path / "out" / "contact_sheet.png") as sheet:
         assert sheet.width == 8 * 128
+
+
+@pytest.mark.parametrize("name", offline_pipelines.BUILDERS)
+def test_other_models(name, tmp_path):
+    """A pipeline in a folder, by its size and length; the heat maps fit the video's frames."""
+    pipe, options = offline_pipelines.BUILDERS[name]()
+    pipe.save_pretrained(tmp_path / "model")
+    frames = options.get("num_frames", options.get("video_length"))
+    size = [f"--{side}={options[side]}" for side in ("height", "width")]
+    arguments = ["--model", str(tmp_path / "model"), "--words", "cat", "--steps", "2", *size]
+    out = tmp_path / "out"
+    given = [offline_pipelines.PROMPT, *arguments, f"--frames={frames}", "--output", str(out)]
+    assert main(["generate", *given]) == 0
+    report = json.loads((out / "report.json").read_text())
+    assert report["oracle"] == {} and len(report["loss"]) > 0
+    assert (out / "heat_maps_guided.png").exists()
 
 
 def test_a_prompt_of_two_states(tmp_path):
