@@ -114,7 +114,8 @@ def max_flow(
         flow = min over S of Σ_{i ∈ S, j ∉ S} capacity[i, j],   source ∈ S, sink ∉ S
 
     The gradient is 1 on the edges of the minimum cut and 0 elsewhere. Where several cuts are minimal, the one with the
-    fewest nodes on the source's side counts. Arithmetic is float64 inside.
+    fewest nodes on the source's side counts. Arithmetic is float64 inside; a flow beyond the largest number of the dtype
+    is infinite.
 
     Args:
         capacity: `[G, n, n]`, float32 or float64, entry [i, j] of the edge from i to j; the diagonal plays no part. Any
