@@ -114,7 +114,9 @@ def check(backend: str, case: Case, dtype: torch.dtype) -> None:
     stock_grads = torch.autograd.grad(stock, stock_given, [c.to(dtype) for c in cotangents])
 
     # The rounding of a row's maximum reaches its logits `strength` times.
-    depth = max(case.queries, case.keys, case.dim, case.value_dim, 32) * (1 + abs(case.strength)) ** 2
+    depth = (
+        max(case.queries, case.keys, case.dim, case.value_dim, 32) * (1 + abs(case.strength)) ** 2
+    )
     # What cancels to 0 (a single key has no gradient but that of lse) is measured by the terms that cancel.
     longest = [t.detach().double().norm(dim=-1).max().item() for t in (*exact_given, cotangents[0])]
     size = case.dim**-0.5 * longest[3] * longest[2] * max(longest[:2])
