@@ -19,29 +19,22 @@ from cvg_kernels.errors import ArgumentError
 #: Devices whose tensors go through the registered operations; `auto` serves any other with the reference.
 KERNEL_DEVICES = ("cpu", "cuda", "meta")
 
+_HALVES = (torch.bfloat16, torch.float16)
+_WIDE = (torch.float32, torch.float64)
+
 #: What a backend's kernels compute in; the reference takes every floating point type.
 _DTYPES: dict[tuple[str, Backend], tuple[torch.dtype, ...]] = {
-    ("attention", Backend.NATIVE): (torch.float32, torch.float64, torch.bfloat16, torch.float16),
-    ("attention", Backend.TRITON): (torch.float32, torch.bfloat16, torch.float16),
-    ("temporal_attention", Backend.NATIVE): (
-        torch.float32,
-        torch.float64,
-        torch.bfloat16,
-        torch.float16,
-    ),
-    ("temporal_attention", Backend.TRITON): (torch.float32, torch.bfloat16, torch.float16),
-    ("temporal_attention", Backend.CUDA): (torch.bfloat16, torch.float16),
-    ("frame_band_attention", Backend.NATIVE): (
-        torch.float32,
-        torch.float64,
-        torch.bfloat16,
-        torch.float16,
-    ),
-    ("frame_band_attention", Backend.TRITON): (torch.float32, torch.bfloat16, torch.float16),
-    ("coupled_flow", Backend.NATIVE): (torch.float32, torch.float64),
-    ("path_flow", Backend.NATIVE): (torch.float32, torch.float64),
+    ("attention", Backend.NATIVE): (*_WIDE, *_HALVES),
+    ("attention", Backend.TRITON): (torch.float32, *_HALVES),
+    ("temporal_attention", Backend.NATIVE): (*_WIDE, *_HALVES),
+    ("temporal_attention", Backend.TRITON): (torch.float32, *_HALVES),
+    ("temporal_attention", Backend.CUDA): _HALVES,
+    ("frame_band_attention", Backend.NATIVE): (*_WIDE, *_HALVES),
+    ("frame_band_attention", Backend.TRITON): (torch.float32, *_HALVES),
+    ("coupled_flow", Backend.NATIVE): _WIDE,
+    ("path_flow", Backend.NATIVE): _WIDE,
     ("path_flow", Backend.TRITON): (torch.float32,),
-    ("token_peaks", Backend.NATIVE): (torch.float32, torch.float64),
+    ("token_peaks", Backend.NATIVE): _WIDE,
     ("token_peaks", Backend.TRITON): (torch.float32,),
 }
 
