@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from cvg_kernels.ops._autocast import autocast_off
-from cvg_kernels.ops._layout import dense_like
+from cvg_kernels.ops._layout import dense_like, laid_out
 from python_ref import frame_band_attention as reference
 
 
@@ -37,8 +37,4 @@ def backward(
             grad_out, grad_lse, query, key, value, query_frames, key_frames,
             scale=scale, sigma=sigma, strength=strength, row_max_grad=row_max_grad,
         )  # fmt: skip
-    needed, tensors = (need_query, need_key, need_value), (query, key, value)
-    return tuple(
-        dense_like(tensor).copy_(grad) if need else None
-        for tensor, grad, need in zip(tensors, grads, needed, strict=True)
-    )
+    return laid_out(grads, (query, key, value), (need_query, need_key, need_value))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 
@@ -19,3 +21,13 @@ def dense_like(tensor: torch.Tensor, last: int | None = None) -> torch.Tensor:
     sizes = [*tensor.shape[:-1], tensor.shape[-1] if last is None else last]
     back = sorted(range(tensor.ndim), key=order.__getitem__)
     return tensor.new_empty([sizes[axis] for axis in order]).permute(back)
+
+
+def laid_out(
+    grads: Sequence[torch.Tensor], tensors: Sequence[torch.Tensor], needed: Sequence[bool]
+) -> tuple[torch.Tensor | None, ...]:
+    """The gradients that are needed, each as `dense_like` lays out its tensor; `None` for the others."""
+    return tuple(
+        dense_like(tensor).copy_(grad) if need else None
+        for tensor, grad, need in zip(tensors, grads, needed, strict=True)
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cvg_kernels.ops._autocast import autocast_off
-from cvg_kernels.ops._layout import dense_like
+from cvg_kernels.ops._layout import dense_like, laid_out
 from python_ref import temporal_attention as reference
 
 
@@ -33,9 +33,4 @@ def backward(
             scale=scale, by_row_max=by_row_max, row_max_grad=row_max_grad,
         )  # fmt: skip
     needed = (need_query, need_key, need_value)
-    tensors = (query, key, value)
-    laid_out = [
-        dense_like(tensor).copy_(grad) if need else None
-        for tensor, grad, need in zip(tensors, grads, needed, strict=True)
-    ]
-    return (*laid_out, grad_added if need_added else None)
+    return (*laid_out(grads, (query, key, value), needed), grad_added if need_added else None)

@@ -25,24 +25,27 @@ class Mask(NamedTuple):
     dense: bool  #: depends on the query or the head
 
 
+def check_operand(name: str, tensor, query, ranks: tuple[int, ...], layout: str) -> None:
+    """Checks that one of query, key and value is a tensor of a served dtype, with the axes, dtype and device it must have."""
+    if not isinstance(tensor, torch.Tensor) or tensor.ndim not in ranks:
+        given = tuple(tensor.shape) if isinstance(tensor, torch.Tensor) else type(tensor).__name__
+        raise ArgumentError(f"{name} must be a tensor {layout}, got {given}")
+    if tensor.dtype not in DTYPES:
+        raise ArgumentError(
+            f"{name} must be float32, bfloat16, float16 or float64, got {tensor.dtype}"
+        )
+    if (tensor.dtype, tensor.device) != (query.dtype, query.device):
+        raise ArgumentError(
+            f"{name} must have the query's dtype and device ({query.dtype}, {query.device}), "
+            f"got {tensor.dtype}, {tensor.device}"
+        )
+
+
 def check_tensors(query, key, value, *, values: bool) -> None:
     """Checks shapes, dtypes and devices of query, key and, where the operation has them, values."""
     tensors = {"query": query, "key": key} | ({"value": value} if values else {})
     for name, tensor in tensors.items():
-        if not isinstance(tensor, torch.Tensor) or tensor.ndim != 4:
-            given = (
-                tuple(tensor.shape) if isinstance(tensor, torch.Tensor) else type(tensor).__name__
-            )
-            raise ArgumentError(f"{name} must be a tensor [B, H, length, head_dim], got {given}")
-        if tensor.dtype not in DTYPES:
-            raise ArgumentError(
-                f"{name} must be float32, bfloat16, float16 or float64, got {tensor.dtype}"
-            )
-        if (tensor.dtype, tensor.device) != (query.dtype, query.device):
-            raise ArgumentError(
-                f"{name} must have the query's dtype and device ({query.dtype}, {query.device}), "
-                f"got {tensor.dtype}, {tensor.device}"
-            )
+        check_operand(name, tensor, query, (4,), "[B, H, length, head_dim]")
         if tensor.shape[0] != query.shape[0] or tensor.shape[1] != query.shape[1]:
             raise ArgumentError(
                 f"{name} must have the query's batch and heads {tuple(query.shape[:2])}, got "

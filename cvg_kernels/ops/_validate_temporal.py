@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from cvg_kernels.errors import ArgumentError
-from cvg_kernels.ops._validate import DTYPES, MAX_HEAD_DIM
+from cvg_kernels.ops._validate import MAX_HEAD_DIM, check_operand
 from python_ref.temporal_attention import gaussian_band
 
 _MAX_FRAMES = 256
@@ -14,22 +14,8 @@ _MAX_FRAMES = 256
 def check_tensors(query, key, value) -> None:
     """Checks shapes, dtypes and devices of query, key and value."""
     for name, tensor in {"query": query, "key": key, "value": value}.items():
-        if not isinstance(tensor, torch.Tensor) or tensor.ndim not in (4, 5):
-            given = (
-                tuple(tensor.shape) if isinstance(tensor, torch.Tensor) else type(tensor).__name__
-            )
-            raise ArgumentError(
-                f"{name} must be a tensor [P, H, F, head_dim] or [B, P, H, F, head_dim], got {given}"
-            )
-        if tensor.dtype not in DTYPES:
-            raise ArgumentError(
-                f"{name} must be float32, bfloat16, float16 or float64, got {tensor.dtype}"
-            )
-        if (tensor.dtype, tensor.device) != (query.dtype, query.device):
-            raise ArgumentError(
-                f"{name} must have the query's dtype and device ({query.dtype}, {query.device}), "
-                f"got {tensor.dtype}, {tensor.device}"
-            )
+        layout = "[P, H, F, head_dim] or [B, P, H, F, head_dim]"
+        check_operand(name, tensor, query, (4, 5), layout)
         if tensor.shape[:-1] != query.shape[:-1]:
             raise ArgumentError(
                 f"{name} must have the query's positions, heads and frames {tuple(query.shape[:-1])}, got "
