@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cvg_kernels.shapes.intervals import mean, paired_difference, rate
+from cvg_kernels.shapes.intervals import mean, paired_differences, rate
 from cvg_kernels.shapes.oracle import Verdict, compare, frame_consistency, look
 from cvg_kernels.shapes.pipeline import sample
 from cvg_kernels.shapes.quality import (
@@ -151,9 +151,7 @@ def evaluate(
         if first is None:
             first = per_clip
         else:
-            entry["against_first"] = {
-                kind: paired_difference(first[kind], values) for kind, values in per_clip.items()
-            }
+            entry["against_first"] = paired_differences(first, per_clip)
         report["guidance"][name] = entry
     return report
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,3 +53,10 @@ def paired_difference(one: Sequence[float | None], other: Sequence[float | None]
         ]
     )
     return {"difference": found["mean"], "ci95": found["ci95"]}
+
+
+def paired_differences(
+    one: Mapping[str, Sequence[float | None]], other: Mapping[str, Sequence[float | None]]
+) -> dict[str, Any]:
+    """`paired_difference` of every kind of score."""
+    return {kind: paired_difference(one[kind], values) for kind, values in other.items()}

@@ -16,7 +16,7 @@ import torch
 
 from cvg_kernels.capture import capture
 from cvg_kernels.guidance import VSTAR, diagonality
-from cvg_kernels.shapes.intervals import mean, paired_difference, rate
+from cvg_kernels.shapes.intervals import mean, paired_differences, rate
 from cvg_kernels.shapes.oracle import frame_consistency, look
 from cvg_kernels.shapes.pipeline import sample
 from cvg_kernels.shapes.world import COLOURS, DIRECTIONS, FRAMES, Thing, random_things
@@ -140,9 +140,7 @@ def evaluate_long(
         if first is None:
             first = scores
         else:
-            entry["against_first"] = {
-                kind: paired_difference(first[kind], values) for kind, values in scores.items()
-            }
+            entry["against_first"] = paired_differences(first, scores)
         report["guidance"][name] = entry
     return report
 
