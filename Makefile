@@ -42,7 +42,7 @@ test: $(VENV)/installed
 	$(BIN)/python -m pytest --numprocesses auto $(PYTEST_ARGS)
 
 bench: $(VENV)/benchmarks
-	for operation in attention path_flow max_flow temporal_attention frame_band_attention guidance_mix guidance; \
+	for operation in $(filter-out kernels,$(notdir $(basename $(wildcard benchmarks/*.py)))); \
 	do $(BIN)/cvg-kernels bench $$operation || exit 1; done
 
 microbench: $(VENV)/benchmarks

@@ -25,18 +25,11 @@ ROOT = Path(__file__).resolve().parents[1]
 BUILD_PACKAGES = ("setuptools", "cmake", "ninja", "pybind11")
 #: The share of the remaining time that a step may take. The benchmarks take what is left.
 SHARES = {"build": 0.4, "tests": 0.5}
-#: Operation → the program that measures it, which takes `--device` and `--json`.
+#: Operation → the program that measures it, which takes `--device` and `--json`: all of benchmarks/ but pytest's.
 BENCHMARKS = {
-    operation: ["-m", "cvg_kernels", "bench", operation]
-    for operation in (
-        "attention",
-        "frame_band_attention",
-        "guidance",
-        "guidance_mix",
-        "max_flow",
-        "path_flow",
-        "temporal_attention",
-    )
+    path.stem: ["-m", "cvg_kernels", "bench", path.stem]
+    for path in sorted((ROOT / "benchmarks").glob("*.py"))
+    if path.stem != "kernels"
 }
 #: What a benchmark needs beyond torch.
 NEEDS = {"guidance": ("diffusers", "transformers")}
