@@ -29,16 +29,27 @@ def place_rows(
 
 
 @triton.jit
+def tile_places(
+    base, b, p, h, frame, inside, stride_b, stride_p, stride_h, stride_f, stride_d,
+    DIM: tl.constexpr, DIM_PAD: tl.constexpr,
+):  # fmt: skip
+    """Where the rows of a tile, [ROWS, DIM_PAD], of one head of a strided [B, P, H, F, DIM] tensor lie, and which do."""
+    dims = tl.arange(0, DIM_PAD)
+    rows = b * stride_b + p * stride_p + tl.cast(h, tl.int64) * stride_h
+    rows += frame.to(tl.int64) * stride_f
+    return base + rows[:, None] + dims[None, :] * stride_d, inside[:, None] & (dims[None, :] < DIM)
+
+
+@triton.jit
 def load_tile(
     base, b, p, h, frame, inside, stride_b, stride_p, stride_h, stride_f, stride_d,
     DIM: tl.constexpr, DIM_PAD: tl.constexpr,
 ):  # fmt: skip
-    """The rows of a tile, [ROWS, DIM_PAD], of one head of a strided [B, P, H, F, DIM] tensor; zero outside."""
-    dims = tl.arange(0, DIM_PAD)
-    rows = b * stride_b + p * stride_p + tl.cast(h, tl.int64) * stride_h
-    rows += frame.to(tl.int64) * stride_f
-    mask = inside[:, None] & (dims[None, :] < DIM)
-    return tl.load(base + rows[:, None] + dims[None, :] * stride_d, mask=mask, other=0.0)
+    """The rows of a tile; zero outside."""
+    places, mask = tile_places(
+        base, b, p, h, frame, inside, stride_b, stride_p, stride_h, stride_f, stride_d, DIM, DIM_PAD
+    )
+    return tl.load(places, mask=mask, other=0.0)
 
 
 @triton.jit
@@ -47,11 +58,10 @@ def store_tile(
     DIM: tl.constexpr, DIM_PAD: tl.constexpr,
 ):  # fmt: skip
     """The inverse of load_tile, in the dtype of the tensor, whose last axis is contiguous."""
-    dims = tl.arange(0, DIM_PAD)
-    rows = b * stride_b + p * stride_p + tl.cast(h, tl.int64) * stride_h
-    rows += frame.to(tl.int64) * stride_f
-    mask = inside[:, None] & (dims[None, :] < DIM)
-    tl.store(base + rows[:, None] + dims[None, :], tile.to(base.dtype.element_ty), mask=mask)
+    places, mask = tile_places(
+        base, b, p, h, frame, inside, stride_b, stride_p, stride_h, stride_f, 1, DIM, DIM_PAD
+    )
+    tl.store(places, tile.to(base.dtype.element_ty), mask=mask)
 
 
 @triton.jit
