@@ -12,6 +12,7 @@ import cvg_kernels as cvg  # noqa: E402
 from cvg_kernels.composition import EntityTokens, FeatureReader  # noqa: E402
 from cvg_kernels.guidance import Attachment, Together  # noqa: E402
 from tests.composition.tiny import tiny_classifier  # noqa: E402
+from tests.guidance.descending import assert_samples_apart  # noqa: E402
 from tests.offline_pipelines import BUILDERS, PROMPT, animatediff, run  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -103,19 +104,7 @@ def test_plain_descent():
 
 def test_samples_do_not_see_each_other():
     pipe, options = animatediff()
-    noise = torch.randn(2, 4, 4, 5, 7)
-    prompts = [PROMPT, "a dog and a red cat"]
-    method = guide(pipe, iterations=2)
-
-    def losses(prompt, latents):
-        with method.attach(pipe) as made:
-            run(pipe, options, prompt, latents=latents)
-        return torch.stack([entry["loss"] for entry in made.history])
-
-    together = losses(prompts, noise)
-    for sample in range(2):
-        alone = losses(prompts[sample], noise[sample : sample + 1])
-        torch.testing.assert_close(together[:, sample], alone[:, 0], rtol=1e-3, atol=1e-5)
+    assert_samples_apart(guide(pipe, iterations=2), pipe, options, torch.randn(2, 4, 4, 5, 7))
 
 
 def test_the_parameters_take_no_part():

@@ -18,6 +18,7 @@ from cvg_kernels.guidance.flow_graph import flow_groups  # noqa: E402
 from cvg_kernels.guidance.losses import fairness_loss  # noqa: E402
 from cvg_kernels.guidance.steps import LatentStepper  # noqa: E402
 from cvg_kernels.guidance.vico import content_words  # noqa: E402
+from tests.guidance.descending import assert_samples_apart  # noqa: E402
 from tests.offline_pipelines import BUILDERS, PROMPT, animatediff, noise, run, wan  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -192,19 +193,7 @@ def test_schedulers_of_transformers(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_samples_do_not_see_each_other(name):
     pipe, options = BUILDERS[name]()
-    start = noise(name, pipe, 2)
-    prompts = [PROMPT, "a dog and a red cat"]
-    vico = guide(WORDS, iterations=2)
-
-    def losses(prompt, latents):
-        with vico.attach(pipe) as made:
-            run(pipe, options, prompt, latents=latents)
-        return torch.stack([entry["loss"] for entry in made.history])
-
-    together = losses(prompts, start)
-    for sample in range(2):
-        alone = losses(prompts[sample], start[sample : sample + 1])
-        torch.testing.assert_close(together[:, sample], alone[:, 0], rtol=1e-3, atol=1e-5)
+    assert_samples_apart(guide(WORDS, iterations=2), pipe, options, noise(name, pipe, 2))
 
 
 def test_several_videos_of_a_prompt():
