@@ -26,7 +26,7 @@ class Mask(NamedTuple):
 
 
 def check_operand(name: str, tensor, query, ranks: tuple[int, ...], layout: str) -> None:
-    """Checks that one of query, key and value is a tensor of a served dtype, with the axes, dtype and device it must have."""
+    """Checks that one of query, key and value is a tensor of a served dtype, with the axes, dtype and device asked for."""
     if not isinstance(tensor, torch.Tensor) or tensor.ndim not in ranks:
         given = tuple(tensor.shape) if isinstance(tensor, torch.Tensor) else type(tensor).__name__
         raise ArgumentError(f"{name} must be a tensor {layout}, got {given}")
