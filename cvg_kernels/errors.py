@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class CvgError(Exception):
-    """Something that the caller can mend; the message says how."""
+    """An error that the caller can fix; the message says how."""
 
 
 class ArgumentError(CvgError, ValueError):
@@ -13,3 +13,7 @@ class ArgumentError(CvgError, ValueError):
 
 class BackendUnavailableError(CvgError, RuntimeError):
     """A backend that was asked for by name cannot run here: says why and how to get it."""
+
+
+class GuidanceWarning(UserWarning):
+    """Something was attached to a pipeline and did less than it seems: says what."""

@@ -2,12 +2,11 @@
 
 from cvg_kernels.composition.classifier import CompositionClassifier
 from cvg_kernels.composition.entities import Entity, entities_of
-from cvg_kernels.composition.features import EntityTokens, FeatureReader, Selection, with_context
+from cvg_kernels.composition.features import FeatureReader, Selection, with_context
 
 __all__ = [
     "CompositionClassifier",
     "Entity",
-    "EntityTokens",
     "FeatureReader",
     "Selection",
     "entities_of",

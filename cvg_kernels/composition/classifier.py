@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from cvg_kernels.capture.layers import denoisers_of
 from cvg_kernels.composition.aggregator import ROLES, Aggregator
 from cvg_kernels.composition.backbones import SmallVideoNet, VisionLanguage, build_backbone
 from cvg_kernels.composition.features import Selection
 from cvg_kernels.composition.fingerprint import difference, fingerprint
 from cvg_kernels.errors import ArgumentError
+from cvg_kernels.pipeline.models import denoisers_of
 
 FORMAT = 1
 _SETTINGS, _WEIGHTS = "classifier.json", "classifier.safetensors"

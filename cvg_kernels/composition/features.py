@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,10 +10,11 @@ import torch
 from torch import nn
 from torch.nn.functional import interpolate
 
-from cvg_kernels.capture.layer_capture import LayerCapture
-from cvg_kernels.capture.layers import Grid, attention_layers
-from cvg_kernels.capture.tokens import Word, token_spans
 from cvg_kernels.errors import ArgumentError
+from cvg_kernels.pipeline.layer_capture import LayerCapture
+from cvg_kernels.pipeline.layers import attention_layers
+from cvg_kernels.pipeline.models import Grid
+from cvg_kernels.pipeline.token_table import TokenTable
 
 
 @dataclass(frozen=True)
@@ -66,75 +67,26 @@ class Selection:
         return torch.tensor(layer), torch.tensor(head)
 
 
-@dataclass(frozen=True)
-class EntityTokens:
-    """The tokens of each prompt's entities, padded to the most that a prompt has.
-
-    Attributes:
-        ids: int64 `[B, K]`, positions of all their tokens.
-        membership: float32 `[B, E, K]`, 1 where a token belongs to an entity.
-        present: bool `[B, E]`, whether the prompt has so many entities.
-    """
-
-    ids: torch.Tensor
-    membership: torch.Tensor
-    present: torch.Tensor
-
-    @classmethod
-    def of(
-        cls, tokenizer: Any, prompts: Sequence[str], phrases: Sequence[Sequence[Word]]
-    ) -> EntityTokens:
-        """Finds the tokens.
-
-        Args:
-            tokenizer: the pipeline's own.
-            prompts: one a sample.
-            phrases: per prompt, the words of each entity.
-
-        Raises:
-            ArgumentError: for words that are not in their prompt.
-        """
-        spans = [
-            token_spans(tokenizer, prompt, each)
-            for prompt, each in zip(prompts, phrases, strict=True)
-        ]
-        entities = max(len(each) for each in spans)
-        tokens = max(sum(len(span.ids) for span in each) for each in spans)
-        ids = torch.zeros(len(spans), tokens, dtype=torch.int64)
-        membership = torch.zeros(len(spans), entities, tokens)
-        present = torch.zeros(len(spans), entities, dtype=torch.bool)
-        for sample, each in enumerate(spans):
-            column = 0
-            for entity, span in enumerate(each):
-                present[sample, entity] = True
-                for at in span.ids:
-                    ids[sample, column] = at
-                    membership[sample, entity, column] = 1
-                    column += 1
-        return cls(ids, membership, present)
-
-
 class FeatureReader:
     """Reads the features of denoiser calls, attached to the graph; a context manager that spans the backward pass too.
 
     Args:
         denoiser: the network.
         selection: which maps.
-        tokens: of the entities.
-        backend: of `attention_with_capture`.
+        table: which tokens are whose, with an entity for a word.
+        backend: which implementation of `attention_with_capture` to use.
 
     Raises:
         ArgumentError: for a layer that is not there.
     """
 
     def __init__(
-        self, denoiser: nn.Module, selection: Selection, tokens: EntityTokens, backend: str = "auto"
+        self, denoiser: nn.Module, selection: Selection, table: TokenTable, backend: str = "auto"
     ) -> None:
-        device = next(denoiser.parameters()).device
         self.selection = selection
-        self.membership = tokens.membership.to(device)
+        self.table = table
         self._capture = LayerCapture(
-            denoiser, tokens.ids, selection.layers, head_reduction="none", backend=backend
+            denoiser, table.ids, selection.layers, head_reduction="none", backend=backend
         )  # fmt: skip
 
     def __enter__(self) -> FeatureReader:
@@ -155,7 +107,7 @@ class FeatureReader:
         captured = self._capture.run(call)
         maps = []
         for name in self.selection.layers:
-            entity = torch.einsum("bhkfyx,bek->behfyx", captured[name], self.membership)
+            entity = self.table.by_word(captured[name]).transpose(1, 2)  # [B, E, heads, F, h, w]
             flat = interpolate(
                 entity.flatten(0, 1), self.selection.grid, mode="trilinear", align_corners=False
             )

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from cvg_kernels.capture.layers import unwrap
+from cvg_kernels.pipeline.models import unwrap
 
 _TOLERANCE = 2e-3  # relative; rounding to bfloat16 changes a norm by far less
 

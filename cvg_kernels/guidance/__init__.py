@@ -1,6 +1,6 @@
 """Guidance methods for unmodified diffusers pipelines: some move the latents before a step, some what a step predicts."""
 
-from cvg_kernels.guidance.attach import Attachment, Method, Run, Step
+from cvg_kernels.guidance.base import Guidance
 from cvg_kernels.guidance.cvg import CVG
 from cvg_kernels.guidance.gen1 import Gen1, structure_frames, temporal_layers_off
 from cvg_kernels.guidance.losses import band_distance, diagonality, fairness_loss
@@ -8,15 +8,15 @@ from cvg_kernels.guidance.temporal_band import TemporalBand
 from cvg_kernels.guidance.together import Together
 from cvg_kernels.guidance.vico import Vico
 from cvg_kernels.guidance.vstar import VSTAR
+from cvg_kernels.pipeline.session import PipelineSession, Run
 
 __all__ = [
     "CVG",
     "VSTAR",
-    "Attachment",
     "Gen1",
-    "Method",
+    "Guidance",
+    "PipelineSession",
     "Run",
-    "Step",
     "TemporalBand",
     "Together",
     "Vico",

@@ -6,9 +6,10 @@ step size, updates a step) the choice is ours, made on the shapes world.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,18 +19,24 @@ from torch.nn.functional import cross_entropy
 
 from cvg_kernels.composition.classifier import CompositionClassifier
 from cvg_kernels.composition.entities import Entity, entities_of
-from cvg_kernels.composition.features import EntityTokens, FeatureReader, with_context
+from cvg_kernels.composition.features import FeatureReader, with_context
 from cvg_kernels.errors import ArgumentError
-from cvg_kernels.guidance.attach import Attachment, Run, Step
+from cvg_kernels.guidance.base import Guidance, check_count, check_number
 from cvg_kernels.guidance.descent import descend
 from cvg_kernels.guidance.steps import LatentStepper
+from cvg_kernels.pipeline.call import Call
+from cvg_kernels.pipeline.guards import check_extra_forwards
+from cvg_kernels.pipeline.layers import check_undivided
+from cvg_kernels.pipeline.models import denoisers_of
+from cvg_kernels.pipeline.session import Run
+from cvg_kernels.pipeline.token_table import TokenTable
 
 #: The classifier that ships, of the shapes pipeline.
 SHIPPED = Path(__file__).parents[1] / "shapes" / "weights" / "classifier"
 
 
 @dataclass(frozen=True)
-class CVG:
+class CVG(Guidance):
     """CVG's guidance; attach it to a pipeline as a context manager.
 
         with cvg.CVG().attach(pipe) as run:
@@ -45,28 +52,44 @@ class CVG:
         classifier: what reads the maps, or the folder of one; `None` takes the one that ships, of the shapes pipeline.
         label: what each entity shall do: a label for the only entity, a label (or `None`) per entity in the order of the
             prompt, or a mapping from an entity's words to its label; `None` reads them from the prompt.
-        steps: how many denoising steps are guided, from the first (paper: two are strong); steps with less noise than the
-            classifier learnt to read are left alone.
         step_size: η: a share of the latents' length if `normalize`, else the factor of the gradient.
         normalize: divide the gradient by its length, per sample.
         iterations: updates a guided step.
-        backend: of the operations.
+        backend: which implementation of the operations to use.
+        stop: share of the denoising steps that are guided (paper: the first two steps are strong); steps with less noise
+            than the classifier learnt to read are left alone.
+        steps: old form of `stop`, a number of steps; goes with the next release.
     """
 
     classifier: CompositionClassifier | str | Path | None = None
     label: str | Sequence[str | None] | Mapping[str, str] | None = None
-    steps: int = 2
     step_size: float = 0.05
     normalize: bool = True
     iterations: int = 3
     backend: str = "auto"
+    stop: float = field(default=0.1, kw_only=True)
+    steps: int | None = field(default=None, kw_only=True, repr=False)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "iterations"):
-            if getattr(self, name) < 0:
-                raise ArgumentError(f"{name} must not be negative, got {getattr(self, name)!r}")
-        if not self.step_size >= 0:
-            raise ArgumentError(f"step_size must not be negative, got {self.step_size!r}")
+        super().__post_init__()
+        check_count("iterations", self.iterations)
+        check_number("step_size", self.step_size, 0)
+        if self.steps is not None:
+            check_count("steps", self.steps)
+            warnings.warn(
+                "steps is a share called stop now: of 20 steps, CVG(stop=0.1) guides two",
+                FutureWarning,
+                stacklevel=3,
+            )
+
+    @property
+    def idle(self) -> bool:
+        """Whether no update is asked for."""
+        return super().idle or self.iterations == 0 or self.steps == 0
+
+    def guides(self, call: Call) -> bool:
+        """Whether the step of a call is between `start` and `stop`, or among the first `steps`."""
+        return super().guides(call) if self.steps is None else call.index < self.steps
 
     @cached_property
     def reader(self) -> CompositionClassifier:
@@ -79,41 +102,38 @@ class CVG:
             return self.classifier.eval()
         return CompositionClassifier.load(SHIPPED if self.classifier is None else self.classifier)
 
-    def attach(self, pipe: Any, prompt: str | list[str] | None = None) -> Attachment:
-        """Connects to a pipeline; a context manager that yields the `Run` with its history.
-
-        Args:
-            pipe: the pipeline whose maps the classifier was trained on.
-            prompt: says what the prompt is if the pipeline is called with `prompt_embeds`.
+    def check(self, pipe: Any) -> None:
+        """Checks that the classifier was trained on maps of this pipeline.
 
         Raises:
-            ArgumentError: for a pipeline that cannot be guided, or another than the classifier's.
+            ArgumentError: if not.
         """
+        for denoiser in denoisers_of(pipe):
+            check_extra_forwards(denoiser)
+            check_undivided(denoiser)
         self.reader.check(pipe)
-        return Attachment(self, pipe, prompt)
 
-    def move(self, step: Step, run: Run) -> torch.Tensor | None:
-        """Moves the latents of one denoising step; see `attach.Method`."""
-        if step.index >= self.steps or self.iterations == 0 or not self._readable(step):
+    def before_step(self, call: Call, run: Run) -> torch.Tensor | None:
+        """Moves the latents of one denoising step; see `Guidance`."""
+        if self.iterations == 0 or not self._readable(call):
             return None
-        classifier = self.reader.to(step.latents.device)
-        entities = [self.entities(prompt) for prompt in step.prompts]
-        tokens = EntityTokens.of(
-            step.pipe.tokenizer, step.prompts, [[e.phrase for e in each] for each in entities]
-        )
+        classifier = self.reader.to(call.latents.device)
+        entities = [self.entities(prompt) for prompt in call.prompts]
+        spans = call.find([[entity.phrase for entity in each] for each in entities])
+        table = TokenTable.of(spans)
         stepper = LatentStepper("normalized" if self.normalize else "sgd", self.step_size)
-        reader = FeatureReader(step.denoiser, classifier.selection, tokens, self.backend)
+        reader = FeatureReader(call.denoiser, classifier.selection, table, self.backend)
 
         def loss_at(z: torch.Tensor) -> tuple[torch.Tensor, dict[str, Any]]:
-            maps = reader.read(lambda: step.denoise(z))
-            losses, logits = self.losses(maps, entities, step.timestep)
+            maps = reader.read(lambda: call.denoise(z))
+            losses, logits = self.losses(maps, entities, call.timestep)
             return losses, {
                 "probabilities": logits.detach().softmax(-1),  # [B, E, labels]
-                "peaks": self._scores(entities, logits),
+                "scores": self._scores(entities, logits),
             }
 
         with reader, _frozen(classifier):
-            return descend(step, run, loss_at, stepper, iterations=self.iterations)
+            return descend(call, run, loss_at, stepper, iterations=self.iterations)
 
     def losses(
         self, maps: torch.Tensor, entities: Sequence[Sequence[Entity]], timestep: float
@@ -191,7 +211,7 @@ class CVG:
             for each, rows in zip(entities, probabilities, strict=True)
         ]
 
-    def _readable(self, step: Step) -> bool:
+    def _readable(self, call: Call) -> bool:
         """Whether a step has about as much noise as those of the training.
 
         Raises:
@@ -199,10 +219,10 @@ class CVG:
         """
         trained = sorted(self.reader.timesteps)
         slack = 25.0 + (trained[-1] - trained[0]) / len(trained)
-        readable = trained[0] - slack <= step.timestep <= trained[-1] + slack
-        if not readable and step.index == 0:
+        readable = trained[0] - slack <= call.timestep <= trained[-1] + slack
+        if not readable and call.index == 0:
             raise ArgumentError(
-                f"classifier must be one for the first step's timestep {step.timestep:g}; this one learnt to read "
+                f"classifier must be one for the first step's timestep {call.timestep:g}; this one learnt to read "
                 f"timesteps {trained[0]:g} to {trained[-1]:g}"
             )
         return readable

@@ -8,15 +8,16 @@ from typing import Any
 
 import torch
 
-from cvg_kernels.guidance.attach import Run, Step
 from cvg_kernels.guidance.steps import LatentStepper
+from cvg_kernels.pipeline.call import Call
+from cvg_kernels.pipeline.session import Run
 
 #: Latents → losses `[B]`, differentiable, and what else the history should say.
 LossAt = Callable[[torch.Tensor], tuple[torch.Tensor, dict[str, Any]]]
 
 
 def descend(
-    step: Step,
+    call: Call,
     run: Run,
     loss_at: LossAt,
     stepper: LatentStepper,
@@ -26,11 +27,11 @@ def descend(
 ) -> torch.Tensor:
     """Moves the latents of a step down the gradient of a loss; returns them.
 
-    Every evaluation is an entry of `run.history`: step, timestep, iteration, loss, gradient_norm, seconds, and what
+    Every evaluation is an entry of `run.history`: run, step, timestep, iteration, loss, gradient_norm, seconds, and what
     `loss_at` adds. Tensors in it stay on the device until somebody reads them.
 
     Args:
-        step: the denoising step.
+        call: the conditional part of the step's first denoiser call.
         run: whose history is written.
         loss_at: the loss; what it captures must be active around this call, for the backward pass too.
         stepper: the rule of the step.
@@ -38,7 +39,7 @@ def descend(
         threshold: samples whose loss is below are left alone; once all are, the loop ends. 0 never looks, and so never
             waits for the device.
     """
-    latents = step.latents
+    latents = call.latents
     for iteration in range(iterations):
         began = time.perf_counter()
         z = latents.detach().requires_grad_()
@@ -47,8 +48,9 @@ def descend(
         active = losses.detach() > threshold
         run.history.append(
             {
-                "step": step.index,
-                "timestep": step.timestep,
+                "run": call.sampling.number,
+                "step": call.index,
+                "timestep": call.timestep,
                 "iteration": iteration,
                 "loss": losses.detach(),
                 "gradient_norm": gradient.flatten(1).norm(dim=1),

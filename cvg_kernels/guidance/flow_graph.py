@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 from torch import nn
 
-from cvg_kernels.capture.layers import attention_layers, spatial_partner, temporal_partners
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.ops import coupled_max_flow, path_flow, subgraph_max_flow
+from cvg_kernels.pipeline.layers import attention_layers, spatial_partner, temporal_partners
 
 FlowForm = Literal["soft", "hard", "exact", "cross"]
 

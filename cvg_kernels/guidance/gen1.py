@@ -1,4 +1,4 @@
-"""Gen-1: how much the frames of a clip listen to each other.
+"""Gen-1: the temporal guidance scale of a video model.
 
 "Structure and Content-Guided Video Synthesis with Diffusion Models". Beside the video model's predictions stands that of
 the image model: the same network with its temporal layers off, which sees every frame alone. The step from the one to the
@@ -7,35 +7,26 @@ other is what time adds, and like any guidance it can be taken further.
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map_only
 
 from cvg_kernels.backends import Backend, parse_backend
-from cvg_kernels.capture.layers import attention_layers, denoisers_of, model_of, unwrap
-from cvg_kernels.capture.processors import InterceptingProcessor, installed, refuse_compiled
-from cvg_kernels.capture.prompts import PromptWatch
 from cvg_kernels.errors import ArgumentError
-from cvg_kernels.guidance.attach import Run, guiding
+from cvg_kernels.guidance.base import Guidance, check_number
 from cvg_kernels.ops import depth_structure, guidance_mix
-
-#: Denoiser class → names of the modules through which alone its frames see each other; each adds to what it is given.
-_TEMPORAL_MODULES = {
-    "UNetMotionModel": re.compile(r"motion_modules\.\d+$"),
-    "UNet3DConditionModel": re.compile(r"(temp_convs|temp_attentions)\.\d+$|^transformer_in$"),
-}
+from cvg_kernels.pipeline.call import Call
+from cvg_kernels.pipeline.exchange import replaced_forwards
+from cvg_kernels.pipeline.guards import uncompiled
+from cvg_kernels.pipeline.models import MODELS, denoisers_of, model_of, unwrap
 
 
 @dataclass(frozen=True)
-class Gen1:
+class Gen1(Guidance):
     """Gen-1's temporal guidance; attach it to a pipeline as a context manager.
 
         with cvg.Gen1(temporal_scale=2.0).attach(pipe):
@@ -57,103 +48,53 @@ class Gen1:
 
     Attributes:
         temporal_scale: ω_t.
-        start: share of the denoising steps that pass before it begins.
-        until: share of the denoising steps after which it ends.
-        backend: of `guidance_mix`.
+        backend: which implementation of `guidance_mix` to use.
     """
 
     temporal_scale: float = 1.5
-    start: float = 0.0
-    until: float = 1.0
     backend: str | Backend = "auto"
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.temporal_scale):
-            raise ArgumentError(f"temporal_scale must be finite, got {self.temporal_scale!r}")
-        if not 0 <= self.start <= self.until <= 1:
-            raise ArgumentError(
-                f"start and until must lie in [0, 1] in this order, got {self.start!r} and {self.until!r}"
-            )
+        super().__post_init__()
+        check_number("temporal_scale", self.temporal_scale)
         parse_backend(self.backend)
 
-    def attach(self, pipe: Any, prompt: str | list[str] | None = None) -> Gen1Attachment:
-        """Guides the pipeline's calls inside a `with` block, which yields a `Run` (without history: nothing is optimised).
+    @property
+    def idle(self) -> bool:
+        """Whether the pipeline is left as it is."""
+        return super().idle or self.temporal_scale == 1
 
-        Args:
-            pipe: a diffusers pipeline on a `UNetMotionModel` (AnimateDiff) or `UNet3DConditionModel` (ModelScope).
-            prompt: as for other methods; not used.
+    def check(self, pipe: Any) -> None:
+        """Checks that the denoiser has temporal modules that can be left out.
 
         Raises:
-            ArgumentError: for a pipeline without text encoding, scheduler or such a denoiser, or with a compiled one.
+            ArgumentError: if not.
         """
-        return Gen1Attachment(self, pipe)
-
-
-class Gen1Attachment:
-    """Connects Gen-1's guidance to a pipeline; made by `Gen1.attach`."""
-
-    def __init__(self, method: Gen1, pipe: Any) -> None:
-        for part in ("encode_prompt", "scheduler"):
-            if not hasattr(pipe, part):
-                raise ArgumentError(f"pipe must have {part}, got {type(pipe).__name__} without it")
-        self.method = method
-        self.pipe = pipe
         for denoiser in denoisers_of(pipe):
-            refuse_compiled(denoiser)
-            for module in temporal_modules(denoiser):
-                refuse_compiled(module)
-        self._watch = PromptWatch(pipe)
+            temporal_modules(denoiser)
 
-    def __enter__(self) -> Run:
-        with ExitStack() as stack:
-            if self.method.temporal_scale != 1:  # else nothing is touched
-                stack.enter_context(self._watch)
-                forwards = {
-                    denoiser: partial(self._forward, denoiser, denoiser.forward)
-                    for denoiser in denoisers_of(self.pipe)
-                }
-                stack.enter_context(_replaced(forwards))
-            self._stack = stack.pop_all()
-        return Run()
+    @contextmanager
+    def modules(self, denoiser: nn.Module, session: Any) -> Iterator[None]:
+        """Runs temporal modules that are compiled as they were written, so that they can be left out."""
+        with uncompiled(denoiser, temporal_modules(denoiser)):
+            yield
 
-    def __exit__(self, *error: object) -> None:
-        self._stack.close()
-
-    def _forward(self, denoiser: nn.Module, stock: Callable[..., Any], *args: Any, **kwargs: Any):
-        """The denoiser's forward: its output, both branches moved along what the temporal layers add."""
-        output = stock(*args, **kwargs)
-        if guiding() or not self._active(kwargs["timestep"] if "timestep" in kwargs else args[1]):
-            return output
-        prediction = output[0]  # [B, C, F, h, w], the unconditional samples first
-        batch = prediction.shape[0]
-        count = self._watch.samples if batch == 2 * self._watch.samples else batch
-
-        def first(tensor: torch.Tensor) -> torch.Tensor:
-            """The part that belongs to the first `count` samples, of whatever there is for every sample (and frame)."""
-            if tensor.ndim == 0 or tensor.shape[0] % batch:
-                return tensor
-            return tensor[: tensor.shape[0] // batch * count]
-
-        args, kwargs = tree_map_only(torch.Tensor, first, (args, kwargs))
-        with temporal_layers_off(denoiser), _nothing_intercepted(denoiser):
-            image = stock(*args, **kwargs)[0]
-        base = prediction[:count]
-        moved = guidance_mix(
-            [image, base], [self.method.temporal_scale], backend=self.method.backend
-        )
-        if count < batch:
-            moved = torch.cat([moved, prediction[count:] + (moved - base)])
+    def after_prediction(self, call: Call, output: Any) -> Any | None:
+        """Moves a prediction, in all branches alike, along what the temporal layers add; see `Guidance`."""
+        if self.temporal_scale == 1:
+            return None
+        prediction = output[0]  # [B, C, F, h, w]
+        samples = call.samples("uncond" if "uncond" in call.branches else "cond")
+        base = prediction[samples]
+        with temporal_layers_off(call.denoiser):
+            image = call.hooks.predict(call.part(samples))[0]
+        moved = guidance_mix([image, base], [self.temporal_scale], backend=self.backend)
+        parts = [
+            moved if place == samples.start else prediction[place : place + len(base)] + (moved - base)
+            for place in range(0, len(prediction), len(base))
+        ]
+        moved = torch.cat(parts) if len(parts) > 1 else moved
         return (moved, *output[1:]) if isinstance(output, tuple) else type(output)(moved)
-
-    def _active(self, timestep: Any) -> bool:
-        """Whether the step of a timestep is among those that are guided."""
-        timesteps = [float(at) for at in self.pipe.scheduler.timesteps]
-        now = float(torch.as_tensor(timestep).flatten()[0])
-        if now not in timesteps:
-            return False
-        count = len(timesteps)
-        begin, end = (math.ceil(share * count) for share in (self.method.start, self.method.until))
-        return begin <= timesteps.index(now) < end
 
 
 def structure_frames(depth: torch.Tensor, t_s: int) -> list[Any]:
@@ -189,18 +130,17 @@ def structure_frames(depth: torch.Tensor, t_s: int) -> list[Any]:
 
 
 def temporal_modules(denoiser: nn.Module) -> list[nn.Module]:
-    """The modules through which alone the frames of a denoiser see each other.
+    """Lists the modules through which alone the frames of a denoiser see each other.
 
     Raises:
         ArgumentError: for a class that has no such modules, or is not known.
     """
-    model_of(denoiser)
-    kind = type(unwrap(denoiser)).__name__
-    if kind not in _TEMPORAL_MODULES:
+    names = model_of(denoiser).temporal_modules
+    if names is None:
+        accepted = ", ".join(kind for kind, model in MODELS.items() if model.temporal_modules)
         raise ArgumentError(
-            f"denoiser must have temporal layers of its own ({', '.join(_TEMPORAL_MODULES)}), got {kind}"
+            f"denoiser must have temporal layers of its own ({accepted}), got {type(unwrap(denoiser)).__name__}"
         )
-    names = _TEMPORAL_MODULES[kind]
     return [m for name, m in unwrap(denoiser).named_modules() if names.search(name)]
 
 
@@ -219,33 +159,5 @@ def temporal_layers_off(denoiser: nn.Module) -> Iterator[None]:
         # Transformers are asked for a tuple, motion modules and convolutions for a tensor.
         return (hidden_states,) if kwargs.get("return_dict") is False else hidden_states
 
-    with _replaced(dict.fromkeys(temporal_modules(denoiser), identity)):
-        yield
-
-
-@contextmanager
-def _replaced(forwards: dict[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """Gives modules another forward, on the instances only, and puts the old ones back, whatever happens."""
-    own = {module: vars(module).get("forward") for module in forwards}
-    try:
-        for module, forward in forwards.items():
-            module.forward = forward
-        yield
-    finally:
-        for module, before in own.items():
-            if before is None:
-                vars(module).pop("forward", None)
-            else:
-                module.forward = before
-
-
-@contextmanager
-def _nothing_intercepted(denoiser: nn.Module) -> Iterator[None]:
-    """The denoiser with the processors inside any of ours: captures do not record the image model."""
-    inner = {
-        layer.module: layer.module.processor.inner
-        for layer in attention_layers(denoiser)
-        if isinstance(layer.module.processor, InterceptingProcessor)
-    }
-    with installed(inner):
+    with replaced_forwards(dict.fromkeys(temporal_modules(denoiser), identity)):
         yield

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 
 StepRule = Literal["normalized", "adam", "sgd"]
+STEP_RULES = ("normalized", "adam", "sgd")
 
 
 class LatentStepper:

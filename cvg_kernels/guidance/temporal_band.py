@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 
-from cvg_kernels.capture.layer_capture import LayerCapture
-from cvg_kernels.capture.layers import attention_layers
 from cvg_kernels.errors import ArgumentError
-from cvg_kernels.guidance.attach import Attachment, Run, Step
+from cvg_kernels.guidance.base import Guidance, check_choice, check_count, check_number
 from cvg_kernels.guidance.descent import descend
 from cvg_kernels.guidance.losses import band_distance, diagonality
-from cvg_kernels.guidance.steps import LatentStepper, StepRule
+from cvg_kernels.guidance.steps import STEP_RULES, LatentStepper, StepRule
+from cvg_kernels.pipeline.call import Call
+from cvg_kernels.pipeline.guards import check_extra_forwards
+from cvg_kernels.pipeline.layer_capture import LayerCapture
+from cvg_kernels.pipeline.layers import attention_layers, check_undivided
+from cvg_kernels.pipeline.models import denoisers_of
+from cvg_kernels.pipeline.session import Run
 
 
 @dataclass(frozen=True)
-class TemporalBand:
+class TemporalBand(Guidance):
     """Guidance by the gradient of how far temporal attention is from a band; attach it to a pipeline.
 
     Where `VSTAR` sets the maps, this leaves the network as it is and looks for latents whose maps are of that kind, so it
@@ -29,52 +32,58 @@ class TemporalBand:
         sigma: width of the band in frames.
         step_rule: `"normalized"`, `"adam"` or `"sgd"`.
         step_size: see `LatentStepper`.
-        until: share of the denoising steps that are guided, from the first.
         iterations: updates per guided step.
-        backend: of the operations.
+        backend: which implementation of the operations to use.
+        stop: share of the denoising steps that are guided.
     """
 
     loss: Literal["band", "diagonality"] = "band"
     sigma: float = 1.0
     step_rule: StepRule = "normalized"
     step_size: float = 0.03
-    until: float = 0.15
     iterations: int = 1
     backend: str = "auto"
+    stop: float = field(default=0.15, kw_only=True)
 
     def __post_init__(self) -> None:
-        if self.loss not in ("band", "diagonality"):
-            raise ArgumentError(f"loss must be 'band' or 'diagonality', got {self.loss!r}")
-        if not self.sigma > 0:
-            raise ArgumentError(f"sigma must be positive, got {self.sigma!r}")
-        if not 0 <= self.until <= 1:
-            raise ArgumentError(f"until must lie in [0, 1], got {self.until!r}")
+        super().__post_init__()
+        check_choice("loss", self.loss, ("band", "diagonality"))
+        check_number("sigma", self.sigma, above=0)
+        check_choice("step_rule", self.step_rule, STEP_RULES)
+        check_number("step_size", self.step_size, 0)
+        check_count("iterations", self.iterations)
 
-    def attach(self, pipe: Any, prompt: str | list[str] | None = None) -> Attachment:
-        """Connects to a pipeline; a context manager that yields the `Run` with its history.
+    @property
+    def idle(self) -> bool:
+        """Whether no update is asked for."""
+        return super().idle or self.iterations == 0
 
-        Args:
-            pipe: a diffusers pipeline with temporal attention (AnimateDiff, ModelScope, Latte).
-            prompt: says what the prompt is if the pipeline is called with `prompt_embeds`.
+    def check(self, pipe: Any) -> None:
+        """Checks that the pipeline has temporal attention, and sees a video as a whole.
+
+        Raises:
+            ArgumentError: if not.
         """
-        return Attachment(self, pipe, prompt)
+        for denoiser in denoisers_of(pipe):
+            check_extra_forwards(denoiser)
+            if not any(layer.kind == "temporal" for layer in attention_layers(denoiser)):
+                raise ArgumentError("pipe must have temporal attention layers to guide by, got none")
+            check_undivided(denoiser)
 
-    def move(self, step: Step, run: Run) -> torch.Tensor | None:
-        """Moves the latents of one denoising step; see `attach.Method`."""
-        if step.index >= math.ceil(self.until * step.count):
+    def before_step(self, call: Call, run: Run) -> torch.Tensor | None:
+        """Moves the latents of one denoising step; see `Guidance`."""
+        if self.iterations == 0:
             return None
         names = [
-            layer.name for layer in attention_layers(step.denoiser) if layer.kind == "temporal"
+            layer.name for layer in attention_layers(call.denoiser) if layer.kind == "temporal"
         ]
-        if not names:
-            raise ArgumentError("the denoiser has no temporal attention layer to guide by")
-        nothing = torch.zeros(step.latents.shape[0], 0, dtype=torch.int64)
+        no_words = torch.zeros(call.latents.shape[0], 0, dtype=torch.int64)
         stepper = LatentStepper(self.step_rule, self.step_size)
-        with LayerCapture(step.denoiser, nothing, (), names, backend=self.backend) as layers:
+        with LayerCapture(call.denoiser, no_words, (), names, backend=self.backend) as layers:
             return descend(
-                step,
+                call,
                 run,
-                lambda z: (self._loss(layers.run(lambda: step.denoise(z))), {}),
+                lambda z: (self._loss(layers.run(lambda: call.denoise(z))), {}),
                 stepper,
                 iterations=self.iterations,
             )

@@ -7,32 +7,31 @@ temporal attention layers as a flow; the latents are moved so that the word with
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 
-from cvg_kernels.capture.layer_capture import LayerCapture
-from cvg_kernels.capture.tokens import TokenSpan, Word, prompt_token_ids, token_spans
 from cvg_kernels.errors import ArgumentError
-from cvg_kernels.guidance.attach import Attachment, Run, Step
+from cvg_kernels.guidance.base import Guidance, check_choice, check_count, check_number
 from cvg_kernels.guidance.descent import descend
 from cvg_kernels.guidance.flow_graph import FlowForm, Group, flow_groups, flow_of
 from cvg_kernels.guidance.losses import fairness_loss
-from cvg_kernels.guidance.steps import LatentStepper, StepRule
+from cvg_kernels.guidance.steps import STEP_RULES, LatentStepper, StepRule
 from cvg_kernels.ops import token_peaks
-
-#: Words that are never what a prompt is about; the default choice of words leaves them out.
-_FUNCTION_WORDS = frozenset(
-    "a an the and or of in on at to with from by for is are was be its it this that while as into then "  # noqa: SIM905
-    "over under near next moving move moves left right up down".split()
-)
-
+from cvg_kernels.pipeline.call import Call
+from cvg_kernels.pipeline.guards import check_extra_forwards
+from cvg_kernels.pipeline.layer_capture import LayerCapture
+from cvg_kernels.pipeline.layers import check_undivided
+from cvg_kernels.pipeline.models import denoisers_of
+from cvg_kernels.pipeline.session import Run
+from cvg_kernels.pipeline.token_table import TokenTable
+from cvg_kernels.pipeline.tokens import Word
+from cvg_kernels.pipeline.words import content_words, nouns_and_verbs
 
 @dataclass(frozen=True)
-class Vico:
+class Vico(Guidance):
     """Vico's guidance; attach it to a pipeline as a context manager.
 
         with cvg.Vico(words=["circle", "square"]).attach(pipe) as run:
@@ -65,14 +64,13 @@ class Vico:
             of them; a tuple of (h, w) names them. The code takes one level, 1/32 of the image.
         step_rule: `"normalized"`, `"adam"` (both; fp16 in the code, float32 here) or `"sgd"`.
         step_size: see `LatentStepper`.
-        until: share of the denoising steps that are guided, from the first (both: 0.5; on the shapes world later guidance
-            spoils the motion).
+        stop: share of the denoising steps that are guided (both: 0.5; on the shapes world later guidance spoils the motion).
         iterations: updates per guided step; or step index → updates, where a step not named has one (code: up to 10
             at steps 0, 10 and 20).
         thresholds: no update once every loss is below; a number (paper: 0.2), or step index → number with 0.2 for the
             others (code: {0: 0.95, 10: 0.5, 20: 0.2}).
         step_decay: shrink the step over the run as √linspace(1, 0.5) (code).
-        backend: of the operations.
+        backend: which implementation of the operations to use.
     """
 
     words: Sequence[Word] | Callable[[str], Sequence[Word]] | None = None
@@ -87,11 +85,11 @@ class Vico:
     levels: Literal["auto"] | Sequence[tuple[int, int]] = "auto"
     step_rule: StepRule = "normalized"
     step_size: float = 0.03
-    until: float = 0.15
     iterations: int | dict[int, int] = 3
     thresholds: float | dict[int, float] = 0.0
     step_decay: bool = False
     backend: str = "auto"
+    stop: float = field(default=0.15, kw_only=True)
 
     @classmethod
     def released(cls, words: Sequence[Word] | None = None, **changes: Any) -> Vico:
@@ -100,7 +98,7 @@ class Vico:
             words=words,
             step_rule="adam",
             step_size=1e-4,
-            until=0.5,
+            stop=0.5,
             iterations={0: 10, 10: 10, 20: 10},
             thresholds={0: 0.95, 10: 0.5, 20: 0.2},
             step_decay=True,
@@ -117,68 +115,65 @@ class Vico:
             normalize=False,
             step_rule="adam",
             step_size=1e-5,
-            until=0.5,
+            stop=0.5,
             iterations=1,
             thresholds=0.2,
         )
         return replace(settings, **changes)
 
     def __post_init__(self) -> None:
-        choices = {
-            "flow": ("soft", "hard", "exact", "cross"),
-            "residual": ("average", "add", None),
-            "combine": ("mean", "max"),
-            "loss": ("min", "variance"),
-            "step_rule": ("normalized", "adam", "sgd"),
-        }
-        for name, accepted in choices.items():
-            if getattr(self, name) not in accepted:
-                raise ArgumentError(
-                    f"{name} must be one of {', '.join(map(repr, accepted))}, got {getattr(self, name)!r}"
-                )
-        for name in ("temperature", "sharpness"):
-            if not getattr(self, name) > 0:
-                raise ArgumentError(f"{name} must be positive, got {getattr(self, name)!r}")
-        if not 0 <= self.until <= 1:
-            raise ArgumentError(f"until must lie in [0, 1], got {self.until!r}")
-        if self.step_size < 0:
-            raise ArgumentError(f"step_size must not be negative, got {self.step_size!r}")
-        given = self.words is not None and not callable(self.words)
-        if isinstance(self.words, str) or (given and len(self.words) == 0):
-            raise ArgumentError(
-                f"words must be a list of at least one word or None, got {self.words!r}"
-            )
+        super().__post_init__()
+        check_choice("flow", self.flow, ("soft", "hard", "exact", "cross"))
+        check_choice("residual", self.residual, ("average", "add", None))
+        check_choice("combine", self.combine, ("mean", "max"))
+        check_choice("loss", self.loss, ("min", "variance"))
+        check_choice("step_rule", self.step_rule, STEP_RULES)
+        check_number("temperature", self.temperature, above=0)
+        check_number("sharpness", self.sharpness, above=0)
+        check_number("step_size", self.step_size, 0)
+        for name, check in (("iterations", check_count), ("thresholds", check_number)):
+            given = getattr(self, name)
+            for value in given.values() if isinstance(given, dict) else (given,):
+                check(name, value)
+        if isinstance(self.words, str):
+            check_choice("words", self.words, tuple(_WORDS))
+        elif self.words is not None and not callable(self.words) and len(self.words) == 0:
+            raise ArgumentError("words must be a list of at least one word or None, got []")
 
-    def attach(self, pipe: Any, prompt: str | list[str] | None = None) -> Attachment:
-        """Connects to a pipeline; a context manager that yields the `Run` with its history.
+    @property
+    def idle(self) -> bool:
+        """Whether no update is asked for."""
+        return super().idle or self.iterations == 0
 
-        Args:
-            pipe: a diffusers pipeline (AnimateDiff, ModelScope, Latte, Wan, CogVideoX).
-            prompt: says what the prompt is if the pipeline is called with `prompt_embeds`.
+    def check(self, pipe: Any) -> None:
+        """Checks that the pipeline has text layers whose maps can be had.
 
         Raises:
-            ArgumentError: for a pipeline that cannot be guided.
+            ArgumentError: if not.
         """
-        return Attachment(self, pipe, prompt)
+        for denoiser in denoisers_of(pipe):
+            check_extra_forwards(denoiser)
+            check_undivided(denoiser)
+            flow_groups(denoiser, self.flow, self.spatial)
 
-    def move(self, step: Step, run: Run) -> torch.Tensor | None:
-        """Moves the latents of one denoising step; see `attach.Method`."""
-        if step.index >= math.ceil(self.until * step.count):
-            return None
-        tokens = _Tokens(step, self.words, step.latents.device)
-        groups = flow_groups(step.denoiser, self.flow, self.spatial)
-        iterations = self.iterations
+    def before_step(self, call: Call, run: Run) -> torch.Tensor | None:
+        """Moves the latents of one denoising step; see `Guidance`."""
+        iterations, threshold = self.iterations, self.thresholds
         if isinstance(iterations, dict):
-            iterations = iterations.get(step.index, 1)
-        threshold = self.thresholds
+            iterations = iterations.get(call.index, 1)
         if isinstance(threshold, dict):
-            threshold = threshold.get(step.index, 0.2)
+            threshold = threshold.get(call.index, 0.2)
+        if iterations == 0:
+            return None
+        table = call.sampling.remember((id(self), "table"), lambda: self.table(call))
+        there = table.to(call.latents.device)
+        groups = flow_groups(call.denoiser, self.flow, self.spatial)
         size = self.step_size
         if self.step_decay:
-            size *= math.sqrt(1 - 0.5 * step.index / max(step.count - 1, 1))
+            size *= math.sqrt(1 - 0.5 * call.index / max(call.count - 1, 1))
         layers = LayerCapture(
-            step.denoiser,
-            tokens.ids,
+            call.denoiser,
+            table.ids,
             [group.cross for group in groups],
             [name for group in groups for name in group.temporal],
             [group.spatial for group in groups if group.spatial],
@@ -186,22 +181,41 @@ class Vico:
         )
 
         def loss_at(z: torch.Tensor) -> tuple[torch.Tensor, dict[str, Any]]:
-            peaks = self.scores(layers.run(lambda: step.denoise(z)), groups, tokens)
-            return fairness_loss(peaks, self.loss), {"peaks": tokens.by_word(peaks.detach())}
+            scores = self.scores(layers.run(lambda: call.denoise(z)), groups, there)
+            named = [
+                dict(zip(labels, row, strict=False))
+                for labels, row in zip(table.labels, scores.detach(), strict=True)
+            ]
+            return fairness_loss(scores, self.loss), {"scores": named}
 
         stepper = LatentStepper(self.step_rule, size)
         with layers:
-            return descend(step, run, loss_at, stepper, iterations=iterations, threshold=threshold)
+            return descend(call, run, loss_at, stepper, iterations=iterations, threshold=threshold)
+
+    def table(self, call: Call) -> TokenTable:
+        """All tokens of each prompt, and which of them make up each word that is balanced.
+
+        Raises:
+            ArgumentError: for a word that is not there, or prompts with different numbers of words.
+        """
+        words = "content" if self.words is None else self.words
+        choose = _WORDS[words] if isinstance(words, str) else words if callable(words) else None
+        spans = call.find([words if choose is None else choose(p) for p in call.prompts])
+        if len({len(each) for each in spans}) > 1:
+            raise ArgumentError(
+                "words must be as many for every prompt of a batch; give them, or run the prompts one by one"
+            )
+        return TokenTable.of(spans, among=[text.ids for text in call.texts])
 
     def scores(
-        self, maps: dict[str, torch.Tensor], groups: list[Group], tokens: _Tokens
+        self, maps: dict[str, torch.Tensor], groups: list[Group], table: TokenTable
     ) -> torch.Tensor:
         """Scores A `[B, words]` from the captured maps, differentiable.
 
         Args:
             maps: layer name → maps, cross `[B, K, F, h, w]` of all prompt tokens, temporal `[B, h·w, F, F]`.
             groups: the graphs.
-            tokens: which tokens are words.
+            table: which tokens are words, on the device of the maps.
         """
         by_grid: dict[tuple[int, int], list[torch.Tensor]] = {}
         for group in groups:
@@ -218,70 +232,22 @@ class Vico:
         for flows in by_grid.values():
             stacked = torch.stack(flows)
             flow = stacked.mean(0) if self.combine == "mean" else stacked.amax(0)
-            scores.append(self._word_scores(flow, tokens))
+            scores.append(self._word_scores(flow, table))
         stacked = torch.stack(scores)
         return stacked.mean(0) if self.combine == "mean" else stacked.amax(0)
 
-    def _word_scores(self, flow: torch.Tensor, tokens: _Tokens) -> torch.Tensor:
+    def _word_scores(self, flow: torch.Tensor, table: TokenTable) -> torch.Tensor:
         """Score of each word `[B, words]`: of its strongest token."""
         if self.normalize:
-            flow = flow.masked_fill(~tokens.real[:, :, None, None, None], -torch.inf)
+            flow = flow.masked_fill(~table.real[:, :, None, None, None], -torch.inf)
             peaks = token_peaks(flow, sharpness=self.sharpness)
         else:
             peaks = flow.amax((2, 3, 4))
-        return torch.stack(
-            [torch.stack([peaks[b, list(columns)].amax() for columns in words])
-             for b, words in enumerate(tokens.words)]
-        )  # fmt: skip
+        return table.largest_by_word(peaks)
 
 
-class _Tokens:
-    """All tokens of each prompt, padded to one length, and which of them make up each word."""
-
-    def __init__(self, step: Step, words: Any, device: torch.device) -> None:
-        tokenizer = step.pipe.tokenizer
-        prompts = step.prompts
-        ids = [prompt_token_ids(tokenizer, prompt) for prompt in prompts]
-        width = max(len(one) for one in ids)
-        padded = [[*one, *[one[0]] * (width - len(one))] for one in ids]
-        self.ids = torch.tensor(padded)  # on the host
-        self.real = torch.tensor(
-            [[at < len(one) for at in range(width)] for one in ids], device=device
-        )
-        choose = content_words if words is None else words if callable(words) else lambda _: words
-        spans = [token_spans(tokenizer, prompt, choose(prompt)) for prompt in prompts]
-        if len({len(one) for one in spans}) > 1:
-            raise ArgumentError(
-                "words must be as many for every prompt of a batch; give them, or run the prompts one by one"
-            )
-        self.spans: list[list[TokenSpan]] = spans
-        self.words = [
-            [tuple(one.index(at) for at in span.ids) for span in per_prompt]
-            for one, per_prompt in zip(ids, spans, strict=True)
-        ]
-
-    def by_word(self, peaks: torch.Tensor) -> list[dict[str, torch.Tensor]]:
-        """Scores `[B, words]` as word → score, for each prompt."""
-        return [
-            {span.word: value for span, value in zip(spans, row, strict=True)}
-            for spans, row in zip(self.spans, peaks, strict=True)
-        ]
-
-
-def content_words(prompt: str) -> list[Word]:
-    """The words a prompt is about, each with its occurrence: all but function words and words of motion.
-
-    Raises:
-        ArgumentError: if none is left.
-    """
-    seen: dict[str, int] = {}
-    chosen: list[Word] = []
-    for word in re.findall(r"\w+", prompt):
-        lower = word.lower()
-        if lower in _FUNCTION_WORDS:
-            continue
-        chosen.append((word, seen.get(lower, 0)))
-        seen[lower] = seen.get(lower, 0) + 1
-    if not chosen:
-        raise ArgumentError(f"words must be given: the prompt {prompt!r} has no content word")
-    return chosen
+#: What `words` may name instead of listing them.
+_WORDS: dict[str, Callable[[str], Sequence[Word]]] = {
+    "content": content_words,
+    "nouns_and_verbs": nouns_and_verbs,
+}

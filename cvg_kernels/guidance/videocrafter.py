@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from cvg_kernels.capture.layers import unet_grid
-from cvg_kernels.capture.processors import refuse_compiled
-from cvg_kernels.capture.temporal import temporal_layer
 from cvg_kernels.errors import ArgumentError
+from cvg_kernels.ops import temporal_attention
+from cvg_kernels.pipeline.guards import uncompiled
+from cvg_kernels.pipeline.models import unet_grid
 
 #: (columns of a layer's grid, columns of the latents) → options of `temporal_attention`.
 Band = Callable[[int, int], dict[str, Any]]
@@ -51,7 +51,7 @@ def temporal_attentions(unet: nn.Module) -> list[nn.Module]:
 
 
 def regularised(
-    unet: nn.Module, band: Band, until: float, train_steps: int, backend: str
+    unet: nn.Module, band: Band, stop: float, train_steps: int, backend: str
 ) -> AbstractContextManager[None]:
     """Puts a band on the temporal attention of VideoCrafter's UNet for the length of a `with` block.
 
@@ -60,15 +60,14 @@ def regularised(
     Args:
         unet: called as `unet(latents [B, C, F, H, W], timesteps, …)`.
         band: the options for a layer; none are no band.
-        until: calls with timesteps of at least (1 − until) · train_steps are regularised.
+        stop: calls with timesteps of at least (1 − stop) · train_steps are regularised.
         train_steps: how many timesteps the network was trained on.
-        backend: of `temporal_attention`.
+        backend: which implementation of `temporal_attention` to use.
 
     Raises:
-        ArgumentError: for a network without such attention or a compiled one.
+        ArgumentError: for a network without such attention.
     """
-    refuse_compiled(unet)
-    return _regularised(unet, temporal_attentions(unet), band, (1 - until) * train_steps, backend)
+    return _regularised(unet, temporal_attentions(unet), band, (1 - stop) * train_steps, backend)
 
 
 @contextmanager
@@ -96,6 +95,7 @@ def _regularised(
         return band(columns, latents[-1])
 
     with ExitStack() as stack:
+        stack.enter_context(uncompiled(unet, attentions))
         stack.callback(unet.register_forward_pre_hook(begin_call, with_kwargs=True).remove)
         for attention in attentions:
             before = vars(attention).get("forward")
@@ -115,13 +115,16 @@ def _forward(
     x: torch.Tensor,  # [P, F, C]
     context: torch.Tensor | None = None,
     mask: torch.Tensor | None = None,
+    **others: Any,  # VSTAR's own UNet says which step it is
 ) -> torch.Tensor:
     given = options(x.shape[0]) if context is None else {}
     if not given:
-        return stock(x, context=context, mask=mask)
+        return stock(x, context=context, mask=mask, **others)
+    if mask is not None:
+        raise ArgumentError(f"temporal attention with a mask is not supported, got one of shape {tuple(mask.shape)}")
     query, key, value = (
         project(x).unflatten(-1, (attention.heads, -1)).transpose(1, 2)  # [P, heads, F, D]
         for project in (attention.to_q, attention.to_k, attention.to_v)
     )
-    out, _ = temporal_layer(query, key, value, mask, attention.scale, given, backend)
+    out = temporal_attention(query, key, value, scale=attention.scale, backend=backend, **given).out
     return attention.to_out(out.transpose(1, 2).flatten(-2))

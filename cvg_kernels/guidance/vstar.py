@@ -2,45 +2,39 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from cvg_kernels.capture.layers import (
-    Layer,
-    attention_layers,
-    denoisers_of,
-    frame_layers,
-    model_of,
-    unwrap,
-)
-from cvg_kernels.capture.processors import InterceptingProcessor, installed, refuse_compiled
-from cvg_kernels.capture.prompts import PromptWatch
-from cvg_kernels.capture.temporal import temporal_layer, token_frames, video_layer
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.guidance import videocrafter
-from cvg_kernels.guidance.attach import Run
+from cvg_kernels.guidance.base import Guidance, check_count, check_number
+from cvg_kernels.guidance.frame_texts import FrameTexts
 from cvg_kernels.guidance.synopsis import (
     Writer,
     checked_states,
-    frame_texts,
     interpolate_states,
-    place_texts,
     read_states,
     split_at_then,
 )
+from cvg_kernels.pipeline.attention import Attention, token_frames
+from cvg_kernels.pipeline.exchange import replaced_forwards
+from cvg_kernels.pipeline.layers import Layer, attention_layers, check_undivided, frame_layers
+from cvg_kernels.pipeline.models import denoisers_of, model_of, unwrap
+from cvg_kernels.pipeline.session import PipelineSession
+from cvg_kernels.pipeline.taps import Tap
 
 _INPUT_LAYER = "transformer_in"  # the released code leaves a network's first temporal layer alone
 
 
 @dataclass(frozen=True)
-class VSTAR:
+class VSTAR(Guidance):
     """VSTAR's generative temporal nursing; attach it to a pipeline as a context manager.
 
         with cvg.VSTAR(sigma={64: 1.0, 32: 8.0}, prompts=["a bud", "a flower in bloom"]).attach(pipe):
@@ -61,7 +55,7 @@ class VSTAR:
             {finest: 1.0, next: 8.0} for latents of any width; Wan and CogVideoX have one level only, their finest. `None`
             regularises nothing. Smaller is stronger.
         strength: factor of the band (1 in the released code); 0 leaves the network as it is.
-        until: share of the denoising steps that are regularised, from the first (released: 14 of 25).
+        stop: share of the denoising steps that are regularised (released: 14 of 25); a synopsis is for all of them.
         prompts: states in order: a list, a file (a JSON list, or one a line), `"then"` for the parts of the prompt between
             its "then"s, or another writer, which makes them from the prompt (see `guidance.synopsis`). `None`: no synopsis.
             Words that are captured meanwhile are places in the text: each frame shows what its own state has there.
@@ -69,7 +63,7 @@ class VSTAR:
         trained_frames: how many frames the network was trained on: in a longer clip of F frames, frame f takes the
             position f · (trained_frames − 1) / (F − 1), between two that it knows. `None` leaves positions alone (Latte
             then makes clips of that one length only).
-        backend: of `temporal_attention` or `frame_band_attention`.
+        backend: which implementation of `temporal_attention` or `frame_band_attention` to use.
 
     "VSTAR: Generative Temporal Nursing for Longer Dynamic Video Synthesis" (2024). AnimateDiff, ModelScope, Latte,
     Wan and CogVideoX pipelines; the last two take the band alone, as neither attends to text frame by frame, or adds
@@ -78,13 +72,14 @@ class VSTAR:
 
     sigma: Mapping[int, float] | float | str | None = "auto"
     strength: float = 1.0
-    until: float = 0.56
     prompts: Sequence[str] | str | Path | Writer | None = None
     hold: int = 1
     trained_frames: int | None = None
     backend: str = "auto"
+    stop: float = field(default=0.56, kw_only=True)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         widths = self.sigma if isinstance(self.sigma, Mapping) else {}
         numbers = list(widths.values()) or (
             [] if self.sigma in ("auto", None) or widths else [self.sigma]
@@ -95,12 +90,10 @@ class VSTAR:
                 "sigma must be positive, {grid width: positive, …}, 'auto' or None, got "
                 f"{self.sigma!r}"
             )
-        if not 0 <= self.until <= 1:
-            raise ArgumentError(f"until must lie in [0, 1], got {self.until!r}")
-        if self.trained_frames is not None and self.trained_frames < 2:
-            raise ArgumentError(f"trained_frames must be at least 2, got {self.trained_frames!r}")
-        if not (isinstance(self.hold, int) and self.hold >= 1):
-            raise ArgumentError(f"hold must be a whole number of at least 1, got {self.hold!r}")
+        check_number("strength", self.strength)
+        if self.trained_frames is not None:
+            check_count("trained_frames", self.trained_frames, 2)
+        check_count("hold", self.hold, 1)
         if self.prompts is not None and self.prompts != "then" and not callable(self.prompts):
             self.states("")
 
@@ -137,17 +130,58 @@ class VSTAR:
             return {}
         return {"sigma": float(sigma), "strength": self.strength}
 
-    def attach(self, pipe: Any, prompt: str | list[str] | None = None) -> Nursing:
-        """Connects to a pipeline; a context manager.
+    @property
+    def idle(self) -> bool:
+        """Whether neither a band nor a synopsis is asked for."""
+        no_band = self.sigma is None or self.strength == 0 or super().idle
+        return no_band and self.prompts is None
 
-        Args:
-            pipe: a diffusers pipeline (AnimateDiff, ModelScope, Latte, Wan, CogVideoX).
-            prompt: says what the prompt is if the pipeline is called with `prompt_embeds`.
+    def check(self, pipe: Any) -> None:
+        """Checks that the settings are for such a network.
 
         Raises:
-            ArgumentError: for an unknown denoiser, or Wan or CogVideoX with `prompts` or `trained_frames`.
+            ArgumentError: for Wan or CogVideoX with `prompts` or `trained_frames`, or a network whose layers are given
+                parts of a video.
         """
-        return Nursing(self, pipe, prompt)
+        for denoiser in denoisers_of(pipe):
+            check_undivided(denoiser)
+            if model_of(denoiser).frames_in_batch:
+                continue
+            for name in ("prompts", "trained_frames"):
+                if getattr(self, name) is not None:
+                    raise ArgumentError(
+                        f"{name} must be None for {type(unwrap(denoiser)).__name__}, which takes the band alone"
+                    )
+
+    def processors(
+        self, denoiser: nn.Module, session: PipelineSession
+    ) -> list[tuple[Layer, Tap]]:
+        """Puts the band on the layers in which frames attend to each other; see `Guidance`."""
+        return [
+            (layer, _Band(self, session, layer))
+            for layer in frame_layers(denoiser)
+            if _INPUT_LAYER not in layer.name
+        ]
+
+    @contextmanager
+    def modules(self, denoiser: nn.Module, session: PipelineSession) -> Iterator[None]:
+        """Gives every frame its text, and a position that the network knows; see `Guidance`."""
+        with ExitStack() as stack:
+            if self.prompts is not None:
+                texts = FrameTexts(self, session)
+                for layer in attention_layers(denoiser):
+                    if layer.kind == "cross":
+                        hook = layer.module.register_forward_pre_hook(texts.give, with_kwargs=True)
+                        stack.callback(hook.remove)
+            if self.trained_frames is not None:
+                forwards = {
+                    module: partial(_squeezed, module, module.forward, self.trained_frames)
+                    for module in frame_positions(denoiser)
+                }
+                stack.enter_context(replaced_forwards(forwards))
+                if model_of(denoiser).frame_positions is not None:
+                    stack.enter_context(_table(denoiser, self.trained_frames, session))
+            yield
 
     def attach_videocrafter(
         self, unet: nn.Module, *, train_steps: int = 1000
@@ -158,7 +192,7 @@ class VSTAR:
             with cvg.VSTAR(sigma={64: 1.0, 32: 8.0}).attach_videocrafter(unet):
                 samples, _ = DDIMSampler(model).sample(S=25, …)
 
-        Its samplers are not watched, so `until` is here a share of the timesteps that the network was trained on: the
+        Its samplers are not watched, so `stop` is here a share of the timesteps that the network was trained on: the
         same steps for a sampler that goes down them evenly, as VideoCrafter's does.
 
         Args:
@@ -174,7 +208,7 @@ class VSTAR:
                 "prompts and trained_frames need a diffusers pipeline; on VideoCrafter's UNet they must be None, got "
                 f"{self.prompts!r} and {self.trained_frames!r}"
             )
-        return videocrafter.regularised(unet, self.band, self.until, train_steps, self.backend)
+        return videocrafter.regularised(unet, self.band, self.stop, train_steps, self.backend)
 
 
 def frame_positions(denoiser: nn.Module) -> list[nn.Module]:
@@ -184,194 +218,69 @@ def frame_positions(denoiser: nn.Module) -> list[nn.Module]:
     return [one for one in denoiser.modules() if isinstance(one, SinusoidalPositionalEmbedding)]
 
 
-@dataclass(frozen=True)
-class _Call:
-    """A call of the denoiser."""
+class _Band(Tap):
+    """The band on one layer, in the steps that have it."""
 
-    latents: tuple[int, ...]  # [B, C, F, H, W]
-    regularised: bool
-    branches: list[str]  # of each sample
+    def __init__(self, settings: VSTAR, session: PipelineSession, layer: Layer) -> None:
+        self.settings = settings
+        self.session = session
+        self.layer = layer
+        self.backend = settings.backend
+        self.columns: dict[tuple[int, ...], int] = {}  # (F, H, W) of the latents → of the layer's grid
 
+    def active(self) -> bool:
+        call = self.session.call_now()
+        return call is not None and self.settings.guides(call)
 
-class Nursing:
-    """`VSTAR` on a pipeline for the length of a `with` block.
-
-    Args:
-        settings: what to do.
-        pipe: the pipeline.
-        prompt: as for `VSTAR.attach`.
-    """
-
-    def __init__(self, settings: VSTAR, pipe: Any, prompt: str | list[str] | None) -> None:
-        self._settings = settings
-        self._pipe = pipe
-        for denoiser in denoisers_of(pipe):
-            refuse_compiled(denoiser)
-            if model_of(denoiser).frames_in_batch:
-                continue
-            for name in ("prompts", "trained_frames"):
-                if getattr(settings, name) is not None:
-                    raise ArgumentError(
-                        f"{name} must be None for {type(unwrap(denoiser)).__name__}, which takes the band alone"
-                    )
-        self._watch = PromptWatch(pipe, prompt)
-        self._texts: list[tuple[torch.Tensor, torch.Tensor]] = []  # of each sample: `frame_texts`
-        self._texts_run = 0
-        self._tables: dict[nn.Module, torch.Tensor] = {}  # denoiser → its frame positions [1, F, C]
-        self._calls: list[_Call] = []  # innermost last: a guidance method calls within a call
-
-    def __enter__(self) -> Run:
-        with ExitStack() as stack:
-            stack.enter_context(self._watch)
-            for denoiser in denoisers_of(self._pipe):
-                begin = denoiser.register_forward_pre_hook(self._begin_call, with_kwargs=True)
-                end = denoiser.register_forward_hook(self._end_call, always_call=True)
-                stack.callback(begin.remove)
-                stack.callback(end.remove)
-                if self._settings.trained_frames is not None:
-                    for module in frame_positions(denoiser):
-                        stack.callback(module.register_forward_hook(self._squeeze).remove)
-                    name = model_of(denoiser).frame_positions
-                    if name is not None:
-                        table = getattr(denoiser, name)
-                        self._tables[denoiser] = table
-                        stack.callback(self._set_table, denoiser, name, table)
-                if self._settings.prompts is not None:
-                    for layer in attention_layers(denoiser):
-                        if layer.kind == "cross":
-                            hook = layer.module.register_forward_pre_hook(
-                                self._give_text, with_kwargs=True
-                            )
-                            stack.callback(hook.remove)
-            processors = {
-                layer.module: self._processor(denoiser, layer)
-                for denoiser in denoisers_of(self._pipe)
-                for layer in frame_layers(denoiser)
-                if _INPUT_LAYER not in layer.name
-            }
-            stack.enter_context(installed(processors))
-            self._stack = stack.pop_all()
-        return Run()
-
-    def __exit__(self, *error: object) -> None:
-        self._stack.close()
-
-    def _begin_call(self, denoiser: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        """Sees which step a call belongs to, how large its latents are, and what its samples are."""
-        model = model_of(denoiser)
-        latents = model.latents_of(args, kwargs)
-        timestep = kwargs["timestep"] if "timestep" in kwargs else args[1]
-        timesteps = [float(at) for at in self._pipe.scheduler.timesteps]
-        # Wan 2.2 may give every token its own: 0 in a first frame that is given.
-        now = float(torch.as_tensor(timestep).max())
-        steps = math.ceil(self._settings.until * len(timesteps))
-        text = kwargs["encoder_hidden_states"]
-        branches = self._watch.branches(latents.shape[0], text, model.batched_branches)
-        self._calls.append(_Call(tuple(latents.shape), now in timesteps[:steps], branches))
-        if self._settings.prompts is not None and self._texts_run != self._watch.runs:
-            self._texts = [self._encode(denoiser, one, text) for one in self._watch.prompts()]
-            self._texts_run = self._watch.runs
-        if denoiser in self._tables:
-            known, frames = self._settings.trained_frames, latents.shape[2]
-            table = self._tables[denoiser][:, : min(known, frames)]
-            if frames > known:
-                table = interpolate_states(table[0, :, None], frames).transpose(0, 1)
-            self._set_table(denoiser, model.frame_positions, table)
-
-    @staticmethod
-    def _set_table(denoiser: nn.Module, name: str, table: torch.Tensor) -> None:
-        """In the dtype and on the device of the present one: the pipeline may have been moved meanwhile."""
-        setattr(denoiser, name, table.to(getattr(denoiser, name)))
-
-    def _end_call(self, *call: Any) -> None:
-        self._last = self._calls.pop()
-
-    @torch.no_grad()
-    def _encode(
-        self, denoiser: nn.Module, prompt: str, text: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """The text of every frame of a video as its layers are given it, and which tokens a frame has."""
-        states = self._watch.encode(self._settings.states(prompt), text.device)
-        encoded = [state.to(text.dtype) for state in states]
-        texts, there = frame_texts(encoded, self._calls[-1].latents[2])
-        projection = model_of(denoiser).text_projection
-        return (texts if projection is None else getattr(denoiser, projection)(texts)), there
-
-    def _squeeze(self, module: nn.Module, args: tuple, output: torch.Tensor) -> torch.Tensor | None:
-        """Adds the positions of a squeezed clip instead of its own."""
-        known, (x,) = self._settings.trained_frames, args
-        if x.shape[1] <= known:
-            return None
-        positions = interpolate_states(module.pe[0, :known, None], x.shape[1])  # [F, 1, C]
-        return x + positions[:, 0].to(x.dtype)
-
-    def _give_text(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]):
-        """Puts the text of each frame in the place of the prompt's, for the conditional samples of a call."""
-        text = kwargs["encoder_hidden_states"] if "encoder_hidden_states" in kwargs else args[1]
-        call = self._calls[-1]
-        if text.shape[0] < len(call.branches) * call.latents[2]:
-            return None  # the unconditional samples alone: Gen-1's image model, within the call of both
-        conditional = [at for at, branch in enumerate(call.branches) if branch == "cond"]
-        text, mask = place_texts(text, conditional, self._texts)
-        if mask is not None:
-            kwargs = {**kwargs, "attention_mask": mask}
-        if "encoder_hidden_states" in kwargs:
-            return args, {**kwargs, "encoder_hidden_states": text}
-        return (args[0], text, *args[2:]), kwargs
-
-    def _call_now(self) -> _Call:
-        """The call that a layer runs in.
-
-        A layer replayed by gradient checkpointing runs in no call, or in that around its own: of the same step, and of the
-        same size but for the batch.
-        """
-        return self._calls[-1] if self._calls else self._last
-
-    def _processor(self, denoiser: nn.Module, layer: Layer) -> InterceptingProcessor:
-        if layer.kind == "temporal":
-            return self._temporal_processor(denoiser, layer)
-        return self._video_processor(denoiser, layer)
-
-    def _temporal_processor(self, denoiser: nn.Module, layer: Layer) -> InterceptingProcessor:
-        model = model_of(denoiser)
-        columns: dict[tuple[int, ...], int] = {}  # (F, H, W) of the latents → of the layer's grid
-
-        def band(query: torch.Tensor) -> dict[str, Any]:
-            call = self._call_now()
-            if not call.regularised:
-                return {}
-            size = call.latents[2:]
-            if size not in columns:
-                each = query.shape[0] // call.latents[0]
-                columns[size] = model.grid(call.latents, each, unwrap(denoiser))[2]
-            return self._settings.band(columns[size], size[-1])
-
-        def attend(query, key, value, mask, scale):
-            options = band(query)
-            if not options:
-                return None  # torch's own attention
-            return temporal_layer(query, key, value, mask, scale, options, self._settings.backend)[
-                0
-            ]
-
-        return InterceptingProcessor.wrap(layer.module.processor, layer.name, attend, band)
-
-    def _video_processor(self, denoiser: nn.Module, layer: Layer) -> InterceptingProcessor:
-        model = model_of(denoiser)
-
-        def band(query: torch.Tensor) -> dict[str, Any]:
-            call, tokens = self._call_now(), query.shape[2]
-            grid = model.grid(call.latents, tokens, unwrap(denoiser))
-            options = self._settings.band(grid[2], grid[2]) if call.regularised else {}
+    def band(self, attention: Attention) -> dict[str, Any]:
+        call = self.session.call_now()
+        if self.layer.kind == "temporal":
+            size = tuple(call.latents.shape[2:])
+            if size not in self.columns:  # a layer that is replayed has fewer samples than the call around
+                positions = attention.query.shape[0] // call.latents.shape[0]
+                self.columns[size] = call.geometry.grid(positions)[2]
+            options = self.settings.band(self.columns[size], size[-1])
+        else:
+            tokens = attention.query.shape[2]
+            grid = call.geometry.grid(tokens)
+            options = self.settings.band(grid[2], grid[2])
             if options:
-                options["frames"] = token_frames(grid, tokens, query.device)
-            return options
+                options["frames"] = token_frames(grid, tokens, attention.query.device)
+        if options and not call.own:
+            self.session.run.mark(call)
+        return options
 
-        def attend(query, key, value, mask, scale):
-            options = band(query)
-            if not options:
-                return None
-            backend = self._settings.backend
-            return video_layer(query, key, value, mask, scale, backend, **options).out
 
-        return InterceptingProcessor.wrap(layer.module.processor, layer.name, attend, band)
+def _squeezed(
+    module: nn.Module, stock: Any, known: int, x: torch.Tensor
+) -> torch.Tensor:
+    """Adds the positions of a squeezed clip instead of its own, of which the table may have too few."""
+    if x.shape[1] <= known:
+        return stock(x)
+    positions = interpolate_states(module.pe[0, :known, None], x.shape[1])  # [F, 1, C]
+    return x + positions[:, 0].to(x.dtype)
+
+
+@contextmanager
+def _table(denoiser: nn.Module, known: int, session: PipelineSession) -> Iterator[None]:
+    """Lets a denoiser that adds one table of positions add that of a squeezed clip, of the length of each call."""
+    name = model_of(denoiser).frame_positions
+    table = getattr(denoiser, name)
+
+    def put(positions: torch.Tensor) -> None:
+        """In the dtype and on the device of the present one: the pipeline may have been moved meanwhile."""
+        setattr(denoiser, name, positions.to(getattr(denoiser, name)))
+
+    def fit(*_: Any) -> None:
+        frames = session.call_now().latents.shape[2]
+        positions = table[:, : min(known, frames)]
+        if frames > known:
+            positions = interpolate_states(positions[0, :, None], frames).transpose(0, 1)
+        put(positions)
+
+    hook = denoiser.register_forward_pre_hook(fit)
+    try:
+        yield
+    finally:
+        hook.remove()
+        put(table)

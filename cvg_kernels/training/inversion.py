@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from cvg_kernels.capture.layers import denoisers_of, model_of
 from cvg_kernels.errors import ArgumentError
+from cvg_kernels.pipeline.models import denoisers_of, model_of
 
 
 def _levels(pipe: Any, steps: int) -> tuple[list[int], list[float]]:

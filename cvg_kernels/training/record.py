@@ -3,38 +3,45 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
-from cvg_kernels.capture.tokens import Word
-from cvg_kernels.composition.features import EntityTokens, FeatureReader, Selection
-from cvg_kernels.guidance.attach import Attachment, Run, Step
+from cvg_kernels.composition.features import FeatureReader, Selection
+from cvg_kernels.guidance.base import Guidance
+from cvg_kernels.pipeline.call import Call
+from cvg_kernels.pipeline.session import Run
+from cvg_kernels.pipeline.token_table import TokenTable
+from cvg_kernels.pipeline.tokens import Word
 
 
 class _Recorded(Exception):
     """Ends a run whose video nobody wants; never leaves `record`."""
 
 
-class _Recorder:
+@dataclass(frozen=True)
+class _Recorder(Guidance):
     """A guidance method that looks and moves nothing."""
 
-    def __init__(
-        self, selection: Selection, steps: int, phrases: list[list[Word]], stop: bool
-    ) -> None:
-        self.selection = selection
-        self.steps = steps
-        self.phrases = phrases
-        self.stop = stop
+    selection: Selection
+    steps: int
+    phrases: list[list[Word]]
+    ends: bool  # whether the run ends with the last step that is read
 
-    def move(self, step: Step, run: Run) -> None:
-        """Reads the features of a step; see `attach.Method`."""
-        if step.index < self.steps:
-            tokens = EntityTokens.of(step.pipe.tokenizer, step.prompts, self.phrases)
-            with torch.no_grad(), FeatureReader(step.denoiser, self.selection, tokens) as reader:
-                maps = reader.read(lambda: step.denoise(step.latents))
-            run.history.append({"timestep": step.timestep, "maps": maps.cpu()})
-        if self.stop and step.index + 1 >= self.steps:
+    @property
+    def idle(self) -> bool:
+        """It means to change nothing."""
+        return True
+
+    def before_step(self, call: Call, run: Run) -> None:
+        """Reads the features of a step; see `Guidance`."""
+        if call.index < self.steps:
+            table = TokenTable.of(call.find(self.phrases)).to(call.latents.device)
+            with torch.no_grad(), FeatureReader(call.denoiser, self.selection, table) as reader:
+                maps = reader.read(lambda: call.denoise(call.latents))
+            run.history.append({"timestep": call.timestep, "maps": maps.cpu()})
+        if self.ends and call.index + 1 >= self.steps:
             raise _Recorded
 
 
@@ -63,8 +70,8 @@ def record(
         Maps `[B, T, E, M, F, h, w]`; the timesteps of the T steps; the frames `[B, F, 3, H, W]` or `None`.
     """
     frames = None
-    recorder = _Recorder(selection, steps, phrases, stop=not video)
-    with Attachment(recorder, pipe) as run, suppress(_Recorded):
+    recorder = _Recorder(selection, steps, phrases, ends=not video)
+    with recorder.attach(pipe) as run, suppress(_Recorded):
         frames = pipe(prompts, output_type="pt", **options).frames.float().cpu()
     maps = torch.stack([entry["maps"] for entry in run.history], dim=1)
     return maps, [entry["timestep"] for entry in run.history], frames

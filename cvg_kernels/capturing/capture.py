@@ -1,0 +1,345 @@
+"""`capture`: what each word looked at, at every step and layer of a pipeline call."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from cvg_kernels.capturing.records import Record, heat_map
+from cvg_kernels.errors import ArgumentError, GuidanceWarning
+from cvg_kernels.pipeline.attention import Attention, MapRequest
+from cvg_kernels.pipeline.call import Branch, Call, Geometry
+from cvg_kernels.pipeline.guards import check_whole_sequence
+from cvg_kernels.pipeline.hooks import PipelineHooks
+from cvg_kernels.pipeline.layers import Layer, attention_layers, check_undivided
+from cvg_kernels.pipeline.models import Grid, denoisers_of, model_of
+from cvg_kernels.pipeline.sampling import Sampling
+from cvg_kernels.pipeline.taps import Tap
+from cvg_kernels.pipeline.token_table import TokenTable
+from cvg_kernels.pipeline.tokens import TokenSpan, Word, check_reach
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    """A denoiser call that is recorded."""
+
+    call: Call
+    geometry: Geometry
+    table: TokenTable | None  # of every sample; `None` without words
+
+
+class Capture:
+    """Records attention maps while it is open; made by `capture`, whose arguments are explained there.
+
+    Attributes:
+        records: the maps, in the order of the calls.
+        tokens: for each prompt of the last run, what each word resolved to.
+    """
+
+    def __init__(
+        self, pipe: Any, words: Sequence[Word] | Literal["all"] | None, *, prompt: str | list[str] | None,
+        layers: str | Sequence[str] | Callable[[str], bool] | None, temporal: bool, head_reduction: str,
+        steps: Collection[int] | None, gradients: bool, own_loop: bool, keep: str, backend: str,
+    ) -> None:  # fmt: skip
+        if isinstance(words, str) and words != "all":
+            raise ArgumentError(f"words must be a list of words, 'all' or None, got {words!r}")
+        if words is not None and len(words) == 0:
+            raise ArgumentError("words must name at least one word, or be None or 'all', got none")
+        if words is None and not temporal:
+            raise ArgumentError("words must be given unless temporal=True, got None")
+        if head_reduction not in ("mean", "none"):
+            raise ArgumentError(f"head_reduction must be 'mean' or 'none', got {head_reduction!r}")
+        if keep not in ("cpu", "device"):
+            raise ArgumentError(f"keep must be 'cpu' or 'device', got {keep!r}")
+        if isinstance(pipe, nn.Module) or not hasattr(pipe, "scheduler"):
+            raise ArgumentError(
+                f"pipe must be a diffusers pipeline, which knows the words of its prompt, got {type(pipe).__name__}"
+            )
+        self.records: list[Record] = []
+        self.tokens: list[list[TokenSpan]] = []
+        self.prompt = prompt
+        self._pipe: Any = pipe
+        self._words = words
+        self._chosen = _chooser(layers)
+        self._layers = layers
+        self._kinds = ({"temporal"} if temporal else set()) | ({"cross"} if words else set())
+        self._head_reduction = head_reduction
+        self._steps = _steps(steps)
+        self._gradients = gradients
+        self._own_loop = own_loop or gradients
+        self._keep = keep
+        self._backend = backend
+        self._now: _Recorded | None = None
+        self._runs = 0
+
+    def __enter__(self) -> Capture:
+        for denoiser in denoisers_of(self._pipe):
+            model_of(denoiser)
+            check_whole_sequence(denoiser)
+            check_undivided(denoiser)
+            if not self.taps(denoiser):
+                raise ArgumentError(f"layers={self._layers!r} selects no layer of the denoiser")
+        self._hooks = PipelineHooks.of(self._pipe)
+        self._hooks.add(self, own_loop=self._own_loop)
+        return self
+
+    def __exit__(self, kind: Any, *error: object) -> None:
+        self._hooks.remove(self)
+        if kind is None and not self.records:
+            self._say_why_nothing()
+        self._pipe = None  # heat maps that are kept do not keep a model
+
+    def __repr__(self) -> str:
+        words = ", ".join(self.words) or "no words"
+        return f"Capture({words}: {len(self.records)} records of {self._runs} run(s))"
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """Names of the captured words."""
+        return next((record.words for record in reversed(self.records) if record.words), ())
+
+    def heat_map(
+        self,
+        word: Word,
+        occurrence: int = 0,
+        *,
+        branch: Branch = "cond",
+        sample: int = 0,
+        size: tuple[int, int] | None = None,
+        run: int = -1,
+    ) -> torch.Tensor:
+        """Averages the cross-attention of a word over heads, steps and layers: where it looked.
+
+        Every layer counts alike, and within it every step, however often a cache or a two-call scheduler ran it.
+
+        Args:
+            word: one of the captured words.
+            occurrence: which of its occurrences.
+            branch: `"cond"`, `"uncond"` or `"perturbed"`.
+            sample: which video of the batch.
+            size: rows and columns of the result; by default the largest grid of the captured layers.
+            run: which call of the pipeline, the last by default.
+
+        Returns:
+            float32 `[F, H, W]` on the CPU; maps of smaller layers are resized bicubically.
+
+        Raises:
+            ArgumentError: for a word, a branch, a sample or a run that was not captured (lists those that were).
+        """
+        return heat_map(self.records, word, occurrence, branch, sample, size, run)
+
+    def _say_why_nothing(self) -> None:
+        import warnings
+
+        if self._runs == 0:
+            reason = (
+                f"{type(self._pipe).__name__} was not called in the block (own_loop=True, if you call its denoiser yourself)"
+            )
+        elif self._steps is not None:
+            reason = f"the run made none of the steps {sorted(self._steps)}"
+        else:
+            reason = "no captured layer ran"
+        warnings.warn(f"capture recorded nothing: {reason}", GuidanceWarning, stacklevel=3)
+
+    # -- what the hooks tell
+
+    def begin_run(self, sampling: Sampling) -> None:
+        """Counts the runs."""
+        self._runs += 1
+        self._now = None
+
+    def end_run(self, sampling: Sampling) -> None:
+        """Nothing is recorded between two runs."""
+        self._now = None
+
+    def taps(self, denoiser: nn.Module) -> list[tuple[Layer, Tap]]:
+        """What asks the chosen layers for their maps."""
+        return [
+            (layer, _Recorder(self, layer))
+            for layer in attention_layers(denoiser)
+            if layer.kind in self._kinds and self._chosen(layer.name)
+        ]
+
+    def modules(self, denoiser: nn.Module) -> Any:
+        """Nothing else is changed."""
+        return nullcontext()
+
+    def moves(self, call: Call) -> bool:
+        """No latents are moved."""
+        return False
+
+    def before_step(self, call: Call) -> None:
+        """Nothing is done before a step."""
+
+    def after_call(self, call: Call, output: Any) -> None:
+        """Ends the recording of a call: layers that run again in a backward pass are not recorded."""
+        self._now = None
+
+    def before_call(self, call: Call) -> None:
+        """Finds the tokens of the words in the samples of a call, if it is recorded."""
+        self._now = None
+        if self._steps is None or call.index in self._steps:
+            self._now = _Recorded(call, call.geometry, self._table(call) if self._words else None)
+
+    def _table(self, call: Call) -> TokenTable:
+        """The tokens of every sample; samples without the prompt look at the same places."""
+
+        def find() -> TokenTable:
+            if self._words == "all":
+                self.tokens = [text.all_words() for text in call.texts]
+            else:
+                self.tokens = call.find([self._words] * len(call.texts))
+            if len({len(spans) for spans in self.tokens}) > 1:
+                raise ArgumentError("words='all' needs prompts of the same number of tokens")
+            return TokenTable.of(self.tokens)
+
+        table = call.sampling.remember((self, "table"), find)
+        check_reach(table.ids, call.geometry.text_length)
+        return table.repeat(len(call.branches) // len(table.ids)).to(call.latents.device)
+
+    # -- what the taps ask
+
+    def recorded(self) -> _Recorded | None:
+        """The pipeline's call that is under way and recorded; none while a method calls the denoiser."""
+        call = self._hooks.call_now()
+        return self._now if call is not None and not call.own else None
+
+    def record(self, layer: Layer, recorded: _Recorded, maps: torch.Tensor, grid: Grid) -> None:
+        """Keeps the maps of a layer, one record a branch."""
+        call = recorded.call
+        words = recorded.table.labels[0] if layer.kind == "cross" else ()
+        if not self._gradients:
+            maps = maps.detach()
+        for branch in dict.fromkeys(call.branches):
+            part = maps[call.samples(branch)]
+            if self._keep == "cpu" and not self._gradients:
+                part = part.cpu()
+            self.records.append(
+                Record(
+                    call.sampling.number, call.index, call.timestep, layer.name, layer.kind, branch, words, grid, part
+                )
+            )
+
+
+class _Recorder(Tap):
+    """Asks one layer for its maps and records them."""
+
+    def __init__(self, capture: Capture, layer: Layer) -> None:
+        self.capture = capture
+        self.layer = layer
+        self.last: _Recorded | None = None  # a replayed layer computes as it did in its call
+
+    def _wanted(self) -> _Recorded | None:
+        capture = self.capture
+        return capture.recorded() or (self.last if capture._gradients else None)
+
+    def active(self) -> bool:
+        return self._wanted() is not None
+
+    def maps(self, attention: Attention) -> MapRequest | None:
+        capture, recorded = self.capture, self._wanted()
+        if recorded is None or not attention.of_text:
+            return None
+        self.last = recorded
+
+        def receive(maps: torch.Tensor, grid: Grid) -> None:
+            if self.layer.kind == "cross":  # in a replay too: it must save what the call saved
+                maps = recorded.table.by_word(maps)
+            if capture.recorded() is not None:
+                capture.record(self.layer, recorded, maps, grid)
+
+        ids = None if recorded.table is None else recorded.table.ids
+        return MapRequest(recorded.geometry, receive, ids, capture._head_reduction, capture._backend)
+
+
+def _chooser(layers: Any) -> Callable[[str], bool]:
+    """Which layers are wanted, by name."""
+    if layers is None:
+        return lambda name: True
+    if isinstance(layers, str):
+        try:
+            return lambda name, pattern=re.compile(layers): pattern.search(name) is not None
+        except re.error as error:
+            raise ArgumentError(f"layers must be a regular expression, got {layers!r}: {error}") from None
+    if callable(layers):
+        return layers
+    if isinstance(layers, (list, tuple, set, frozenset)) and all(isinstance(n, str) for n in layers):
+        return frozenset(layers).__contains__
+    raise ArgumentError(
+        f"layers must be a regular expression, a list of names, a function of the name or None, got {layers!r}"
+    )
+
+
+def _steps(steps: Any) -> frozenset[int] | range | None:
+    """Which steps are wanted."""
+    if steps is None or isinstance(steps, range):
+        return steps
+    if isinstance(steps, int) and not isinstance(steps, bool):
+        steps = (steps,)
+    try:
+        chosen = frozenset(steps)
+    except TypeError:
+        raise ArgumentError(f"steps must be numbers of steps, 0 first, or None, got {steps!r}") from None
+    if not chosen or any(not isinstance(at, int) or isinstance(at, bool) or at < 0 for at in chosen):
+        raise ArgumentError(f"steps must be numbers of steps, 0 first, or None, got {sorted(map(str, chosen))}")
+    return chosen
+
+
+def capture(
+    pipe: Any,
+    words: Sequence[Word] | Literal["all"] | None = None,
+    *,
+    prompt: str | list[str] | None = None,
+    layers: str | Sequence[str] | Callable[[str], bool] | None = None,
+    temporal: bool = False,
+    head_reduction: Literal["mean", "none"] = "mean",
+    steps: Collection[int] | int | None = None,
+    gradients: bool = False,
+    own_loop: bool = False,
+    keep: Literal["cpu", "device"] = "cpu",
+    backend: str = "auto",
+) -> Capture:
+    """Records where words look while a pipeline runs; a context manager.
+
+        with cvg.capture(pipe, words=["circle", "square"]) as captured:
+            frames = pipe("a red circle moving left and a blue square moving right").frames[0]
+        captured.heat_map("circle")
+
+    The pipeline's own processors run, their attention computed by `attention_with_capture`; the video is that of the
+    stock pipeline to floating-point tolerance. Everything is put back at the end of each call of the pipeline, also after
+    an exception. Calls that a guidance method makes itself are not recorded.
+
+    Args:
+        pipe: a diffusers pipeline whose denoiser is in `pipeline.models.MODELS` (AnimateDiff, ModelScope, Latte, Wan,
+            CogVideoX and what derives from them).
+        words: words or phrases of the prompt, or pairs (word, occurrence); a word of several tokens is their sum.
+            `"<begin>"` and `"<end>"` are the tokens around the prompt. `"all"` takes every token of the prompt; `None` none
+            (with `temporal=True`).
+        prompt: says what the prompt is if the pipeline is called with `prompt_embeds`.
+        layers: regular expression, list of names or predicate on layer names; `None` takes all.
+        temporal: also record the temporal attention maps `[B, h·w, F, F]`, mean over heads.
+        head_reduction: `"mean"`, or `"none"` to keep the heads of cross maps.
+        steps: record in these steps only; the first that the run makes is 0.
+        gradients: keep the maps attached to the graph. Pipelines run without gradients, so this is for a loop of your
+            own, as with `own_loop`.
+        own_loop: you call the pipeline's denoiser and scheduler yourself, and the block is one run.
+        keep: `"cpu"` moves maps off the device at once, `"device"` leaves them there.
+        backend: which implementation of `attention_with_capture` to use.
+
+    Returns:
+        A `Capture` with `records`, `tokens` and `heat_map(word)`.
+
+    Raises:
+        ArgumentError: for arguments that do not fit, a denoiser that is not known, or (when the pipeline runs) a word that
+            is not in the prompt.
+    """
+    return Capture(
+        pipe, words, prompt=prompt, layers=layers, temporal=temporal, head_reduction=head_reduction,
+        steps=steps, gradients=gradients, own_loop=own_loop, keep=keep, backend=backend,
+    )  # fmt: skip

@@ -1,0 +1,201 @@
+"""`Guidance`: what every method has, and where it may take part in a run of a pipeline."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from cvg_kernels.errors import ArgumentError
+from cvg_kernels.pipeline.call import Call
+from cvg_kernels.pipeline.layers import Layer
+from cvg_kernels.pipeline.session import PipelineSession, Run
+from cvg_kernels.pipeline.taps import Tap
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """A guidance method: settings, and what it does with a denoiser call. Subclasses override what they need.
+
+    Attributes:
+        start: share of the denoising steps that pass before it begins.
+        stop: share of the denoising steps after which it ends.
+        until: old name of `stop`; goes with the next release.
+    """
+
+    start: float = field(default=0.0, kw_only=True)
+    stop: float = field(default=1.0, kw_only=True)
+    until: float | None = field(default=None, kw_only=True, repr=False)
+
+    def __post_init__(self) -> None:
+        if self.until is not None:
+            warnings.warn(
+                f"until is called stop now: {type(self).__name__}(stop={self.until!r})",
+                FutureWarning,
+                stacklevel=3,
+            )
+            object.__setattr__(self, "stop", self.until)
+            object.__setattr__(self, "until", None)
+        check_number("start", self.start, 0, 1)
+        check_number("stop", self.stop, 0, 1)
+        if self.start > self.stop:
+            raise ArgumentError(
+                f"start must not be larger than stop, got {self.start!r} and {self.stop!r}"
+            )
+
+    def attach(
+        self, pipe: Any, prompt: str | list[str] | None = None, *, own_loop: bool = False
+    ) -> PipelineSession:
+        """Connects to a pipeline; a context manager that yields the `Run`, with its history.
+
+        Args:
+            pipe: a diffusers pipeline (AnimateDiff, ModelScope, Latte, Wan, CogVideoX and what derives from them).
+            prompt: says what the prompt is if the pipeline is called with `prompt_embeds`.
+            own_loop: you call the pipeline's denoiser and scheduler yourself, and the block is one run.
+
+        Raises:
+            ArgumentError: for a pipeline that cannot be guided.
+        """
+        return PipelineSession(pipe, (self,), prompt, own_loop=own_loop)
+
+    def guides(self, call: Call) -> bool:
+        """Whether the step of a call is between `start` and `stop`."""
+        begin, end = (_whole_steps(share * call.count) for share in (self.start, self.stop))
+        return begin <= call.index < end
+
+    @property
+    def idle(self) -> bool:
+        """Whether the settings ask for nothing, so that a run without a guided step is as it should be."""
+        return self.start == self.stop
+
+    @property
+    def moves_latents(self) -> bool:
+        """Whether the method has a `before_step`."""
+        return type(self).before_step is not Guidance.before_step
+
+    def check(self, pipe: Any) -> None:
+        """Checks that a pipeline can be guided, before anything runs.
+
+        Args:
+            pipe: a pipeline with a scheduler and a known denoiser.
+
+        Raises:
+            ArgumentError: if it cannot.
+        """
+
+    def before_step(self, call: Call, run: Run) -> torch.Tensor | None:
+        """Moves the latents before a denoising step.
+
+        Args:
+            call: the conditional part of the step's first denoiser call; `call.denoise(z)` calls the denoiser.
+            run: whose history is written.
+
+        Returns:
+            The moved latents, as `call.latents`, or `None` to leave the step alone.
+        """
+
+    def processors(
+        self, denoiser: nn.Module, session: PipelineSession
+    ) -> list[tuple[Layer, Tap]]:
+        """Takes part in attention layers for the length of a run.
+
+        Args:
+            denoiser: the network.
+            session: says which call is under way.
+        """
+        return []
+
+    @contextmanager
+    def modules(self, denoiser: nn.Module, session: PipelineSession) -> Iterator[None]:
+        """Changes other modules for the length of a run.
+
+        Args:
+            denoiser: the network.
+            session: says which call is under way.
+        """
+        yield
+
+    def after_prediction(self, call: Call, output: Any) -> Any | None:
+        """Changes what the denoiser has predicted.
+
+        Args:
+            call: the pipeline's call.
+            output: what the denoiser returned.
+
+        Returns:
+            What the pipeline is given instead, of the same kind, or `None` to leave it.
+        """
+
+
+def check_number(
+    name: str,
+    value: Any,
+    low: float = -math.inf,
+    high: float = math.inf,
+    *,
+    above: float = -math.inf,
+) -> None:
+    """Checks that a setting is a finite number in a range.
+
+    Args:
+        name: of the setting.
+        value: that was given.
+        low: the least that is accepted.
+        high: the most that is accepted.
+        above: what it must be larger than.
+
+    Raises:
+        ArgumentError: if it is not.
+    """
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if number and math.isfinite(value) and low <= value <= high and value > above:
+        return
+    accepted = "a finite number"
+    if high < math.inf:
+        accepted += f" in [{low:g}, {high:g}]"
+    elif low > -math.inf:
+        accepted += f" of at least {low:g}"
+    elif above > -math.inf:
+        accepted += f" above {above:g}"
+    raise ArgumentError(f"{name} must be {accepted}, got {value!r}")
+
+
+def check_count(name: str, value: Any, least: int = 0) -> None:
+    """Checks that a setting is a whole number.
+
+    Args:
+        name: of the setting.
+        value: that was given.
+        least: the least that is accepted.
+
+    Raises:
+        ArgumentError: if it is not.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ArgumentError(f"{name} must be a whole number of at least {least}, got {value!r}")
+
+
+def check_choice(name: str, value: Any, accepted: tuple[Any, ...]) -> None:
+    """Checks that a setting is one of those there are.
+
+    Args:
+        name: of the setting.
+        value: that was given.
+        accepted: the choices.
+
+    Raises:
+        ArgumentError: if it is not.
+    """
+    if value not in accepted:
+        raise ArgumentError(f"{name} must be one of {', '.join(map(repr, accepted))}, got {value!r}")
+
+
+def _whole_steps(steps: float) -> int:
+    """Rounds up, but for what rounding has left: 0.1 · 30 is 3."""
+    return math.ceil(steps - 1e-9)

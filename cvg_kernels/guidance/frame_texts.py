@@ -1,0 +1,60 @@
+"""A text of its own for every frame, in the place of the prompt's: VSTAR's synopsis in the layers of a network."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from cvg_kernels.guidance.synopsis import frame_texts, place_texts
+from cvg_kernels.pipeline.call import Call
+from cvg_kernels.pipeline.session import PipelineSession
+
+if TYPE_CHECKING:
+    from cvg_kernels.guidance.vstar import VSTAR
+
+
+class FrameTexts:
+    """Gives the text layers of a network the states of a synopsis.
+
+    Args:
+        settings: whose states.
+        session: says which call is under way.
+    """
+
+    def __init__(self, settings: VSTAR, session: PipelineSession) -> None:
+        self._settings = settings
+        self._session = session
+
+    def give(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]):
+        """Before a text layer: puts the text of each frame in the place of the prompt's, for conditional samples."""
+        given = kwargs["encoder_hidden_states"] if "encoder_hidden_states" in kwargs else args[1]
+        call = self._session.call_now()
+        conditional = [at for at, branch in enumerate(call.branches) if branch != "uncond"]
+        if not conditional:
+            return None
+        # An IP-Adapter hands its image tokens over beside the text.
+        text, *beside = given if isinstance(given, tuple) else (given,)
+        texts = call.sampling.remember((id(self), call.denoiser), lambda: self._encode(call))
+        each = [texts[at % len(texts)] for at in conditional]
+        text, mask = place_texts(text, conditional, each)
+        if mask is not None:
+            kwargs = {**kwargs, "attention_mask": mask}
+        if not call.own:
+            self._session.run.mark(call)
+        text = (text, *beside) if beside else text
+        if "encoder_hidden_states" in kwargs:
+            return args, {**kwargs, "encoder_hidden_states": text}
+        return (args[0], text, *args[2:]), kwargs
+
+    @torch.no_grad()
+    def _encode(self, call: Call) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """The text of every frame of each video as its layers are given it, and which tokens a frame has."""
+        made = []
+        for prompt in call.prompts:
+            states = call.sampling.encode(self._settings.states(prompt), call.text.device)
+            texts, there = frame_texts([state.to(call.text.dtype) for state in states], call.latents.shape[2])
+            projection = call.model.text_projection
+            made.append((texts if projection is None else getattr(call.denoiser, projection)(texts), there))
+        return made

@@ -1,0 +1,1 @@
+"""What touches a diffusers pipeline: one set of hooks, which decode every denoiser call once."""

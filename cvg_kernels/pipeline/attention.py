@@ -1,0 +1,237 @@
+"""One attention of a layer by our kernels: its output under a band, and the maps that are wanted of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch.nn.functional import pad
+
+from cvg_kernels.errors import ArgumentError
+from cvg_kernels.ops import (
+    attention_with_capture,
+    capture_maps,
+    frame_band_attention,
+    temporal_attention,
+)
+from cvg_kernels.pipeline.call import Geometry
+from cvg_kernels.pipeline.layers import Layer
+from cvg_kernels.pipeline.models import Grid
+
+
+@dataclass(frozen=True)
+class Attention:
+    """A call of scaled dot-product attention within a layer.
+
+    Attributes:
+        layer: the layer.
+        query: `[B', heads, N, D]`, as the layer made it; key and value likewise.
+        key: `[B', heads, M, D]`.
+        value: `[B', heads, M, D]`.
+        mask: of `scaled_dot_product_attention`, or `None`.
+        scale: factor of the logits; `None` is D^-½.
+        number: which of the calls that the layer makes in one forward, 0 first.
+    """
+
+    layer: Layer
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    mask: torch.Tensor | None
+    scale: float | None
+    number: int
+
+    @property
+    def of_text(self) -> bool:
+        """Whether the keys are those of the text (or of text and video), not of an image prompt beside it.
+
+        Wan 2.1's image-to-video model attends to the image first, an IP-Adapter to the text.
+        """
+        image_first = getattr(self.layer.module, "add_k_proj", None) is not None
+        return self.number == int(image_first and self.layer.kind == "cross")
+
+
+@dataclass(frozen=True)
+class MapRequest:
+    """The maps that somebody wants of a layer.
+
+    Attributes:
+        geometry: of the denoiser call.
+        receive: is given the maps and the layer's grid (F, h, w): cross `[B, K, F, h, w]` (or `[B, heads, K, F, h, w]`),
+            temporal `[B, h·w, F, F]`, and self, of a model whose self-attention stays within a frame, `[B, F, h·w, h·w]`,
+            with the attending frame or position first.
+        token_ids: `[B, K]`, tokens to capture in cross-attention, on the device of the layer.
+        head_reduction: of cross maps, `"mean"` or `"none"`.
+        backend: which implementation to use.
+    """
+
+    geometry: Geometry
+    receive: Callable[[torch.Tensor, Grid], None]
+    token_ids: torch.Tensor | None = None
+    head_reduction: Literal["mean", "none"] = "mean"
+    backend: str = "auto"
+
+
+def attend(
+    attention: Attention, band: dict[str, Any], requests: Sequence[MapRequest], backend: str
+) -> torch.Tensor:
+    """Computes the output of a layer and hands its maps to those who want them.
+
+    Args:
+        attention: the layer's call.
+        band: options of `temporal_attention` (a temporal layer) or of `frame_band_attention` (others); empty: none.
+        requests: wanted maps.
+        backend: which implementation of the operations to use.
+
+    Raises:
+        ArgumentError: for a mask where frames attend to each other.
+    """
+    kind = attention.layer.kind
+    if kind == "temporal":
+        return _temporal(attention, band, requests, backend)
+    if band:
+        return _under_band(attention, band, requests, backend)
+    if kind == "self":
+        return _within_frames(attention, requests, backend)
+    return _to_text(attention, requests, backend)
+
+
+def _temporal(attention, band, requests, backend) -> torch.Tensor:
+    _refuse_mask("temporal attention", attention.mask)
+    result = temporal_attention(
+        attention.query, attention.key, attention.value, scale=attention.scale, capture=bool(requests),
+        backend=backend, **band,
+    )  # fmt: skip
+    for request in requests:
+        frames, seen = request.geometry.latents[2], result.maps.shape[-1]
+        if seen != frames:
+            raise ArgumentError(
+                f"{attention.layer.name} sees {seen} of {frames} frames at a time (FreeNoise's windows): its maps cannot be put "
+                "together; do without temporal maps, or with a context_length of the whole video"
+            )
+        maps = result.maps.unflatten(0, (request.geometry.latents[0], -1))
+        request.receive(maps, request.geometry.grid(maps.shape[1]))
+    return result.out
+
+
+def _under_band(attention, band, requests, backend) -> torch.Tensor:
+    """Attention over the tokens of a video, with or without those of a text, with a band by frame distance."""
+    _refuse_mask("attention over a video", attention.mask)
+    frames = band["frames"]
+    options = {name: value for name, value in band.items() if name != "frames"}
+    out, lse = frame_band_attention(
+        attention.query, attention.key, attention.value, frames, frames, scale=attention.scale,
+        backend=backend, **options,
+    )  # fmt: skip
+    for request in requests:
+        maps = _text_maps(attention, lse, request.token_ids)
+        maps = maps.mean(1) if request.head_reduction == "mean" else maps
+        _hand_over(maps, request)
+    return out
+
+
+def _within_frames(attention, requests, backend) -> torch.Tensor:
+    """Self-attention within a frame: every key is captured."""
+    captured = attention_with_capture(
+        attention.query, attention.key, attention.value,
+        torch.arange(attention.key.shape[2], device=attention.query.device),
+        scale=attention.scale, key_mask=per_key_mask(attention.mask), backend=backend,
+    )  # fmt: skip
+    for request in requests:
+        maps = captured.maps.mT.unflatten(0, (request.geometry.latents[0], -1))  # [B, F, h·w, h·w]
+        request.receive(maps, request.geometry.grid(maps.shape[2]))
+    return captured.out
+
+
+def _to_text(attention, requests, backend) -> torch.Tensor:
+    options = {
+        "scale": attention.scale,
+        "key_mask": per_key_mask(attention.mask),
+        "backend": backend,
+    }
+    if not requests:
+        return attention_with_capture(
+            attention.query, attention.key, attention.value, [0], **options
+        ).out
+    out = None
+    for request in requests:
+        ids = request.token_ids
+        if request.geometry.model.frames_in_batch:
+            ids = ids.repeat_interleave(request.geometry.latents[2], dim=0)
+        wanted = {**options, "head_reduction": request.head_reduction}
+        if out is None:
+            out, maps, _ = attention_with_capture(
+                attention.query, attention.key, attention.value, ids, **wanted
+            )
+        else:
+            maps = capture_maps(attention.query, attention.key, ids, **wanted).maps
+        _hand_over(maps, request)
+    return out
+
+
+def _hand_over(maps: torch.Tensor, request: MapRequest) -> None:
+    """Arranges cross maps `[B', (heads,) K, N]` over the video."""
+    geometry = request.geometry
+    grid = geometry.grid(maps.shape[-1])
+    if geometry.model.frames_in_batch:
+        batch, frames = geometry.latents[0], geometry.latents[2]
+        maps = maps.unflatten(0, (batch, frames)).movedim(1, -2)  # [B, (heads,) K, F, h·w]
+    else:
+        maps = maps[..., -math.prod(grid) :]  # without the queries of a text
+        maps = maps.unflatten(-1, (grid[0], -1))
+    request.receive(maps.unflatten(-1, grid[1:]), grid)
+
+
+def _text_maps(
+    attention: Attention, lse: torch.Tensor, token_ids: torch.Tensor
+) -> torch.Tensor:
+    """Maps `[B, H, K, N]` of text tokens under a band: exp(S − lse), since their logits S have no band.
+
+    Args:
+        attention: the layer's call.
+        lse: `[B, H, N]`, of the attention with its band.
+        token_ids: `[B, K]`, of text tokens.
+    """
+    query, key, scale = attention.query, attention.key, attention.scale
+    chosen = key.take_along_dim(token_ids[:, None, :, None], dim=2)  # [B, H, K, D]
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    with torch.autocast(query.device.type, enabled=False):
+        logits = scale * (chosen.to(lse.dtype) @ query.to(lse.dtype).mT)
+        return (logits - lse[:, :, None]).exp()
+
+
+def token_frames(grid: Grid, tokens: int, device: torch.device) -> torch.Tensor:
+    """Returns the frame of each token, int32 `[tokens]`; −1 for the tokens of a text, which come before those of the video.
+
+    Args:
+        grid: (F, h, w), filled frame by frame.
+        tokens: how many there are.
+        device: of the result.
+
+    Raises:
+        ArgumentError: if there are too few for the grid.
+    """
+    text = tokens - math.prod(grid)
+    if text < 0:
+        raise ArgumentError(f"a layer of {tokens} tokens cannot hold a video of {grid}")
+    frames = torch.arange(grid[0], dtype=torch.int32, device=device)
+    return pad(frames.repeat_interleave(grid[1] * grid[2]), (text, 0), value=-1)
+
+
+def per_key_mask(mask: torch.Tensor | None) -> torch.Tensor | None:
+    """A mask of scaled dot-product attention in the form our operations take: with four dimensions."""
+    if mask is None:
+        return None
+    while mask.ndim < 4:
+        mask = mask[None]
+    return mask
+
+
+def _refuse_mask(what: str, mask: torch.Tensor | None) -> None:
+    if mask is not None:
+        raise ArgumentError(
+            f"{what} with a mask is not supported, got one of shape {tuple(mask.shape)}"
+        )

@@ -1,0 +1,224 @@
+"""`Call`: one call of the denoiser, decoded once, in the terms that every method speaks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_map_only
+
+from cvg_kernels.errors import ArgumentError
+from cvg_kernels.pipeline.models import Grid, Model, model_of, unwrap
+
+if TYPE_CHECKING:
+    from cvg_kernels.pipeline.hooks import PipelineHooks
+    from cvg_kernels.pipeline.sampling import Sampling
+    from cvg_kernels.pipeline.tokens import EncodedText, TokenSpan, Word
+
+#: What a sample of a call is: with or without the prompt, or with it and disturbed attention (PAG).
+Branch = Literal["cond", "uncond", "perturbed"]
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """How the tokens of a denoiser call lie: what arranges the maps of its layers over the video.
+
+    Attributes:
+        model: table entry of the denoiser.
+        denoiser: the network.
+        latents: shape `[B, C, F, H, W]` of what it is given, conditions left out.
+        text_length: tokens of the text.
+    """
+
+    model: Model
+    denoiser: nn.Module
+    latents: tuple[int, ...]
+    text_length: int
+
+    @classmethod
+    def of(cls, denoiser: nn.Module, arguments: dict[str, Any]) -> Geometry:
+        """The geometry of a call.
+
+        Args:
+            denoiser: the network.
+            arguments: of the call, by name.
+        """
+        model, network = model_of(denoiser), unwrap(denoiser)
+        latents = model.named(arguments[model.latents])[:, : model.channels(network)]
+        return cls(model, network, tuple(latents.shape), arguments["encoder_hidden_states"].shape[1])
+
+    def grid(self, tokens: int) -> Grid:
+        """The grid of a layer that has so many tokens per sample (or per frame)."""
+        return self.model.grid(self.latents, tokens, self.denoiser)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of the denoiser.
+
+    Attributes:
+        pipe: the pipeline that is running.
+        denoiser: the network.
+        arguments: of the call, by name.
+        latents: `[B, C, F, H, W]`, without the channels of a condition. For `Guidance.before_step` they are in float32
+            and as the scheduler has them, else as the denoiser is given them.
+        branches: of each sample.
+        index: number of the denoising step among those that this run makes, 0 first.
+        count: how many steps the run makes.
+        timestep: of the noisy tokens, where a call carries one per token.
+        leading: whether a move of the latents takes effect at this call: it begins a step of the scheduler.
+        sampling: the run that the call belongs to; what is remembered of one run is not used in another.
+        hooks: through which a method calls the denoiser.
+        own: whether a method is calling, so that this is no prediction of the pipeline.
+        scale: the factor by which the denoiser's input differs from `latents`.
+    """
+
+    pipe: Any
+    denoiser: nn.Module
+    arguments: dict[str, Any]
+    latents: torch.Tensor
+    branches: tuple[Branch, ...]
+    index: int
+    count: int
+    timestep: float
+    leading: bool
+    sampling: Sampling
+    hooks: PipelineHooks
+    own: bool = False
+    scale: float = 1.0
+
+    @property
+    def model(self) -> Model:
+        """Table entry of the denoiser."""
+        return model_of(self.denoiser)
+
+    @property
+    def geometry(self) -> Geometry:
+        """How the tokens of the call lie."""
+        return Geometry.of(self.denoiser, self.arguments)
+
+    @property
+    def text(self) -> torch.Tensor:
+        """What the denoiser is given of the text, `[B, tokens, C]` or `[B·F, tokens, C]`."""
+        return self.arguments["encoder_hidden_states"]
+
+    @property
+    def texts(self) -> list[EncodedText]:
+        """The prompt of each video as the text encoder read it."""
+        return self.sampling.texts()
+
+    @property
+    def prompts(self) -> list[str]:
+        """The prompt of each video."""
+        return [text.text for text in self.texts]
+
+    def find(self, words: Sequence[Sequence[Word]]) -> list[list[TokenSpan]]:
+        """Finds words in the prompt of each video.
+
+        Args:
+            words: for each video.
+
+        Raises:
+            ArgumentError: for a word that is not there.
+        """
+        return [
+            text.find(each, convert=self.sampling.convert)
+            for text, each in zip(self.texts, words, strict=True)
+        ]
+
+    def denoise(self, latents: torch.Tensor) -> Any:
+        """Calls the denoiser for a method: no prediction of the pipeline, and not recorded.
+
+        Args:
+            latents: `[B, C, F, H, W]`, of the kind of `self.latents`.
+        """
+        return self.hooks.predict(self, latents if self.scale == 1 else latents * self.scale)
+
+    def samples(self, *branches: Branch) -> slice:
+        """Where the samples of some branches stand in the batch; they are neighbours.
+
+        Args:
+            *branches: which.
+        """
+        places = [place for place, branch in enumerate(self.branches) if branch in branches]
+        return slice(places[0], places[-1] + 1) if places else slice(0, 0)
+
+    def part(self, samples: slice) -> Call:
+        """The call with some of its samples alone: whatever holds an entry for every sample, or for every frame, is cut.
+
+        Args:
+            samples: which.
+        """
+        batch = len(self.branches)
+        if samples == slice(0, batch):
+            return self
+
+        def cut(tensor: torch.Tensor) -> torch.Tensor:
+            if tensor.ndim == 0 or tensor.shape[0] == 0 or tensor.shape[0] % batch:
+                return tensor
+            each = tensor.shape[0] // batch
+            return tensor[samples.start * each : samples.stop * each]
+
+        arguments = {
+            name: tree_map_only(torch.Tensor, cut, value) if self.model.per_sample(name) else value
+            for name, value in self.arguments.items()
+        }
+        return replace(
+            self,
+            arguments=arguments,
+            latents=self.latents[samples],
+            branches=self.branches[samples],
+        )
+
+    def with_latents(self, latents: torch.Tensor) -> dict[str, Any]:
+        """The arguments of the call with other latents; the channels of a condition stay.
+
+        Args:
+            latents: `[B, C, F, H, W]`, as the denoiser is given them.
+        """
+        given = self.model.named(self.arguments[self.model.latents])
+        if given.shape[1] > latents.shape[1]:
+            latents = torch.cat([latents, given[:, latents.shape[1] :].to(latents.dtype)], dim=1)
+        return {**self.arguments, self.model.latents: self.model.native(latents.to(given.dtype))}
+
+    def noisy(self) -> torch.Tensor | None:
+        """Where the latents are noisy, bool `[B, 1, F, H, W]`, if a call carries a timestep per token; else `None`.
+
+        Wan 2.2 gives the tokens of a frame that is given the timestep 0: they must not be moved.
+        """
+        timesteps = self.arguments.get("timestep")
+        if not torch.is_tensor(timesteps) or timesteps.ndim != 2 or timesteps.shape[1] < 2:
+            return None
+        grid = self.geometry.grid(timesteps.shape[1])
+        if timesteps.shape[1] != grid[0] * grid[1] * grid[2]:
+            raise ArgumentError(
+                f"timestep must have one value per token of the grid {grid}, got {tuple(timesteps.shape)}"
+            )
+        noisy = (timesteps > 0).unflatten(1, grid)
+        for axis, size in enumerate(self.latents.shape[2:], start=1):
+            noisy = noisy.repeat_interleave(size // noisy.shape[axis], dim=axis)
+        return noisy[:, None]
+
+
+def timestep_of(arguments: dict[str, Any]) -> float:
+    """The timestep of the noisy tokens of a call: the largest, where every token has its own.
+
+    Args:
+        arguments: of the call, by name.
+    """
+    return float(torch.as_tensor(arguments["timestep"]).float().max())
+
+
+def repeated(tensor: torch.Tensor, branches: Sequence[Branch], samples: int) -> torch.Tensor:
+    """A tensor `[samples, …]` for every branch of a call, `[B, …]`.
+
+    Args:
+        tensor: one entry a video.
+        branches: of the call.
+        samples: videos made at once.
+    """
+    return tensor.repeat(len(branches) // samples, *[1] * (tensor.ndim - 1))
+

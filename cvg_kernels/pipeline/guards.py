@@ -1,0 +1,152 @@
+"""What a network may be under when something is attached to it: compilation, caches, offloading, parallelism."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_map_only
+
+from cvg_kernels.errors import ArgumentError
+from cvg_kernels.pipeline.models import unwrap
+
+_log = logging.getLogger("cvg_kernels")
+
+#: Hooks of diffusers that take a module's weights away after its forward.
+_WEIGHT_HOOKS = ("group_offloading", "lazy_prefetch_group_offloading", "layerwise_casting")
+
+
+def check_extra_forwards(denoiser: nn.Module) -> None:
+    """Checks that a denoiser can be called between a pipeline's own calls, for maps of a whole video.
+
+    Raises:
+        ArgumentError: if a cache is enabled, whose state the extra calls would poison, or its sequence is spread over
+            several processes.
+    """
+    network = unwrap(denoiser)
+    if getattr(network, "is_cache_enabled", False):
+        raise ArgumentError(
+            "the denoiser has a cache enabled, which the extra forward passes of guidance would poison: call "
+            "disable_cache() first"
+        )
+    check_whole_sequence(denoiser)
+
+
+def check_whole_sequence(denoiser: nn.Module) -> None:
+    """Checks that every process sees all tokens of a video.
+
+    Raises:
+        ArgumentError: under context parallelism (`enable_parallelism`): a layer has only a share of the tokens.
+    """
+    parallel = getattr(unwrap(denoiser), "_parallel_config", None)
+    if getattr(parallel, "context_parallel_config", None) is not None:
+        raise ArgumentError(
+            "the denoiser runs under context parallelism, where every process sees only a share of the video's tokens: "
+            "maps of it cannot be captured; run it on one process"
+        )
+
+
+def keeps_weights(denoiser: nn.Module) -> bool:
+    """Whether the weights that a forward pass used are still there for its backward pass.
+
+    Group offloading and layer-wise casting exchange a module's weights after its forward.
+    """
+    for module in unwrap(denoiser).modules():
+        registry = getattr(module, "_diffusers_hook", None)
+        if registry is not None and any(name in registry.hooks for name in _WEIGHT_HOOKS):
+            return False
+    return True
+
+
+@contextmanager
+def differentiable(denoiser: nn.Module) -> Iterator[None]:
+    """Gradients for latents, not for parameters, whatever mode the pipeline runs in.
+
+    Also where the weights are taken away after a module's forward: those that the backward pass needs are kept till then.
+
+    Args:
+        denoiser: the network.
+    """
+    network = unwrap(denoiser)
+    trained = [p for p in network.parameters() if p.requires_grad]
+    if any(p.is_inference() for p in network.parameters()):
+        raise ArgumentError(
+            "the denoiser's weights were made under torch.inference_mode, so nothing can be differentiated through "
+            "it: load the pipeline outside of it"
+        )
+    keep = nullcontext()
+    if not keeps_weights(denoiser):
+        keep = torch.autograd.graph.saved_tensors_hooks(lambda saved: saved.detach(), lambda kept: kept)
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        with torch.inference_mode(False), torch.enable_grad(), keep:
+            yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+def without_inference_tensors(arguments: Any) -> Any:
+    """A call's arguments with the tensors that were made in inference mode copied: those cannot be saved for a backward pass.
+
+    Args:
+        arguments: any nested structure.
+    """
+    return tree_map_only(
+        torch.Tensor, lambda tensor: tensor.clone() if tensor.is_inference() else tensor, arguments
+    )
+
+
+@contextmanager
+def uncompiled(
+    denoiser: nn.Module, touched: Sequence[nn.Module], *, say: bool = True
+) -> Iterator[None]:
+    """Runs the compiled parts of a denoiser as they were written, where they contain what is touched.
+
+    Compiled code knows nothing of hooks and taps that come later. Blocks without any stay compiled.
+
+    Args:
+        denoiser: as the pipeline has it, perhaps the result of `torch.compile`.
+        touched: modules with taps or hooks.
+        say: whether to say so in the log.
+    """
+    wanted = {id(module) for module in touched} | {id(unwrap(denoiser))}
+    with ExitStack() as stack:
+        names = []
+        for name, module in denoiser.named_modules():
+            compiled = getattr(module, "_compiled_call_impl", None) is not None
+            if not (compiled or hasattr(module, "_orig_mod")):
+                continue
+            if not any(id(part) in wanted for part in module.modules()):
+                continue
+            names.append(name or type(unwrap(module)).__name__)
+            if compiled:
+                stack.callback(setattr, module, "_compiled_call_impl", module._compiled_call_impl)
+                module._compiled_call_impl = None
+            if hasattr(module, "_orig_mod"):
+                stack.enter_context(_forward_of(module, module._orig_mod))
+        if names and say:
+            _log.warning(
+                "%s compiled; while attached to, it runs uncompiled",
+                f"{names[0]} is" if len(names) == 1 else f"{names[0]} and {len(names) - 1} other modules are",
+            )
+        yield
+
+
+@contextmanager
+def _forward_of(wrapper: nn.Module, forward: nn.Module) -> Iterator[None]:
+    """Lets a wrapper of `torch.compile` call what it wraps."""
+    own = vars(wrapper).get("forward")
+    vars(wrapper)["forward"] = forward
+    try:
+        yield
+    finally:
+        if own is None:
+            del vars(wrapper)["forward"]
+        else:
+            vars(wrapper)["forward"] = own

@@ -1,0 +1,371 @@
+"""`PipelineHooks`: all that is put on a pipeline, once for everything attached to it.
+
+The pipeline's own call is the frame: what listens inside is put in place when a call begins and taken away when it ends,
+however it ends. So nothing is left behind by an exception, other pipelines that share the denoiser are not touched, and
+whatever is set on the pipeline between two calls stays as it was set.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from cvg_kernels.errors import ArgumentError
+from cvg_kernels.pipeline.call import Call, repeated, timestep_of
+from cvg_kernels.pipeline.exchange import exchange
+from cvg_kernels.pipeline.guards import differentiable, uncompiled, without_inference_tensors
+from cvg_kernels.pipeline.layers import Layer
+from cvg_kernels.pipeline.models import arguments_of, denoisers_of, model_of, unwrap
+from cvg_kernels.pipeline.sampling import Sampling
+from cvg_kernels.pipeline.schedule import Schedule
+from cvg_kernels.pipeline.schedulers import moved_step
+from cvg_kernels.pipeline.taps import Tap, keep_taps, tapped
+
+_SLOT = "_cvg_hooks"
+
+
+class Subscriber(Protocol):
+    """What is told of a pipeline's calls; see `PipelineSession` and `Capture`."""
+
+    prompt: str | list[str] | None
+
+    def begin_run(self, sampling: Sampling) -> None:
+        """A call of the pipeline begins."""
+
+    def end_run(self, sampling: Sampling) -> None:
+        """A call of the pipeline has ended, perhaps by an exception."""
+
+    def taps(self, denoiser: nn.Module) -> list[tuple[Layer, Tap]]:
+        """What takes part in attention layers during a run."""
+
+    def modules(self, denoiser: nn.Module) -> Any:
+        """A context manager around a run that changes other modules."""
+
+    def before_call(self, call: Call) -> None:
+        """A call of the denoiser by the pipeline, as it is made, moved latents and all."""
+
+    def moves(self, call: Call) -> bool:
+        """Whether `before_step` shall be asked at the step that a call begins."""
+
+    def before_step(self, call: Call) -> torch.Tensor | None:
+        """The conditional part of the first call of a step → moved latents, or `None`."""
+
+    def after_call(self, call: Call, output: Any) -> Any | None:
+        """What the denoiser has returned → what the pipeline is given instead, or `None`."""
+
+
+class PipelineHooks:
+    """Everything that is put on one pipeline; made by `PipelineHooks.of`, gone with its last subscriber.
+
+    Args:
+        pipe: a diffusers pipeline.
+    """
+
+    def __init__(self, pipe: Any) -> None:
+        self.pipe = pipe
+        self.subscribers: list[Subscriber] = []
+        self.runs = 0
+        self._scheduler: Any = None  # the one that is listened to
+        self._give_back = lambda: None
+        self._forget()
+
+    def __deepcopy__(self, memo: dict) -> None:
+        return None
+
+    @classmethod
+    def of(cls, pipe: Any) -> PipelineHooks:
+        """The hooks of a pipeline, those that it has or new ones."""
+        return vars(pipe).get(_SLOT) or cls(pipe)
+
+    def add(self, subscriber: Subscriber, own_loop: bool = False) -> None:
+        """Lets a subscriber take part in the runs that begin from now on, or in a loop of the user's own that is under way.
+
+        Args:
+            subscriber: who.
+            own_loop: the user calls the denoiser and the scheduler, and not the pipeline: until the subscriber leaves is
+                one run.
+        """
+        if not self.subscribers:
+            methods = {"__call__": self._run}
+            if hasattr(type(self.pipe), "encode_prompt"):
+                methods["encode_prompt"] = self._encode
+            self._restore = exchange(self.pipe, methods)
+            vars(self.pipe)[_SLOT] = self
+        self.subscribers.append(subscriber)
+        try:
+            if own_loop and self._sampling is None:
+                self._begin({})
+                self._loop_of = subscriber
+            elif self._loop_of is not None:
+                self._join(subscriber)
+        except BaseException:
+            self.remove(subscriber)
+            raise
+
+    def remove(self, subscriber: Subscriber) -> None:
+        """Takes a subscriber off; the last one leaves the pipeline as it was before the first."""
+        if subscriber not in self.subscribers:
+            return
+        if subscriber is self._loop_of:
+            self._end()
+        elif id(subscriber) in self._frames:
+            self._frames.pop(id(subscriber)).close()
+        self.subscribers.remove(subscriber)
+        if not self.subscribers:
+            vars(self.pipe).pop(_SLOT, None)
+            self._restore()
+
+    def call_now(self) -> Call | None:
+        """The call that a layer runs in.
+
+        A layer replayed by gradient checkpointing runs in no call, or in that around its own: of the same step, and of the
+        same size but for the batch.
+        """
+        return self._calls[-1] if self._calls and self._calls[-1] is not None else self._last
+
+    # -- a call of the pipeline
+
+    def _run(self, stock: Any, *args: Any, **kwargs: Any) -> Any:
+        """The pipeline's `__call__`."""
+        if self._sampling is not None:  # a pipeline that calls itself, or within a loop of the user's own
+            return stock(*args, **kwargs)
+        options = inspect.signature(stock).bind(*args, **kwargs).arguments
+        try:
+            self._begin({**options, **options.pop("kwargs", {})})
+            return stock(*args, **kwargs)
+        finally:
+            self._end()
+
+    def _begin(self, options: dict[str, Any]) -> None:
+        """Puts everything in its place for the length of a run."""
+        prompt = next((s.prompt for s in self.subscribers if s.prompt is not None), None)
+        self._sampling = Sampling(self.pipe, self.runs, options, prompt)
+        self.runs += 1
+        self._frame = stack = ExitStack()
+        for denoiser in denoisers_of(self.pipe):
+            network = unwrap(denoiser)
+            stack.callback(network.register_forward_pre_hook(self._before, with_kwargs=True).remove)
+            stack.callback(network.register_forward_hook(self._after, always_call=True).remove)
+        encoder = getattr(self.pipe, "text_encoder", None)
+        if isinstance(encoder, nn.Module):
+            hook = encoder.register_forward_pre_hook(self._read, with_kwargs=True)
+            stack.callback(hook.remove)
+        self._watch_scheduler()
+        for subscriber in self.subscribers:
+            self._join(subscriber)
+
+    def _join(self, subscriber: Subscriber) -> None:
+        """Puts what a subscriber needs in its place until the run ends, or until it leaves."""
+        with ExitStack() as stack:
+            stack.callback(subscriber.end_run, self._sampling)
+            subscriber.begin_run(self._sampling)
+            for denoiser in denoisers_of(self.pipe):
+                network = unwrap(denoiser)
+                taps = subscriber.taps(network)
+                stack.enter_context(tapped(taps))
+                stack.enter_context(subscriber.modules(network))
+                self._layers += [layer for layer, _ in taps]
+                modules = [layer.module for layer, _ in taps]
+                stack.enter_context(uncompiled(denoiser, modules, say=self.runs == 1))
+            self._frames[id(subscriber)] = stack.pop_all()
+
+    def _end(self) -> None:
+        """Takes everything away, however the run has ended."""
+        with ExitStack() as stack:
+            stack.callback(self._forget)
+            stack.callback(self._watch_scheduler, gone=True)
+            stack.push(self._frame)
+            for frame in self._frames.values():
+                stack.push(frame)
+
+    def _forget(self) -> None:
+        """Empties what belongs to a run."""
+        self._sampling: Sampling | None = None
+        self._loop_of: Subscriber | None = None  # whose own loop the run is
+        self._frame = ExitStack()  # what ends with the run
+        self._frames: dict[int, ExitStack] = {}  # of each subscriber
+        self._layers: list[Layer] = []  # with taps
+        self._calls: list[Call | None] = []  # innermost last: a method calls within a call
+        self._last: Call | None = None  # the last of them: a layer may be replayed after its call
+        self._own: Call | None = None  # a call that a method is about to make
+
+    def _encode(self, stock: Any, *args: Any, **kwargs: Any) -> Any:
+        """The pipeline's `encode_prompt`."""
+        result = stock(*args, **kwargs)
+        if self._sampling is not None:
+            arguments = inspect.signature(stock).bind(*args, **kwargs).arguments
+            self._sampling.note_encoding(dict(arguments), result)
+        return result
+
+    def _read(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        """Sees what the text encoder is given."""
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        if self._sampling is not None:
+            self._sampling.note_ids(ids)
+
+    # -- the scheduler
+
+    def _watch_scheduler(self, gone: bool = False) -> None:
+        """Listens to the scheduler that the pipeline has now: it may be exchanged between two steps.
+
+        Args:
+            gone: listen to none any more.
+        """
+        scheduler = None if gone else getattr(self.pipe, "scheduler", None)
+        if scheduler is self._scheduler:
+            return
+        self._give_back()
+        self._scheduler, self._give_back = scheduler, lambda: None
+        if scheduler is None:
+            return
+        methods = {"step": self._step}
+        if hasattr(scheduler, "scale_model_input"):
+            methods["scale_model_input"] = self._scale
+        self._give_back = exchange(scheduler, methods)
+        self._step_signature = inspect.signature(type(scheduler).step)
+
+    def _step(self, stock: Any, *args: Any, **kwargs: Any) -> Any:
+        """The scheduler's `step`: its sample is the moved one."""
+        sampling = self._sampling
+        shift = sampling.shift
+        sampling.end_step()
+        if sampling.schedule is not None:
+            sampling.schedule.advance()
+        if shift is None:
+            return stock(*args, **kwargs)
+        # By name: CogVideoX's multistep scheduler takes its arguments in another order.
+        given = self._step_signature.bind(self._scheduler, *args, **kwargs).arguments
+        given.pop("self")
+        given = {**given, **given.pop("kwargs", {})}
+        sample = given["sample"]
+        shift = self._model.native(shift)
+        if sample.ndim == 4 and shift.ndim == 5:  # ModelScope steps on [B·F, C, H, W]
+            shift = shift.transpose(1, 2).flatten(0, 1)
+        if shift.shape != sample.shape:
+            raise ArgumentError(
+                f"{type(self.pipe).__name__} steps on a sample of shape {tuple(sample.shape)}, whose latents in the "
+                f"denoiser are of shape {tuple(shift.shape)}: they cannot be moved"
+            )
+        return moved_step(stock, self._scheduler, given, shift.to(sample.device))
+
+    def _scale(self, stock: Any, *args: Any, **kwargs: Any) -> Any:
+        """The scheduler's `scale_model_input`: pipelines that call it give the denoiser latents on another scale."""
+        rest = args[1:]
+        self._sampling.scaling = lambda sample: stock(
+            sample, *rest, **{name: value for name, value in kwargs.items() if name != "sample"}
+        )
+        return stock(*args, **kwargs)
+
+    # -- a call of the denoiser
+
+    def _before(self, denoiser: nn.Module, args: tuple, kwargs: dict[str, Any]):
+        """Decodes a call, moves the latents at the first one of a step, and tells the subscribers."""
+        if self._own is not None:
+            self._calls.append(self._own)
+            self._own = None
+            return None
+        self._calls.append(None)  # whatever happens here, the call ends with one entry less
+        sampling = self._sampling
+        self._watch_scheduler()
+        for layer in self._layers:
+            keep_taps(layer)
+        call = self._calls[-1] = self._decode(denoiser, arguments_of(denoiser, args, kwargs))
+        self._model = call.model
+        if not sampling.begun:
+            sampling.begun = True
+            if call.leading:
+                sampling.shift = self._shift(call)
+        if sampling.shift is not None:
+            shift = repeated(sampling.shift, call.branches, sampling.samples) * self._factor()
+            moved = (call.latents.float() + shift).to(call.latents.dtype)
+            arguments = call.with_latents(moved)
+            call = self._calls[-1] = replace(call, arguments=arguments, latents=moved)
+        for subscriber in self.subscribers:
+            subscriber.before_call(call)
+        return (args, kwargs) if sampling.shift is None else ((), call.arguments)
+
+    def _after(self, denoiser: nn.Module, args: tuple, output: Any) -> Any | None:
+        """Ends a call, also a failed one; its prediction may be exchanged."""
+        self._last = call = self._calls.pop()
+        if call is None or call.own or output is None:
+            return None
+        for subscriber in self.subscribers:
+            changed = subscriber.after_call(call, output)
+            output = output if changed is None else changed
+        return output
+
+    def _decode(self, denoiser: nn.Module, arguments: dict[str, Any]) -> Call:
+        """A call in the terms that everybody reads."""
+        sampling, model = self._sampling, model_of(denoiser)
+        given = model.named(arguments[model.latents])
+        latents = given[:, : model.channels(denoiser)]
+        text = arguments["encoder_hidden_states"]
+        timestep = timestep_of(arguments)
+        if sampling.schedule is None or not sampling.schedule.of(self._scheduler):
+            sampling.schedule = Schedule(self._scheduler)
+        index, count, leading = sampling.schedule.locate(timestep)
+        return Call(
+            self.pipe, denoiser, arguments, latents,
+            sampling.branches(model, latents.shape[0], text), index, count, timestep, leading,
+            sampling=sampling, hooks=self,
+        )  # fmt: skip
+
+    def _factor(self) -> float:
+        """The factor by which the pipeline has scaled the latents before the denoiser sees them."""
+        scaling = self._sampling.scaling
+        return 1.0 if scaling is None else float(scaling(torch.ones(1)))
+
+    def _shift(self, call: Call) -> torch.Tensor | None:
+        """Asks the subscribers to move the conditional latents of a step; returns by how much they did."""
+        movers = [subscriber for subscriber in self.subscribers if subscriber.moves(call)]
+        samples = call.samples("cond")
+        if not movers or samples == slice(0, 0):
+            return None
+        part, factor = call.part(samples), self._factor()
+        noisy, start = part.noisy(), part.latents.detach().float() / factor
+        part = replace(
+            part, arguments=without_inference_tensors(part.arguments), latents=start, scale=factor
+        )
+        moved = False
+        with differentiable(call.denoiser), self._within(replace(part, own=True)):
+            for subscriber in movers:
+                after = subscriber.before_step(replace(part, latents=part.latents.clone()))
+                if after is not None:
+                    after = after.detach()
+                    after = after if noisy is None else torch.where(noisy, after, start)
+                    moved, part = True, replace(part, latents=after)
+        return part.latents - start if moved else None
+
+    @contextmanager
+    def _within(self, call: Call) -> Iterator[None]:
+        """What a layer sees that is replayed in a method's backward pass."""
+        self._calls.append(call)
+        try:
+            yield
+        finally:
+            self._calls.pop()
+
+    def predict(self, call: Call, latents: torch.Tensor | None = None) -> Any:
+        """Calls the denoiser for a method: no prediction of the pipeline.
+
+        Args:
+            call: whose arguments to use.
+            latents: others than the call's, as the denoiser is given them.
+        """
+        arguments = call.arguments if latents is None else call.with_latents(latents)
+        with self._owned(replace(call, own=True, arguments=arguments)):
+            return call.denoiser(**arguments)
+
+    @contextmanager
+    def _owned(self, call: Call) -> Iterator[None]:
+        self._own = call
+        try:
+            yield
+        finally:
+            self._own = None

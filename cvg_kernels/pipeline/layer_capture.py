@@ -1,0 +1,138 @@
+"""Maps of chosen layers from one denoiser call, attached to the graph: what guidance differentiates."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from cvg_kernels.errors import ArgumentError
+from cvg_kernels.pipeline.attention import Attention, MapRequest
+from cvg_kernels.pipeline.call import Geometry
+from cvg_kernels.pipeline.guards import check_extra_forwards, uncompiled
+from cvg_kernels.pipeline.layers import Layer, attention_layers
+from cvg_kernels.pipeline.models import Grid, arguments_of, model_of, unwrap
+from cvg_kernels.pipeline.taps import Tap, tapped
+from cvg_kernels.pipeline.tokens import check_reach
+
+
+class _Finished(Exception):
+    """Ends a forward pass after its last captured layer; never leaves `LayerCapture.run`."""
+
+
+class LayerCapture:
+    """Runs a denoiser and returns the maps of chosen layers, ending the forward after the last of them.
+
+    Use as a context manager that also spans the backward pass: with gradient checkpointing the layers run again there,
+    and must run the same way.
+
+    Args:
+        denoiser: of a class in `models.MODELS`.
+        token_ids: int64 `[B, K]`, on the host.
+        layers: names of text cross-attention layers.
+        temporal_layers: names of temporal attention layers.
+        spatial_layers: names of self-attention layers within a frame.
+        head_reduction: of the cross maps: `"mean"`, or `"none"` to keep the heads, `[B, heads, K, F, h, w]`.
+        stop_after_last: end the forward once every chosen layer has run.
+        backend: which implementation of the operations to use.
+
+    Raises:
+        ArgumentError: for a layer that is not there, or a denoiser with a cache (its state would be poisoned by the extra
+            forward passes) or with its sequence spread over several processes.
+    """
+
+    def __init__(
+        self,
+        denoiser: nn.Module,
+        token_ids: torch.Tensor,
+        layers: Sequence[str],
+        temporal_layers: Sequence[str] = (),
+        spatial_layers: Sequence[str] = (),
+        *,
+        head_reduction: Literal["mean", "none"] = "mean",
+        stop_after_last: bool = True,
+        backend: str = "auto",
+    ) -> None:
+        check_extra_forwards(denoiser)
+        self.denoiser = denoiser
+        self.token_ids = token_ids
+        self.head_reduction = head_reduction
+        self.stop_after_last = stop_after_last
+        self.backend = backend
+        kinds = {"cross": layers, "temporal": temporal_layers, "self": spatial_layers}
+        if spatial_layers and not model_of(denoiser).frames_in_batch:
+            raise ArgumentError(
+                f"spatial_layers need attention within each frame, which {type(unwrap(denoiser)).__name__} has not"
+            )
+        known = {layer.name: layer for layer in attention_layers(denoiser)}
+        self._chosen: list[Layer] = []
+        for kind, names in kinds.items():
+            for name in names:
+                if name not in known or known[name].kind != kind:
+                    accepted = [layer.name for layer in known.values() if layer.kind == kind]
+                    raise ArgumentError(f"{name!r} is no {kind} layer; these are: {', '.join(accepted)}")
+                self._chosen.append(known[name])
+        self._maps: dict[str, torch.Tensor] | None = None  # None: not recording
+        self._geometry: Geometry | None = None
+        self._ids_there = token_ids  # on the device of the latents
+
+    def __enter__(self) -> LayerCapture:
+        with ExitStack() as stack:
+            stack.enter_context(tapped([(layer, _MapTap(self, layer)) for layer in self._chosen]))
+            stack.enter_context(uncompiled(self.denoiser, [layer.module for layer in self._chosen]))
+            network = unwrap(self.denoiser)
+            hook = network.register_forward_pre_hook(self._begin_call, with_kwargs=True)
+            stack.callback(hook.remove)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._stack.close()
+
+    def _begin_call(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+        arguments = arguments_of(module, args, kwargs)
+        self._geometry = Geometry.of(module, arguments)
+        check_reach(self.token_ids, self._geometry.text_length)
+        self._ids_there = self.token_ids.to(arguments[self._geometry.model.latents].device)
+
+    def request(self, layer: Layer) -> MapRequest:
+        """What is wanted of a layer; in the replay of a checkpointed one too, which must save what its call saved."""
+
+        def receive(maps: torch.Tensor, grid: Grid) -> None:
+            if self._maps is not None:
+                self._maps[layer.name] = maps
+                if self.stop_after_last and len(self._maps) == len(self._chosen):
+                    raise _Finished
+
+        return MapRequest(
+            self._geometry, receive, self._ids_there, self.head_reduction, self.backend
+        )
+
+    def run(self, call: Callable[[], Any]) -> dict[str, torch.Tensor]:
+        """Makes one denoiser call and returns layer name → maps.
+
+        Args:
+            call: calls the denoiser; what it returns is dropped.
+        """
+        self._maps = maps = {}
+        try:
+            call()
+        except _Finished:
+            pass
+        finally:
+            self._maps = None  # a replay during the backward pass is not recorded
+        return maps
+
+
+class _MapTap(Tap):
+    """Asks one layer for its maps."""
+
+    def __init__(self, capture: LayerCapture, layer: Layer) -> None:
+        self.capture = capture
+        self.layer = layer
+
+    def maps(self, attention: Attention) -> MapRequest | None:
+        return self.capture.request(self.layer) if attention.of_text else None

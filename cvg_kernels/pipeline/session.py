@@ -1,0 +1,166 @@
+"""`PipelineSession`: methods at work on a pipeline for the length of a `with` block."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from cvg_kernels.errors import ArgumentError, GuidanceWarning
+from cvg_kernels.pipeline.call import Call
+from cvg_kernels.pipeline.hooks import PipelineHooks
+from cvg_kernels.pipeline.layers import Layer
+from cvg_kernels.pipeline.models import denoisers_of, model_of
+from cvg_kernels.pipeline.sampling import Sampling
+from cvg_kernels.pipeline.schedulers import check_scheduler
+from cvg_kernels.pipeline.taps import Tap
+
+
+@dataclass
+class Run:
+    """What happened while methods were attached.
+
+    Attributes:
+        history: one entry per evaluation of a loss.
+        calls: how often the pipeline was called.
+        guided: (number of the pipeline's call, denoising step) of every step that a method changed.
+    """
+
+    history: list[dict[str, Any]] = field(default_factory=list)
+    calls: int = 0
+    guided: set[tuple[int, int]] = field(default_factory=set)
+
+    @property
+    def guided_steps(self) -> int:
+        """How many denoising steps were guided, in all calls of the pipeline together."""
+        return len(self.guided)
+
+    def mark(self, call: Call) -> None:
+        """Notes that a method has changed the step of a call."""
+        self.guided.add((call.sampling.number, call.index))
+
+
+class PipelineSession:
+    """Connects methods to a pipeline; a context manager that yields the `Run`.
+
+    With several methods, those that move the latents do so in turn, each from where the one before has left them; so do
+    sessions that are attached one within the other, the outer first.
+
+    Args:
+        pipe: a diffusers pipeline whose denoiser is in `models.MODELS`.
+        methods: what guides it, each a `guidance.Guidance`.
+        prompt: says what the prompt is if the pipeline is called with `prompt_embeds`.
+        own_loop: the caller runs the denoiser and the scheduler, not the pipeline's call: the block is one run.
+
+    Raises:
+        ArgumentError: for a pipeline that one of the methods cannot guide.
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        methods: Sequence[Any],
+        prompt: str | list[str] | None = None,
+        *,
+        own_loop: bool = False,
+    ) -> None:
+        if not methods:
+            raise ArgumentError("methods must hold at least one method, got none")
+        if isinstance(pipe, nn.Module) or not hasattr(pipe, "scheduler"):
+            raise ArgumentError(
+                f"pipe must be a diffusers pipeline with a scheduler, got {type(pipe).__name__}"
+            )
+        for denoiser in denoisers_of(pipe):
+            model_of(denoiser)
+        self.methods = tuple(methods)
+        self.prompt = prompt
+        self._pipe = pipe
+        self._own_loop = own_loop
+        for method in self.methods:
+            method.check(pipe)
+        self.run = Run()
+
+    def __enter__(self) -> Run:
+        self.run = Run()
+        self._hooks = PipelineHooks.of(self._pipe)
+        self._hooks.add(self, own_loop=self._own_loop)
+        return self.run
+
+    def __exit__(self, kind: Any, *error: object) -> None:
+        self._hooks.remove(self)
+        if kind is None:
+            self._say_what_did_nothing()
+
+    def _say_what_did_nothing(self) -> None:
+        names = " and ".join(type(method).__name__ for method in self.methods)
+        if all(method.idle for method in self.methods) or self.run.guided:
+            return
+        if self.run.calls == 0:
+            reason = f"{type(self._pipe).__name__} was not called while attached to"
+        else:
+            reason = "no denoising step was guided"
+        warnings.warn(f"{names} did nothing: {reason}", GuidanceWarning, stacklevel=3)
+
+    # -- what the hooks tell
+
+    def begin_run(self, sampling: Sampling) -> None:
+        """Counts a call of the pipeline, and checks the scheduler that it is made with."""
+        self.run.calls += 1
+        if any(method.moves_latents for method in self.methods):
+            check_scheduler(self._pipe.scheduler)
+
+    def end_run(self, sampling: Sampling) -> None:
+        """Nothing is kept of a run but its `Run`."""
+
+    def taps(self, denoiser: nn.Module) -> list[tuple[Layer, Tap]]:
+        """What the methods do in attention layers."""
+        return [pair for method in self.methods for pair in method.processors(denoiser, self)]
+
+    @contextmanager
+    def modules(self, denoiser: nn.Module) -> Iterator[None]:
+        """What the methods change in other modules."""
+        with ExitStack() as stack:
+            for method in self.methods:
+                stack.enter_context(method.modules(denoiser, self))
+            yield
+
+    def call_now(self) -> Call | None:
+        """The denoiser call that is under way."""
+        return self._hooks.call_now()
+
+    def before_call(self, call: Call) -> None:
+        """Nothing is done at a call that only goes on with what its step has begun."""
+
+    def moves(self, call: Call) -> bool:
+        """Whether a method moves the latents of this step."""
+        return any(method.moves_latents and method.guides(call) for method in self.methods)
+
+    def before_step(self, call: Call) -> torch.Tensor | None:
+        """Moves the latents of a step by one method after the other."""
+        moved = None
+        for method in self.methods:
+            if not (method.moves_latents and method.guides(call)):
+                continue
+            after = method.before_step(call, self.run)
+            if after is not None:
+                moved = after.detach()
+                call = replace(call, latents=moved)
+                self.run.mark(call)
+        return moved
+
+    def after_call(self, call: Call, output: Any) -> Any | None:
+        """Lets the methods change a prediction."""
+        changed = None
+        for method in self.methods:
+            if not method.guides(call):
+                continue
+            after = method.after_prediction(call, output if changed is None else changed)
+            if after is not None:
+                changed = after
+                self.run.mark(call)
+        return changed

@@ -1,0 +1,88 @@
+"""The drop-in swap: a pipeline's own processors, their attention computed by our kernels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from cvg_kernels.errors import ArgumentError
+from cvg_kernels.pipeline.layers import Layer, attention_layers
+from cvg_kernels.pipeline.models import denoisers_of
+from cvg_kernels.pipeline.taps import Tap, add_tap, remove_tap
+
+
+class _Swap(Tap):
+    """Attention by our kernels with nothing kept."""
+
+    computes = True
+
+    def __init__(self, backend: str) -> None:
+        self.backend = backend
+
+
+class ProcessorSwap:
+    """Handle of `use_processors`.
+
+    Attributes:
+        layers: names of the layers that compute with our kernels, for as long as they do.
+    """
+
+    def __init__(self, swapped: list[tuple[Layer, Tap]]) -> None:
+        self._swapped = swapped
+
+    @property
+    def layers(self) -> list[str]:
+        """Names of the layers that compute with our kernels."""
+        return [layer.name for layer, _ in self._swapped]
+
+    def restore(self) -> None:
+        """Puts the stock processors back; more than once does no harm, in whatever order swaps are restored."""
+        for layer, tap in self._swapped:
+            remove_tap(layer, tap)
+        self._swapped = []
+
+    def __repr__(self) -> str:
+        return f"ProcessorSwap({len(self._swapped)} layers)"
+
+
+def use_processors(pipe: Any, *, backend: str = "auto") -> ProcessorSwap:
+    """Lets every text and temporal attention layer of a pipeline compute with our kernels: the drop-in swap.
+
+    The video is that of the stock pipeline to floating-point tolerance. Joint attention is text attention too.
+    Self-attention keeps the stock kernel: it has no tokens to capture, and the fused kernels of torch serve it well. In
+    a compiled denoiser the swapped layers run uncompiled.
+
+    Args:
+        pipe: a diffusers pipeline or a denoiser.
+        backend: which implementation of the operations to use.
+
+    Returns:
+        A handle with `layers` and `restore()`.
+
+    Raises:
+        ArgumentError: if no layer could be swapped.
+    """
+    chosen = [
+        layer
+        for denoiser in denoisers_of(pipe)
+        for layer in attention_layers(denoiser)
+        if layer.kind != "self"
+    ]
+    if not chosen:
+        kinds = ", ".join(type(denoiser).__name__ for denoiser in denoisers_of(pipe))
+        raise ArgumentError(f"pipe must have text or temporal attention layers that are known; none is in {kinds}")
+    swapped = [(layer, _Swap(backend)) for layer in chosen]
+    for layer, tap in swapped:
+        add_tap(layer, tap)
+    return ProcessorSwap(swapped)
+
+
+@contextmanager
+def processors(pipe: Any, *, backend: str = "auto") -> Iterator[ProcessorSwap]:
+    """`use_processors` for the length of a `with` block."""
+    swap = use_processors(pipe, backend=backend)
+    try:
+        yield swap
+    finally:
+        swap.restore()

@@ -1,0 +1,236 @@
+"""Taps: what takes part in an attention layer's computation while the layer's own processor runs.
+
+Nothing of a processor's body is copied. A processor with taps is given a class derived from its own, which while it runs
+hands calls of `torch.nn.functional.scaled_dot_product_attention` to the taps; projections, norms, rotary embeddings and
+everything else stay the model's own, in whatever diffusers release is installed. To diffusers it is the processor that it
+was: of the same class, with the same attributes.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
+from torch.overrides import TorchFunctionMode
+
+from cvg_kernels.errors import ArgumentError
+from cvg_kernels.pipeline.attention import Attention, MapRequest, attend
+from cvg_kernels.pipeline.layers import Layer
+
+_SLOT = "_cvg_taps"  # of an attention module
+_SDPA = inspect.Signature(
+    [
+        inspect.Parameter(name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=default)
+        for name, default in {
+            "query": None,
+            "key": None,
+            "value": None,
+            "attn_mask": None,
+            "dropout_p": 0.0,
+            "is_causal": False,
+            "scale": None,
+            "enable_gqa": False,
+        }.items()
+    ]
+)
+
+
+class Tap:
+    """Takes part in a layer's attention; subclasses say in what.
+
+    Attributes:
+        backend: which implementation of the operations to use.
+        computes: whether the attention is computed by our kernels even if nothing is wanted of it: the drop-in swap.
+    """
+
+    backend: str = "auto"
+    computes: bool = False
+
+    def active(self) -> bool:
+        """Whether the tap may want something of the layer now; if none does, the layer runs as ever."""
+        return True
+
+    def band(self, attention: Attention) -> dict[str, Any]:
+        """The options of `temporal_attention` or `frame_band_attention` that regularise the layer; empty: none."""
+        return {}
+
+    def maps(self, attention: Attention) -> MapRequest | None:
+        """The maps that are wanted of the layer, or `None`."""
+        return None
+
+
+@dataclass
+class _Tapped:
+    """The taps of one layer."""
+
+    layer: Layer
+    taps: list[Tap]
+    stock: Any  # the processor before the first tap
+    intercepting: Any  # the same with the derived class
+
+
+def add_tap(layer: Layer, tap: Tap) -> None:
+    """Adds a tap to an attention layer.
+
+    Args:
+        layer: of a diffusers model.
+        tap: what takes part from now on.
+    """
+    module = layer.module
+    tapped = vars(module).get(_SLOT)
+    if tapped is None:
+        stock = module.processor
+        tapped = _Tapped(layer, [], stock, _intercepting(stock))
+        vars(module)[_SLOT] = tapped
+        module.set_processor(tapped.intercepting)
+    tapped.taps.append(tap)
+
+
+def remove_tap(layer: Layer, tap: Tap) -> None:
+    """Takes a tap off; with the last one the layer has its processor back, or one that was set meanwhile.
+
+    Args:
+        layer: an attention layer.
+        tap: one that was added; others are left alone, so the order of leaving does not matter.
+    """
+    module = layer.module
+    tapped = vars(module).get(_SLOT)
+    if tapped is None or not any(one is tap for one in tapped.taps):
+        return
+    tapped.taps = [one for one in tapped.taps if one is not tap]
+    if not tapped.taps:
+        del vars(module)[_SLOT]
+        if module.processor is tapped.intercepting:
+            module.set_processor(tapped.stock)
+
+
+def keep_taps(layer: Layer) -> None:
+    """Puts a layer's taps on the processor that somebody has set since they were added.
+
+    Args:
+        layer: with or without taps.
+    """
+    module = layer.module
+    tapped = vars(module).get(_SLOT)
+    if tapped is not None and module.processor is not tapped.intercepting:
+        tapped.stock = module.processor
+        tapped.intercepting = _intercepting(tapped.stock)
+        module.set_processor(tapped.intercepting)
+
+
+@contextmanager
+def tapped(taps: Sequence[tuple[Layer, Tap]]) -> Iterator[None]:
+    """Taps of several layers for the length of a `with` block.
+
+    Args:
+        taps: pairs of a layer and what takes part in it.
+    """
+    added = []
+    try:
+        for layer, tap in taps:
+            add_tap(layer, tap)
+            added.append((layer, tap))
+        yield
+    finally:
+        for layer, tap in added:
+            remove_tap(layer, tap)
+
+
+def _intercepting(stock: Any) -> Any:
+    """The processor with a class derived from its own: both share their attributes."""
+    if not hasattr(stock, "__dict__"):
+        raise ArgumentError(f"a processor must be an object of a class, got {stock!r}")
+    made = object.__new__(_intercepting_class(type(stock)))
+    object.__setattr__(made, "__dict__", vars(stock))
+    return made
+
+
+@functools.cache
+def _intercepting_class(kind: type) -> type:
+    @functools.wraps(kind.__call__)  # diffusers drops arguments that its signature does not name
+    def __call__(self, attn: nn.Module, *args: Any, **kwargs: Any):
+        return _run(kind, self, attn, args, kwargs)
+
+    members = {"__call__": __call__, "__class__": property(lambda self: kind)}
+    return type(kind.__name__, (kind,), members)
+
+
+@torch.compiler.disable
+def _run(kind: type, processor: Any, attn: nn.Module, args: tuple, kwargs: dict[str, Any]):
+    """The processor's own call, its attention handed to the active taps."""
+    tapped = vars(attn).get(_SLOT)
+    taps = [tap for tap in tapped.taps if tap.active()] if tapped else []
+    if not taps:
+        return kind.__call__(processor, attn, *args, **kwargs)
+    with _native(processor), _Interception(tapped.layer, taps) as interception:
+        result = kind.__call__(processor, attn, *args, **kwargs)
+    if interception.calls == 0:
+        raise ArgumentError(
+            f"{tapped.layer.name} cannot be captured: its processor {kind.__name__} does not call "
+            "scaled_dot_product_attention; set the stock PyTorch 2 processor first"
+        )
+    return result
+
+
+@contextmanager
+def _native(processor: Any) -> Iterator[None]:
+    """A processor that can choose a backend of attention (flash, sage, flex …) calls PyTorch's while we take its place."""
+    if not hasattr(processor, "_attention_backend"):
+        yield
+        return
+    from diffusers.models.attention_dispatch import AttentionBackendName
+
+    own = vars(processor).get("_attention_backend", _SLOT)
+    vars(processor)["_attention_backend"] = AttentionBackendName.NATIVE
+    try:
+        yield
+    finally:
+        if own is _SLOT:
+            del vars(processor)["_attention_backend"]
+        else:
+            vars(processor)["_attention_backend"] = own
+
+
+class _Interception(TorchFunctionMode):
+    """Hands scaled dot-product attention to taps and leaves every other function alone."""
+
+    def __init__(self, layer: Layer, taps: list[Tap]) -> None:
+        super().__init__()
+        self.layer = layer
+        self.taps = taps
+        self.calls = 0
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func is not scaled_dot_product_attention:
+            return func(*args, **kwargs)
+        call = _SDPA.bind(*args, **kwargs)
+        call.apply_defaults()
+        given = call.arguments
+        attention = Attention(
+            self.layer, given["query"], given["key"], given["value"], given["attn_mask"],
+            given["scale"], self.calls,
+        )  # fmt: skip
+        self.calls += 1
+        bands = [band for tap in self.taps if (band := tap.band(attention))]
+        requests = [request for tap in self.taps if (request := tap.maps(attention))]
+        computing = [tap for tap in self.taps if tap.computes]
+        if not bands and not requests and not computing:
+            return func(*args, **kwargs)
+        if len(bands) > 1:
+            raise ArgumentError(f"{self.layer.name} is regularised by two methods at once: attach one VSTAR")
+        if given["dropout_p"] or given["is_causal"] or given["enable_gqa"]:
+            raise ArgumentError(
+                "attention with dropout, a causal mask or grouped heads cannot be captured; got "
+                f"dropout_p={given['dropout_p']}, is_causal={given['is_causal']}, enable_gqa={given['enable_gqa']}"
+            )
+        chosen = [part.backend for part in (*self.taps, *requests)]
+        backend = next((backend for backend in chosen if backend != "auto"), "auto")
+        return attend(attention, bands[0] if bands else {}, requests, backend)
