@@ -1,0 +1,1 @@
+"""What a pipeline is asked for and how it is followed: prompts, words and tokens."""
