@@ -74,9 +74,7 @@ def decode(tokenizer: Any, ids: Sequence[int]) -> Encoding:
     """
     begin, first, last, end = own_tokens(tokenizer, ids)
     text, offsets = _rebuild(tokenizer, ids, first, last)
-    return Encoding(
-        tuple(ids), text, _without_spaces(tokenizer, ids, text, offsets), begin, end
-    )
+    return Encoding(tuple(ids), text, _without_spaces(tokenizer, ids, text, offsets), begin, end)
 
 
 def longest(tokenizer: Any) -> int:
@@ -195,7 +193,9 @@ def _text_of(tokenizer: Any, ids: Sequence[int]) -> str:
 
 
 def _common_prefix(a: str, b: str) -> int:
-    return next((at for at, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    return next(
+        (at for at, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
+    )
 
 
 def _laid_against(text: str, rebuilt: str, offsets: dict[int, Span]) -> dict[int, Span]:

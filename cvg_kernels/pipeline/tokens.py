@@ -78,9 +78,7 @@ class EncodedText:
         return cls._of(tokenizer, encoding.encode(tokenizer, prompt))
 
     @classmethod
-    def of_ids(
-        cls, tokenizer: Any, ids: Sequence[int], prompt: str | None = None
-    ) -> EncodedText:
+    def of_ids(cls, tokenizer: Any, ids: Sequence[int], prompt: str | None = None) -> EncodedText:
         """Reads the ids that the text encoder was really given: cleaned, rewritten, in a template, padded.
 
         Args:
@@ -182,7 +180,11 @@ class EncodedText:
         if occurrence >= len(places):
             raise _too_high(word, occurrence, len(places))
         start, end = places[occurrence]
-        ids = tuple(at for at, (low, high) in self.offsets.items() if low < end and high > start)
+        ids = tuple(
+            at
+            for at, (low, high) in self.offsets.items()
+            if low < min(end, high) and high > start  # a space between the words is none of them
+        )
         if not ids:
             raise self._cut_off(word)
         return ids
@@ -207,7 +209,9 @@ class EncodedText:
             return ArgumentError(
                 f"words: {word!r} is in the prompt, but the pipeline changed it: the text encoder is given {self.text!r}"
             )
-        there = {fold(self.text[low:high]): self.text[low:high] for low, high in words_in(self.text)}
+        there = {
+            fold(self.text[low:high]): self.text[low:high] for low, high in words_in(self.text)
+        }
         near = [repr(there[one]) for one in get_close_matches(fold(word), there)]
         return ArgumentError(
             f"words: {word!r} is not in the prompt; the words there: {', '.join(there.values())}"
