@@ -26,7 +26,8 @@ _OTHER_WORDS = frozenset(
 
 #: Korean writes particles onto the noun.
 _PARTICLES = tuple(
-    "은 는 이 가 을 를 와 과 의 에 도 만 로 으로 에서 에게 께서 하고 이랑 랑 처럼 보다 까지 부터 들 들이 들은 들을 들과 들의".split()  # noqa: SIM905
+    "은 는 이 가 을 를 와 과 의 에 도 만 로 으로 에서 에게 께서 하고 이랑 랑 처럼 보다 까지 부터 "  # noqa: SIM905
+    "들 들이 들은 들을 들과 들의".split()
 )
 
 
