@@ -1,0 +1,258 @@
+"""What a tokenizer makes of a text: the tokens of the text itself and the characters that each stands for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
+from typing import Any
+
+from cvg_kernels.pipeline.matching import FoldedText
+
+Span = tuple[int, int]
+
+#: How tokenizers print a space that is a token of its own.
+_SPACES = "▁Ġ \n\t"
+_UNKNOWN = "\ufffd"
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """The ids of a text and what each of them is.
+
+    Attributes:
+        ids: as the tokenizer gives them.
+        text: the text.
+        offsets: position of each token of the text itself → its characters, without white space at their ends.
+        begin: position of the token before them that marks the beginning, if there is one.
+        end: position of the token after them that marks the end.
+    """
+
+    ids: tuple[int, ...]
+    text: str
+    offsets: dict[int, Span]
+    begin: int | None
+    end: int | None
+
+
+def encode(tokenizer: Any, text: str, max_length: int | None = None) -> Encoding:
+    """Tokenises a text.
+
+    Args:
+        tokenizer: fast or slow.
+        text: any.
+        max_length: tokens kept; by default as many as the tokenizer says.
+    """
+    length = max_length or longest(tokenizer)
+    if not getattr(tokenizer, "is_fast", False):
+        return _encode_without_offsets(tokenizer, text, length)
+    made = tokenizer(
+        text, return_offsets_mapping=True, return_special_tokens_mask=True, truncation=True,
+        max_length=length,
+    )  # fmt: skip
+    ids, special = tuple(made.input_ids), made.special_tokens_mask
+    offsets = {
+        at: span for at, span in enumerate(made.offset_mapping) if not special[at]
+    }  # fmt: skip
+    offsets = _without_spaces(tokenizer, ids, text, offsets)
+    first = next(iter(offsets), None)
+    if first is None:
+        begin, _, _, end = own_tokens(tokenizer, ids)
+    else:
+        after = next(reversed(offsets)) + 1
+        begin = first - 1 if first else None
+        end = after if after < len(ids) else None
+    return Encoding(ids, text, offsets, begin, end)
+
+
+def decode(tokenizer: Any, ids: Sequence[int]) -> Encoding:
+    """Puts a text together again from ids that a text encoder was given, padding and all.
+
+    Args:
+        tokenizer: that made them.
+        ids: with or without begin, end and padding.
+    """
+    begin, first, last, end = own_tokens(tokenizer, ids)
+    text, offsets = _rebuild(tokenizer, ids, first, last)
+    return Encoding(tuple(ids), text, _without_spaces(tokenizer, ids, text, offsets), begin, end)
+
+
+def longest(tokenizer: Any) -> int:
+    """The longest sequence the tokenizer makes; some state none, as a huge number."""
+    return min(tokenizer.model_max_length, 1 << 20)
+
+
+def markers(tokenizer: Any) -> tuple[int | None, int | None]:
+    """Ids of the tokens that the tokenizer puts before and after every text."""
+    around = tokenizer("").input_ids
+    if not around:
+        return None, None
+    if len(around) == 1:
+        begins = around[0] in (tokenizer.bos_token_id, getattr(tokenizer, "cls_token_id", None))
+        ends = around[0] in (tokenizer.eos_token_id, getattr(tokenizer, "sep_token_id", None))
+        return (around[0], None) if begins and not ends else (None, around[0])
+    return around[0], around[-1]
+
+
+def own_tokens(tokenizer: Any, ids: Sequence[int]) -> tuple[int | None, int, int, int | None]:
+    """Which ids are those of the text itself: position of the begin token, first, after the last, of the end token."""
+    pad = tokenizer.pad_token_id
+    begin_id, end_id = markers(tokenizer)
+    first, last = 0, len(ids)
+    while last > first and pad is not None and ids[last - 1] == pad:
+        last -= 1
+    while first < last and ids[first] == pad and pad != begin_id:
+        first += 1
+    begin = end = None
+    if begin_id is not None and first < last and ids[first] == begin_id:
+        begin, first = first, first + 1
+    if end_id is not None and end_id == pad and last < len(ids):  # CLIP pads with its end token
+        end = last
+    elif end_id is not None and first < last and ids[last - 1] == end_id:
+        end = last = last - 1
+    return begin, first, last, end
+
+
+def _encode_without_offsets(tokenizer: Any, text: str, length: int) -> Encoding:
+    """Encodes with a tokenizer that gives no offsets: its tokens are read back and laid against the text."""
+    ids = tuple(tokenizer(text, truncation=True, max_length=length).input_ids)
+    begin, first, last, end = own_tokens(tokenizer, ids)
+    # All of the text, so that what was cut off is not taken for what was kept.
+    whole = tuple(tokenizer(text, truncation=False, verbose=False).input_ids)
+    _, all_first, all_last, _ = own_tokens(tokenizer, whole)
+    rebuilt, offsets = _rebuild(tokenizer, whole, all_first, all_last, unknown=_UNKNOWN)
+    offsets = _laid_against(text, rebuilt, offsets)
+    shift = first - all_first
+    kept = {at + shift: span for at, span in offsets.items() if at + shift < last}
+    return Encoding(ids, text, _without_spaces(tokenizer, ids, text, kept), begin, end)
+
+
+def _rebuild(
+    tokenizer: Any, ids: Sequence[int], first: int, last: int, unknown: str | None = None
+) -> tuple[str, dict[int, Span]]:
+    """Text of some ids and the characters of each token.
+
+    Tokens that were added to the vocabulary (textual inversion) stand between spaces; decoders glue them to their
+    neighbours. Special tokens (of a chat template) are left out; an unknown one is of the text.
+
+    Args:
+        tokenizer: theirs.
+        ids: all.
+        first: of the text's own tokens.
+        last: after the last of them.
+        unknown: what stands for a token that stands for nothing known; its own name by default.
+    """
+    added = set(getattr(tokenizer, "get_added_vocab", dict)().values())
+    unknown_id = tokenizer.unk_token_id
+    special = set(tokenizer.all_special_ids) - {unknown_id}
+    text, offsets, at = "", {}, first
+    while at < last:
+        if text and not text.endswith(" "):
+            text += " "
+        if ids[at] in special:
+            at += 1
+        elif ids[at] in added or ids[at] == unknown_id:
+            name = tokenizer.convert_ids_to_tokens(ids[at])
+            name = unknown if unknown and ids[at] == unknown_id else name
+            offsets[at] = (len(text), len(text) + len(name))
+            text, at = text + name, at + 1
+        else:
+            after = at
+            while after < last and ids[after] not in special | added | {unknown_id}:
+                after += 1
+            piece, spans = _decode_run(tokenizer, ids[at:after])
+            for place, (low, high) in enumerate(spans, at):
+                offsets[place] = (len(text) + low, len(text) + high)
+            text, at = text + piece, after
+    return text, offsets
+
+
+def _decode_run(tokenizer: Any, ids: Sequence[int]) -> tuple[str, list[Span]]:
+    """Text of ordinary tokens and the characters of each, from growing prefixes.
+
+    A prefix may end inside a character of several bytes, so a token ends where the prefix leaves the whole text; tokens
+    that share a character have it both.
+    """
+    whole = _text_of(tokenizer, ids)
+    spans, waiting, done = [], 0, 0
+    for count in range(1, len(ids) + 1):
+        settled = len(whole)
+        if count < len(ids):
+            settled = _common_prefix(_text_of(tokenizer, ids[:count]), whole)
+        waiting += 1
+        if settled > done or count == len(ids):
+            spans += [(done, max(settled, done))] * waiting
+            waiting, done = 0, max(settled, done)
+    return whole, spans
+
+
+def _text_of(tokenizer: Any, ids: Sequence[int]) -> str:
+    return tokenizer.decode(
+        list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
+    )
+
+
+def _common_prefix(a: str, b: str) -> int:
+    return next(
+        (at for at, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
+    )
+
+
+def _laid_against(text: str, rebuilt: str, offsets: dict[int, Span]) -> dict[int, Span]:
+    """Offsets in a text from those in what was rebuilt from its tokens: spaces, case and unknown words may differ."""
+    ours, theirs = FoldedText.of(text), FoldedText.of(rebuilt)
+    place: list[Span] = []  # per folded character of the rebuilt text
+    blocks = SequenceMatcher(None, theirs.text, ours.text, autojunk=False).get_opcodes()
+    for kind, low, high, start, end in blocks:
+        if kind == "equal":
+            place += ours.spans[start:end]
+        else:
+            span = (ours.spans[start][0], ours.spans[end - 1][1]) if end > start else (0, 0)
+            place += [span] * (high - low)
+    found: dict[int, Span] = {}
+    for at, (low, high) in offsets.items():
+        spans = [
+            to
+            for to, (begin, end) in zip(place, theirs.spans, strict=True)
+            if begin < high and end > low and to[1] > to[0]
+        ]
+        found[at] = (min(s[0] for s in spans), max(s[1] for s in spans)) if spans else (0, 0)
+    return found
+
+
+def _without_spaces(
+    tokenizer: Any, ids: Sequence[int], text: str, offsets: dict[int, Span]
+) -> dict[int, Span]:
+    """Offsets without white space at their ends; a token that is but a space has no characters."""
+    trimmed = {}
+    for at, (low, high) in offsets.items():
+        piece = tokenizer.convert_ids_to_tokens(ids[at])
+        while low < high and text[high - 1].isspace():
+            high -= 1
+        while low < high and text[low].isspace():
+            low += 1
+        trimmed[at] = (low, high) if piece.strip(_SPACES) else (high, high)
+    return trimmed
+
+
+def shifted(encoding: Encoding, ids: Sequence[int], tokenizer: Any) -> Encoding | None:
+    """The encoding placed in a longer sequence that is the same but for padding; `None` if it is another.
+
+    Args:
+        encoding: of a text.
+        ids: what a text encoder was given.
+        tokenizer: theirs.
+    """
+    size = len(encoding.ids)
+    for by in {0, len(ids) - size}:
+        if by < 0 or tuple(ids[by : by + size]) != encoding.ids:
+            continue
+        if {*ids[:by], *ids[by + size :]} <= {tokenizer.pad_token_id}:
+            return replace(
+                encoding,
+                ids=tuple(ids),
+                offsets={at + by: span for at, span in encoding.offsets.items()},
+                begin=None if encoding.begin is None else encoding.begin + by,
+                end=None if encoding.end is None else encoding.end + by,
+            )
+    return None

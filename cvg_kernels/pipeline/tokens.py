@@ -1,0 +1,274 @@
+"""From the words of a prompt to the positions of their tokens in the text encoder's sequence."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from functools import cached_property
+from typing import Any
+
+from cvg_kernels.errors import ArgumentError
+from cvg_kernels.pipeline import encoding
+from cvg_kernels.pipeline.encoding import Encoding
+from cvg_kernels.pipeline.inflection import other_forms
+from cvg_kernels.pipeline.matching import FoldedText, fold, words_in
+
+#: A word or phrase, or that and which of its occurrences (0 is the first).
+Word = str | tuple[str, int]
+
+#: As words, the tokens that a text encoder has before and after the prompt.
+BEGIN, END = "<begin>", "<end>"
+
+
+@dataclass(frozen=True)
+class TokenSpan:
+    """A word of a prompt and the positions of its tokens.
+
+    Attributes:
+        word: as the caller gave it.
+        occurrence: which of its occurrences.
+        ids: positions in the text encoder's sequence.
+    """
+
+    word: str
+    occurrence: int
+    ids: tuple[int, ...]
+
+    @property
+    def label(self) -> str:
+        """The name of the word; a later occurrence carries its number: "cat", "cat#1"."""
+        return self.word if self.occurrence == 0 else f"{self.word}#{self.occurrence}"
+
+
+@dataclass(frozen=True)
+class EncodedText:
+    """A text as the text encoder sees it: its characters and the characters of each token.
+
+    Attributes:
+        text: the prompt, or what was put together again from the ids of its tokens.
+        offsets: position of each of the prompt's own tokens → the characters it stands for. A token that is only a space
+            stands for none; a character of several bytes may have several tokens.
+        begin: position of the token that marks the beginning, where there is one.
+        end: position of the token that marks the end, the first after the prompt.
+        length: of the sequence.
+        begin_name: how the tokenizer spells the begin token.
+        end_name: how it spells the end token.
+        prompt: what the caller says the prompt is, where the text was put together from ids.
+    """
+
+    text: str
+    offsets: dict[int, tuple[int, int]]
+    begin: int | None
+    end: int | None
+    length: int
+    begin_name: str | None = None
+    end_name: str | None = None
+    prompt: str | None = None
+
+    @classmethod
+    def of_prompt(cls, tokenizer: Any, prompt: str) -> EncodedText:
+        """Tokenises a prompt, cut off at the tokenizer's length.
+
+        Args:
+            tokenizer: the pipeline's own, fast or slow.
+            prompt: the text.
+        """
+        return cls._of(tokenizer, encoding.encode(tokenizer, prompt))
+
+    @classmethod
+    def of_ids(cls, tokenizer: Any, ids: Sequence[int], prompt: str | None = None) -> EncodedText:
+        """Reads the ids that the text encoder was really given: cleaned, rewritten, in a template, padded.
+
+        Args:
+            tokenizer: the pipeline's own.
+            ids: of one sample, padding and all; a list or a tensor `[T]`.
+            prompt: if its tokens are these ids, its spelling is kept; if a template holds it, the rest is left out.
+
+        Raises:
+            ArgumentError: for ids of another form.
+        """
+        ids = ids.tolist() if hasattr(ids, "tolist") else list(ids)
+        if not ids or not all(isinstance(one, int) for one in ids):
+            raise ArgumentError(
+                f"ids must be the token ids of one text, a list of integers, got {_shown(ids)}"
+            )
+        if prompt is None:
+            return cls._of(tokenizer, encoding.decode(tokenizer, ids))
+        same = encoding.shifted(encoding.encode(tokenizer, prompt, len(ids)), ids, tokenizer)
+        if same is not None:
+            return cls._of(tokenizer, same)
+        made = cls._of(tokenizer, encoding.decode(tokenizer, ids))
+        return replace(made, prompt=prompt)._without_template()
+
+    @classmethod
+    def _of(cls, tokenizer: Any, made: Encoding) -> EncodedText:
+        names = [
+            None if at is None else tokenizer.convert_ids_to_tokens(made.ids[at])
+            for at in (made.begin, made.end)
+        ]
+        return cls(made.text, made.offsets, made.begin, made.end, len(made.ids), *names)
+
+    def _without_template(self) -> EncodedText:
+        """The text without the template around the prompt, if there is one."""
+        places = FoldedText.of(self.text).places([self.prompt])
+        if not places:
+            return self
+        start, end = places[-1]  # instructions come before what they are about
+        offsets = {
+            at: (max(low, start) - start, min(high, end) - start)
+            for at, (low, high) in self.offsets.items()
+            if low < end and high > start
+        }
+        return replace(self, text=self.text[start:end], offsets=offsets)
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """Positions of all tokens of the prompt itself: neither begin, end nor padding."""
+        return tuple(self.offsets)
+
+    def find(
+        self, words: Sequence[Word], convert: Callable[[str], str] | None = None
+    ) -> list[TokenSpan]:
+        """Finds words, or phrases, and the positions of their tokens.
+
+        Upper and lower case are alike, as are composed and decomposed accents, kinds of quotation mark and hyphen, and any
+        white space between the words of a phrase. A word is not found inside another, except in scripts that have no
+        spaces. If the text does not have a word as it is, its plural or singular is found. `BEGIN` and `END`, or the
+        tokenizer's own spelling of them, are the tokens around the prompt.
+
+        Args:
+            words: each a word or phrase, or a pair of it and its occurrence.
+            convert: how the pipeline rewrites a text before it tokenises it (`pipe.maybe_convert_prompt` makes the several
+                tokens of a textual inversion of its one name).
+
+        Raises:
+            ArgumentError: for an entry that is no word, a word that is not in the text (names the nearest, lists those
+                there), an occurrence it does not have, one that was cut off, or a begin or end token that is not there.
+        """
+        if isinstance(words, str):
+            raise ArgumentError(f"words must be a list of words, got {words!r}")
+        entries = [_entry(one) for one in words]
+        return [TokenSpan(*entry, self._ids_of(*entry, convert)) for entry in entries]
+
+    def all_words(self) -> list[TokenSpan]:
+        """Every token of the prompt as a word of its own, named by its characters; a space by "▁"."""
+        seen: dict[str, int] = {}
+        spans = []
+        for at, (low, high) in self.offsets.items():
+            name = self.text[low:high] or "▁"
+            key = fold(name)
+            spans.append(TokenSpan(name, seen.get(key, 0), (at,)))
+            seen[key] = seen.get(key, 0) + 1
+        return spans
+
+    @cached_property
+    def _folded(self) -> FoldedText:
+        return FoldedText.of(self.text)
+
+    def _ids_of(
+        self, word: str, occurrence: int, convert: Callable[[str], str] | None
+    ) -> tuple[int, ...]:
+        places = self._folded.places([convert(word)]) if convert else []
+        places = places or self._folded.places([word])
+        if not places and word.strip() in (BEGIN, END, self.begin_name, self.end_name):
+            return (self._marker(word, occurrence),)
+        places = places or self._folded.places(other_forms(fold(word).strip()))
+        if not places:
+            raise self._missing(word)
+        if occurrence >= len(places):
+            raise _too_high(word, occurrence, len(places))
+        start, end = places[occurrence]
+        ids = tuple(
+            at
+            for at, (low, high) in self.offsets.items()
+            if low < min(end, high) and high > start  # a space between the words is none of them
+        )
+        if not ids:
+            raise self._cut_off(word)
+        return ids
+
+    def _marker(self, word: str, occurrence: int) -> int:
+        """Position of the begin or end token."""
+        begins = word.strip() in (BEGIN, self.begin_name)
+        # CLIP-like tokenizers may spell both alike; the generic names tell them apart.
+        at = self.begin if begins else self.end
+        if at is None:
+            side = "begin token before" if begins else "end token after"
+            raise ArgumentError(f"words: {word!r}: the text encoder has no {side} the prompt")
+        if occurrence:
+            raise _too_high(word, occurrence, 1)
+        return at
+
+    def _missing(self, word: str) -> ArgumentError:
+        full = max(self.offsets, default=0) + 1 + (self.end is not None) >= self.length
+        if self.prompt is not None and FoldedText.of(self.prompt).places([word]):
+            if full:
+                return self._cut_off(word)
+            return ArgumentError(
+                f"words: {word!r} is in the prompt, but the pipeline changed it: the text encoder is given {self.text!r}"
+            )
+        there = {
+            fold(self.text[low:high]): self.text[low:high] for low, high in words_in(self.text)
+        }
+        near = [repr(there[one]) for one in get_close_matches(fold(word), there)]
+        return ArgumentError(
+            f"words: {word!r} is not in the prompt; the words there: {', '.join(there.values())}"
+            + (f"; nearest: {', '.join(near)}" if near else "")
+        )
+
+    def _cut_off(self, word: str) -> ArgumentError:
+        return ArgumentError(
+            f"words: {word!r} lies beyond the {self.length} tokens that the text encoder reads"
+        )
+
+
+def check_reach(token_ids: Any, length: int) -> None:
+    """Checks that a denoiser is given the tokens whose maps are wanted: beyond them joint attention has the video's.
+
+    Args:
+        token_ids: a tensor on the host; elsewhere they are trusted, since a look at them would wait for the device.
+        length: tokens of the text.
+
+    Raises:
+        ArgumentError: for a token beyond them: the pipeline was called with a `max_sequence_length` below the tokenizer's.
+    """
+    if token_ids.device.type == "cpu" and token_ids.numel() and int(token_ids.max()) >= length:
+        raise ArgumentError(
+            f"words: token {int(token_ids.max())} lies beyond the {length} tokens of text that the denoiser is given: "
+            "shorten the prompt or raise max_sequence_length"
+        )
+
+
+def _entry(given: Any) -> tuple[str, int]:
+    """A word and its occurrence."""
+    word, occurrence = (given, 0) if isinstance(given, str) else (None, None)
+    if isinstance(given, (tuple, list)) and len(given) == 2:
+        word, occurrence = given
+    try:
+        occurrence = -1 if isinstance(occurrence, bool) else operator.index(occurrence)
+    except TypeError:
+        word = None
+    if not isinstance(word, str):
+        raise ArgumentError(
+            f"words must hold words or pairs (word, occurrence), such as 'cat' or ('cat', 1), got {given!r}"
+        )
+    if not fold(word).strip():
+        raise ArgumentError(f"words must not hold an empty word, got {given!r}")
+    if occurrence < 0:
+        raise ArgumentError(
+            f"words: the occurrence of {word!r} must be 0 (the first) or more, got {given[1]!r}"
+        )
+    return word, occurrence
+
+
+def _too_high(word: str, occurrence: int, count: int) -> ArgumentError:
+    return ArgumentError(
+        f"words: {word!r} occurs {count} time(s) in the prompt, so its occurrence must be 0 to {count - 1}, "
+        f"got {occurrence}"
+    )
+
+
+def _shown(ids: list) -> str:
+    return repr(ids) if len(ids) < 8 else f"{ids[:8]!r}…"
