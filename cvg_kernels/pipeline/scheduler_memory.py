@@ -21,7 +21,9 @@ def moved(tensor: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
     return (tensor.to(dtype) + change).to(tensor.dtype)
 
 
-def output_change(scheduler: Any, arguments: dict[str, Any], shift: torch.Tensor) -> torch.Tensor | None:
+def output_change(
+    scheduler: Any, arguments: dict[str, Any], shift: torch.Tensor
+) -> torch.Tensor | None:
     """By how much the converted model output changes when the sample moves by `shift`; None before the first step.
 
     `convert_model_output` is linear in (model output, sample), so the change is what it makes of (0, shift). Clipping
@@ -36,7 +38,9 @@ def output_change(scheduler: Any, arguments: dict[str, Any], shift: torch.Tensor
     return scheduler.convert_model_output(torch.zeros_like(output), sample=shift)
 
 
-def prediction_change(scheduler: Any, arguments: dict[str, Any], shift: torch.Tensor) -> torch.Tensor:
+def prediction_change(
+    scheduler: Any, arguments: dict[str, Any], shift: torch.Tensor
+) -> torch.Tensor:
     """By how much the x₀ that CogVideoX's multistep scheduler predicts changes when the sample moves by `shift`.
 
     Its step is linear too and keeps nothing: the prediction from a model output of 0 at the sample `shift`. The noise that

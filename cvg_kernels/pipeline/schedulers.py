@@ -25,10 +25,16 @@ class Kind(Enum):
 
     ONE_CALL = "nothing: a step is one call, which starts from the sample that it is given"
     CALLS = "the sample of the first of `order` calls, from which the others start as well"
-    PNDM = "the sample of the first call of its Runge-Kutta and doubled first steps; raw model outputs"
-    SINGLESTEP = "the sample of the first-order call, from which the calls of higher order start as well"
+    PNDM = (
+        "the sample of the first call of its Runge-Kutta and doubled first steps; raw model outputs"
+    )
+    SINGLESTEP = (
+        "the sample of the first-order call, from which the calls of higher order start as well"
+    )
     MULTISTEP = "the converted outputs of earlier steps"
-    CORRECTOR = "the converted outputs of earlier steps, and the sample that its corrector starts from"
+    CORRECTOR = (
+        "the converted outputs of earlier steps, and the sample that its corrector starts from"
+    )
     DERIVATIVES = "the derivatives of earlier steps"
     ARGUMENT = "nothing itself: the pipeline hands it the prediction of the step before"
 
@@ -141,7 +147,11 @@ def places_of(scheduler: Any, start: int = 0) -> list[Place]:
     """
     timesteps = getattr(scheduler, "timesteps", None)
     if timesteps is None or not 0 <= start < len(timesteps):
-        entries = "no timesteps (call set_timesteps)" if timesteps is None else f"{len(timesteps)} timesteps"
+        entries = (
+            "no timesteps (call set_timesteps)"
+            if timesteps is None
+            else f"{len(timesteps)} timesteps"
+        )
         raise ArgumentError(f"start={start}: {type(scheduler).__name__} has {entries}")
     leads = [_leads(scheduler, entry - start, entry) for entry in range(start, len(timesteps))]
     return [Place(step - 1, lead) for step, lead in zip(accumulate(leads), leads, strict=True)]
@@ -159,7 +169,12 @@ def check_scheduler(scheduler: Any) -> None:
     """
     kind_of(scheduler)
     inner = getattr(scheduler, "solver_p", None)
-    if inner is not None and kind_of(inner) in (Kind.CALLS, Kind.PNDM, Kind.SINGLESTEP, Kind.ARGUMENT):
+    if inner is not None and kind_of(inner) in (
+        Kind.CALLS,
+        Kind.PNDM,
+        Kind.SINGLESTEP,
+        Kind.ARGUMENT,
+    ):
         raise ArgumentError(
             f"scheduler {type(scheduler).__name__}: solver_p={type(inner).__name__} keeps {kind_of(inner).value}; "
             "use a solver_p with one call a step, or none"
@@ -176,7 +191,9 @@ def kind_of(scheduler: Any) -> Kind:
     if base in KINDS:
         return KINDS[base]
     if base in REFUSED:
-        raise ArgumentError(f"scheduler {name}: latents cannot be moved: {REFUSED[base]}; {_INSTEAD}")
+        raise ArgumentError(
+            f"scheduler {name}: latents cannot be moved: {REFUSED[base]}; {_INSTEAD}"
+        )
     signs = [sign for sign in _SIGNS_OF_MEMORY if hasattr(scheduler, sign)]
     if getattr(scheduler, "order", 1) != 1:
         signs.append(f"order={scheduler.order}")
@@ -283,6 +300,8 @@ def _like(shift: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
     """The shift for each part of the sample's batch, in float32 or better, on the sample's device."""
     parts, rest = divmod(sample.shape[0], shift.shape[0]) if shift.dim() == sample.dim() else (0, 0)
     if rest or not parts or shift.shape[1:] != sample.shape[1:]:
-        raise ArgumentError(f"shift: shape {tuple(shift.shape)}, the sample has {tuple(sample.shape)}")
+        raise ArgumentError(
+            f"shift: shape {tuple(shift.shape)}, the sample has {tuple(sample.shape)}"
+        )
     dtype = torch.promote_types(shift.dtype, torch.float32)
     return shift.to(sample.device, dtype).repeat(parts, *[1] * (sample.dim() - 1))
