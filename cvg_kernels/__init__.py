@@ -29,6 +29,9 @@ _HOMES = {
     "SubgraphFlow": "ops",
     "TemporalAttention": "ops",
     "TemporalBand": "guidance",
+    "GuidanceWarning": "errors",
+    "PipelineSession": "guidance",
+    "Together": "guidance",
     "VSTAR": "guidance",
     "Vico": "guidance",
     "attention_with_capture": "ops",
@@ -40,15 +43,16 @@ _HOMES = {
     "max_flow": "ops",
     "min_max_matmul": "ops",
     "path_flow": "ops",
-    "processors": "capture",
+    "capture": "capturing",
+    "processors": "pipeline.swap",
     "subgraph_max_flow": "ops",
     "temporal_attention": "ops",
     "token_peaks": "ops",
     "trace_backends": "ops",
-    "use_processors": "capture",
+    "use_processors": "pipeline.swap",
 }
-#: Modules among the public names; `capture` can be called: it is its main function as well.
-_MODULES = ("capture", "shapes", "viz")
+#: Modules among the public names.
+_MODULES = ("guidance", "shapes", "viz")
 
 __all__ = [
     "CVG",
@@ -63,10 +67,13 @@ __all__ = [
     "CvgError",
     "FrameBandAttention",
     "Gen1",
+    "GuidanceWarning",
     "MaxFlow",
+    "PipelineSession",
     "SubgraphFlow",
     "TemporalAttention",
     "TemporalBand",
+    "Together",
     "Vico",
     "__version__",
     "attention_with_capture",
@@ -75,6 +82,7 @@ __all__ = [
     "coupled_max_flow",
     "depth_structure",
     "frame_band_attention",
+    "guidance",
     "guidance_mix",
     "max_flow",
     "min_max_matmul",
@@ -108,12 +116,25 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
-    from cvg_kernels import shapes, viz
+    from cvg_kernels import guidance, shapes, viz
     from cvg_kernels.backends import Backend
-    from cvg_kernels.capture import capture, processors, use_processors
+    from cvg_kernels.capturing import capture
     from cvg_kernels.composition import CompositionClassifier
-    from cvg_kernels.errors import ArgumentError, BackendUnavailableError, CvgError
-    from cvg_kernels.guidance import CVG, VSTAR, Gen1, TemporalBand, Vico
+    from cvg_kernels.errors import (
+        ArgumentError,
+        BackendUnavailableError,
+        CvgError,
+        GuidanceWarning,
+    )
+    from cvg_kernels.guidance import (
+        CVG,
+        VSTAR,
+        Gen1,
+        PipelineSession,
+        TemporalBand,
+        Together,
+        Vico,
+    )
     from cvg_kernels.ops import (
         CapturedAttention,
         CapturedMaps,
@@ -136,3 +157,4 @@ if TYPE_CHECKING:
         token_peaks,
         trace_backends,
     )
+    from cvg_kernels.pipeline.swap import processors, use_processors

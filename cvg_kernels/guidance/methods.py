@@ -1,4 +1,4 @@
-"""Guidance methods by name, as the command line spells them: `vico`, `gen1:temporal_scale=2`, `vico:until=0.2+gen1`."""
+"""Guidance methods by name, as the command line spells them: `cvg`, `gen1:temporal_scale=2`, `vico:stop=0.2+gen1`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
-from cvg_kernels.capture.tokens import Word
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.guidance.cvg import CVG
 from cvg_kernels.guidance.gen1 import Gen1
@@ -16,15 +15,19 @@ from cvg_kernels.guidance.temporal_band import TemporalBand
 from cvg_kernels.guidance.together import Together
 from cvg_kernels.guidance.vico import Vico
 from cvg_kernels.guidance.vstar import VSTAR
+from cvg_kernels.pipeline.tokens import Word
 
 METHODS = {
     "none": None,
-    "vico": Vico,
     "cvg": CVG,
+    "vico": Vico,
     "vstar": VSTAR,
     "gen1": Gen1,
     "temporal-band": TemporalBand,
 }
+
+#: Old names of options, which still work and are not shown.
+_OLD = ("until", "steps")
 
 
 def method_named(spec: str, words: Sequence[Word] | None = None) -> Any:
@@ -56,14 +59,14 @@ def _one(spec: str, words: Sequence[Word] | None) -> Any:
     if name not in METHODS:
         raise ArgumentError(f"guidance must be one of {', '.join(METHODS)}, got {name!r}")
     kind = METHODS[name]
-    there = [] if kind is None else [field.name for field in fields(kind)]
-    options = {"words": words} if "words" in there else {}
+    accepted = [] if kind is None else [field.name for field in fields(kind)]
+    options = {"words": words} if "words" in accepted else {}
     for pair in given:
         option, equals, value = pair.partition("=")
-        if not equals or option not in there:
-            accepted = ", ".join(there) or "none"
+        if not equals or option not in accepted:
+            shown = ", ".join(one for one in accepted if one not in _OLD) or "none"
             raise ArgumentError(
-                f"guidance {name!r} takes option=value with the options {accepted}; got {pair!r}"
+                f"guidance {name!r} takes option=value with the options {shown}; got {pair!r}"
             )
         options[option] = _value(value)
     if kind is None:
