@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
@@ -14,6 +15,7 @@ Span = tuple[int, int]
 #: How tokenizers print a space that is a token of its own.
 _SPACES = "▁Ġ \n\t"
 _UNKNOWN = "\ufffd"
+_EVERYTHING = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def decode(tokenizer: Any, ids: Sequence[int]) -> Encoding:
 
 def longest(tokenizer: Any) -> int:
     """The longest sequence the tokenizer makes; some state none, as a huge number."""
-    return min(tokenizer.model_max_length, 1 << 20)
+    return min(tokenizer.model_max_length, _EVERYTHING)
 
 
 def markers(tokenizer: Any) -> tuple[int | None, int | None]:
@@ -118,7 +120,7 @@ def _encode_without_offsets(tokenizer: Any, text: str, length: int) -> Encoding:
     ids = tuple(tokenizer(text, truncation=True, max_length=length).input_ids)
     begin, first, last, end = own_tokens(tokenizer, ids)
     # All of the text, so that what was cut off is not taken for what was kept.
-    whole = tuple(tokenizer(text, truncation=False, verbose=False).input_ids)
+    whole = tuple(tokenizer(text, truncation=True, max_length=_EVERYTHING).input_ids)
     _, all_first, all_last, _ = own_tokens(tokenizer, whole)
     rebuilt, offsets = _rebuild(tokenizer, whole, all_first, all_last, unknown=_UNKNOWN)
     offsets = _laid_against(text, rebuilt, offsets)
@@ -209,13 +211,11 @@ def _laid_against(text: str, rebuilt: str, offsets: dict[int, Span]) -> dict[int
         else:
             span = (ours.spans[start][0], ours.spans[end - 1][1]) if end > start else (0, 0)
             place += [span] * (high - low)
+    begins, ends = ([span[side] for span in theirs.spans] for side in (0, 1))
     found: dict[int, Span] = {}
     for at, (low, high) in offsets.items():
-        spans = [
-            to
-            for to, (begin, end) in zip(place, theirs.spans, strict=True)
-            if begin < high and end > low and to[1] > to[0]
-        ]
+        inside = place[bisect_right(ends, low) : bisect_left(begins, high)]
+        spans = [span for span in inside if span[1] > span[0]]
         found[at] = (min(s[0] for s in spans), max(s[1] for s in spans)) if spans else (0, 0)
     return found
 
