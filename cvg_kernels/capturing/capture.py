@@ -218,6 +218,8 @@ class Capture:
             maps = maps.detach()
         for branch in dict.fromkeys(call.branches):
             part = maps[call.samples(branch)]
+            if not len(part):  # the disturbed samples of a layer that PAG lets attend to nothing
+                continue
             if self._keep == "cpu" and not self._gradients:
                 part = part.cpu()
             self.records.append(

@@ -237,7 +237,7 @@ class _Band(Tap):
         if self.layer.kind == "temporal":
             size = tuple(call.latents.shape[2:])
             if size not in self.columns:  # a layer that is replayed has fewer samples than the call around
-                positions = attention.query.shape[0] // call.latents.shape[0]
+                positions = attention.query.shape[0] // call.geometry.samples(attention)
                 self.columns[size] = call.geometry.grid(positions)[2]
             options = self.settings.band(self.columns[size], size[-1])
         else:

@@ -34,6 +34,7 @@ class Attention:
         mask: of `scaled_dot_product_attention`, or `None`.
         scale: factor of the logits; `None` is D^-½.
         number: which of the calls that the layer makes in one forward, 0 first.
+        disturbs: whether PAG's processor runs, which lets the disturbed samples attend to nothing.
     """
 
     layer: Layer
@@ -43,6 +44,7 @@ class Attention:
     mask: torch.Tensor | None
     scale: float | None
     number: int
+    disturbs: bool = False
 
     @property
     def of_text(self) -> bool:
@@ -110,9 +112,9 @@ def _temporal(attention, band, requests, backend) -> torch.Tensor:
         if seen != frames:
             raise ArgumentError(
                 f"{attention.layer.name} sees {seen} of {frames} frames at a time (FreeNoise's windows): its maps cannot be put "
-                "together; do without temporal maps, or with a context_length of the whole video"
+                "together; do without temporal maps (Vico: flow='cross'), or with a context_length of the whole video"
             )
-        maps = result.maps.unflatten(0, (request.geometry.latents[0], -1))
+        maps = result.maps.unflatten(0, (request.geometry.samples(attention), -1))
         request.receive(maps, request.geometry.grid(maps.shape[1]))
     return result.out
 

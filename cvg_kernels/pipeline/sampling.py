@@ -41,6 +41,7 @@ class Sampling:
         self._ids: list[list[int]] | None = None  # that the text encoder was given, one row a prompt
         self._texts: list[EncodedText] | None = None
         self.schedule: Schedule | None = None
+        self.steps = 0  # begun; FreeInit makes several rounds of them in one run
         self.memory: dict[Any, Any] = {}  # what methods keep for the length of the run
         self.end_step()
 

@@ -169,7 +169,8 @@ def _run(kind: type, processor: Any, attn: nn.Module, args: tuple, kwargs: dict[
     taps = [tap for tap in tapped.taps if tap.active()] if tapped else []
     if not taps:
         return kind.__call__(processor, attn, *args, **kwargs)
-    with _native(processor), _Interception(tapped.layer, taps) as interception:
+    disturbs = kind.__name__.startswith("PAG")
+    with _native(processor), _Interception(tapped.layer, taps, disturbs) as interception:
         result = kind.__call__(processor, attn, *args, **kwargs)
     if interception.calls == 0:
         raise ArgumentError(
@@ -201,8 +202,9 @@ def _native(processor: Any) -> Iterator[None]:
 class _Interception(TorchFunctionMode):
     """Hands scaled dot-product attention to taps and leaves every other function alone."""
 
-    def __init__(self, layer: Layer, taps: list[Tap]) -> None:
+    def __init__(self, layer: Layer, taps: list[Tap], disturbs: bool) -> None:
         super().__init__()
+        self.disturbs = disturbs
         self.layer = layer
         self.taps = taps
         self.calls = 0
@@ -216,7 +218,7 @@ class _Interception(TorchFunctionMode):
         given = call.arguments
         attention = Attention(
             self.layer, given["query"], given["key"], given["value"], given["attn_mask"],
-            given["scale"], self.calls,
+            given["scale"], self.calls, self.disturbs,
         )  # fmt: skip
         self.calls += 1
         bands = [band for tap in self.taps if (band := tap.band(attention))]
