@@ -72,8 +72,22 @@ class _Tapped:
 
     layer: Layer
     taps: list[Tap]
-    stock: Any  # the processor before the first tap
-    intercepting: Any  # the same with the derived class
+    #: (intercepting processor, the one that it was made of) of every processor that the layer has had meanwhile.
+    made: list[tuple[Any, Any]]
+
+    def intercept(self) -> None:
+        """Gives the present processor the derived class, if it has it not."""
+        module = self.layer.module
+        if all(module.processor is not intercepting for intercepting, _ in self.made):
+            self.made.append((_intercepting(module.processor), module.processor))
+            module.set_processor(self.made[-1][0])
+
+    def release(self) -> None:
+        """Gives the layer the processor that it would have without us."""
+        module = self.layer.module
+        for intercepting, stock in self.made:
+            if module.processor is intercepting:
+                module.set_processor(stock)
 
 
 def add_tap(layer: Layer, tap: Tap) -> None:
@@ -86,10 +100,9 @@ def add_tap(layer: Layer, tap: Tap) -> None:
     module = layer.module
     tapped = vars(module).get(_SLOT)
     if tapped is None:
-        stock = module.processor
-        tapped = _Tapped(layer, [], stock, _intercepting(stock))
+        tapped = _Tapped(layer, [], [])
+        tapped.intercept()
         vars(module)[_SLOT] = tapped
-        module.set_processor(tapped.intercepting)
     tapped.taps.append(tap)
 
 
@@ -107,8 +120,7 @@ def remove_tap(layer: Layer, tap: Tap) -> None:
     tapped.taps = [one for one in tapped.taps if one is not tap]
     if not tapped.taps:
         del vars(module)[_SLOT]
-        if module.processor is tapped.intercepting:
-            module.set_processor(tapped.stock)
+        tapped.release()
 
 
 def keep_taps(layer: Layer) -> None:
@@ -117,12 +129,9 @@ def keep_taps(layer: Layer) -> None:
     Args:
         layer: with or without taps.
     """
-    module = layer.module
-    tapped = vars(module).get(_SLOT)
-    if tapped is not None and module.processor is not tapped.intercepting:
-        tapped.stock = module.processor
-        tapped.intercepting = _intercepting(tapped.stock)
-        module.set_processor(tapped.intercepting)
+    tapped = vars(layer.module).get(_SLOT)
+    if tapped is not None:
+        tapped.intercept()
 
 
 @contextmanager
