@@ -376,6 +376,7 @@ class PipelineHooks:
             if isinstance(layer.module.processor, kinds):
                 changed.append((layer.module, layer.module.processor))
                 layer.module.set_processor(self._stock[layer.module])
+                keep_taps(layer)
         try:
             yield
         finally:

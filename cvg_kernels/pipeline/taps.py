@@ -78,9 +78,14 @@ class _Tapped:
     def intercept(self) -> None:
         """Gives the present processor the derived class, if it has it not."""
         module = self.layer.module
-        if all(module.processor is not intercepting for intercepting, _ in self.made):
-            self.made.append((_intercepting(module.processor), module.processor))
-            module.set_processor(self.made[-1][0])
+        for intercepting, stock in self.made:
+            if module.processor is intercepting:
+                return
+            if module.processor is stock:
+                module.set_processor(intercepting)
+                return
+        self.made.append((_intercepting(module.processor), module.processor))
+        module.set_processor(self.made[-1][0])
 
     def release(self) -> None:
         """Gives the layer the processor that it would have without us."""
