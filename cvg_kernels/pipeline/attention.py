@@ -187,9 +187,7 @@ def _hand_over(maps: torch.Tensor, request: MapRequest) -> None:
     request.receive(maps.unflatten(-1, grid[1:]), grid)
 
 
-def _text_maps(
-    attention: Attention, lse: torch.Tensor, token_ids: torch.Tensor
-) -> torch.Tensor:
+def _text_maps(attention: Attention, lse: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
     """Maps `[B, H, K, N]` of text tokens under a band: exp(S − lse), since their logits S have no band.
 
     Args:

@@ -8,11 +8,11 @@ import torch
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
+from cvg_kernels.capture.layers import attention_layers, denoisers_of  # noqa: E402
 from diffusers.models.attention_processor import AttnProcessor  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
 import cvg_kernels as cvg  # noqa: E402
-from cvg_kernels.capture.layers import attention_layers, denoisers_of  # noqa: E402
 from cvg_kernels.guidance.flow_graph import Group, flow_groups  # noqa: E402
 from tests.offline_pipelines import (  # noqa: E402
     BUILDERS,

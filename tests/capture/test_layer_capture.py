@@ -8,13 +8,14 @@ import torch
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
-import cvg_kernels as cvg  # noqa: E402
 from cvg_kernels.capture import LayerCapture  # noqa: E402
 from cvg_kernels.capture.layers import (  # noqa: E402
     attention_layers,
     denoisers_of,
     temporal_partners,
 )
+
+import cvg_kernels as cvg  # noqa: E402
 from tests.offline_pipelines import (  # noqa: E402
     PROMPT,
     TOKENS,

@@ -7,6 +7,7 @@ import pytest
 pytest.importorskip("transformers")
 
 from cvg_kernels.capture.tokens import prompt_token_ids, token_spans  # noqa: E402
+
 from cvg_kernels.errors import ArgumentError  # noqa: E402
 from cvg_kernels.shapes.model import build_tokenizer  # noqa: E402
 from tests.offline_pipelines import PROMPT, word_tokenizer  # noqa: E402

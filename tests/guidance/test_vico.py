@@ -11,9 +11,9 @@ pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
 import diffusers  # noqa: E402
+from cvg_kernels.capture.layers import denoisers_of  # noqa: E402
 
 import cvg_kernels as cvg  # noqa: E402
-from cvg_kernels.capture.layers import denoisers_of  # noqa: E402
 from cvg_kernels.guidance.flow_graph import flow_groups  # noqa: E402
 from cvg_kernels.guidance.losses import fairness_loss  # noqa: E402
 from cvg_kernels.guidance.steps import LatentStepper  # noqa: E402
@@ -68,6 +68,7 @@ def test_the_gradient_is_that_of_finite_differences(name, spatial):
     class Probe:
         def move(self, step, made):
             from cvg_kernels.capture import LayerCapture
+
             from cvg_kernels.guidance.vico import _Tokens
 
             groups = flow_groups(step.denoiser, vico.flow, vico.spatial)
