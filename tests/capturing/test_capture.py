@@ -182,13 +182,16 @@ def test_a_word_beyond_the_text_is_refused(name):
     )
     from_embeddings = "token 7 lies beyond the 6 tokens of text .* raise max_sequence_length"
     for words in (["dog"], ["cat", "dog"]):
-        for method in (
-            cvg.capture(pipe, words, prompt=PROMPT),
-            cvg.Vico(words).attach(pipe, prompt=PROMPT),
+        for attach in (
+            cvg.capture,
+            lambda pipe, words, prompt: cvg.Vico(words).attach(pipe, prompt),
         ):
-            with pytest.raises(cvg.ArgumentError, match=message), method:
+            with pytest.raises(cvg.ArgumentError, match=message), attach(pipe, words, prompt=None):
                 run(pipe, options)
-            with pytest.raises(cvg.ArgumentError, match=from_embeddings), method:
+            with (
+                pytest.raises(cvg.ArgumentError, match=from_embeddings),
+                attach(pipe, words, prompt=PROMPT),
+            ):
                 run(pipe, options, None, **given)
     with cvg.capture(pipe, words=["cat"]) as captured:
         run(pipe, options)
@@ -350,6 +353,14 @@ def test_a_compiled_denoiser_runs_uncompiled(caplog):
         torch.testing.assert_close(run(one, given), frames, rtol=1e-4, atol=1e-4)
         assert compiled
         compiled.clear()
+
+
+def test_a_capture_is_opened_once():
+    pipe, options = animatediff()
+    with cvg.capture(pipe, words=["cat"]) as captured:
+        run(pipe, options)
+    with pytest.raises(cvg.ArgumentError, match="has been open already"):
+        captured.__enter__()
 
 
 def test_an_unknown_denoiser_is_refused():
