@@ -132,7 +132,7 @@ def run(job: Job) -> dict[str, Any]:
     # A word that is not there is told before anything runs.
     EncodedText.of_prompt(pipe.tokenizer, job.prompt).find(words)
 
-    clips, maps, made = {}, {}, None
+    clips, maps = {}, {}
     for name, attached in (("unguided", nullcontext()), ("guided", job.method.attach(pipe))):
         pipe.set_progress_bar_config(desc=name, disable=not sys.stderr.isatty(), leave=False)
         watched = capture(pipe, words=words) if words else nullcontext()

@@ -134,7 +134,9 @@ def test_every_public_name_is_there():
         _ = cvg_kernels.nonsense
 
 
-@pytest.mark.parametrize("first", ["", "import cvg_kernels.capture.tokens", "cvg.use_processors"])
+@pytest.mark.parametrize(
+    "first", ["", "import cvg_kernels.capturing.capture", "cvg.use_processors"]
+)
 def test_capture_is_callable_whatever_was_imported_before(first, tmp_path):
     fresh(
         f"import cvg_kernels as cvg\n{first}\nassert callable(cvg.capture), cvg.capture", tmp_path

@@ -79,6 +79,10 @@ class Capture:
         self._runs = 0
 
     def __enter__(self) -> Capture:
+        if self._pipe is None:
+            raise ArgumentError(
+                "this capture has been open already: make another one with capture(…)"
+            )
         for denoiser in denoisers_of(self._pipe):
             model_of(denoiser)
             check_whole_sequence(denoiser)

@@ -71,7 +71,7 @@ class Vico(Guidance):
             of them; a tuple of (h, w) names them. The code takes one level, 1/32 of the image.
         step_rule: `"normalized"`, `"adam"` (both; fp16 in the code, float32 here) or `"sgd"`.
         step_size: see `LatentStepper`.
-        stop: share of the denoising steps that are guided (both: 0.5; on the shapes world later guidance spoils the motion).
+        stop: share of the denoising steps that are guided (both: 0.5; on the shapes world later guidance spoils motion).
         iterations: updates per guided step; or step index → updates, where a step not named has one (code: up to 10
             at steps 0, 10 and 20).
         thresholds: no update once every loss is below; a number (paper: 0.2), or step index → number with 0.2 for the
@@ -290,8 +290,8 @@ class Vico(Guidance):
             text = call.texts[sample]
             word = text.text[slice(*text.offsets[position])]
             warnings.warn(
-                f"Vico's score is saturated: {word!r} takes {float(largest[sample]):.0%} of the token softmax, and none of the "
-                f"balanced words more than {float(weakest[sample]):.0%}: leave it out with sinks=[{word!r}] or sinks='others'",
+                f"Vico's score is saturated: {word!r} takes {float(largest[sample]):.0%} of the token softmax, and no "
+                f"balanced word more than {float(weakest[sample]):.0%}: leave it out with sinks=[{word!r}] or 'others'",
                 GuidanceWarning,
                 stacklevel=2,
             )

@@ -111,8 +111,8 @@ def _temporal(attention, band, requests, backend) -> torch.Tensor:
         frames, seen = request.geometry.latents[2], result.maps.shape[-1]
         if seen != frames:
             raise ArgumentError(
-                f"{attention.layer.name} sees {seen} of {frames} frames at a time (FreeNoise's windows): its maps cannot be put "
-                "together; do without temporal maps (Vico: flow='cross'), or with a context_length of the whole video"
+                f"{attention.layer.name} sees {seen} of {frames} frames at a time (FreeNoise's windows): its maps cannot "
+                "be put together; do without temporal maps (Vico: flow='cross'), or with a context_length of the whole video"
             )
         maps = result.maps.unflatten(0, (request.geometry.samples(attention), -1))
         request.receive(maps, request.geometry.grid(maps.shape[1]))

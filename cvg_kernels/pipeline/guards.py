@@ -94,7 +94,7 @@ def differentiable(denoiser: nn.Module) -> Iterator[None]:
 
 
 def without_inference_tensors(arguments: Any) -> Any:
-    """A call's arguments with the tensors that were made in inference mode copied: those cannot be saved for a backward pass.
+    """Copies the tensors of a call that were made in inference mode: those cannot be saved for a backward pass.
 
     Args:
         arguments: any nested structure.

@@ -158,7 +158,7 @@ class Sampling:
         return self._texts
 
     def convert(self, word: str) -> str:
-        """A word as the pipeline rewrites it before it is read: a textual inversion of several vectors has several tokens."""
+        """A word as the pipeline rewrites it: a textual inversion of several vectors has several tokens."""
         rewrite = getattr(self.pipe, "maybe_convert_prompt", None)
         return word if rewrite is None else rewrite(word, self.pipe.tokenizer)
 

@@ -8,6 +8,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from cvg_kernels.composition import CompositionClassifier, Selection
 from cvg_kernels.composition.fingerprint import fingerprint
+from cvg_kernels.pipeline.models import denoisers_of
 from tests.offline_pipelines import word_tokenizer
 
 LABELS = ("left", "right", "up")

@@ -9,12 +9,9 @@ pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
 import cvg_kernels as cvg  # noqa: E402
-from cvg_kernels.capture import LayerCapture  # noqa: E402
-from cvg_kernels.capture.layers import (  # noqa: E402
-    attention_layers,
-    denoisers_of,
-    temporal_partners,
-)
+from cvg_kernels.pipeline.layer_capture import LayerCapture  # noqa: E402
+from cvg_kernels.pipeline.layers import attention_layers, temporal_partners  # noqa: E402
+from cvg_kernels.pipeline.models import denoisers_of  # noqa: E402
 from tests.differences import assert_gradient  # noqa: E402
 from tests.offline_pipelines import (  # noqa: E402
     PROMPT,
