@@ -142,7 +142,8 @@ class Capture:
         import warnings
 
         if self._runs == 0:
-            reason = f"{type(self._pipe).__name__} was not called in the block (own_loop=True, if you call its denoiser yourself)"
+            kind = type(self._pipe).__name__
+            reason = f"{kind} was not called in the block (own_loop=True is for a loop of your own)"
         elif self._steps is not None:
             reason = f"the run made none of the steps {sorted(self._steps)}"
         else:
