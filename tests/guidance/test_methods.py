@@ -41,7 +41,10 @@ def test_combinations():
 @pytest.mark.parametrize(
     "spec, message",
     [
-        ("magic", "guidance must be one of none, vico, .*gen1.*, got 'magic'"),
+        (
+            "magic",
+            "guidance must be one of none, cvg, vico, vstar, gen1, temporal-band, got 'magic'",
+        ),
         ("", "guidance must be one of .*, got ''"),
         ("vico+magic", "guidance must be one of .*, got 'magic'"),
         ("vico+none", "'none' cannot be combined with others, got 'vico\\+none'"),
