@@ -51,10 +51,16 @@ class FrameTexts:
     @torch.no_grad()
     def _encode(self, call: Call) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """The text of every frame of each video as its layers are given it, and which tokens a frame has."""
+        reads_prompt = callable(self._settings.prompts) or self._settings.prompts == "then"
+        prompts = call.prompts if reads_prompt else [""] * call.sampling.samples
         made = []
-        for prompt in call.prompts:
+        for prompt in prompts:
             states = call.sampling.encode(self._settings.states(prompt), call.text.device)
-            texts, there = frame_texts([state.to(call.text.dtype) for state in states], call.latents.shape[2])
+            texts, there = frame_texts(
+                [state.to(call.text.dtype) for state in states], call.latents.shape[2]
+            )
             projection = call.model.text_projection
-            made.append((texts if projection is None else getattr(call.denoiser, projection)(texts), there))
+            made.append(
+                (texts if projection is None else getattr(call.denoiser, projection)(texts), there)
+            )
         return made

@@ -34,6 +34,7 @@ class Attention:
         mask: of `scaled_dot_product_attention`, or `None`.
         scale: factor of the logits; `None` is D^-½.
         number: which of the calls that the layer makes in one forward, 0 first.
+        disturbs: whether PAG's processor runs, which lets the disturbed samples attend to nothing.
     """
 
     layer: Layer
@@ -43,6 +44,7 @@ class Attention:
     mask: torch.Tensor | None
     scale: float | None
     number: int
+    disturbs: bool = False
 
     @property
     def of_text(self) -> bool:
@@ -109,10 +111,10 @@ def _temporal(attention, band, requests, backend) -> torch.Tensor:
         frames, seen = request.geometry.latents[2], result.maps.shape[-1]
         if seen != frames:
             raise ArgumentError(
-                f"{attention.layer.name} sees {seen} of {frames} frames at a time (FreeNoise's windows): its maps cannot be put "
-                "together; do without temporal maps, or with a context_length of the whole video"
+                f"{attention.layer.name} sees {seen} of {frames} frames at a time (FreeNoise's windows): its maps cannot "
+                "be put together; do without temporal maps (Vico: flow='cross'), or with a context_length of the whole video"
             )
-        maps = result.maps.unflatten(0, (request.geometry.latents[0], -1))
+        maps = result.maps.unflatten(0, (request.geometry.samples(attention), -1))
         request.receive(maps, request.geometry.grid(maps.shape[1]))
     return result.out
 
@@ -185,9 +187,7 @@ def _hand_over(maps: torch.Tensor, request: MapRequest) -> None:
     request.receive(maps.unflatten(-1, grid[1:]), grid)
 
 
-def _text_maps(
-    attention: Attention, lse: torch.Tensor, token_ids: torch.Tensor
-) -> torch.Tensor:
+def _text_maps(attention: Attention, lse: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
     """Maps `[B, H, K, N]` of text tokens under a band: exp(S − lse), since their logits S have no band.
 
     Args:

@@ -14,6 +14,7 @@ from cvg_kernels.errors import ArgumentError
 from cvg_kernels.pipeline.models import Grid, Model, model_of, unwrap
 
 if TYPE_CHECKING:
+    from cvg_kernels.pipeline.attention import Attention
     from cvg_kernels.pipeline.hooks import PipelineHooks
     from cvg_kernels.pipeline.sampling import Sampling
     from cvg_kernels.pipeline.tokens import EncodedText, TokenSpan, Word
@@ -31,12 +32,14 @@ class Geometry:
         denoiser: the network.
         latents: shape `[B, C, F, H, W]` of what it is given, conditions left out.
         text_length: tokens of the text.
+        disturbed: how many samples, the last ones, have no attention of their own in the layers that PAG disturbs.
     """
 
     model: Model
     denoiser: nn.Module
     latents: tuple[int, ...]
     text_length: int
+    disturbed: int = 0
 
     @classmethod
     def of(cls, denoiser: nn.Module, arguments: dict[str, Any]) -> Geometry:
@@ -48,7 +51,13 @@ class Geometry:
         """
         model, network = model_of(denoiser), unwrap(denoiser)
         latents = model.named(arguments[model.latents])[:, : model.channels(network)]
-        return cls(model, network, tuple(latents.shape), arguments["encoder_hidden_states"].shape[1])
+        return cls(
+            model, network, tuple(latents.shape), arguments["encoder_hidden_states"].shape[1]
+        )
+
+    def samples(self, attention: Attention) -> int:
+        """How many samples a layer sees."""
+        return self.latents[0] - (self.disturbed if attention.disturbs else 0)
 
     def grid(self, tokens: int) -> Grid:
         """The grid of a layer that has so many tokens per sample (or per frame)."""
@@ -98,7 +107,8 @@ class Call:
     @property
     def geometry(self) -> Geometry:
         """How the tokens of the call lie."""
-        return Geometry.of(self.denoiser, self.arguments)
+        geometry = Geometry.of(self.denoiser, self.arguments)
+        return replace(geometry, disturbed=self.branches.count("perturbed"))
 
     @property
     def text(self) -> torch.Tensor:
@@ -221,4 +231,3 @@ def repeated(tensor: torch.Tensor, branches: Sequence[Branch], samples: int) -> 
         samples: videos made at once.
     """
     return tensor.repeat(len(branches) // samples, *[1] * (tensor.ndim - 1))
-

@@ -20,7 +20,7 @@ from cvg_kernels.errors import ArgumentError
 from cvg_kernels.pipeline.call import Call, repeated, timestep_of
 from cvg_kernels.pipeline.exchange import exchange
 from cvg_kernels.pipeline.guards import differentiable, uncompiled, without_inference_tensors
-from cvg_kernels.pipeline.layers import Layer
+from cvg_kernels.pipeline.layers import Layer, attention_layers
 from cvg_kernels.pipeline.models import arguments_of, denoisers_of, model_of, unwrap
 from cvg_kernels.pipeline.sampling import Sampling
 from cvg_kernels.pipeline.schedule import Schedule
@@ -133,7 +133,9 @@ class PipelineHooks:
 
     def _run(self, stock: Any, *args: Any, **kwargs: Any) -> Any:
         """The pipeline's `__call__`."""
-        if self._sampling is not None:  # a pipeline that calls itself, or within a loop of the user's own
+        if (
+            self._sampling is not None
+        ):  # a pipeline that calls itself, or within a loop of the user's own
             return stock(*args, **kwargs)
         options = inspect.signature(stock).bind(*args, **kwargs).arguments
         try:
@@ -150,6 +152,9 @@ class PipelineHooks:
         self._frame = stack = ExitStack()
         for denoiser in denoisers_of(self.pipe):
             network = unwrap(denoiser)
+            self._stock |= {
+                layer.module: layer.module.processor for layer in attention_layers(network)
+            }
             stack.callback(network.register_forward_pre_hook(self._before, with_kwargs=True).remove)
             stack.callback(network.register_forward_hook(self._after, always_call=True).remove)
         encoder = getattr(self.pipe, "text_encoder", None)
@@ -191,6 +196,7 @@ class PipelineHooks:
         self._frame = ExitStack()  # what ends with the run
         self._frames: dict[int, ExitStack] = {}  # of each subscriber
         self._layers: list[Layer] = []  # with taps
+        self._stock: dict[nn.Module, Any] = {}  # attention module → its processor before the run
         self._calls: list[Call | None] = []  # innermost last: a method calls within a call
         self._last: Call | None = None  # the last of them: a layer may be replayed after its call
         self._own: Call | None = None  # a call that a method is about to make
@@ -279,6 +285,7 @@ class PipelineHooks:
         self._model = call.model
         if not sampling.begun:
             sampling.begun = True
+            sampling.steps += call.leading
             if call.leading:
                 sampling.shift = self._shift(call)
         if sampling.shift is not None:
@@ -333,7 +340,8 @@ class PipelineHooks:
             part, arguments=without_inference_tensors(part.arguments), latents=start, scale=factor
         )
         moved = False
-        with differentiable(call.denoiser), self._within(replace(part, own=True)):
+        own = replace(part, own=True)
+        with differentiable(call.denoiser), self._within(own), self._undisturbed(call.denoiser):
             for subscriber in movers:
                 after = subscriber.before_step(replace(part, latents=part.latents.clone()))
                 if after is not None:
@@ -359,8 +367,25 @@ class PipelineHooks:
             latents: others than the call's, as the denoiser is given them.
         """
         arguments = call.arguments if latents is None else call.with_latents(latents)
-        with self._owned(replace(call, own=True, arguments=arguments)):
+        own = replace(call, own=True, arguments=arguments)
+        with self._owned(own), self._undisturbed(call.denoiser):
             return call.denoiser(**arguments)
+
+    @contextmanager
+    def _undisturbed(self, denoiser: nn.Module) -> Iterator[None]:
+        """The processors of before the run in the place of PAG's, which take a batch of all branches apart."""
+        kinds = tuple({type(one) for one in getattr(self.pipe, "_pag_attn_processors", None) or ()})
+        changed = []
+        for layer in attention_layers(denoiser) if kinds else ():
+            if isinstance(layer.module.processor, kinds):
+                changed.append((layer.module, layer.module.processor))
+                layer.module.set_processor(self._stock[layer.module])
+                keep_taps(layer)
+        try:
+            yield
+        finally:
+            for module, processor in changed:
+                module.set_processor(processor)
 
     @contextmanager
     def _owned(self, call: Call) -> Iterator[None]:

@@ -28,12 +28,13 @@ class Run:
     Attributes:
         history: one entry per evaluation of a loss.
         calls: how often the pipeline was called.
-        guided: (number of the pipeline's call, denoising step) of every step that a method changed.
+        guided: (number of the pipeline's call, denoising step) of every step that a method changed, in order.
     """
 
     history: list[dict[str, Any]] = field(default_factory=list)
     calls: int = 0
-    guided: set[tuple[int, int]] = field(default_factory=set)
+    guided: list[tuple[int, int]] = field(default_factory=list)
+    _last: tuple[int, int] | None = field(default=None, repr=False)
 
     @property
     def guided_steps(self) -> int:
@@ -41,8 +42,15 @@ class Run:
         return len(self.guided)
 
     def mark(self, call: Call) -> None:
-        """Notes that a method has changed the step of a call."""
-        self.guided.add((call.sampling.number, call.index))
+        """Notes that a method has changed the step of a call.
+
+        Args:
+            call: any call of the step.
+        """
+        step = (call.sampling.number, call.sampling.steps)
+        if step != self._last:
+            self._last = step
+            self.guided.append((call.sampling.number, call.index))
 
 
 class PipelineSession:

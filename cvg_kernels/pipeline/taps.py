@@ -72,8 +72,27 @@ class _Tapped:
 
     layer: Layer
     taps: list[Tap]
-    stock: Any  # the processor before the first tap
-    intercepting: Any  # the same with the derived class
+    #: (intercepting processor, the one that it was made of) of every processor that the layer has had meanwhile.
+    made: list[tuple[Any, Any]]
+
+    def intercept(self) -> None:
+        """Gives the present processor the derived class, if it has it not."""
+        module = self.layer.module
+        for intercepting, stock in self.made:
+            if module.processor is intercepting:
+                return
+            if module.processor is stock:
+                module.set_processor(intercepting)
+                return
+        self.made.append((_intercepting(module.processor), module.processor))
+        module.set_processor(self.made[-1][0])
+
+    def release(self) -> None:
+        """Gives the layer the processor that it would have without us."""
+        module = self.layer.module
+        for intercepting, stock in self.made:
+            if module.processor is intercepting:
+                module.set_processor(stock)
 
 
 def add_tap(layer: Layer, tap: Tap) -> None:
@@ -86,10 +105,9 @@ def add_tap(layer: Layer, tap: Tap) -> None:
     module = layer.module
     tapped = vars(module).get(_SLOT)
     if tapped is None:
-        stock = module.processor
-        tapped = _Tapped(layer, [], stock, _intercepting(stock))
+        tapped = _Tapped(layer, [], [])
+        tapped.intercept()
         vars(module)[_SLOT] = tapped
-        module.set_processor(tapped.intercepting)
     tapped.taps.append(tap)
 
 
@@ -107,8 +125,7 @@ def remove_tap(layer: Layer, tap: Tap) -> None:
     tapped.taps = [one for one in tapped.taps if one is not tap]
     if not tapped.taps:
         del vars(module)[_SLOT]
-        if module.processor is tapped.intercepting:
-            module.set_processor(tapped.stock)
+        tapped.release()
 
 
 def keep_taps(layer: Layer) -> None:
@@ -117,12 +134,9 @@ def keep_taps(layer: Layer) -> None:
     Args:
         layer: with or without taps.
     """
-    module = layer.module
-    tapped = vars(module).get(_SLOT)
-    if tapped is not None and module.processor is not tapped.intercepting:
-        tapped.stock = module.processor
-        tapped.intercepting = _intercepting(tapped.stock)
-        module.set_processor(tapped.intercepting)
+    tapped = vars(layer.module).get(_SLOT)
+    if tapped is not None:
+        tapped.intercept()
 
 
 @contextmanager
@@ -169,7 +183,8 @@ def _run(kind: type, processor: Any, attn: nn.Module, args: tuple, kwargs: dict[
     taps = [tap for tap in tapped.taps if tap.active()] if tapped else []
     if not taps:
         return kind.__call__(processor, attn, *args, **kwargs)
-    with _native(processor), _Interception(tapped.layer, taps) as interception:
+    disturbs = kind.__name__.startswith("PAG")
+    with _native(processor), _Interception(tapped.layer, taps, disturbs) as interception:
         result = kind.__call__(processor, attn, *args, **kwargs)
     if interception.calls == 0:
         raise ArgumentError(
@@ -201,8 +216,9 @@ def _native(processor: Any) -> Iterator[None]:
 class _Interception(TorchFunctionMode):
     """Hands scaled dot-product attention to taps and leaves every other function alone."""
 
-    def __init__(self, layer: Layer, taps: list[Tap]) -> None:
+    def __init__(self, layer: Layer, taps: list[Tap], disturbs: bool) -> None:
         super().__init__()
+        self.disturbs = disturbs
         self.layer = layer
         self.taps = taps
         self.calls = 0
@@ -216,7 +232,7 @@ class _Interception(TorchFunctionMode):
         given = call.arguments
         attention = Attention(
             self.layer, given["query"], given["key"], given["value"], given["attn_mask"],
-            given["scale"], self.calls,
+            given["scale"], self.calls, self.disturbs,
         )  # fmt: skip
         self.calls += 1
         bands = [band for tap in self.taps if (band := tap.band(attention))]
@@ -225,7 +241,9 @@ class _Interception(TorchFunctionMode):
         if not bands and not requests and not computing:
             return func(*args, **kwargs)
         if len(bands) > 1:
-            raise ArgumentError(f"{self.layer.name} is regularised by two methods at once: attach one VSTAR")
+            raise ArgumentError(
+                f"{self.layer.name} is regularised by two methods at once: attach one VSTAR"
+            )
         if given["dropout_p"] or given["is_causal"] or given["enable_gqa"]:
             raise ArgumentError(
                 "attention with dropout, a causal mask or grouped heads cannot be captured; got "
