@@ -246,7 +246,7 @@ def moved_step(
     moved_arguments = {**arguments, "sample": moved(sample, shift)}
     if kind is Kind.ARGUMENT and arguments.get("old_pred_original_sample") is not None:
         moved_arguments["old_pred_original_sample"] = moved(
-            arguments["old_pred_original_sample"], prediction_change(scheduler, arguments, shift)
+            arguments["old_pred_original_sample"], prediction_change(step, arguments, shift)
         )
     with _memory_moved(scheduler, arguments, shift):
         return step(**moved_arguments)

@@ -8,7 +8,6 @@ import torch
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
-from cvg_kernels.capture.layers import attention_layers, denoisers_of  # noqa: E402
 from diffusers.models.attention_processor import AttnProcessor  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
