@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -168,16 +169,42 @@ def test_a_step_leaves_nothing_behind_even_if_it_raises(case: Case):
     assert all(torch.equal(a, b) for a, b in zip(got, again, strict=True))
 
 
-@pytest.mark.parametrize("name", [name for name, kind in KINDS.items() if kind is Kind.ONE_CALL])
+PLAIN = [
+    name
+    for name, kind in KINDS.items()
+    if kind is Kind.ONE_CALL and name not in ("HeliosDMDScheduler", "PiflowScheduler")
+]
+
+
+@pytest.mark.parametrize("name", PLAIN)
 def test_schedulers_without_a_memory_step_from_the_moved_sample(name: str):
-    if name in ("HeliosDMDScheduler", "PiflowScheduler"):
-        pytest.skip("its step takes what only its own pipeline has")
     case = Case(name, {}, None, None)
     outputs, start, shift = (tensor.float() for tensor in tensors(case.entries(case.build())))
     moved = walk(case.build(), outputs, start, 3, step=moving(shift))
     stock = walk(case.build(), outputs, start, 3, shift)
     assert not torch.equal(moved[3], walk(case.build(), outputs, start)[3])
     assert all(torch.equal(a, b) for a, b in zip(moved, stock, strict=True))
+
+
+@pytest.mark.parametrize("name", ("HeliosDMDScheduler", "PiflowScheduler"))
+def test_schedulers_with_steps_of_their_own_pipelines(name: str):
+    sample, output, shift, noise = torch.randn(4, 1, 3, 2, 4, 4)
+    scheduler = getattr(diffusers, name)(**({"stages": 1} if name.startswith("Helios") else {}))
+    scheduler.set_timesteps(4)
+    arguments = {"model_output": output, "timestep": scheduler.timesteps[1], "sample": sample}
+    if name == "HeliosDMDScheduler":
+        arguments |= {
+            "cur_sampling_step": 1,
+            "dmd_noisy_tensor": noise,
+            "dmd_sigmas": scheduler.sigmas,
+            "dmd_timesteps": scheduler.timesteps,
+            "all_timesteps": scheduler.timesteps,
+        }
+    else:
+        arguments["model_output"] = output.repeat_interleave(scheduler.n_grid, dim=-1)
+    again = copy.deepcopy(scheduler)
+    stock = again.step(**{**arguments, "sample": sample + shift}).prev_sample
+    assert torch.equal(moved_step(scheduler.step, scheduler, arguments, shift).prev_sample, stock)
 
 
 LEADERS = [
@@ -194,14 +221,15 @@ def test_an_entry_leads_just_where_the_stock_scheduler_carries_the_move(case: Ca
     places = places_of(scheduler)
     outputs, start, shift = tensors(len(places))
     without = walk(scheduler, outputs, start)
+    fresh = case.build()
     for entry, place in enumerate(places):
         _, _, (end, *_) = runs(places, place.step)
-        seen = walk(case.build(), outputs, start, entry, shift)
+        seen = walk(copy.deepcopy(fresh), outputs, start, entry, shift)
         (error,) = errors(seen, without, shift, case.expected(scheduler, place.step)[:1], [end])
         assert (error < 1e-3 * float(shift.abs().max())) == place.leading, (entry, error)
         if not place.leading:
             with pytest.raises(ArgumentError, match="does not carry"):
-                walk(case.build(), outputs, start, entry, step=moving(shift))
+                walk(copy.deepcopy(fresh), outputs, start, entry, step=moving(shift))
 
 
 @pytest.mark.parametrize("order", (1, 2, 3))
