@@ -133,7 +133,9 @@ class PipelineHooks:
 
     def _run(self, stock: Any, *args: Any, **kwargs: Any) -> Any:
         """The pipeline's `__call__`."""
-        if self._sampling is not None:  # a pipeline that calls itself, or within a loop of the user's own
+        if (
+            self._sampling is not None
+        ):  # a pipeline that calls itself, or within a loop of the user's own
             return stock(*args, **kwargs)
         options = named_arguments(type(self.pipe), "__call__", "prompt", args, kwargs)
         try:
@@ -150,7 +152,9 @@ class PipelineHooks:
         self._frame = stack = ExitStack()
         for denoiser in denoisers_of(self.pipe):
             network = unwrap(denoiser)
-            self._stock |= {layer.module: layer.module.processor for layer in attention_layers(network)}
+            self._stock |= {
+                layer.module: layer.module.processor for layer in attention_layers(network)
+            }
             stack.callback(network.register_forward_pre_hook(self._before, with_kwargs=True).remove)
             stack.callback(network.register_forward_hook(self._after, always_call=True).remove)
         encoder = getattr(self.pipe, "text_encoder", None)

@@ -20,7 +20,12 @@ Grid = tuple[int, int, int]  # frames, rows, columns
 
 #: Arguments that all samples of a denoiser call share, whatever the length of their first dimension.
 _SHARED = frozenset(
-    ("image_rotary_emb", "attention_kwargs", "cross_attention_kwargs", "control_hidden_states_scale")
+    (
+        "image_rotary_emb",
+        "attention_kwargs",
+        "cross_attention_kwargs",
+        "control_hidden_states_scale",
+    )
 )
 
 

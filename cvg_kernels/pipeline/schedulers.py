@@ -17,7 +17,13 @@ from typing import Any
 import torch
 
 from cvg_kernels.errors import ArgumentError
-from cvg_kernels.pipeline.scheduler_memory import corrector_moved, list_moved, moved, output_change, prediction_change
+from cvg_kernels.pipeline.scheduler_memory import (
+    corrector_moved,
+    list_moved,
+    moved,
+    output_change,
+    prediction_change,
+)
 
 
 class Kind(Enum):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from cvg_kernels.capture.layers import denoisers_of
 from transformers import CLIPConfig, CLIPModel
 
 from cvg_kernels.composition import CompositionClassifier, Selection

@@ -9,9 +9,9 @@ pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
 import diffusers  # noqa: E402
+from cvg_kernels.capture.layers import attention_layers  # noqa: E402
 
 import cvg_kernels as cvg  # noqa: E402
-from cvg_kernels.capture.layers import attention_layers  # noqa: E402
 from cvg_kernels.guidance import Together, temporal_layers_off  # noqa: E402
 from cvg_kernels.guidance.gen1 import temporal_modules  # noqa: E402
 from cvg_kernels.guidance.methods import method_named  # noqa: E402

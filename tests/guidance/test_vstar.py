@@ -12,8 +12,9 @@ import torch
 pytest.importorskip("transformers")
 pytest.importorskip("diffusers")
 
-import cvg_kernels as cvg  # noqa: E402
 from cvg_kernels.capture.layers import attention_layers, denoisers_of  # noqa: E402
+
+import cvg_kernels as cvg  # noqa: E402
 from cvg_kernels.guidance import diagonality, synopsis  # noqa: E402
 from tests.offline_pipelines import BUILDERS, PROMPT, latte, run  # noqa: E402
 

@@ -8,8 +8,9 @@ import torch
 pytest.importorskip("transformers")
 pytest.importorskip("diffusers")
 
-import cvg_kernels as cvg  # noqa: E402
 from cvg_kernels.capture.layers import attention_layers  # noqa: E402
+
+import cvg_kernels as cvg  # noqa: E402
 from cvg_kernels.guidance import diagonality  # noqa: E402
 from tests.offline_pipelines import BUILDERS, LATENTS, TOKENS, run  # noqa: E402
 
