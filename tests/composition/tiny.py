@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-from cvg_kernels.capture.layers import denoisers_of
 from transformers import CLIPConfig, CLIPModel
 
 from cvg_kernels.composition import CompositionClassifier, Selection

@@ -78,7 +78,6 @@ class Built:
         return tiny_classifier(self.pipe, range(0, 1001, 250), grid=(2, 3, 3))
 
 
-
 # -- where a method is refused, by the beginning of what the error says
 
 

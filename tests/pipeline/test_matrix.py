@@ -18,7 +18,11 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def together(built, strength=1):
     """Two or three methods that are accepted on a pipeline, one of each kind: moving, setting maps, mixing."""
-    names = [name for name in ("cvg", "vico_cross", "vstar", "gen1") if not METHODS[name].refused(built.case)]
+    names = [
+        name
+        for name in ("cvg", "vico_cross", "vstar", "gen1")
+        if not METHODS[name].refused(built.case)
+    ]
     return names, cvg.Together(tuple(METHODS[name](built, strength) for name in names))
 
 

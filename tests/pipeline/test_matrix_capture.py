@@ -49,7 +49,9 @@ def watched(pipe, found: list[Seen]):
         return stock(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **rest)
 
     def enter_denoiser(module, args, arguments):
-        text = arguments["encoder_hidden_states"] if "encoder_hidden_states" in arguments else args[2]
+        text = (
+            arguments["encoder_hidden_states"] if "encoder_hidden_states" in arguments else args[2]
+        )
         now.update(call=now["call"] + 1, text=text.shape[1])
 
     handles = []
@@ -101,14 +103,18 @@ def grids_of(case) -> set[tuple[int, int, int]]:
 def words_at(pipe) -> list[list[int]]:
     """Where the words stand in the text, from the tokens of their own."""
     ids = pipe.tokenizer(PROMPT).input_ids
-    return [[ids.index(pipe.tokenizer.convert_tokens_to_ids(w)) for w in word.split()] for word in WORDS]
+    return [
+        [ids.index(pipe.tokenizer.convert_tokens_to_ids(w)) for w in word.split()] for word in WORDS
+    ]
 
 
 @pytest.mark.parametrize("built", KNOWN, indirect=True)
 def test_the_maps_of_words(built):
     """One record for each text layer, step and branch; each is that of the stock run."""
     case, pipe = built.case, built.pipe
-    refused = METHODS["cvg"].refused(case)  # what needs words, and layers that see the video as a whole
+    refused = METHODS["cvg"].refused(
+        case
+    )  # what needs words, and layers that see the video as a whole
     if refused:
         with pytest.raises(cvg.ArgumentError, match=refused), cvg.capture(pipe, WORDS):
             built.run()
