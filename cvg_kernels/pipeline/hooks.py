@@ -7,7 +7,6 @@ whatever is set on the pipeline between two calls stays as it was set.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -25,6 +24,7 @@ from cvg_kernels.pipeline.models import arguments_of, denoisers_of, model_of, un
 from cvg_kernels.pipeline.sampling import Sampling
 from cvg_kernels.pipeline.schedule import Schedule
 from cvg_kernels.pipeline.schedulers import moved_step
+from cvg_kernels.pipeline.signatures import named_arguments
 from cvg_kernels.pipeline.taps import Tap, keep_taps, tapped
 
 _SLOT = "_cvg_hooks"
@@ -137,9 +137,9 @@ class PipelineHooks:
             self._sampling is not None
         ):  # a pipeline that calls itself, or within a loop of the user's own
             return stock(*args, **kwargs)
-        options = inspect.signature(stock).bind(*args, **kwargs).arguments
+        options = named_arguments(type(self.pipe), "__call__", "prompt", args, kwargs)
         try:
-            self._begin({**options, **options.pop("kwargs", {})})
+            self._begin(options)
             return stock(*args, **kwargs)
         finally:
             self._end()
@@ -205,8 +205,8 @@ class PipelineHooks:
         """The pipeline's `encode_prompt`."""
         result = stock(*args, **kwargs)
         if self._sampling is not None:
-            arguments = inspect.signature(stock).bind(*args, **kwargs).arguments
-            self._sampling.note_encoding(dict(arguments), result)
+            arguments = named_arguments(type(self.pipe), "encode_prompt", "prompt", args, kwargs)
+            self._sampling.note_encoding(arguments, result)
         return result
 
     def _read(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -234,7 +234,6 @@ class PipelineHooks:
         if hasattr(scheduler, "scale_model_input"):
             methods["scale_model_input"] = self._scale
         self._give_back = exchange(scheduler, methods)
-        self._step_signature = inspect.signature(type(scheduler).step)
 
     def _step(self, stock: Any, *args: Any, **kwargs: Any) -> Any:
         """The scheduler's `step`: its sample is the moved one."""
@@ -246,9 +245,7 @@ class PipelineHooks:
         if shift is None:
             return stock(*args, **kwargs)
         # By name: CogVideoX's multistep scheduler takes its arguments in another order.
-        given = self._step_signature.bind(self._scheduler, *args, **kwargs).arguments
-        given.pop("self")
-        given = {**given, **given.pop("kwargs", {})}
+        given = named_arguments(type(self._scheduler), "step", "sample", args, kwargs)
         sample = given["sample"]
         shift = self._model.native(shift)
         if sample.ndim == 4 and shift.ndim == 5:  # ModelScope steps on [B·F, C, H, W]
