@@ -176,6 +176,10 @@ class PipelineHooks:
                 stack.enter_context(uncompiled(denoiser, modules, say=self.runs == 1))
             self._frames[id(subscriber)] = stack.pop_all()
 
+    def _joined(self) -> list[Subscriber]:
+        """Those that take part in the present run: who has come meanwhile waits for the next."""
+        return [one for one in self.subscribers if id(one) in self._frames]
+
     def _end(self) -> None:
         """Takes everything away, however the run has ended."""
         with ExitStack() as stack:
@@ -289,7 +293,7 @@ class PipelineHooks:
             moved = (call.latents.float() + shift).to(call.latents.dtype)
             arguments = call.with_latents(moved)
             call = self._calls[-1] = replace(call, arguments=arguments, latents=moved)
-        for subscriber in self.subscribers:
+        for subscriber in self._joined():
             subscriber.before_call(call)
         return (args, kwargs) if sampling.shift is None else ((), call.arguments)
 
@@ -298,7 +302,7 @@ class PipelineHooks:
         self._last = call = self._calls.pop()
         if call is None or call.own or output is None:
             return None
-        for subscriber in self.subscribers:
+        for subscriber in self._joined():
             changed = subscriber.after_call(call, output)
             output = output if changed is None else changed
         return output
@@ -326,7 +330,7 @@ class PipelineHooks:
 
     def _shift(self, call: Call) -> torch.Tensor | None:
         """Asks the subscribers to move the conditional latents of a step; returns by how much they did."""
-        movers = [subscriber for subscriber in self.subscribers if subscriber.moves(call)]
+        movers = [subscriber for subscriber in self._joined() if subscriber.moves(call)]
         samples = call.samples("cond")
         if not movers or samples == slice(0, 0):
             return None
