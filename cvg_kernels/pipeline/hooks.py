@@ -18,7 +18,7 @@ from torch import nn
 
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.pipeline.call import Call, repeated, timestep_of
-from cvg_kernels.pipeline.exchange import exchange
+from cvg_kernels.pipeline.exchange import Listener, exchange
 from cvg_kernels.pipeline.guards import differentiable, uncompiled, without_inference_tensors
 from cvg_kernels.pipeline.layers import Layer, attention_layers
 from cvg_kernels.pipeline.models import arguments_of, denoisers_of, model_of, unwrap
@@ -75,8 +75,8 @@ class PipelineHooks:
         self._give_back = lambda: None
         self._forget()
 
-    def __deepcopy__(self, memo: dict) -> None:
-        return None
+    def __reduce__(self) -> tuple[type, tuple]:
+        return type(None), ()  # a copy of the pipeline has none
 
     @classmethod
     def of(cls, pipe: Any) -> PipelineHooks:
@@ -91,6 +91,7 @@ class PipelineHooks:
             own_loop: the user calls the denoiser and the scheduler, and not the pipeline: until the subscriber leaves is
                 one run.
         """
+        self.check_free(subscriber)
         if not self.subscribers:
             methods = {"__call__": self._run}
             if hasattr(type(self.pipe), "encode_prompt"):
@@ -107,6 +108,11 @@ class PipelineHooks:
         except BaseException:
             self.remove(subscriber)
             raise
+
+    def check_free(self, subscriber: Subscriber) -> None:
+        """Refuses a subscriber that is there already, by an `ArgumentError`."""
+        if subscriber in self.subscribers:
+            raise ArgumentError(f"this handle is attached to the {type(self.pipe).__name__} already: leave it first")
 
     def remove(self, subscriber: Subscriber) -> None:
         """Takes a subscriber off; the last one leaves the pipeline as it was before the first."""
@@ -151,11 +157,12 @@ class PipelineHooks:
         for denoiser in denoisers_of(self.pipe):
             network = unwrap(denoiser)
             self._stock |= {layer.module: layer.module.processor for layer in attention_layers(network)}
-            stack.callback(network.register_forward_pre_hook(self._before, with_kwargs=True).remove)
-            stack.callback(network.register_forward_hook(self._after, always_call=True).remove)
+            before, after = Listener(self._before), Listener(self._after)
+            stack.callback(network.register_forward_pre_hook(before, with_kwargs=True).remove)
+            stack.callback(network.register_forward_hook(after, always_call=True).remove)
         encoder = getattr(self.pipe, "text_encoder", None)
         if isinstance(encoder, nn.Module):
-            hook = encoder.register_forward_pre_hook(self._read, with_kwargs=True)
+            hook = encoder.register_forward_pre_hook(Listener(self._read), with_kwargs=True)
             stack.callback(hook.remove)
         self._watch_scheduler()
         for subscriber in self.subscribers:
