@@ -23,8 +23,8 @@ class _Methods:
         self.methods = methods
         self.own = own  # attributes of the object itself that hid those of its class
 
-    def __deepcopy__(self, memo: dict) -> None:
-        return None
+    def __reduce__(self) -> tuple[type, tuple]:
+        return type(None), ()  # a copy has none
 
 
 def exchange(target: Any, methods: dict[str, Callable[..., Any]]) -> Callable[[], None]:
@@ -60,7 +60,15 @@ def exchange(target: Any, methods: dict[str, Callable[..., Any]]) -> Callable[[]
 
 
 def _derived(kind: type, names: tuple[str, ...]) -> type:
-    members = {"__module__": kind.__module__, "__qualname__": kind.__qualname__}
+    def __reduce_ex__(self: Any, protocol: int) -> Any:
+        held = vars(self).get(_SLOT)
+        return plain(self, kind, {} if held is None else held.own).__reduce_ex__(1)
+
+    members = {
+        "__module__": kind.__module__,
+        "__qualname__": kind.__qualname__,
+        "__reduce_ex__": __reduce_ex__,
+    }
     for name in names:
         members[name] = _through(kind, name)
     return type(kind.__name__, (kind,), members)
@@ -81,6 +89,20 @@ def _through(kind: type, name: str) -> Callable[..., Any]:
     return method
 
 
+def plain(held: Any, kind: type, own: dict[str, Any]) -> Any:
+    """An object as it is to be copied and pickled: of the class that it was, without what we keep on it.
+
+    Args:
+        held: the object.
+        kind: its class without ours.
+        own: attributes that it had in the place of ours.
+    """
+    made = object.__new__(kind)
+    kept = {name: value for name, value in vars(held).items() if not name.startswith("_cvg")}
+    object.__setattr__(made, "__dict__", {**kept, **own})
+    return made
+
+
 @contextmanager
 def replaced_forwards(forwards: dict[nn.Module, Callable[..., Any]]) -> Iterator[None]:
     """Gives modules another forward, on the instances only, and puts the old ones back, whatever happens.
@@ -99,3 +121,20 @@ def replaced_forwards(forwards: dict[nn.Module, Callable[..., Any]]) -> Iterator
                 vars(module).pop("forward", None)
             else:
                 module.forward = before
+
+
+class Listener:
+    """A hook of a module; in a copy of the module it does nothing."""
+
+    def __init__(self, heard: Callable[..., Any]) -> None:
+        self._heard = heard
+
+    def __call__(self, *args: Any) -> Any:
+        return self._heard(*args)
+
+    def __reduce__(self) -> tuple:
+        return Listener, (_deaf,)
+
+
+def _deaf(*args: Any) -> None:
+    """Does nothing."""
