@@ -130,6 +130,7 @@ class Listener:
         self._heard = heard
 
     def __call__(self, *args: Any) -> Any:
+        """Hands a call on."""
         return self._heard(*args)
 
     def __reduce__(self) -> tuple:
