@@ -80,16 +80,14 @@ class Capture:
 
     def __enter__(self) -> Capture:
         if self._pipe is None:
-            raise ArgumentError(
-                "this capture has been open already: make another one with capture(…)"
-            )
+            raise ArgumentError("a capture is for one block: make another with cvg.capture(…)")
         for denoiser in denoisers_of(self._pipe):
             model_of(denoiser)
             check_whole_sequence(denoiser)
             check_undivided(denoiser)
             if not self.taps(denoiser):
                 raise ArgumentError(f"layers={self._layers!r} selects no layer of the denoiser")
-        self._hooks = PipelineHooks.of(self._pipe)
+        self._hooks: PipelineHooks | None = PipelineHooks.of(self._pipe)
         self._hooks.add(self, own_loop=self._own_loop)
         return self
 
@@ -97,7 +95,7 @@ class Capture:
         self._hooks.remove(self)
         if kind is None and not self.records:
             self._say_why_nothing()
-        self._pipe = None  # heat maps that are kept do not keep a model
+        self._pipe = self._hooks = None  # heat maps that are kept do not keep a model
 
     def __repr__(self) -> str:
         words = ", ".join(self.words) or "no words"
@@ -142,7 +140,8 @@ class Capture:
         import warnings
 
         if self._runs == 0:
-            reason = f"{type(self._pipe).__name__} was not called in the block (own_loop=True, if you call its denoiser yourself)"
+            kind = type(self._pipe).__name__
+            reason = f"{kind} was not called in the block (own_loop=True is for a loop of your own)"
         elif self._steps is not None:
             reason = f"the run made none of the steps {sorted(self._steps)}"
         else:
@@ -209,7 +208,7 @@ class Capture:
 
     def recorded(self) -> _Recorded | None:
         """The pipeline's call that is under way and recorded; none while a method calls the denoiser."""
-        call = self._hooks.call_now()
+        call = None if self._hooks is None else self._hooks.call_now()
         return self._now if call is not None and not call.own else None
 
     def record(self, layer: Layer, recorded: _Recorded, maps: torch.Tensor, grid: Grid) -> None:

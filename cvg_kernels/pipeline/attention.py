@@ -112,7 +112,7 @@ def _temporal(attention, band, requests, backend) -> torch.Tensor:
         if seen != frames:
             raise ArgumentError(
                 f"{attention.layer.name} sees {seen} of {frames} frames at a time (FreeNoise's windows): its maps cannot "
-                "be put together; do without temporal maps (Vico: flow='cross'), or with a context_length of the whole video"
+                "be put together; do without temporal maps (Vico: flow='cross'), or take a context_length of the whole clip"
             )
         maps = result.maps.unflatten(0, (request.geometry.samples(attention), -1))
         request.receive(maps, request.geometry.grid(maps.shape[1]))

@@ -12,7 +12,6 @@ from torch import nn
 
 _SLOT = "_cvg_exchange"
 _STOCK = "_cvg_stock_class"
-_OURS = "_cvg_"  # what attributes that we set begin with
 
 Methods = dict[str, Callable[..., Any]]
 
@@ -47,8 +46,8 @@ class _Exchanged:
         self.stack: list[Methods] = []  # the outermost last
         self.own: dict[str, Any] = {}  # attributes of the object itself that hid those of its class
 
-    def __deepcopy__(self, memo: dict) -> None:
-        return None
+    def __reduce__(self) -> tuple[type, tuple]:
+        return type(None), ()  # a copy has none
 
     def add(self, methods: Methods) -> None:
         """Puts some functions outermost."""
@@ -89,28 +88,13 @@ class _Exchanged:
 def _derived(kind: type, names: list[str]) -> type:
     """A class that looks like another one and whose methods of some names go to what was exchanged."""
 
-    def __reduce_ex__(self: Any, protocol: Any):
-        """Copies and pickles are of the stock class, with what the object itself had."""
-        function, args, *rest = kind.__reduce_ex__(self, protocol)
-        function, *args = (kind if one is type(self) else one for one in (function, *args))
-        if rest and isinstance(rest[0], dict):
-            held = vars(self).get(_SLOT)
-            state = {name: one for name, one in rest[0].items() if not name.startswith(_OURS)}
-            rest[0] = state if held is None else {**held.own, **state}
-        return (
-            _make,
-            (function, *args),
-            *rest,
-        )  # pickle wants the class of the object itself of others
+    def __reduce_ex__(self: Any, protocol: int) -> Any:
+        held = vars(self).get(_SLOT)
+        return plain(self, kind, {} if held is None else held.own).__reduce_ex__(1)
 
     members = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, _STOCK: kind}
     members |= {name: _through(kind, name) for name in names}
     return type(kind.__name__, (kind,), {**members, "__reduce_ex__": __reduce_ex__})
-
-
-def _make(function: Callable[..., Any], *args: Any) -> Any:
-    """What a pickle calls to make an object."""
-    return function(*args)
 
 
 def _through(kind: type, name: str) -> Callable[..., Any]:
@@ -124,6 +108,20 @@ def _through(kind: type, name: str) -> Callable[..., Any]:
         return call(*args, **kwargs)
 
     return method
+
+
+def plain(held: Any, kind: type, own: dict[str, Any]) -> Any:
+    """An object as it is to be copied and pickled: of the class that it was, without what we keep on it.
+
+    Args:
+        held: the object.
+        kind: its class without ours.
+        own: attributes that it had in the place of ours.
+    """
+    made = object.__new__(kind)
+    kept = {name: value for name, value in vars(held).items() if not name.startswith("_cvg")}
+    object.__setattr__(made, "__dict__", {**own, **kept})
+    return made
 
 
 @contextmanager
@@ -144,3 +142,21 @@ def replaced_forwards(forwards: dict[nn.Module, Callable[..., Any]]) -> Iterator
                 vars(module).pop("forward", None)
             else:
                 module.forward = before
+
+
+class Listener:
+    """A hook of a module; in a copy of the module it does nothing."""
+
+    def __init__(self, heard: Callable[..., Any]) -> None:
+        self._heard = heard
+
+    def __call__(self, *args: Any) -> Any:
+        """Passes on what it hears."""
+        return self._heard(*args)
+
+    def __reduce__(self) -> tuple:
+        return Listener, (_deaf,)
+
+
+def _deaf(*args: Any) -> None:
+    """Does nothing."""

@@ -7,7 +7,6 @@ whatever is set on the pipeline between two calls stays as it was set.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -18,13 +17,14 @@ from torch import nn
 
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.pipeline.call import Call, repeated, timestep_of
-from cvg_kernels.pipeline.exchange import exchange
+from cvg_kernels.pipeline.exchange import Listener, exchange
 from cvg_kernels.pipeline.guards import differentiable, uncompiled, without_inference_tensors
 from cvg_kernels.pipeline.layers import Layer, attention_layers
 from cvg_kernels.pipeline.models import arguments_of, denoisers_of, model_of, unwrap
 from cvg_kernels.pipeline.sampling import Sampling
 from cvg_kernels.pipeline.schedule import Schedule
 from cvg_kernels.pipeline.schedulers import moved_step
+from cvg_kernels.pipeline.signatures import named_arguments
 from cvg_kernels.pipeline.taps import Tap, keep_taps, tapped
 
 _SLOT = "_cvg_hooks"
@@ -75,8 +75,8 @@ class PipelineHooks:
         self._give_back = lambda: None
         self._forget()
 
-    def __deepcopy__(self, memo: dict) -> None:
-        return None
+    def __reduce__(self) -> tuple[type, tuple]:
+        return type(None), ()  # a copy of the pipeline has none
 
     @classmethod
     def of(cls, pipe: Any) -> PipelineHooks:
@@ -92,6 +92,7 @@ class PipelineHooks:
             own_loop: the user calls the denoiser and the scheduler, and not the pipeline: until the subscriber leaves is
                 one run.
         """
+        self.check_free(subscriber)
         if not self.subscribers:
             methods = {"__call__": self._run}
             if hasattr(type(self.pipe), "encode_prompt"):
@@ -108,6 +109,13 @@ class PipelineHooks:
         except BaseException:
             self.remove(subscriber)
             raise
+
+    def check_free(self, subscriber: Subscriber) -> None:
+        """Refuses a subscriber that is there already, by an `ArgumentError`."""
+        if subscriber in self.subscribers:
+            raise ArgumentError(
+                f"this handle is attached to the {type(self.pipe).__name__} already: leave it first"
+            )
 
     def remove(self, subscriber: Subscriber) -> None:
         """Takes a subscriber off; the last one leaves the pipeline as it was before the first."""
@@ -138,9 +146,9 @@ class PipelineHooks:
             self._sampling is not None
         ):  # a pipeline that calls itself, or within a loop of the user's own
             return stock(*args, **kwargs)
-        options = inspect.signature(stock).bind(*args, **kwargs).arguments
+        options = named_arguments(type(self.pipe), "__call__", "prompt", args, kwargs)
         try:
-            self._begin({**options, **options.pop("kwargs", {})})
+            self._begin(options)
             return stock(*args, **kwargs)
         finally:
             self._end()
@@ -156,11 +164,12 @@ class PipelineHooks:
             self._stock |= {
                 layer.module: layer.module.processor for layer in attention_layers(network)
             }
-            stack.callback(network.register_forward_pre_hook(self._before, with_kwargs=True).remove)
-            stack.callback(network.register_forward_hook(self._after, always_call=True).remove)
+            before, after = Listener(self._before), Listener(self._after)
+            stack.callback(network.register_forward_pre_hook(before, with_kwargs=True).remove)
+            stack.callback(network.register_forward_hook(after, always_call=True).remove)
         encoder = getattr(self.pipe, "text_encoder", None)
         if isinstance(encoder, nn.Module):
-            hook = encoder.register_forward_pre_hook(self._read, with_kwargs=True)
+            hook = encoder.register_forward_pre_hook(Listener(self._read), with_kwargs=True)
             stack.callback(hook.remove)
         self._watch_scheduler()
         for subscriber in self.subscribers:
@@ -180,6 +189,10 @@ class PipelineHooks:
                 modules = [layer.module for layer, _ in taps]
                 stack.enter_context(uncompiled(denoiser, modules, say=self.runs == 1))
             self._frames[id(subscriber)] = stack.pop_all()
+
+    def _joined(self) -> list[Subscriber]:
+        """Those that take part in the present run: who has come meanwhile waits for the next."""
+        return [one for one in self.subscribers if id(one) in self._frames]
 
     def _end(self) -> None:
         """Takes everything away, however the run has ended."""
@@ -206,8 +219,8 @@ class PipelineHooks:
         """The pipeline's `encode_prompt`."""
         result = stock(*args, **kwargs)
         if self._sampling is not None:
-            arguments = inspect.signature(stock).bind(*args, **kwargs).arguments
-            self._sampling.note_encoding(dict(arguments), result)
+            arguments = named_arguments(type(self.pipe), "encode_prompt", "prompt", args, kwargs)
+            self._sampling.note_encoding(arguments, result)
         return result
 
     def _read(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -235,7 +248,6 @@ class PipelineHooks:
         if hasattr(scheduler, "scale_model_input"):
             methods["scale_model_input"] = self._scale
         self._give_back = exchange(scheduler, methods)
-        self._step_signature = inspect.signature(type(scheduler).step)
 
     def _step(self, stock: Any, *args: Any, **kwargs: Any) -> Any:
         """The scheduler's `step`: its sample is the moved one."""
@@ -247,9 +259,7 @@ class PipelineHooks:
         if shift is None:
             return stock(*args, **kwargs)
         # By name: CogVideoX's multistep scheduler takes its arguments in another order.
-        given = self._step_signature.bind(self._scheduler, *args, **kwargs).arguments
-        given.pop("self")
-        given = {**given, **given.pop("kwargs", {})}
+        given = named_arguments(type(self._scheduler), "step", "sample", args, kwargs)
         sample = given["sample"]
         shift = self._model.native(shift)
         if sample.ndim == 4 and shift.ndim == 5:  # ModelScope steps on [B·F, C, H, W]
@@ -294,7 +304,7 @@ class PipelineHooks:
             moved = (call.latents.float() + shift).to(call.latents.dtype)
             arguments = call.with_latents(moved)
             call = self._calls[-1] = replace(call, arguments=arguments, latents=moved)
-        for subscriber in self.subscribers:
+        for subscriber in self._joined():
             subscriber.before_call(call)
         return (args, kwargs) if sampling.shift is None else ((), call.arguments)
 
@@ -303,7 +313,7 @@ class PipelineHooks:
         self._last = call = self._calls.pop()
         if call is None or call.own or output is None:
             return None
-        for subscriber in self.subscribers:
+        for subscriber in self._joined():
             changed = subscriber.after_call(call, output)
             output = output if changed is None else changed
         return output
@@ -331,7 +341,7 @@ class PipelineHooks:
 
     def _shift(self, call: Call) -> torch.Tensor | None:
         """Asks the subscribers to move the conditional latents of a step; returns by how much they did."""
-        movers = [subscriber for subscriber in self.subscribers if subscriber.moves(call)]
+        movers = [subscriber for subscriber in self._joined() if subscriber.moves(call)]
         samples = call.samples("cond")
         if not movers or samples == slice(0, 0):
             return None

@@ -94,8 +94,9 @@ class PipelineSession:
         self.run = Run()
 
     def __enter__(self) -> Run:
-        self.run = Run()
         self._hooks = PipelineHooks.of(self._pipe)
+        self._hooks.check_free(self)
+        self.run = Run()
         self._hooks.add(self, own_loop=self._own_loop)
         return self.run
 

@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.pipeline.attention import Attention, MapRequest, attend
+from cvg_kernels.pipeline.exchange import plain
 from cvg_kernels.pipeline.layers import Layer
 
 _SLOT = "_cvg_taps"  # of an attention module
@@ -74,6 +75,9 @@ class _Tapped:
     taps: list[Tap]
     #: (intercepting processor, the one that it was made of) of every processor that the layer has had meanwhile.
     made: list[tuple[Any, Any]]
+
+    def __reduce__(self) -> tuple[type, tuple]:
+        return type(None), ()  # a copy of the layer has none
 
     def intercept(self) -> None:
         """Gives the present processor the derived class, if it has it not."""
@@ -172,7 +176,14 @@ def _intercepting_class(kind: type) -> type:
     def __call__(self, attn: nn.Module, *args: Any, **kwargs: Any):
         return _run(kind, self, attn, args, kwargs)
 
-    members = {"__call__": __call__, "__class__": property(lambda self: kind)}
+    def __reduce_ex__(self, protocol: int) -> Any:  # copies are stock processors
+        return plain(self, kind, {}).__reduce_ex__(protocol)
+
+    members = {
+        "__call__": __call__,
+        "__class__": property(lambda self: kind),
+        "__reduce_ex__": __reduce_ex__,
+    }
     return type(kind.__name__, (kind,), members)
 
 
