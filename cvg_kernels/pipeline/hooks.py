@@ -81,7 +81,8 @@ class PipelineHooks:
     @classmethod
     def of(cls, pipe: Any) -> PipelineHooks:
         """The hooks of a pipeline, those that it has or new ones."""
-        return vars(pipe).get(_SLOT) or cls(pipe)
+        hooks = vars(pipe).get(_SLOT)
+        return cls(pipe) if hooks is None or hooks.pipe is not pipe else hooks
 
     def add(self, subscriber: Subscriber, own_loop: bool = False) -> None:
         """Lets a subscriber take part in the runs that begin from now on, or in a loop of the user's own that is under way.
