@@ -30,7 +30,7 @@ const std::vector<std::string>& levels() {
 int level() {
   static const int chosen = [] {
     const char* wanted = std::getenv("CVG_CPU_ISA");
-    if (!wanted) {
+    if (!wanted || !*wanted) {
       return static_cast<int>(levels().size()) - 1;
     }
     const auto found = std::find(levels().begin(), levels().end(), wanted);
@@ -39,7 +39,8 @@ int level() {
       for (const std::string& name : levels()) {
         there += (there.empty() ? "" : ", ") + name;
       }
-      throw std::runtime_error("CVG_CPU_ISA must be one of " + there + ", got " + wanted);
+      throw std::runtime_error("CVG_CPU_ISA must be one of what this machine can run (" + there +
+                               "), got '" + wanted + "'");
     }
     return static_cast<int>(found - levels().begin());
   }();

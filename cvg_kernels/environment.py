@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,11 @@ def modules() -> dict[str, str]:
     build = native.build_info()
     if (reason := native.reason("cpu")) is None:
         compiler = build.get("compiler") or "a compiler that was not written down"
-        reason = f"yes: {native.load('cpu').isa()}, built by {compiler}"
+        module = native.load("cpu")
+        level = module.isa()
+        if os.environ.get(native.LEVEL_VARIABLE):
+            level += f" ({native.LEVEL_VARIABLE}; this machine can run {module.levels()[-1]})"
+        reason = f"yes: {level}, built by {compiler}"
     found["cpu"] = reason
     if (reason := native.reason("cuda")) is None:
         reason = f"yes: built for {', '.join(build.get('cuda_archs') or ['?'])}"

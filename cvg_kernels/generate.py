@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from inspect import signature
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,14 @@ from typing import Any
 import torch
 
 from cvg_kernels import viz
-from cvg_kernels.capture import capture
-from cvg_kernels.capture.tokens import token_spans
+from cvg_kernels.capturing import capture
 from cvg_kernels.environment import devices, versions
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.guidance.methods import method_named
 from cvg_kernels.guidance.synopsis import split_at_then
-from cvg_kernels.guidance.vico import content_words
+from cvg_kernels.pipeline.session import Run
+from cvg_kernels.pipeline.tokens import EncodedText, Word
+from cvg_kernels.pipeline.words import content_words
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -35,7 +37,7 @@ class Job:
 
     prompt: str
     output: Path
-    guidance: str = "vico"
+    guidance: str | None = None  #: `None`: cvg, for the shapes pipeline
     words: list[str] = field(default_factory=list)  #: empty: the prompt's content words
     model: str | None = None  #: a folder or hub id; `None`: the shapes pipeline
     seed: int = 0
@@ -47,6 +49,33 @@ class Job:
     negative_prompt: str | None = None
     dtype: str = "float32"
     device: str = "cpu"
+
+    @cached_property
+    def method(self) -> Any:
+        """The guidance method, made once.
+
+        Raises:
+            ArgumentError: for one that does not fit, or none where the model has no classifier for `cvg`.
+        """
+        if self.guidance is None and self.model is not None:
+            raise ArgumentError(
+                "--guidance must be given with --model: cvg:classifier=FOLDER with a classifier of that model "
+                "(cvg-kernels cvg train), or without training vico, vstar, gen1 or temporal-band"
+            )
+        made = method_named(self.guidance or "cvg", self.words or None)
+        if made is None:
+            raise ArgumentError("--guidance must be a method, got 'none'")
+        return made
+
+    @cached_property
+    def shown_words(self) -> list[Word]:
+        """The words whose heat maps are shown: those given, or what the prompt is about, as far as that can be told."""
+        if self.words:
+            return list(self.words)
+        try:
+            return content_words(self.prompt)
+        except ArgumentError:  # a prompt of function words, or in a script without spaces
+            return []
 
     def check(self) -> None:
         """Checks everything that can be checked before a model is loaded.
@@ -62,8 +91,7 @@ class Job:
                 raise ArgumentError(f"--{name} must be at least 1, got {value}")
         if self.dtype not in _DTYPES:
             raise ArgumentError(f"--dtype must be one of {', '.join(_DTYPES)}, got {self.dtype!r}")
-        if method_named(self.guidance) is None:
-            raise ArgumentError("--guidance must be a method, got 'none'")
+        self.method  # noqa: B018 — made here, so that a wrong one is told before a model is loaded
         try:
             torch.empty(0, device=self.device)
         except (RuntimeError, AssertionError) as error:
@@ -100,28 +128,28 @@ def run(job: Job) -> dict[str, Any]:
     times: dict[str, float] = {}
     with _timed(times, "load"):
         pipe = _load(job)
-    words = job.words or content_words(job.prompt)
-    token_spans(
-        pipe.tokenizer, job.prompt, words
-    )  # a word that is not there is told before anything runs
-    method = method_named(job.guidance, words)
+    words = job.shown_words
+    # A word that is not there is told before anything runs.
+    EncodedText.of_prompt(pipe.tokenizer, job.prompt).find(words)
 
-    clips, maps, history = {}, {}, []
-    for name, attached in (("unguided", nullcontext()), ("guided", method.attach(pipe))):
+    clips, maps = {}, {}
+    for name, attached in (("unguided", nullcontext()), ("guided", job.method.attach(pipe))):
         pipe.set_progress_bar_config(desc=name, disable=not sys.stderr.isatty(), leave=False)
-        with _timed(times, name), attached as made, capture(pipe, words=words) as captured:
+        watched = capture(pipe, words=words) if words else nullcontext()
+        with _timed(times, name), attached as made, watched as captured:
             clips[name] = _call(pipe, job)
         maps[name] = captured
-        history = [] if made is None else made.history
-    report = _report(job, words, times, clips, history)
+    report = _report(job, words, times, clips, made)
 
     with tempfile.TemporaryDirectory(prefix=".cvg-", dir=job.output.resolve().parent) as folder:
-        with _timed(times, "write"):
-            report["files"] = _write(Path(folder), clips, maps, words, history)
-        (Path(folder) / "report.json").write_text(json.dumps(report, indent=2) + "\n")
-        job.output.mkdir(exist_ok=True)
-        for path in Path(folder).iterdir():
-            shutil.move(path, job.output / path.name)
+        try:
+            with _timed(times, "write"):
+                report["files"] = _write(Path(folder), clips, maps, words, made.history)
+            (Path(folder) / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+        finally:  # should a picture fail, the clips before it are kept
+            job.output.mkdir(exist_ok=True)
+            for path in Path(folder).iterdir():
+                shutil.move(path, job.output / path.name)
     return report
 
 
@@ -179,7 +207,7 @@ def _call(pipe: Any, job: Job) -> torch.Tensor:
     return frames.float().cpu()
 
 
-def _report(job: Job, words: list, times: dict, clips: dict, history: list) -> dict[str, Any]:
+def _report(job: Job, words: list, times: dict, clips: dict, made: Run) -> dict[str, Any]:
     verdicts = {}
     if job.model is None:
         verdicts = {name: _verdict(clip, job.prompt) for name, clip in clips.items()}
@@ -192,13 +220,14 @@ def _report(job: Job, words: list, times: dict, clips: dict, history: list) -> d
         "devices": devices(),
         "seconds": times,
         "peak_memory_mib": _peak_memory(),
+        "guided_steps": made.guided_steps,
         "loss": [
             {
                 "step": entry["step"],
                 "iteration": entry["iteration"],
                 "loss": float(entry["loss"].mean()),
             }
-            for entry in history
+            for entry in made.history
         ],
         "oracle": verdicts,
     }
@@ -233,7 +262,7 @@ def _write(folder: Path, clips: dict, maps: dict, words: list, history: list) ->
         viz.save_gif(clip, folder / f"{name}.gif")
         viz.save_mp4(clip, folder / f"{name}.mp4")
     viz.contact_sheet(clips).save(folder / "contact_sheet.png")
-    for name, captured in maps.items():
+    for name, captured in maps.items() if words else ():
         rows = {name: clips[name]}
         for word in words:
             text, occurrence = (word, 0) if isinstance(word, str) else word

@@ -69,7 +69,7 @@ def contact_sheet(rows: Mapping[str, torch.Tensor]) -> Any:
 
 
 def loss_curve(history: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Plots the loss, and the score that a method gives each word, over the evaluations of a guided run.
+    """Plots the loss, and the scores of words where a method gives them, over the evaluations of a guided run.
 
     Args:
         history: of a `Run`.
@@ -80,7 +80,7 @@ def loss_curve(history: Sequence[Mapping[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(7, 3.2), layout="constrained")
     axes = figure.subplots()
     axes.plot([float(entry["loss"].mean()) for entry in history], "k-", label="loss")
-    scores = [entry["peaks"][0] for entry in history]
+    scores = [entry["scores"][0] if "scores" in entry else {} for entry in history]
     for word in dict.fromkeys(word for one in scores for word in one):
         values = [float(one.get(word, np.nan)) for one in scores]
         axes.plot(values, marker=".", label=f"score of {word!r}")

@@ -8,12 +8,15 @@ product that finds it is the matrix product with (×, +) replaced by (min, max):
 The soft form replaces max and min by  max_T(x) = T log Σ exp(x/T)  and  min_T(x) = −max_T(−x).  After h hops over R nodes
 each it differs from the hard form by at most  T · h · (ln R + ln 2).  A product of equal edges x comes out as
 x + T (ln R − ln 2), and the correction of the bias subtracts that after each.
+
+The hard product is associative, the soft one is not: a soft flow through several hops depends on what is multiplied first.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import reduce
 
 import torch
 
@@ -65,6 +68,7 @@ def path_flow(
     residual: str | None = "average",
     spatial: torch.Tensor | None = None,
     correct_bias: bool = False,
+    order: str = "tokens_first",
 ) -> torch.Tensor:
     """Flow of each token to each output frame, at each position: T_n ⊙ … ⊙ T_1 ⊙ (S ⊙) X.
 
@@ -76,16 +80,20 @@ def path_flow(
         spatial: S `[B, F, L, L]`, attention among the positions of a frame, row = attending position: a hop before the
             temporal ones.
         correct_bias: of every soft product.
+        order: `"tokens_first"`, T_n ⊙ (… ⊙ (T_1 ⊙ X)), or `"hops_first"`, (T_n ⊙ (… ⊙ T_1)) ⊙ X.
 
     Returns:
         `[B, K, F, L]`.
     """
+
+    def through(flow: torch.Tensor, hop: torch.Tensor) -> torch.Tensor:
+        return min_max_matmul(hop, flow, temperature, correct_bias)
+
     if spatial is not None:
-        flow = min_max_matmul(
-            residual_hop(spatial, residual), cross.permute(0, 2, 3, 1), temperature, correct_bias
-        )
+        flow = through(cross.permute(0, 2, 3, 1), residual_hop(spatial, residual))
         cross = flow.permute(0, 3, 1, 2)  # [B, F, L, K] -> [B, K, F, L]
     flow = cross.permute(0, 3, 2, 1)  # [B, L, F, K]
-    for hop in temporal:
-        flow = min_max_matmul(residual_hop(hop, residual), flow, temperature, correct_bias)
-    return flow.permute(0, 3, 2, 1)
+    hops = [residual_hop(hop, residual) for hop in temporal]
+    if order == "hops_first" and hops:
+        hops = [reduce(through, hops)]
+    return reduce(through, hops, flow).permute(0, 3, 2, 1)

@@ -10,6 +10,7 @@ pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
 from cvg_kernels.cli import main  # noqa: E402
+from cvg_kernels.guidance.methods import METHODS  # noqa: E402
 from tests import offline_pipelines  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -35,8 +36,9 @@ def test_the_main_job(tmp_path, capsys):
     assert report["peak_memory_mib"] > 0
     assert [entry["step"] for entry in report["loss"]] == sorted(e["step"] for e in report["loss"])
     assert set(report["oracle"]) == {"unguided", "guided"}
+    assert report["guided_steps"] == 1  # 0.15 of 4 steps, rounded up
     table = capsys.readouterr().out
-    assert "unguided" in table and "guided" in table and "peak memory" in table
+    assert "unguided" in table and "guided steps: 1" in table and "peak memory" in table
     assert [path.name for path in tmp_path.iterdir()] == ["out"]  # no scratch is left behind
 
 
@@ -50,6 +52,52 @@ def test_clips_are_what_the_sheet_shows(tmp_path):
         assert sheet.width == 8 * 128
 
 
+SPECS = [
+    None, "cvg", "vico", "vstar", "gen1", "temporal-band", "vico+temporal-band", "cvg+vstar+gen1"
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("spec", SPECS, ids=str)
+def test_every_method_writes_its_results(spec, tmp_path):
+    """The default is CVG; methods without words or losses have pictures too."""
+    assert {part for one in SPECS if one for part in one.split("+")} == set(METHODS) - {"none"}
+    given = [] if spec is None else ["--guidance", spec]
+    out = tmp_path / "out"
+    assert main(["generate", PROMPT, *given, "--steps", "2", "--output", str(out)]) == 0
+    report = json.loads((out / "report.json").read_text())
+    assert report["guided_steps"] > 0
+    names = {"guided.gif", "unguided.gif", "heat_maps_guided.png"}
+    moves = spec is None or {"cvg", "vico", "temporal-band"} & set(spec.split("+"))
+    assert {path.name for path in out.iterdir()} >= names | ({"loss.png"} if moves else set())
+    assert bool(report["loss"]) == bool(moves)
+    if spec is None:
+        assert "classifier" not in report["job"] and report["job"]["guidance"] is None
+
+
+def test_a_run_that_guided_nothing_is_told(tmp_path, capsys):
+    """Its clips are kept."""
+    out = tmp_path / "out"
+    arguments = ["--guidance", "vico:stop=0.0", "--steps", "2", "--output", str(out)]
+    assert main(["generate", PROMPT, *arguments]) == 2
+    printed = capsys.readouterr()
+    assert "guided steps: 0" in printed.out and "no denoising step was guided" in printed.err
+    assert (out / "guided.gif").exists()
+
+
+def test_clips_are_kept_if_a_picture_fails(tmp_path, monkeypatch):
+    from cvg_kernels import viz
+
+    def fail(*_):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(viz, "overlay", fail)
+    out = tmp_path / "out"
+    with pytest.raises(ZeroDivisionError):
+        main(["generate", PROMPT, "--steps", "2", "--output", str(out)])
+    assert (out / "guided.gif").exists() and (out / "unguided.gif").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
 @pytest.mark.parametrize("name", offline_pipelines.BUILDERS)
 def test_other_models(name, tmp_path):
     """A pipeline in a folder, by its size and length; the heat maps fit the video's frames."""
@@ -57,7 +105,8 @@ def test_other_models(name, tmp_path):
     pipe.save_pretrained(tmp_path / "model")
     frames = options.get("num_frames", options.get("video_length"))
     size = [f"--{side}={options[side]}" for side in ("height", "width")]
-    arguments = ["--model", str(tmp_path / "model"), "--words", "cat", "--steps", "2", *size]
+    model = ["--model", str(tmp_path / "model"), "--guidance", "vico"]
+    arguments = [*model, "--words", "cat", "--steps", "2", *size]
     out = tmp_path / "out"
     given = [offline_pipelines.PROMPT, *arguments, f"--frames={frames}", "--output", str(out)]
     assert main(["generate", *given]) == 0
@@ -87,13 +136,21 @@ def test_a_prompt_of_two_states(tmp_path):
         ([PROMPT, "--words", "dog"], "'dog' is not in the prompt; the words there: a, red, circle"),
         (
             [PROMPT, "--guidance", "magic"],
-            "guidance must be one of none, vico, cvg, vstar, gen1, temporal-band, got 'magic'",
+            "guidance must be one of none, cvg, vico, vstar, gen1, temporal-band, got 'magic'",
         ),
+        (
+            [PROMPT, "--model", "some/model"],
+            "--guidance must be given with --model: cvg:classifier=",
+        ),
+        ([PROMPT, "--guidance", "none"], "--guidance must be a method, got 'none'"),
         ([PROMPT, "--height", "32"], "--height and --width must be 64 with the shapes pipeline"),
         ([PROMPT, "--steps", "0"], "--steps must be at least 1, got 0"),
         ([PROMPT, "--dtype", "int8"], "--dtype must be one of float32, bfloat16, float16"),
         ([PROMPT, "--device", "abacus"], "--device 'abacus' cannot be used"),
-        ([PROMPT, "--model", "no/such-model"], "--model 'no/such-model' cannot be loaded"),
+        (
+            [PROMPT, "--model", "no/such-model", "--guidance", "vico"],
+            "--model 'no/such-model' cannot be loaded",
+        ),
     ],
     ids=lambda given: given if isinstance(given, str) else "",
 )
@@ -122,7 +179,7 @@ def test_a_local_folder_as_model(tmp_path):
 
     code = main(
         ["generate", "a red circle, slowly", "--model", str(WEIGHTS), "--height", "64", "--width", "64",
-         "--steps", "2", "--words", "circle", "--output", str(tmp_path / "out")]
+         "--steps", "2", "--words", "circle", "--guidance", "vico", "--output", str(tmp_path / "out")]
     )  # fmt: skip
     assert code == 0
     assert json.loads((tmp_path / "out" / "report.json").read_text())["oracle"] == {}

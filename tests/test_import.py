@@ -1,4 +1,4 @@
-"""Importing the package is quick and needs neither triton, diffusers nor compiled code; the reference runs without."""
+"""Importing the package loads next to nothing; the reference runs without triton, diffusers and compiled code."""
 
 from __future__ import annotations
 
@@ -53,33 +53,40 @@ def fresh(code: str, folder, **environment: str) -> str:
         env=os.environ | {"PYTHONPATH": home, "TRITON_INTERPRET": "0"} | environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=3600,  # ends a hang; a busy machine may take its time
     )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def test_import_loads_nothing_heavy(tmp_path):
-    loaded = fresh(
-        "import torch, sys, json; before = set(sys.modules)\n"
-        "import cvg_kernels, cvg_kernels.backends, cvg_kernels.ops\n"
+def loaded_by(code: str, folder) -> set[str]:
+    """The modules that code loads where torch is there already, without those of Python itself."""
+    said = fresh(
+        f"import torch, sys, json; before = set(sys.modules)\n{code}\n"
         "print(json.dumps(sorted(set(sys.modules) - before)))",
-        tmp_path,
+        folder,
     )
-    assert not [name for name in json.loads(loaded) if name in HEAVY]
+    return {
+        name for name in json.loads(said) if name.partition(".")[0] not in sys.stdlib_module_names
+    }
 
 
-@pytest.mark.parametrize(
-    ("used", "allowed"), [("", 0.050), ("; cvg_kernels.attention_with_capture", 0.150)]
-)
-def test_import_and_first_use_cost_little_over_torch(used, allowed, tmp_path):
-    code = (  # the time of the process: other work on the machine does not count
-        f"import torch, time; start = time.process_time(); import cvg_kernels{used}\n"
-        "print(time.process_time() - start)"
-    )
-    fresh(code, tmp_path)  # writes the byte code
-    seconds = min(float(fresh(code, tmp_path)) for _ in range(5))
-    assert seconds <= allowed
+def test_import_loads_the_package_alone(tmp_path):
+    """What is used is loaded when it is used, so an import costs next to nothing over torch."""
+    assert loaded_by("import cvg_kernels", tmp_path) == {"cvg_kernels"}
+
+
+def test_first_use_of_an_operation_loads_operations_only(tmp_path):
+    """No part of torch that a plain `import torch` leaves out, such as its compiler, which takes a second."""
+    loaded = loaded_by("import cvg_kernels; cvg_kernels.attention_with_capture", tmp_path)
+    rooms = {".".join(name.split(".")[:2]) for name in loaded if name.startswith("cvg_kernels.")}
+    assert rooms == {f"cvg_kernels.{room}" for room in ("ops", "backends", "errors", "native")}
+    assert {name.partition(".")[0] for name in loaded} == {"cvg_kernels", "python_ref"}
+
+
+def test_import_loads_nothing_heavy(tmp_path):
+    loaded = loaded_by("import cvg_kernels, cvg_kernels.backends, cvg_kernels.ops", tmp_path)
+    assert not loaded & set(HEAVY)
 
 
 @pytest.mark.parametrize("blocked", ["triton", "diffusers", "cvg_kernels._native_cpu"])
@@ -127,7 +134,9 @@ def test_every_public_name_is_there():
         _ = cvg_kernels.nonsense
 
 
-@pytest.mark.parametrize("first", ["", "import cvg_kernels.capture.tokens", "cvg.use_processors"])
+@pytest.mark.parametrize(
+    "first", ["", "import cvg_kernels.capturing.capture", "cvg.use_processors"]
+)
 def test_capture_is_callable_whatever_was_imported_before(first, tmp_path):
     fresh(
         f"import cvg_kernels as cvg\n{first}\nassert callable(cvg.capture), cvg.capture", tmp_path

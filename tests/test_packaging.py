@@ -52,7 +52,7 @@ def run(arguments, folder, check=True, **environment):
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=600,
+        timeout=3600,  # ends a hang; a busy machine may take its time
     )
     assert not check or done.returncode == 0, done.stdout
     return done

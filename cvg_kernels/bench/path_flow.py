@@ -1,8 +1,9 @@
 """Min-max path flow against what people use today: Vico's broadcast form, and what torch.compile makes of it.
 
-Every arm computes T₂ ⊙ (T₁ ⊙ X) at all positions, averaged residual, and its gradient in X and both hops:
+Every arm computes T₂ ⊙ (T₁ ⊙ X) at all positions, averaged residual, and its gradient in X and both hops; where hops come
+first, (T₂ ⊙ T₁) ⊙ X, as Vico's released code does:
 
-* eager: the definition, which broadcasts to [positions, F, F, K], as Vico's released code does;
+* eager: the definition, which broadcasts to [positions, F, F, K], as the released code does too;
 * compiled: torch.compile of the same.
 
 `scores` is what guidance asks for: token_peaks(path_flow(…)), whose gradient reaches few positions.
@@ -23,10 +24,13 @@ from python_ref import token_peaks as peaks_reference
 
 KIND, ROUNDS = "layers", {"cpu": 5, "gpu": 50}
 OURS = "cvg_kernels"
-TEMPERATURES = {"hard": None, "soft": 0.01}
-#: Broadcast tensors of [positions, F, F, K] that the eager arm holds at its peak.
-_EAGER_COPIES = {("hard", "forward"): 1.2, ("hard", "forward_backward"): 5,
-                 ("soft", "forward"): 4, ("soft", "forward_backward"): 8}  # fmt: skip
+FORMS: dict[str, dict[str, Any]] = {
+    "hard": {},
+    "soft": {"temperature": 0.01},
+    "soft, hops first": {"temperature": 0.01, "order": "hops_first"},
+}
+#: Broadcast tensors of [positions, F, F, max(F, K)] that the eager arm holds at its peak: forward, and with the gradient.
+_EAGER_COPIES = {"hard": (1.2, 5), "soft": (4, 8), "soft, hops first": (4, 8)}
 
 
 class Shape(NamedTuple):
@@ -44,9 +48,9 @@ class Shape(NamedTuple):
         return self.height * self.width
 
     @property
-    def pairs(self) -> int:
-        """Minima to take, in both hops."""
-        return 2 * self.positions * self.frames**2 * self.tokens
+    def broadcast_bytes(self) -> int:
+        """Of the largest product, every pair of edges written out."""
+        return 4 * self.positions * self.frames**2 * max(self.frames, self.tokens)
 
 
 SHAPES = (
@@ -69,8 +73,8 @@ def arms() -> dict[str, tuple[Callable, Callable]]:
 
 
 def cases(device: torch.device, quick: bool) -> list[tuple[Shape, str]]:
-    """Every layer in both forms."""
-    return [(shape, form) for shape in (QUICK_SHAPES if quick else SHAPES) for form in TEMPERATURES]
+    """Every layer in every form."""
+    return [(shape, form) for shape in (QUICK_SHAPES if quick else SHAPES) for form in FORMS]
 
 
 def measure(
@@ -96,7 +100,7 @@ def measure(
     result: dict[str, Any] = {"shape": shape._asdict(), "form": form, "output_bytes": 4 * grad.numel()}  # fmt: skip
 
     def guarded(name: str, what: str, call: Callable[[], Any]) -> Callable[[], Any]:
-        needed = _EAGER_COPIES[form, what] * 2 * shape.pairs
+        needed = _EAGER_COPIES[form][what != "forward"] * shape.broadcast_bytes
         if name != OURS and needed > room:
 
             def refuse():
@@ -110,20 +114,20 @@ def measure(
 
         def forward(flow_of=flow_of):
             with torch.no_grad():
-                return (flow_of(cross, temporal, temperature=TEMPERATURES[form]),)
+                return (flow_of(cross, temporal, **FORMS[form]),)
 
         def both(flow_of=flow_of):
-            flow = flow_of(leaves[0], leaves[1:], temperature=TEMPERATURES[form])
+            flow = flow_of(leaves[0], leaves[1:], **FORMS[form])
             return torch.autograd.grad(flow, leaves, grad)
 
         def scores(flow_of=flow_of, peaks_of=peaks_of):
-            flow = flow_of(leaves[0], leaves[1:], temperature=TEMPERATURES[form])
+            flow = flow_of(leaves[0], leaves[1:], **FORMS[form])
             peaks = peaks_of(flow.unflatten(-1, (shape.height, shape.width)))
             return torch.autograd.grad(peaks.sum(), leaves)
 
         calls["forward"][name] = guarded(name, "forward", forward)
         calls["forward_backward"][name] = guarded(name, "forward_backward", both)
-        calls["scores"][name] = guarded(name, "forward_backward", scores)
+        calls["scores"][name] = guarded(name, "scores", scores)
     assert_agreement(calls["forward"], 1e-5)
     for what, timed in calls.items():
         result[what] = median_seconds(timed, device, rounds)

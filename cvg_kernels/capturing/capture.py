@@ -140,9 +140,8 @@ class Capture:
         import warnings
 
         if self._runs == 0:
-            reason = (
-                f"{type(self._pipe).__name__} was not called in the block (own_loop=True, if you call its denoiser yourself)"
-            )
+            kind = type(self._pipe).__name__
+            reason = f"{kind} was not called in the block (own_loop=True is for a loop of your own)"
         elif self._steps is not None:
             reason = f"the run made none of the steps {sorted(self._steps)}"
         else:
@@ -226,7 +225,15 @@ class Capture:
                 part = part.cpu()
             self.records.append(
                 Record(
-                    call.sampling.number, call.index, call.timestep, layer.name, layer.kind, branch, words, grid, part
+                    call.sampling.number,
+                    call.index,
+                    call.timestep,
+                    layer.name,
+                    layer.kind,
+                    branch,
+                    words,
+                    grid,
+                    part,
                 )
             )
 
@@ -259,7 +266,9 @@ class _Recorder(Tap):
                 capture.record(self.layer, recorded, maps, grid)
 
         ids = None if recorded.table is None else recorded.table.ids
-        return MapRequest(recorded.geometry, receive, ids, capture._head_reduction, capture._backend)
+        return MapRequest(
+            recorded.geometry, receive, ids, capture._head_reduction, capture._backend
+        )
 
 
 def _chooser(layers: Any) -> Callable[[str], bool]:
@@ -270,10 +279,14 @@ def _chooser(layers: Any) -> Callable[[str], bool]:
         try:
             return lambda name, pattern=re.compile(layers): pattern.search(name) is not None
         except re.error as error:
-            raise ArgumentError(f"layers must be a regular expression, got {layers!r}: {error}") from None
+            raise ArgumentError(
+                f"layers must be a regular expression, got {layers!r}: {error}"
+            ) from None
     if callable(layers):
         return layers
-    if isinstance(layers, (list, tuple, set, frozenset)) and all(isinstance(n, str) for n in layers):
+    if isinstance(layers, (list, tuple, set, frozenset)) and all(
+        isinstance(n, str) for n in layers
+    ):
         return frozenset(layers).__contains__
     raise ArgumentError(
         f"layers must be a regular expression, a list of names, a function of the name or None, got {layers!r}"
@@ -289,9 +302,15 @@ def _steps(steps: Any) -> frozenset[int] | range | None:
     try:
         chosen = frozenset(steps)
     except TypeError:
-        raise ArgumentError(f"steps must be numbers of steps, 0 first, or None, got {steps!r}") from None
-    if not chosen or any(not isinstance(at, int) or isinstance(at, bool) or at < 0 for at in chosen):
-        raise ArgumentError(f"steps must be numbers of steps, 0 first, or None, got {sorted(map(str, chosen))}")
+        raise ArgumentError(
+            f"steps must be numbers of steps, 0 first, or None, got {steps!r}"
+        ) from None
+    if not chosen or any(
+        not isinstance(at, int) or isinstance(at, bool) or at < 0 for at in chosen
+    ):
+        raise ArgumentError(
+            f"steps must be numbers of steps, 0 first, or None, got {sorted(map(str, chosen))}"
+        )
     return chosen
 
 

@@ -62,14 +62,20 @@ def heat_map(
     cross = [record for record in cross if record.run == runs[run]]
     branches = tuple(dict.fromkeys(record.branch for record in cross))
     if branch not in branches:
-        raise ArgumentError(f"branch must be one of {', '.join(map(repr, branches))}, got {branch!r}")
+        raise ArgumentError(
+            f"branch must be one of {', '.join(map(repr, branches))}, got {branch!r}"
+        )
     chosen = [record for record in cross if record.branch == branch]
     samples = chosen[0].maps.shape[0]
     if not -samples <= sample < samples:
-        raise ArgumentError(f"sample must be one of the {samples} videos of the batch, got {sample!r}")
+        raise ArgumentError(
+            f"sample must be one of the {samples} videos of the batch, got {sample!r}"
+        )
     place = _place(chosen[0].words, TokenSpan(str(word), occurrence, ()).label, branch)
     if len({record.grid[0] for record in chosen}) > 1:
-        raise ArgumentError("the captured layers have different numbers of frames: choose some with layers=…")
+        raise ArgumentError(
+            "the captured layers have different numbers of frames: choose some with layers=…"
+        )
     size = size or max((record.grid[1:] for record in chosen), key=lambda grid: grid[0] * grid[1])
 
     by_layer: dict[str, dict[int, list[torch.Tensor]]] = defaultdict(lambda: defaultdict(list))

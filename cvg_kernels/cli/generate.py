@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from cvg_kernels.generate import Job
@@ -16,9 +17,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--guidance",
-        default="vico",
         help="the guidance method, with options after colons, several joined by a plus: "
-        "vico, gen1:temporal_scale=2, vico:until=0.2+gen1",
+        "cvg (the default, for the shapes pipeline), vico, gen1:temporal_scale=2, vico:stop=0.2+gen1",
     )
     parser.add_argument("--words", help="words to guide and to show, separated by commas")
     parser.add_argument("--output", type=Path, default=Path("out"), help="folder for the results")
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Does the job and prints a short table."""
+    """Does the job and prints a short table; returns 2 if no step was guided."""
     fields = {name: getattr(options, name) for name in vars(options) if name in Job.__annotations__}
     fields["words"] = [word.strip() for word in options.words.split(",")] if options.words else []
     report = do(Job(**fields))
@@ -55,7 +55,11 @@ def run(options: argparse.Namespace) -> int:
     losses = [entry["loss"] for entry in report["loss"]]
     if losses:
         print(f"loss {losses[0]:.4f} → {losses[-1]:.4f} in {len(losses)} updates")
+    print(f"guided steps: {report['guided_steps']}")
     print(
         f"peak memory {report['peak_memory_mib']:.0f} MiB; written to {options.output}/: {', '.join(report['files'])}"
     )
+    if report["guided_steps"] == 0:
+        print("cvg-kernels generate: no denoising step was guided", file=sys.stderr)
+        return 2
     return 0

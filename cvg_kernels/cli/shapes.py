@@ -26,8 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     score = actions.add_parser("eval", help="score guidance methods on two-object prompts")
     score.add_argument(
         "--guidance",
-        default="none,vico",
-        help="methods, separated by commas, each as for generate: none,gen1:temporal_scale=2,vico+gen1",
+        default="none,cvg",
+        help="methods, separated by commas, each as for generate: none,gen1:temporal_scale=2,cvg+gen1",
     )
     _add_scoring(score)
 

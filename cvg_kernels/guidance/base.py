@@ -100,9 +100,7 @@ class Guidance:
             The moved latents, as `call.latents`, or `None` to leave the step alone.
         """
 
-    def processors(
-        self, denoiser: nn.Module, session: PipelineSession
-    ) -> list[tuple[Layer, Tap]]:
+    def processors(self, denoiser: nn.Module, session: PipelineSession) -> list[tuple[Layer, Tap]]:
         """Takes part in attention layers for the length of a run.
 
         Args:
@@ -193,7 +191,9 @@ def check_choice(name: str, value: Any, accepted: tuple[Any, ...]) -> None:
         ArgumentError: if it is not.
     """
     if value not in accepted:
-        raise ArgumentError(f"{name} must be one of {', '.join(map(repr, accepted))}, got {value!r}")
+        raise ArgumentError(
+            f"{name} must be one of {', '.join(map(repr, accepted))}, got {value!r}"
+        )
 
 
 def _whole_steps(steps: float) -> int:

@@ -58,6 +58,7 @@ def flow_of(
     maps: dict[str, torch.Tensor],
     form: FlowForm,
     temperature: float,
+    order: Literal["tokens_first", "hops_first"],
     residual: Literal["average", "add"] | None,
     backend: str,
 ) -> torch.Tensor:
@@ -71,8 +72,9 @@ def flow_of(
         maps: layer name → maps: cross `[B, K, F, h, w]`, spatial `[B, F, h·w, h·w]`, temporal `[B, h·w, F, F]`.
         form: `"soft"` and `"hard"` widest paths, `"exact"` maximum flow, or `"cross"`, the text layer alone.
         temperature: of the soft form.
+        order: of the soft form's products, as for `path_flow`.
         residual: skip connections, as for `path_flow`.
-        backend: of the operations.
+        backend: which implementation of the operations to use.
     """
     cross = maps[group.cross]
     if form == "cross":
@@ -91,6 +93,6 @@ def flow_of(
     else:
         flow = path_flow(
             cross.flatten(3), temporal, temperature=temperature if form == "soft" else None,
-            residual=residual, spatial=spatial, backend=backend,
+            order=order, residual=residual, spatial=spatial, backend=backend,
         )  # fmt: skip
     return flow.unflatten(-1, cross.shape[-2:])

@@ -56,7 +56,11 @@ class FrameTexts:
         made = []
         for prompt in prompts:
             states = call.sampling.encode(self._settings.states(prompt), call.text.device)
-            texts, there = frame_texts([state.to(call.text.dtype) for state in states], call.latents.shape[2])
+            texts, there = frame_texts(
+                [state.to(call.text.dtype) for state in states], call.latents.shape[2]
+            )
             projection = call.model.text_projection
-            made.append((texts if projection is None else getattr(call.denoiser, projection)(texts), there))
+            made.append(
+                (texts if projection is None else getattr(call.denoiser, projection)(texts), there)
+            )
         return made

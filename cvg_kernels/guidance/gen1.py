@@ -90,7 +90,9 @@ class Gen1(Guidance):
             image = call.hooks.predict(call.part(samples))[0]
         moved = guidance_mix([image, base], [self.temporal_scale], backend=self.backend)
         parts = [
-            moved if place == samples.start else prediction[place : place + len(base)] + (moved - base)
+            moved
+            if place == samples.start
+            else prediction[place : place + len(base)] + (moved - base)
             for place in range(0, len(prediction), len(base))
         ]
         moved = torch.cat(parts) if len(parts) > 1 else moved

@@ -67,7 +67,9 @@ class TemporalBand(Guidance):
         for denoiser in denoisers_of(pipe):
             check_extra_forwards(denoiser)
             if not any(layer.kind == "temporal" for layer in attention_layers(denoiser)):
-                raise ArgumentError("pipe must have temporal attention layers to guide by, got none")
+                raise ArgumentError(
+                    "pipe must have temporal attention layers to guide by, got none"
+                )
             check_undivided(denoiser)
 
     def before_step(self, call: Call, run: Run) -> torch.Tensor | None:

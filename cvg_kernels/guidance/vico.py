@@ -7,13 +7,14 @@ temporal attention layers as a flow; the latents are moved so that the word with
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 
-from cvg_kernels.errors import ArgumentError
+from cvg_kernels.errors import ArgumentError, GuidanceWarning
 from cvg_kernels.guidance.base import Guidance, check_choice, check_count, check_number
 from cvg_kernels.guidance.descent import descend
 from cvg_kernels.guidance.flow_graph import FlowForm, Group, flow_groups, flow_of
@@ -29,6 +30,7 @@ from cvg_kernels.pipeline.session import Run
 from cvg_kernels.pipeline.token_table import TokenTable
 from cvg_kernels.pipeline.tokens import Word
 from cvg_kernels.pipeline.words import content_words, nouns_and_verbs
+
 
 @dataclass(frozen=True)
 class Vico(Guidance):
@@ -54,17 +56,22 @@ class Vico(Guidance):
             the paper has it and its code has not (networks with such layers: AnimateDiff, ModelScope, Latte). With
             `flow="exact"` the positions are coupled: a token's score comes from its flow to the whole video.
         temperature: of the soft flow (0.01 in both).
+        order: of the soft flow's products: `"tokens_first"`, T₂ ⊙ (T₁ ⊙ X), or `"hops_first"`, (T₂ ⊙ T₁) ⊙ X (code). They
+            differ by up to 0.02 at a temperature of 0.01; see `path_flow` for what each costs.
         residual: skip connections as `"average"` (A+I)/2 (code), `"add"` A+I (paper) or `None`.
         combine: `"mean"` over groups (code) or `"max"` (paper, eq. 5).
         loss: `"min"` (both) or `"variance"` (paper's ablation).
         normalize: token softmax, smoothing and peak of the code (`True`), or the paper's bare flow, largest over frames
             and positions (`False`).
         sharpness: factor before the token softmax (100 in the code).
+        sinks: words that the token softmax leaves out, because they take nearly all of it whatever the latents are, as the
+            last word of a prompt often does; `"others"` leaves out every token of no balanced word. `None`: all tokens of
+            the prompt take part (code). A `GuidanceWarning` names the token if one has taken it all.
         levels: which resolutions take part, as grid sizes h·w relative to the largest with text attention: `"auto"` all
             of them; a tuple of (h, w) names them. The code takes one level, 1/32 of the image.
         step_rule: `"normalized"`, `"adam"` (both; fp16 in the code, float32 here) or `"sgd"`.
         step_size: see `LatentStepper`.
-        stop: share of the denoising steps that are guided (both: 0.5; on the shapes world later guidance spoils the motion).
+        stop: share of the denoising steps that are guided (both: 0.5; on the shapes world later guidance spoils motion).
         iterations: updates per guided step; or step index → updates, where a step not named has one (code: up to 10
             at steps 0, 10 and 20).
         thresholds: no update once every loss is below; a number (paper: 0.2), or step index → number with 0.2 for the
@@ -77,11 +84,13 @@ class Vico(Guidance):
     flow: FlowForm = "soft"
     spatial: bool = False
     temperature: float = 0.01
+    order: Literal["tokens_first", "hops_first"] = "tokens_first"
     residual: Literal["average", "add"] | None = "average"
     combine: Literal["mean", "max"] = "mean"
     loss: Literal["min", "variance"] = "min"
     normalize: bool = True
     sharpness: float = 100.0
+    sinks: Sequence[Word] | Literal["others"] | None = None
     levels: Literal["auto"] | Sequence[tuple[int, int]] = "auto"
     step_rule: StepRule = "normalized"
     step_size: float = 0.03
@@ -96,6 +105,7 @@ class Vico(Guidance):
         """The settings of the released code (its optimiser in float32)."""
         settings = cls(
             words=words,
+            order="hops_first",
             step_rule="adam",
             step_size=1e-4,
             stop=0.5,
@@ -124,6 +134,7 @@ class Vico(Guidance):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("flow", self.flow, ("soft", "hard", "exact", "cross"))
+        check_choice("order", self.order, ("tokens_first", "hops_first"))
         check_choice("residual", self.residual, ("average", "add", None))
         check_choice("combine", self.combine, ("mean", "max"))
         check_choice("loss", self.loss, ("min", "variance"))
@@ -139,6 +150,8 @@ class Vico(Guidance):
             check_choice("words", self.words, tuple(_WORDS))
         elif self.words is not None and not callable(self.words) and len(self.words) == 0:
             raise ArgumentError("words must be a list of at least one word or None, got []")
+        if isinstance(self.sinks, str):
+            check_choice("sinks", self.sinks, ("others",))
 
     @property
     def idle(self) -> bool:
@@ -181,7 +194,9 @@ class Vico(Guidance):
         )
 
         def loss_at(z: torch.Tensor) -> tuple[torch.Tensor, dict[str, Any]]:
-            scores = self.scores(layers.run(lambda: call.denoise(z)), groups, there)
+            levels = self.token_scores(layers.run(lambda: call.denoise(z)), groups, there)
+            call.sampling.remember((id(self), "told"), lambda: self._tell(levels, there, call))
+            scores = self._over_groups([there.largest_by_word(tokens) for tokens in levels])
             named = [
                 dict(zip(labels, row, strict=False))
                 for labels, row in zip(table.labels, scores.detach(), strict=True)
@@ -205,45 +220,81 @@ class Vico(Guidance):
             raise ArgumentError(
                 "words must be as many for every prompt of a batch; give them, or run the prompts one by one"
             )
-        return TokenTable.of(spans, among=[text.ids for text in call.texts])
+        table = TokenTable.of(spans, among=[text.ids for text in call.texts])
+        if self.sinks == "others":
+            return replace(table, real=table.membership.any(1))
+        if self.sinks:
+            left_out = call.find([self.sinks] * len(call.texts))
+            sinks = TokenTable.of(left_out, among=[text.ids for text in call.texts])
+            table = replace(table, real=table.real & ~sinks.membership.any(1))
+            if not (table.membership.bool() & table.real[:, None]).any(-1).all():
+                raise ArgumentError(
+                    f"sinks must not hold a whole word of words, got {self.sinks!r}"
+                )
+        return table
 
     def scores(
         self, maps: dict[str, torch.Tensor], groups: list[Group], table: TokenTable
     ) -> torch.Tensor:
-        """Scores A `[B, words]` from the captured maps, differentiable.
+        """Scores A `[B, words]` from the captured maps, differentiable: of each word, that of its strongest token.
 
         Args:
-            maps: layer name → maps, cross `[B, K, F, h, w]` of all prompt tokens, temporal `[B, h·w, F, F]`.
+            maps: layer name → maps, cross `[B, T, F, h, w]` of all prompt tokens, temporal `[B, h·w, F, F]`.
             groups: the graphs.
             table: which tokens are words, on the device of the maps.
         """
+        levels = self.token_scores(maps, groups, table)
+        return self._over_groups([table.largest_by_word(tokens) for tokens in levels])
+
+    def token_scores(
+        self, maps: dict[str, torch.Tensor], groups: list[Group], table: TokenTable
+    ) -> list[torch.Tensor]:
+        """Scores of all tokens of the prompts, `[B, T]` for each level; see `scores`."""
         by_grid: dict[tuple[int, int], list[torch.Tensor]] = {}
         for group in groups:
             grid = tuple(maps[group.cross].shape[-2:])
             if self.levels != "auto" and grid not in {tuple(level) for level in self.levels}:
                 continue
-            by_grid.setdefault(grid, []).append(
-                flow_of(group, maps, self.flow, self.temperature, self.residual, self.backend)
+            flow = flow_of(
+                group, maps, self.flow, self.temperature, self.order, self.residual, self.backend
             )
+            by_grid.setdefault(grid, []).append(flow)
         if not by_grid:
-            there = sorted({tuple(maps[group.cross].shape[-2:]) for group in groups})
-            raise ArgumentError(f"levels={self.levels!r} has no layer; the grids there: {there}")
-        scores = []
+            grids = sorted({tuple(maps[group.cross].shape[-2:]) for group in groups})
+            raise ArgumentError(f"levels={self.levels!r} has no layer; the grids there: {grids}")
+        levels = []
         for flows in by_grid.values():
-            stacked = torch.stack(flows)
-            flow = stacked.mean(0) if self.combine == "mean" else stacked.amax(0)
-            scores.append(self._word_scores(flow, table))
-        stacked = torch.stack(scores)
+            flow = self._over_groups(flows)
+            if self.normalize:
+                flow = flow.masked_fill(~table.real[:, :, None, None, None], -torch.inf)
+                levels.append(token_peaks(flow, sharpness=self.sharpness))
+            else:
+                levels.append(flow.amax((2, 3, 4)))
+        return levels
+
+    def _over_groups(self, values: Sequence[torch.Tensor]) -> torch.Tensor:
+        stacked = torch.stack(tuple(values))
         return stacked.mean(0) if self.combine == "mean" else stacked.amax(0)
 
-    def _word_scores(self, flow: torch.Tensor, table: TokenTable) -> torch.Tensor:
-        """Score of each word `[B, words]`: of its strongest token."""
-        if self.normalize:
-            flow = flow.masked_fill(~table.real[:, :, None, None, None], -torch.inf)
-            peaks = token_peaks(flow, sharpness=self.sharpness)
-        else:
-            peaks = flow.amax((2, 3, 4))
-        return table.largest_by_word(peaks)
+    def _tell(self, levels: list[torch.Tensor], table: TokenTable, call: Call) -> None:
+        """Warns, once a run, if one token has taken the whole of the token softmax: then no word can get more."""
+        if not self.normalize:
+            return
+        tokens = self._over_groups(levels).detach()
+        balanced = table.membership.any(1)
+        sink = tokens.masked_fill(balanced, 0)
+        largest, place = sink.max(1)
+        weakest = tokens.masked_fill(~balanced, 0).amax(1)
+        for sample in ((largest > 0.9) & (weakest < 0.1)).nonzero()[:1, 0].tolist():
+            position = int(table.ids[sample, place[sample]])
+            text = call.texts[sample]
+            word = text.text[slice(*text.offsets[position])]
+            warnings.warn(
+                f"Vico's score is saturated: {word!r} takes {float(largest[sample]):.0%} of the token softmax, and no "
+                f"balanced word more than {float(weakest[sample]):.0%}: leave it out with sinks=[{word!r}] or 'others'",
+                GuidanceWarning,
+                stacklevel=2,
+            )
 
 
 #: What `words` may name instead of listing them.

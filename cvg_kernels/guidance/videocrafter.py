@@ -121,7 +121,9 @@ def _forward(
     if not given:
         return stock(x, context=context, mask=mask, **others)
     if mask is not None:
-        raise ArgumentError(f"temporal attention with a mask is not supported, got one of shape {tuple(mask.shape)}")
+        raise ArgumentError(
+            f"temporal attention with a mask is not supported, got one of shape {tuple(mask.shape)}"
+        )
     query, key, value = (
         project(x).unflatten(-1, (attention.heads, -1)).transpose(1, 2)  # [P, heads, F, D]
         for project in (attention.to_q, attention.to_k, attention.to_v)

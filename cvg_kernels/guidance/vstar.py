@@ -153,9 +153,7 @@ class VSTAR(Guidance):
                         f"{name} must be None for {type(unwrap(denoiser)).__name__}, which takes the band alone"
                     )
 
-    def processors(
-        self, denoiser: nn.Module, session: PipelineSession
-    ) -> list[tuple[Layer, Tap]]:
+    def processors(self, denoiser: nn.Module, session: PipelineSession) -> list[tuple[Layer, Tap]]:
         """Puts the band on the layers in which frames attend to each other; see `Guidance`."""
         return [
             (layer, _Band(self, session, layer))
@@ -226,7 +224,9 @@ class _Band(Tap):
         self.session = session
         self.layer = layer
         self.backend = settings.backend
-        self.columns: dict[tuple[int, ...], int] = {}  # (F, H, W) of the latents → of the layer's grid
+        self.columns: dict[
+            tuple[int, ...], int
+        ] = {}  # (F, H, W) of the latents → of the layer's grid
 
     def active(self) -> bool:
         call = self.session.call_now()
@@ -236,7 +236,9 @@ class _Band(Tap):
         call = self.session.call_now()
         if self.layer.kind == "temporal":
             size = tuple(call.latents.shape[2:])
-            if size not in self.columns:  # a layer that is replayed has fewer samples than the call around
+            if (
+                size not in self.columns
+            ):  # a layer that is replayed has fewer samples than the call around
                 positions = attention.query.shape[0] // call.geometry.samples(attention)
                 self.columns[size] = call.geometry.grid(positions)[2]
             options = self.settings.band(self.columns[size], size[-1])
@@ -251,9 +253,7 @@ class _Band(Tap):
         return options
 
 
-def _squeezed(
-    module: nn.Module, stock: Any, known: int, x: torch.Tensor
-) -> torch.Tensor:
+def _squeezed(module: nn.Module, stock: Any, known: int, x: torch.Tensor) -> torch.Tensor:
     """Adds the positions of a squeezed clip instead of its own, of which the table may have too few."""
     if x.shape[1] <= known:
         return stock(x)

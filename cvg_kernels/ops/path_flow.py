@@ -16,6 +16,7 @@ from cvg_kernels.ops.min_max_matmul import min_max_matmul
 from python_ref import path_flow as reference
 
 Residual = Literal["average", "add"]
+Order = Literal["tokens_first", "hops_first"]
 
 
 def path_flow(
@@ -26,6 +27,7 @@ def path_flow(
     residual: Residual | None = "average",
     spatial: torch.Tensor | None = None,
     correct_bias: bool = False,
+    order: Order = "tokens_first",
     backend: str | Backend = "auto",
 ) -> torch.Tensor:
     """Flow of each token to each output frame along its widest path, at every position.
@@ -44,6 +46,12 @@ def path_flow(
         spatial: hop `[B, F, L, L]` (row = attending position) before the temporal ones, by `min_max_matmul`: F · L² · K
             comparisons, so for the coarse levels of a network.
         correct_bias: subtract after every soft product what it adds to equal edges, see `min_max_matmul`.
+        order: what is multiplied first. The hard form is the same in either; the soft product is not associative.
+            `"tokens_first"`, T_n ⊙ (… ⊙ (T_1 ⊙ X)), follows each token through the network and keeps nothing between the
+            hops: n · F² · K comparisons a position. `"hops_first"`, (T_n ⊙ (… ⊙ T_1)) ⊙ X, is the order of Vico's released
+            code, whose numbers need it: at T = 0.01 the two flows differ by up to 0.02. It takes (n − 1) · F³ + F² · K
+            comparisons and a product as large as a hop; for two hops it is the faster one where tokens outnumber frames
+            (on a CPU two thirds of the time at 77 tokens and 16 frames) and up to a third slower where they are few.
         backend: `"auto"`; `"reference"`, `"native"` (C++, float32 and float64 CPU tensors) or `"triton"` (float32 GPU
             tensors), which then never falls back.
 
@@ -77,6 +85,8 @@ def path_flow(
             )
     if residual not in ("average", "add", None):
         raise ArgumentError(f"residual must be 'average', 'add' or None, got {residual!r}")
+    if order not in ("tokens_first", "hops_first"):
+        raise ArgumentError(f"order must be 'tokens_first' or 'hops_first', got {order!r}")
     check_temperature(temperature)
     if spatial is not None:
         cross = _spatial_hop(cross, spatial, temperature, residual, correct_bias, backend)
@@ -84,15 +94,31 @@ def path_flow(
     if chosen is Backend.REFERENCE:
         note_backend("path_flow", "reference")
         return reference.path_flow(
-            cross, temporal, temperature=temperature, residual=residual, correct_bias=correct_bias
-        )
+            cross, temporal, temperature=temperature, residual=residual, correct_bias=correct_bias,
+            order=order,
+        )  # fmt: skip
+    if order == "hops_first" and len(temporal) > 1:
+        temporal = [_product_of(temporal, temperature, residual, correct_bias, chosen)]
+        residual = None  # it holds the skip connections
+    return _through(cross, temporal, temperature, residual, correct_bias, chosen)
+
+
+def _through(cross, temporal, temperature, residual, correct_bias, backend) -> torch.Tensor:
+    """T_n ⊙ (… ⊙ (T_1 ⊙ X)) by the kernels of a backend."""
+    bias = reference.soft_bias(temperature, cross.shape[2]) if correct_bias else 0.0
     # min(A, x − c) = min(A + c, x) − c: what is due after each product can wait to the end if the later edges rise.
-    bias = reference.soft_bias(temperature, frames) if correct_bias else 0.0
     if bias:
         whole = 0.5 if residual == "average" else 1.0  # of an edge, that is attention
         temporal = [hop + number * bias / whole for number, hop in enumerate(temporal)]
-    flow = _forward_op(cross, list(temporal), temperature, residual, chosen.value)
+    flow = _forward_op(cross, list(temporal), temperature, residual, backend.value)
     return flow - len(temporal) * bias if bias else flow
+
+
+def _product_of(temporal, temperature, residual, correct_bias, backend) -> torch.Tensor:
+    """T_n ⊙ (… ⊙ T_1), `[B, L, F, F]`: the flow of the first hop's columns, as if they were tokens, through the others."""
+    columns = reference.residual_hop(temporal[0], residual).permute(0, 3, 2, 1)  # [B, F, F, L]
+    product = _through(columns, temporal[1:], temperature, residual, correct_bias, backend)
+    return product.permute(0, 3, 2, 1)
 
 
 def _spatial_hop(cross, spatial, temperature, residual, correct_bias, backend) -> torch.Tensor:

@@ -111,8 +111,8 @@ def _temporal(attention, band, requests, backend) -> torch.Tensor:
         frames, seen = request.geometry.latents[2], result.maps.shape[-1]
         if seen != frames:
             raise ArgumentError(
-                f"{attention.layer.name} sees {seen} of {frames} frames at a time (FreeNoise's windows): its maps cannot be put "
-                "together; do without temporal maps (Vico: flow='cross'), or with a context_length of the whole video"
+                f"{attention.layer.name} sees {seen} of {frames} frames at a time (FreeNoise's windows): its maps cannot "
+                "be put together; do without temporal maps (Vico: flow='cross'), or take a context_length of the whole clip"
             )
         maps = result.maps.unflatten(0, (request.geometry.samples(attention), -1))
         request.receive(maps, request.geometry.grid(maps.shape[1]))
@@ -187,9 +187,7 @@ def _hand_over(maps: torch.Tensor, request: MapRequest) -> None:
     request.receive(maps.unflatten(-1, grid[1:]), grid)
 
 
-def _text_maps(
-    attention: Attention, lse: torch.Tensor, token_ids: torch.Tensor
-) -> torch.Tensor:
+def _text_maps(attention: Attention, lse: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
     """Maps `[B, H, K, N]` of text tokens under a band: exp(S − lse), since their logits S have no band.
 
     Args:

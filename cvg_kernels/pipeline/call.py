@@ -51,7 +51,9 @@ class Geometry:
         """
         model, network = model_of(denoiser), unwrap(denoiser)
         latents = model.named(arguments[model.latents])[:, : model.channels(network)]
-        return cls(model, network, tuple(latents.shape), arguments["encoder_hidden_states"].shape[1])
+        return cls(
+            model, network, tuple(latents.shape), arguments["encoder_hidden_states"].shape[1]
+        )
 
     def samples(self, attention: Attention) -> int:
         """How many samples a layer sees."""
@@ -229,4 +231,3 @@ def repeated(tensor: torch.Tensor, branches: Sequence[Branch], samples: int) -> 
         samples: videos made at once.
     """
     return tensor.repeat(len(branches) // samples, *[1] * (tensor.ndim - 1))
-

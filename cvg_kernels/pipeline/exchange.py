@@ -122,6 +122,7 @@ def replaced_forwards(forwards: dict[nn.Module, Callable[..., Any]]) -> Iterator
             else:
                 module.forward = before
 
+
 class Listener:
     """A hook of a module; in a copy of the module it does nothing."""
 

@@ -80,7 +80,9 @@ def differentiable(denoiser: nn.Module) -> Iterator[None]:
         )
     keep = nullcontext()
     if not keeps_weights(denoiser):
-        keep = torch.autograd.graph.saved_tensors_hooks(lambda saved: saved.detach(), lambda kept: kept)
+        keep = torch.autograd.graph.saved_tensors_hooks(
+            lambda saved: saved.detach(), lambda kept: kept
+        )
     try:
         for parameter in trained:
             parameter.requires_grad_(False)
@@ -92,7 +94,7 @@ def differentiable(denoiser: nn.Module) -> Iterator[None]:
 
 
 def without_inference_tensors(arguments: Any) -> Any:
-    """A call's arguments with the tensors that were made in inference mode copied: those cannot be saved for a backward pass.
+    """Copies the tensors of a call that were made in inference mode: those cannot be saved for a backward pass.
 
     Args:
         arguments: any nested structure.
@@ -133,7 +135,9 @@ def uncompiled(
         if names and say:
             _log.warning(
                 "%s compiled; while attached to, it runs uncompiled",
-                f"{names[0]} is" if len(names) == 1 else f"{names[0]} and {len(names) - 1} other modules are",
+                f"{names[0]} is"
+                if len(names) == 1
+                else f"{names[0]} and {len(names) - 1} other modules are",
             )
         yield
 

@@ -7,7 +7,6 @@ whatever is set on the pipeline between two calls stays as it was set.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -25,6 +24,7 @@ from cvg_kernels.pipeline.models import arguments_of, denoisers_of, model_of, un
 from cvg_kernels.pipeline.sampling import Sampling
 from cvg_kernels.pipeline.schedule import Schedule
 from cvg_kernels.pipeline.schedulers import moved_step
+from cvg_kernels.pipeline.signatures import named_arguments
 from cvg_kernels.pipeline.taps import Tap, keep_taps, tapped
 
 _SLOT = "_cvg_hooks"
@@ -112,7 +112,9 @@ class PipelineHooks:
     def check_free(self, subscriber: Subscriber) -> None:
         """Refuses a subscriber that is there already, by an `ArgumentError`."""
         if subscriber in self.subscribers:
-            raise ArgumentError(f"this handle is attached to the {type(self.pipe).__name__} already: leave it first")
+            raise ArgumentError(
+                f"this handle is attached to the {type(self.pipe).__name__} already: leave it first"
+            )
 
     def remove(self, subscriber: Subscriber) -> None:
         """Takes a subscriber off; the last one leaves the pipeline as it was before the first."""
@@ -139,11 +141,13 @@ class PipelineHooks:
 
     def _run(self, stock: Any, *args: Any, **kwargs: Any) -> Any:
         """The pipeline's `__call__`."""
-        if self._sampling is not None:  # a pipeline that calls itself, or within a loop of the user's own
+        if (
+            self._sampling is not None
+        ):  # a pipeline that calls itself, or within a loop of the user's own
             return stock(*args, **kwargs)
-        options = inspect.signature(stock).bind(*args, **kwargs).arguments
+        options = named_arguments(type(self.pipe), "__call__", "prompt", args, kwargs)
         try:
-            self._begin({**options, **options.pop("kwargs", {})})
+            self._begin(options)
             return stock(*args, **kwargs)
         finally:
             self._end()
@@ -156,7 +160,9 @@ class PipelineHooks:
         self._frame = stack = ExitStack()
         for denoiser in denoisers_of(self.pipe):
             network = unwrap(denoiser)
-            self._stock |= {layer.module: layer.module.processor for layer in attention_layers(network)}
+            self._stock |= {
+                layer.module: layer.module.processor for layer in attention_layers(network)
+            }
             before, after = Listener(self._before), Listener(self._after)
             stack.callback(network.register_forward_pre_hook(before, with_kwargs=True).remove)
             stack.callback(network.register_forward_hook(after, always_call=True).remove)
@@ -212,8 +218,8 @@ class PipelineHooks:
         """The pipeline's `encode_prompt`."""
         result = stock(*args, **kwargs)
         if self._sampling is not None:
-            arguments = inspect.signature(stock).bind(*args, **kwargs).arguments
-            self._sampling.note_encoding(dict(arguments), result)
+            arguments = named_arguments(type(self.pipe), "encode_prompt", "prompt", args, kwargs)
+            self._sampling.note_encoding(arguments, result)
         return result
 
     def _read(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
@@ -241,7 +247,6 @@ class PipelineHooks:
         if hasattr(scheduler, "scale_model_input"):
             methods["scale_model_input"] = self._scale
         self._give_back = exchange(scheduler, methods)
-        self._step_signature = inspect.signature(type(scheduler).step)
 
     def _step(self, stock: Any, *args: Any, **kwargs: Any) -> Any:
         """The scheduler's `step`: its sample is the moved one."""
@@ -253,9 +258,7 @@ class PipelineHooks:
         if shift is None:
             return stock(*args, **kwargs)
         # By name: CogVideoX's multistep scheduler takes its arguments in another order.
-        given = self._step_signature.bind(self._scheduler, *args, **kwargs).arguments
-        given.pop("self")
-        given = {**given, **given.pop("kwargs", {})}
+        given = named_arguments(type(self._scheduler), "step", "sample", args, kwargs)
         sample = given["sample"]
         shift = self._model.native(shift)
         if sample.ndim == 4 and shift.ndim == 5:  # ModelScope steps on [B·F, C, H, W]

@@ -73,7 +73,9 @@ class LayerCapture:
             for name in names:
                 if name not in known or known[name].kind != kind:
                     accepted = [layer.name for layer in known.values() if layer.kind == kind]
-                    raise ArgumentError(f"{name!r} is no {kind} layer; these are: {', '.join(accepted)}")
+                    raise ArgumentError(
+                        f"{name!r} is no {kind} layer; these are: {', '.join(accepted)}"
+                    )
                 self._chosen.append(known[name])
         self._maps: dict[str, torch.Tensor] | None = None  # None: not recording
         self._geometry: Geometry | None = None

@@ -89,6 +89,6 @@ def check_undivided(denoiser: nn.Module) -> None:
     """
     if any(type(module).__name__ == "SplitInferenceModule" for module in denoiser.modules()):
         raise ArgumentError(
-            "FreeNoise's split inference hands the layers parts of a video, whose maps and texts cannot be put together: do "
-            "without enable_free_noise_split_inference()"
+            "FreeNoise's split inference hands the layers parts of a video, whose maps and texts cannot be put together: "
+            "do without enable_free_noise_split_inference()"
         )

@@ -5,7 +5,6 @@ Supporting another model is one entry in `MODELS`.
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,12 +14,18 @@ import torch
 from torch import nn
 
 from cvg_kernels.errors import ArgumentError
+from cvg_kernels.pipeline.signatures import named_arguments
 
 Grid = tuple[int, int, int]  # frames, rows, columns
 
 #: Arguments that all samples of a denoiser call share, whatever the length of their first dimension.
 _SHARED = frozenset(
-    ("image_rotary_emb", "attention_kwargs", "cross_attention_kwargs", "control_hidden_states_scale")
+    (
+        "image_rotary_emb",
+        "attention_kwargs",
+        "cross_attention_kwargs",
+        "control_hidden_states_scale",
+    )
 )
 
 
@@ -178,11 +183,5 @@ def denoisers_of(pipe: Any) -> list[nn.Module]:
 
 def arguments_of(denoiser: nn.Module, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a denoiser call by name."""
-    forward = inspect.signature(type(unwrap(denoiser)).forward)
-    given = forward.bind(None, *args, **kwargs).arguments
-    named: dict[str, Any] = {}
-    for parameter in list(forward.parameters.values())[1:]:
-        if parameter.name in given:
-            value = given[parameter.name]
-            named |= value if parameter.kind is parameter.VAR_KEYWORD else {parameter.name: value}
-    return named
+    kind = type(unwrap(denoiser))
+    return named_arguments(kind, "forward", model_of(denoiser).latents, args, kwargs)

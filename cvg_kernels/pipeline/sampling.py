@@ -31,14 +31,18 @@ class Sampling:
         self.pipe = pipe
         self.number = number
         self._prompt = options.get("prompt")
-        self._encodes = self._prompt is not None  # else a text that is encoded is the negative prompt
+        self._encodes = (
+            self._prompt is not None
+        )  # else a text that is encoded is the negative prompt
         if self._prompt is None:
             self._prompt = prompt
         self._repeats = options.get("num_videos_per_prompt") or 1
         self._encoding: dict[str, Any] | None = None  # the arguments of `encode_prompt`
         self._embeddings: torch.Tensor | None = None
         self._negative: torch.Tensor | None = None
-        self._ids: list[list[int]] | None = None  # that the text encoder was given, one row a prompt
+        self._ids: list[list[int]] | None = (
+            None  # that the text encoder was given, one row a prompt
+        )
         self._texts: list[EncodedText] | None = None
         self.schedule: Schedule | None = None
         self.steps = 0  # begun; FreeInit makes several rounds of them in one run
@@ -48,8 +52,12 @@ class Sampling:
     def end_step(self) -> None:
         """Forgets what belongs to one denoising step."""
         self.begun = False
-        self.shift: torch.Tensor | None = None  # by which the step's latents are moved, [samples, C, F, H, W]
-        self.scaling: Callable[[torch.Tensor], torch.Tensor] | None = None  # of the denoiser's input
+        self.shift: torch.Tensor | None = (
+            None  # by which the step's latents are moved, [samples, C, F, H, W]
+        )
+        self.scaling: Callable[[torch.Tensor], torch.Tensor] | None = (
+            None  # of the denoiser's input
+        )
         self._seen: set[Branch] = set()
 
     def remember(self, key: Any, make: Callable[[], Any]) -> Any:
@@ -135,7 +143,9 @@ class Sampling:
                 )
             tokenizer = getattr(self.pipe, "tokenizer", None)
             if tokenizer is None:
-                raise ArgumentError(f"pipe must have a tokenizer, got {type(self.pipe).__name__} without")
+                raise ArgumentError(
+                    f"pipe must have a tokenizer, got {type(self.pipe).__name__} without"
+                )
             ids = self._ids if self._ids is not None and len(self._ids) >= len(prompts) else None
             read = [
                 EncodedText.of_prompt(tokenizer, prompt)
@@ -148,7 +158,7 @@ class Sampling:
         return self._texts
 
     def convert(self, word: str) -> str:
-        """A word as the pipeline rewrites it before it is read: a textual inversion of several vectors has several tokens."""
+        """A word as the pipeline rewrites it: a textual inversion of several vectors has several tokens."""
         rewrite = getattr(self.pipe, "maybe_convert_prompt", None)
         return word if rewrite is None else rewrite(word, self.pipe.tokenizer)
 
@@ -214,7 +224,9 @@ class Sampling:
         if hasattr(guider, "is_conditional"):
             return "cond" if guider.is_conditional else "uncond"
         prompted = self._same(text, self._embeddings)
-        if self._same(text, self._negative):  # if the prompts are equal, the prompt's call is the first
+        if self._same(
+            text, self._negative
+        ):  # if the prompts are equal, the prompt's call is the first
             return "uncond" if not prompted or "cond" in self._seen else "cond"
         return "cond" if prompted or "cond" not in self._seen else "uncond"
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -39,7 +39,7 @@ def output_change(
 
 
 def prediction_change(
-    scheduler: Any, arguments: dict[str, Any], shift: torch.Tensor
+    step: Callable[..., Any], arguments: dict[str, Any], shift: torch.Tensor
 ) -> torch.Tensor:
     """By how much the x₀ that CogVideoX's multistep scheduler predicts changes when the sample moves by `shift`.
 
@@ -55,7 +55,7 @@ def prediction_change(
         "generator": torch.Generator(shift.device),
         "return_dict": False,
     }
-    return type(scheduler).step(scheduler, **probe)[1]
+    return step(**probe)[1]
 
 
 @contextmanager

@@ -17,7 +17,13 @@ from typing import Any
 import torch
 
 from cvg_kernels.errors import ArgumentError
-from cvg_kernels.pipeline.scheduler_memory import corrector_moved, list_moved, moved, output_change, prediction_change
+from cvg_kernels.pipeline.scheduler_memory import (
+    corrector_moved,
+    list_moved,
+    moved,
+    output_change,
+    prediction_change,
+)
 
 
 class Kind(Enum):
@@ -131,8 +137,8 @@ def places_of(scheduler: Any, start: int = 0) -> list[Place]:
     """Says for each entry of `scheduler.timesteps` from `start` on to which step it belongs and whether it leads it.
 
     The first call of a step leads it. Of Heun, KDPM2 and DPM-Solver SDE schedulers every second entry leads (the last step
-    has one call only); of PNDM the second entry repeats the first step, and Runge-Kutta steps have four calls; of DPM-Solver
-    singlestep the entries of first order lead. Elsewhere each entry is a step.
+    has one call only); of PNDM the second entry repeats the first step, and Runge-Kutta steps have four calls; of
+    DPM-Solver singlestep the entries of first order lead. Elsewhere each entry is a step.
 
     Args:
         scheduler: a scheduler after its `set_timesteps`.
@@ -212,9 +218,14 @@ def moved_step(
 
     With the model's output held fixed, a move δ of the latents αx₀ + σε is a move Δ of the predicted x₀ and e of the
     predicted noise, δ = αΔ + σe: Δ = δ/α, e = 0 for ε-prediction; Δ = e = δ for flows; Δ = 0 for x₀-prediction; Δ = αδ,
-    e = σδ for v-prediction. After the step it is α'Δ + σ'e. That holds for solvers with a memory if what they remember moves
-    along: earlier predictions of x₀ by Δ, of the noise by e. A corrector works on what was there before the move, and its
-    result is moved. Nothing but the memory is changed, and nothing if the step raises.
+    e = σδ for v-prediction. After the step it is α'Δ + σ'e (stochastic steps replace a part of e by new noise). Solvers
+    with a memory make the same of it if what they remember moves along: earlier predictions of x₀ by Δ, of the noise by e.
+    A corrector works on what was there before the move, and its result is moved. Under ε-prediction, x₀-prediction and
+    flows this goes on to the end of a deterministic schedule; otherwise later steps follow to the order of the solver.
+
+    How the model answers the move is in its output, which the caller computes at the moved latents; how it would have
+    answered in the steps before is unknown, and the outputs of those steps stay as they are. Only the scheduler's memory is
+    changed, and nothing if the step raises.
 
     Args:
         step: the scheduler's own bound `step`.
@@ -227,20 +238,20 @@ def moved_step(
         What `step` returned.
 
     Raises:
-        ArgumentError: for a shift of another shape, for a call at which a move has no effect, and as `check_scheduler` does.
+        ArgumentError: for a shift of another shape, a call that does not lead its step, and as `check_scheduler` does.
     """
     kind = kind_of(scheduler)
     sample = arguments["sample"]
     if not _at_leading_call(scheduler, kind):
         raise ArgumentError(
-            f"shift: this call of {type(scheduler).__name__}.step starts from an earlier sample and would lose the move; "
-            "move latents where places_of says leading"
+            f"shift: this call of {type(scheduler).__name__}.step starts from an earlier sample and does not carry a move "
+            "of this one; move latents where places_of says leading"
         )
     shift = _like(shift, sample)
     moved_arguments = {**arguments, "sample": moved(sample, shift)}
     if kind is Kind.ARGUMENT and arguments.get("old_pred_original_sample") is not None:
         moved_arguments["old_pred_original_sample"] = moved(
-            arguments["old_pred_original_sample"], prediction_change(scheduler, arguments, shift)
+            arguments["old_pred_original_sample"], prediction_change(step, arguments, shift)
         )
     with _memory_moved(scheduler, arguments, shift):
         return step(**moved_arguments)

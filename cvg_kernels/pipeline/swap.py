@@ -71,7 +71,9 @@ def use_processors(pipe: Any, *, backend: str = "auto") -> ProcessorSwap:
     ]
     if not chosen:
         kinds = ", ".join(type(denoiser).__name__ for denoiser in denoisers_of(pipe))
-        raise ArgumentError(f"pipe must have text or temporal attention layers that are known; none is in {kinds}")
+        raise ArgumentError(
+            f"pipe must have text or temporal attention layers that are known; none is in {kinds}"
+        )
     swapped = [(layer, _Swap(backend)) for layer in chosen]
     for layer, tap in swapped:
         add_tap(layer, tap)

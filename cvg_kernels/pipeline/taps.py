@@ -252,7 +252,9 @@ class _Interception(TorchFunctionMode):
         if not bands and not requests and not computing:
             return func(*args, **kwargs)
         if len(bands) > 1:
-            raise ArgumentError(f"{self.layer.name} is regularised by two methods at once: attach one VSTAR")
+            raise ArgumentError(
+                f"{self.layer.name} is regularised by two methods at once: attach one VSTAR"
+            )
         if given["dropout_p"] or given["is_causal"] or given["enable_gqa"]:
             raise ArgumentError(
                 "attention with dropout, a causal mask or grouped heads cannot be captured; got "

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cvg_kernels.capture import capture
+from cvg_kernels.capturing import capture
 from cvg_kernels.guidance import VSTAR, diagonality
 from cvg_kernels.shapes.intervals import mean, paired_differences, rate
 from cvg_kernels.shapes.oracle import frame_consistency, look

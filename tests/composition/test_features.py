@@ -10,7 +10,9 @@ pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
 import cvg_kernels as cvg  # noqa: E402
-from cvg_kernels.composition import EntityTokens, Selection, entities_of, with_context  # noqa: E402
+from cvg_kernels.composition import Selection, entities_of, with_context  # noqa: E402
+from cvg_kernels.pipeline.token_table import TokenTable  # noqa: E402
+from cvg_kernels.pipeline.tokens import EncodedText  # noqa: E402
 from cvg_kernels.training.record import record  # noqa: E402
 from tests.offline_pipelines import BUILDERS, PROMPT, run  # noqa: E402
 
@@ -101,8 +103,12 @@ def test_context_is_the_sum_of_the_others():
 
 def test_prompts_of_different_lengths_are_padded():
     pipe, _ = BUILDERS["animatediff"]()
-    tokens = EntityTokens.of(
-        pipe.tokenizer, [PROMPT, "a dog"], [[("red cat", 0), ("dog", 0)], [("dog", 0)]]
+    phrases = {PROMPT: [("red cat", 0), ("dog", 0)], "a dog": [("dog", 0)]}
+    table = TokenTable.of(
+        [
+            EncodedText.of_prompt(pipe.tokenizer, prompt).find(each)
+            for prompt, each in phrases.items()
+        ]
     )
-    assert tokens.present.tolist() == [[True, True], [True, False]]
-    assert tokens.membership.sum((1, 2)).tolist() == [3, 1]
+    assert table.present.tolist() == [[True, True], [True, False]]
+    assert table.membership.sum((1, 2)).tolist() == [3, 1]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from transformers import CLIPConfig, CLIPModel
 
-from cvg_kernels.capture.layers import denoisers_of
 from cvg_kernels.composition import CompositionClassifier, Selection
 from cvg_kernels.composition.fingerprint import fingerprint
+from cvg_kernels.pipeline.models import denoisers_of
 from tests.offline_pipelines import word_tokenizer
 
 LABELS = ("left", "right", "up")

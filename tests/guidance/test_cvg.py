@@ -9,9 +9,11 @@ pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
 import cvg_kernels as cvg  # noqa: E402
-from cvg_kernels.composition import EntityTokens, FeatureReader  # noqa: E402
-from cvg_kernels.guidance import Attachment, Together  # noqa: E402
+from cvg_kernels.composition import FeatureReader  # noqa: E402
+from cvg_kernels.guidance import Guidance, Together  # noqa: E402
+from cvg_kernels.pipeline.token_table import TokenTable  # noqa: E402
 from tests.composition.tiny import tiny_classifier  # noqa: E402
+from tests.differences import assert_gradient  # noqa: E402
 from tests.guidance.descending import assert_samples_apart  # noqa: E402
 from tests.offline_pipelines import BUILDERS, PROMPT, animatediff, run  # noqa: E402
 
@@ -23,7 +25,9 @@ def guide(pipe, **options) -> cvg.CVG:
     """CVG in two of the three steps, with a classifier that reads their noise."""
     pipe.scheduler.set_timesteps(3)
     times = [float(at) for at in pipe.scheduler.timesteps[:2]]
-    given = {"label": ["left", "up"], "step_size": 0.01, "iterations": 1, **options}
+    given = {
+        "label": ["left", "up"], "step_size": 0.01, "iterations": 1, "stop": 2 / 3, **options,
+    }  # fmt: skip
     return cvg.CVG(tiny_classifier(pipe, times), **given)
 
 
@@ -54,35 +58,31 @@ def test_the_gradient_is_that_of_finite_differences(name):
     """Through the whole of it: denoiser, attention with capture, aggregator, backbone, cross-entropy."""
     pipe, options = BUILDERS[name]()
     method = guide(pipe)
-    pairs = []
+    pipe.to(dtype=torch.float64)
+    method.reader.double().register_forward_pre_hook(
+        lambda module, args: tuple(tensor.double() for tensor in args)
+    )
+    checked = []
 
-    class Probe:
-        def move(self, step, made):
-            if step.index == 2:
+    class Probe(Guidance):
+        def before_step(self, call, made):
+            if call.index == 2:
                 return
-            entities = [method.entities(prompt) for prompt in step.prompts]
-            phrases = [[entity.phrase for entity in each] for each in entities]
-            tokens = EntityTokens.of(step.pipe.tokenizer, step.prompts, phrases)
+            entities = [method.entities(prompt) for prompt in call.prompts]
+            table = TokenTable.of(call.find([[one.phrase for one in each] for each in entities]))
 
             def loss(z):
-                maps = reader.read(lambda: step.denoise(z))
-                return method.losses(maps, entities, step.timestep)[0].sum()
+                maps = reader.read(lambda: call.denoise(z))
+                return method.losses(maps, entities, call.timestep)[0].sum()
 
-            with FeatureReader(step.denoiser, method.reader.selection, tokens) as reader:
-                z = step.latents.clone().requires_grad_()
-                (gradient,) = torch.autograd.grad(loss(z), z)
-                direction = gradient / gradient.norm()
-                width = 0.02
-                with torch.no_grad():
-                    ahead = loss(step.latents + width * direction)
-                    behind = loss(step.latents - width * direction)
-            pairs.append((gradient.norm().item(), ((ahead - behind) / (2 * width)).item()))
+            with FeatureReader(call.denoiser, method.reader.selection, table) as reader:
+                z = call.latents.double().requires_grad_()
+                assert_gradient(loss, z, torch.autograd.grad(loss(z), z)[0])
+            checked.append(call.index)
 
-    with Attachment(Probe(), pipe):
+    with pytest.warns(cvg.GuidanceWarning, match="Probe did nothing"), Probe().attach(pipe):
         run(pipe, options)
-    assert len(pairs) == 2
-    for exact, numeric in pairs:
-        assert exact == pytest.approx(numeric, rel=0.05)
+    assert checked == [0, 1]
 
 
 def test_plain_descent():
@@ -90,15 +90,16 @@ def test_plain_descent():
     pipe, options = animatediff()
     moved = []
 
-    class Look:
-        def move(self, step, made):
-            if step.index == 0:
-                for size in (1.0, 2.0):
-                    method = guide(pipe, step_size=size, normalize=False)
-                    moved.append(method.move(step, made) - step.latents)
+    methods = [guide(pipe, step_size=size, normalize=False) for size in (1.0, 2.0)]
 
-    with Attachment(Look(), pipe):
+    class Look(Guidance):
+        def before_step(self, call, made):
+            if call.index == 0:
+                moved.extend(method.before_step(call, made) - call.latents for method in methods)
+
+    with pytest.warns(cvg.GuidanceWarning, match="Look did nothing"), Look().attach(pipe):
         run(pipe, options)
+    assert moved[0].abs().max() > 0
     torch.testing.assert_close(moved[1], 2 * moved[0], rtol=1e-3, atol=1e-6)
 
 
@@ -157,17 +158,35 @@ def test_labels_that_do_not_fit(label, message):
         run(pipe, options)
 
 
-@pytest.mark.parametrize("name", ["steps", "iterations", "step_size"])
-def test_numbers_are_checked(name):
-    with pytest.raises(cvg.ArgumentError, match=f"{name} must not be negative"):
+@pytest.mark.parametrize(
+    ("name", "accepted"),
+    [
+        ("steps", "a whole number of at least 0"),
+        ("iterations", "a whole number of at least 0"),
+        ("step_size", "a finite number of at least 0"),
+        ("stop", r"a finite number in \[0, 1\]"),
+        ("start", r"a finite number in \[0, 1\]"),
+    ],
+)
+def test_numbers_are_checked(name, accepted):
+    with pytest.raises(cvg.ArgumentError, match=f"^{name} must be {accepted}, got -1$"):
         cvg.CVG(**{name: -1})
+
+
+def test_the_old_count_of_steps_still_works():
+    pipe, options = animatediff()
+    with pytest.warns(FutureWarning, match="steps is a share called stop now"):
+        method = guide(pipe, steps=1)
+    with method.attach(pipe) as made:
+        run(pipe, options)
+    assert [entry["step"] for entry in made.history] == [0]
 
 
 def test_steps_of_other_noise_are_left_alone():
     pipe, options = animatediff()
     pipe.scheduler.set_timesteps(3)
     first, *others = [float(at) for at in pipe.scheduler.timesteps]
-    method = cvg.CVG(tiny_classifier(pipe, [first, first - 10]), ["left", "up"], steps=3)
+    method = cvg.CVG(tiny_classifier(pipe, [first, first - 10]), ["left", "up"], stop=1.0)
     with method.attach(pipe) as made:
         run(pipe, options)
     assert {entry["step"] for entry in made.history} == {0}
@@ -185,7 +204,7 @@ def test_another_pipeline_is_refused():
 def test_together_with_vico():
     pipe, options = animatediff()
     method = guide(pipe)
-    vico = cvg.Vico(words=["cat", "dog"], until=0.5, iterations=1)
+    vico = cvg.Vico(words=["cat", "dog"], stop=0.5, iterations=1)
     frames = {}
     for name, one in (("cvg", method), ("both", Together((method, vico)))):
         with one.attach(pipe) as made:

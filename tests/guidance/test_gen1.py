@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 import torch
 
@@ -11,10 +13,10 @@ pytest.importorskip("transformers")
 import diffusers  # noqa: E402
 
 import cvg_kernels as cvg  # noqa: E402
-from cvg_kernels.capture.layers import attention_layers  # noqa: E402
 from cvg_kernels.guidance import Together, temporal_layers_off  # noqa: E402
 from cvg_kernels.guidance.gen1 import temporal_modules  # noqa: E402
 from cvg_kernels.guidance.methods import method_named  # noqa: E402
+from cvg_kernels.pipeline.layers import attention_layers  # noqa: E402
 from tests import offline_pipelines  # noqa: E402
 from tests.offline_pipelines import PROMPT, run, wan  # noqa: E402
 
@@ -58,7 +60,8 @@ class Calls:
             self.evaluations += 1
 
         def note(module, args, kwargs):
-            self.calls.append((args, kwargs))
+            if len(self.calls) == len(self.used):  # else a method calls, in the pipeline's own call
+                self.calls.append((args, kwargs))
 
         step = self.pipe.scheduler.step
 
@@ -168,12 +171,12 @@ def test_a_temporal_scale_of_one_is_the_pipeline_itself(name):
 
 
 @pytest.mark.parametrize(
-    "start, until, guided",
+    "start, stop, guided",
     [(0.0, 1.0, [0, 1, 2]), (0.0, 0.5, [0, 1]), (0.5, 1.0, [2]), (0.3, 0.3, [])],
 )
-def test_the_range_of_steps(start, until, guided):
+def test_the_range_of_steps(start, stop, guided):
     pipe, options = build("animatediff")
-    with Calls(pipe) as seen, cvg.Gen1(2.0, start=start, until=until).attach(pipe):
+    with Calls(pipe) as seen, cvg.Gen1(2.0, start=start, stop=stop).attach(pipe):
         run(pipe, options)
     assert seen.evaluations == 3 + len(guided)
     for step, (call, used) in enumerate(zip(seen.calls, seen.used, strict=True)):
@@ -215,10 +218,15 @@ def test_low_precision(dtype):
 
 
 def leftovers(pipe):
-    """Everything that an attachment may touch."""
+    """Everything that an attachment may touch; the class of the pipeline and what goes with it first."""
     return (
+        (type(pipe), {name for name in vars(pipe) if name.startswith("_cvg")}),
         {"encode_prompt"} & set(vars(pipe)),
-        {"step"} & set(vars(pipe.scheduler)),
+        (type(pipe.scheduler), set(vars(pipe.scheduler))),
+        [
+            (name, len(m._forward_pre_hooks), len(m._forward_hooks))
+            for name, m in pipe.unet.named_modules()
+        ],
         [(name, set(vars(module))) for name, module in pipe.unet.named_modules()],
         {layer.name: id(layer.module.processor) for layer in attention_layers(pipe.unet)},
     )
@@ -231,7 +239,8 @@ def test_everything_is_put_back(name):
     before = leftovers(pipe)
     with cvg.Gen1(2.0).attach(pipe):
         run(pipe, options)
-        assert leftovers(pipe) != before
+        inside = leftovers(pipe)
+    assert inside[0] != before[0] and inside[1:] == before[1:]  # there for the length of a call
     assert leftovers(pipe) == before
     assert torch.equal(run(pipe, options), stock)
 
@@ -240,6 +249,7 @@ def test_everything_is_put_back(name):
 @pytest.mark.parametrize("evaluation", [1, 2], ids=["video model", "image model"])
 def test_everything_is_put_back_after_an_exception(name, evaluation):
     pipe, options = build(name)
+    run(pipe, options)
     before = leftovers(pipe)
     calls = []
 
@@ -302,7 +312,7 @@ def test_a_capture_sees_the_pipeline_only(outside):
 def test_beside_vico(name):
     """Vico's own calls are left alone; its moved latents reach the image model too."""
     pipe, options = build(name)
-    vico = {"words": ["cat", "dog"], "until": 0.5, "iterations": 1}
+    vico = {"words": ["cat", "dog"], "stop": 0.5, "iterations": 1}
     with cvg.Gen1(2.0).attach(pipe):
         alone = run(pipe, options)
     before = leftovers(pipe)
@@ -332,15 +342,17 @@ def test_beside_vstar(name, first):
     together = Together(tuple(methods if first == "vstar" else reversed(methods)))
     before = leftovers(pipe)
     texts = []
+    cross = next(layer for layer in attention_layers(pipe.unet) if layer.kind == "cross").module
+    forward = cross.forward
 
-    def note(_, args, kwargs):
+    def note(*args, **kwargs):
         texts.append(kwargs["encoder_hidden_states"])
+        return forward(*args, **kwargs)
 
-    cross = next(layer for layer in attention_layers(pipe.unet) if layer.kind == "cross")
     with Calls(pipe) as seen, together.attach(pipe):
-        hook = cross.module.register_forward_pre_hook(note, with_kwargs=True)
+        cross.forward = note
         run(pipe, options)
-        hook.remove()
+        del cross.forward
     assert leftovers(pipe) == before and seen.evaluations == 6
     frames = options["num_frames"]
     for both, image in zip(texts[::2], texts[1::2], strict=True):
@@ -354,20 +366,45 @@ def test_which_denoisers():
         cvg.Gen1(2.0).attach(wan()[0])
     pipe, _ = build("animatediff")
     with pytest.raises(
-        cvg.ArgumentError, match="pipe must have encode_prompt, got UNetMotionModel"
+        cvg.ArgumentError,
+        match="pipe must be a diffusers pipeline with a scheduler, got UNetMotionModel",
     ):
         cvg.Gen1(2.0).attach(pipe.unet)
-    pipe.unet.compile()
-    with pytest.raises(cvg.ArgumentError, match="compiled"):
-        cvg.Gen1(2.0).attach(pipe)
+
+
+def test_compiled_temporal_layers_can_be_left_out(caplog):
+    """They run as they were written while attached to, with a line in the log, and compiled before and after."""
+    compiled = []
+
+    def backend(graph, inputs):  # what torch.compile hands the traced code to
+        compiled.append(graph)
+        return graph.forward
+
+    pipe, options = build("animatediff")
+    stock = run(pipe, options)
+    with cvg.Gen1(2.0).attach(pipe):
+        wanted = run(pipe, options)
+    for part, name in (
+        (temporal_modules(pipe.unet)[0], r"down_blocks\.0"),
+        (pipe.unet, "UNetMotionModel"),
+    ):
+        part.compile(backend=backend)
+        with cvg.Gen1(2.0).attach(pipe):
+            torch.testing.assert_close(run(pipe, options), wanted)
+        assert re.search(f"{name}.* compiled; while attached to, it runs uncompiled", caplog.text)
+        assert not compiled
+        torch.testing.assert_close(run(pipe, options), stock, rtol=1e-4, atol=1e-4)
+        assert compiled
+        part._compiled_call_impl = None
+        compiled.clear()
 
 
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"temporal_scale": float("nan")}, "temporal_scale must be finite, got nan"),
-        ({"until": 1.5}, r"start and until must lie in \[0, 1\]"),
-        ({"start": 0.6, "until": 0.5}, "in this order, got 0.6 and 0.5"),
+        ({"temporal_scale": float("nan")}, "temporal_scale must be a finite number, got nan"),
+        ({"stop": 1.5}, r"stop must be a finite number in \[0, 1\], got 1.5"),
+        ({"start": 0.6, "stop": 0.5}, "start must not be larger than stop, got 0.6 and 0.5"),
         ({"backend": "gpu"}, "backend must be one of"),
     ],
 )

@@ -17,31 +17,42 @@ def test_names():
 
 
 def test_options():
-    assert method_named("vico:step_size=5e-2:until=0.2:flow=hard:residual=None") == cvg.Vico(
-        step_size=0.05, until=0.2, flow="hard", residual=None
+    assert method_named("vico:step_size=5e-2:stop=0.2:flow=hard:residual=None") == cvg.Vico(
+        step_size=0.05, stop=0.2, flow="hard", residual=None
     )
     assert method_named("gen1:temporal_scale=1e+1:backend=reference") == cvg.Gen1(
         10.0, backend="reference"
     )
 
 
+def test_old_names_of_options_still_work():
+    for spec, made in (("vico:until=0.2", cvg.Vico(stop=0.2)), ("gen1:until=1", cvg.Gen1(stop=1))):
+        with pytest.warns(FutureWarning, match=f"until is called stop now: {type(made).__name__}"):
+            assert method_named(spec) == made
+    with pytest.warns(FutureWarning, match="steps is a share called stop now"):
+        assert method_named("cvg:steps=2").steps == 2
+
+
 def test_combinations():
-    made = method_named("vico:step_size=1e+0:until=0.2+gen1:temporal_scale=2", ["cat"])
-    assert made == Together((cvg.Vico(["cat"], step_size=1.0, until=0.2), cvg.Gen1(2)))
+    made = method_named("vico:step_size=1e+0:stop=0.2+gen1:temporal_scale=2", ["cat"])
+    assert made == Together((cvg.Vico(["cat"], step_size=1.0, stop=0.2), cvg.Gen1(2)))
 
 
 @pytest.mark.parametrize(
     "spec, message",
     [
-        ("magic", "guidance must be one of none, vico, .*gen1.*, got 'magic'"),
+        (
+            "magic",
+            "guidance must be one of none, cvg, vico, vstar, gen1, temporal-band, got 'magic'",
+        ),
         ("", "guidance must be one of .*, got ''"),
         ("vico+magic", "guidance must be one of .*, got 'magic'"),
         ("vico+none", "'none' cannot be combined with others, got 'vico\\+none'"),
-        ("none:until=1", "'none' takes option=value with the options none; got 'until=1'"),
-        ("gen1:speed=2", "with the options temporal_scale, start, until, backend; got 'speed=2'"),
+        ("none:stop=1", "'none' takes option=value with the options none; got 'stop=1'"),
+        ("gen1:speed=2", "with the options start, stop, temporal_scale, backend; got 'speed=2'"),
         ("gen1:temporal_scale", "takes option=value with the options .*; got 'temporal_scale'"),
-        ("gen1:temporal_scale=much", "'gen1:temporal_scale=much' cannot be made: must be real"),
-        ("gen1:until=2", r"start and until must lie in \[0, 1\]"),
+        ("gen1:temporal_scale=much", "temporal_scale must be a finite number, got 'much'"),
+        ("gen1:stop=2", r"stop must be a finite number in \[0, 1\], got 2"),
     ],
 )
 def test_errors_name_what_was_given(spec, message):

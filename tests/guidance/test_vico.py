@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import wraps
 
 import pytest
 import torch
@@ -13,11 +14,14 @@ pytest.importorskip("transformers")
 import diffusers  # noqa: E402
 
 import cvg_kernels as cvg  # noqa: E402
-from cvg_kernels.capture.layers import denoisers_of  # noqa: E402
+from cvg_kernels.guidance import Guidance  # noqa: E402
 from cvg_kernels.guidance.flow_graph import flow_groups  # noqa: E402
 from cvg_kernels.guidance.losses import fairness_loss  # noqa: E402
 from cvg_kernels.guidance.steps import LatentStepper  # noqa: E402
-from cvg_kernels.guidance.vico import content_words  # noqa: E402
+from cvg_kernels.pipeline.layer_capture import LayerCapture  # noqa: E402
+from cvg_kernels.pipeline.models import denoisers_of  # noqa: E402
+from cvg_kernels.pipeline.words import content_words  # noqa: E402
+from tests.differences import assert_gradient  # noqa: E402
 from tests.guidance.descending import assert_samples_apart  # noqa: E402
 from tests.offline_pipelines import BUILDERS, PROMPT, animatediff, noise, run, wan  # noqa: E402
 
@@ -28,7 +32,7 @@ WORDS = ["cat", "dog"]
 
 def guide(words, **options) -> cvg.Vico:
     """Vico on the first half of the steps, one update each, unless said otherwise."""
-    return cvg.Vico(words, **{"until": 0.5, "iterations": 1, **options})
+    return cvg.Vico(words, **{"stop": 0.5, "iterations": 1, **options})
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -51,7 +55,7 @@ def test_the_loss_falls(name):
         run(pipe, options)
     first = [float(entry["loss"]) for entry in made.history if entry["step"] == 0]
     assert len(first) == 6 and first[-1] < first[0]
-    assert set(made.history[0]["peaks"][0]) == set(WORDS)
+    assert set(made.history[0]["scores"][0]) == set(WORDS)
     assert made.history[0]["gradient_norm"] > 0
 
 
@@ -62,16 +66,14 @@ def test_the_gradient_is_that_of_finite_differences(name, spatial):
     if spatial and name in ("wan", "cogvideox"):
         pytest.skip("its attention spans the whole video")
     pipe, options = BUILDERS[name]()
+    pipe.to(dtype=torch.float64)
     vico = guide(WORDS, loss="variance", temperature=0.1, sharpness=5.0, spatial=spatial)
-    found = {}
+    checked = []
 
-    class Probe:
-        def move(self, step, made):
-            from cvg_kernels.capture import LayerCapture
-            from cvg_kernels.guidance.vico import _Tokens
-
-            groups = flow_groups(step.denoiser, vico.flow, vico.spatial)
-            tokens = _Tokens(step, WORDS, step.latents.device)
+    class Probe(Guidance):
+        def before_step(self, call, made):
+            groups = flow_groups(call.denoiser, vico.flow, vico.spatial)
+            table = vico.table(call)
             names = (
                 [group.cross for group in groups],
                 [t for group in groups for t in group.temporal],
@@ -79,28 +81,17 @@ def test_the_gradient_is_that_of_finite_differences(name, spatial):
             )
 
             def loss(z):
-                maps = capture.run(lambda: step.denoise(z))
-                return fairness_loss(vico.scores(maps, groups, tokens), "variance").sum()
+                maps = capture.run(lambda: call.denoise(z))
+                return fairness_loss(vico.scores(maps, groups, table), "variance").sum()
 
-            with LayerCapture(step.denoiser, tokens.ids, *names) as capture:
-                z = step.latents.clone().requires_grad_()
-                (gradient,) = torch.autograd.grad(loss(z), z)
-                direction = gradient / gradient.norm()
-                width = 0.02 if name == "latte" else 0.05  # its maps are sharper
-                with torch.no_grad():
-                    ahead = loss(step.latents + width * direction)
-                    behind = loss(step.latents - width * direction)
-            found.setdefault("pairs", []).append(
-                ((gradient * direction).sum().item(), ((ahead - behind) / (2 * width)).item())
-            )
+            with LayerCapture(call.denoiser, table.ids, *names) as capture:
+                z = call.latents.double().requires_grad_()
+                assert_gradient(loss, z, torch.autograd.grad(loss(z), z)[0])
+            checked.append(call.index)
 
-    from cvg_kernels.guidance import Attachment
-
-    with Attachment(Probe(), pipe):
+    with pytest.warns(cvg.GuidanceWarning, match="Probe did nothing"), Probe().attach(pipe):
         run(pipe, options)
-    assert len(found["pairs"]) == 3
-    for exact, numeric in found["pairs"]:
-        assert exact == pytest.approx(numeric, rel=0.05)
+    assert checked == [0, 1, 2]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -108,38 +99,40 @@ def test_the_first_step_is_guided_in_every_place(name):
     """The moved latents reach both branches of the denoiser and the scheduler, at step 0 already."""
     pipe, options = BUILDERS[name]()
 
-    class Shift:
-        def move(self, step, made):
-            made.history.append(step)
-            return step.latents + 0.25 if step.index == 0 else None
+    class Shift(Guidance):
+        def before_step(self, call, made):
+            made.history.append(call)
+            return call.latents + 0.25 if call.index == 0 else None
 
     def trace(attached):
         seen = {"inputs": [], "samples": []}
         denoiser, scheduler = denoisers_of(pipe)[0], pipe.scheduler
-        stock = scheduler.step
+        stock, forward = scheduler.step, denoiser.forward
 
         def spy_step(model_output, timestep, sample, **rest):
             seen["samples"].append(sample.clone())
             return stock(model_output, timestep, sample, **rest)
 
-        def spy_call(module, args, kwargs):
-            seen["inputs"].append((args[0] if args else kwargs["hidden_states"]).clone())
+        @wraps(forward)
+        def spy_call(*args, **kwargs):
+            name = "sample" if "sample" in kwargs else "hidden_states"
+            seen["inputs"].append((args[0] if args else kwargs[name]).clone())
+            return forward(*args, **kwargs)
 
-        scheduler.step = spy_step
+        scheduler.step, denoiser.forward = spy_step, spy_call
         try:
             if attached:
-                with cvg.guidance.Attachment(Shift(), pipe) as made:
-                    hook = denoiser.register_forward_pre_hook(spy_call, with_kwargs=True)
+                with Shift().attach(pipe) as made:
                     run(pipe, options)
-                assert [step.index for step in made.history] == [0, 1, 2]
+                assert scheduler.step is spy_step
+                assert [call.index for call in made.history] == [0, 1, 2]
+                assert made.guided == {(0, 0)} and made.calls == 1
                 assert made.history[0].count == 3 and made.history[0].latents.dtype == torch.float32
                 assert made.history[0].prompts == [PROMPT]
             else:
-                hook = denoiser.register_forward_pre_hook(spy_call, with_kwargs=True)
                 run(pipe, options)
         finally:
-            hook.remove()
-            del scheduler.step
+            del scheduler.step, denoiser.forward
         return seen
 
     plain, guided = trace(False), trace(True)
@@ -208,12 +201,12 @@ def test_a_low_precision_model_has_float32_latents(dtype):
     pipe, options = animatediff()
     pipe.to(dtype=dtype)
 
-    class Look:
-        def move(self, step, made):
-            made.history.append(step.latents.dtype)
-            return guide(WORDS).move(step, cvg.guidance.Run())
+    class Look(Guidance):
+        def before_step(self, call, made):
+            made.history.append(call.latents.dtype)
+            return guide(WORDS).before_step(call, cvg.guidance.Run())
 
-    with cvg.guidance.Attachment(Look(), pipe) as made:
+    with Look().attach(pipe) as made:
         frames = run(pipe, options)
     assert set(made.history) == {torch.float32} and torch.isfinite(frames).all()
 
@@ -221,9 +214,16 @@ def test_a_low_precision_model_has_float32_latents(dtype):
 def leftovers(pipe):
     denoiser = denoisers_of(pipe)[0]
     return (
-        {"step"} & set(vars(pipe.scheduler)),
+        type(pipe),
+        {name for name in vars(pipe) if name.startswith("_cvg")},
         {"encode_prompt"} & set(vars(pipe)),
+        type(pipe.scheduler),
+        {"step", "scale_model_input"} & set(vars(pipe.scheduler)),
+        {name for name in vars(pipe.scheduler) if name.startswith("_cvg")},
+        dict(pipe.text_encoder._forward_pre_hooks),
         dict(denoiser._forward_pre_hooks),
+        dict(denoiser._forward_hooks),
+        {name for name, module in denoiser.named_modules() if any("_cvg" in own for own in vars(module))},
         [parameter.requires_grad for parameter in denoiser.parameters()],
         {name: id(module.processor) for name, module in denoiser.named_modules() if hasattr(module, "processor")},
     )  # fmt: skip
@@ -232,9 +232,14 @@ def leftovers(pipe):
 @pytest.mark.parametrize("name", NAMES)
 def test_everything_is_put_back(name):
     pipe, options = BUILDERS[name]()
+    run(pipe, options)
     before = leftovers(pipe)
     with guide(WORDS).attach(pipe):
-        run(pipe, options)
+        for _ in range(2):
+            run(pipe, options)
+            assert (
+                leftovers(pipe)[2:] == before[2:]
+            )  # between two calls nothing is left but a class of the pipeline
     assert leftovers(pipe) == before
     with (
         pytest.raises(cvg.ArgumentError, match="'bird' is not in the prompt"),
@@ -305,7 +310,7 @@ def test_words_as_a_function_of_the_prompt():
     pipe, options = animatediff()
     with guide(lambda prompt: prompt.split()[-1:]).attach(pipe) as made:
         run(pipe, options, [PROMPT, "a dog and a cat"])
-    assert [list(peaks) for peaks in made.history[0]["peaks"]] == [["dog"], ["cat"]]
+    assert [list(scores) for scores in made.history[0]["scores"]] == [["dog"], ["cat"]]
 
 
 def test_words_of_the_prompt():
@@ -327,11 +332,11 @@ def test_words_of_the_prompt():
         ({"loss": "max"}, "loss must be one of"),
         ({"residual": "mean"}, "residual must be one of"),
         ({"step_rule": "lion"}, "step_rule must be one of"),
-        ({"temperature": 0.0}, "temperature must be positive, got 0.0"),
-        ({"until": 1.5}, r"until must lie in \[0, 1\], got 1.5"),
-        ({"step_size": -1.0}, "step_size must not be negative, got -1.0"),
+        ({"temperature": 0.0}, "temperature must be a finite number above 0, got 0.0"),
+        ({"stop": 1.5}, r"stop must be a finite number in \[0, 1\], got 1.5"),
+        ({"step_size": -1.0}, "step_size must be a finite number of at least 0, got -1.0"),
         ({"words": []}, "words must be a list of at least one word"),
-        ({"words": "cat"}, "words must be a list of at least one word"),
+        ({"words": "cat"}, "words must be one of 'content', 'nouns_and_verbs', got 'cat'"),
     ],
 )
 def test_errors_name_the_argument(change, message):

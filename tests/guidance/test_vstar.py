@@ -13,8 +13,10 @@ pytest.importorskip("transformers")
 pytest.importorskip("diffusers")
 
 import cvg_kernels as cvg  # noqa: E402
-from cvg_kernels.capture.layers import attention_layers, denoisers_of  # noqa: E402
 from cvg_kernels.guidance import diagonality, synopsis  # noqa: E402
+from cvg_kernels.guidance.vstar import frame_positions  # noqa: E402
+from cvg_kernels.pipeline.layers import attention_layers  # noqa: E402
+from cvg_kernels.pipeline.models import denoisers_of  # noqa: E402
 from tests.offline_pipelines import BUILDERS, PROMPT, latte, run  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -34,7 +36,7 @@ def test_without_a_band_nothing_changes(name):
     stock = run(pipe, options)
     with cvg.VSTAR(sigma=None).attach(pipe):
         torch.testing.assert_close(run(pipe, options), stock, rtol=1e-4, atol=1e-4)
-    with cvg.VSTAR(sigma=0.5, until=0.0).attach(pipe):
+    with cvg.VSTAR(sigma=0.5, stop=0.0).attach(pipe):
         assert torch.equal(run(pipe, options), stock)
 
 
@@ -44,7 +46,7 @@ def test_the_band_is_on_the_chosen_layers_and_steps(name):
     stock_frames, stock = temporal_maps(pipe, options)
     widths = sorted({record.grid[2] for record in stock.records}, reverse=True)
     with (
-        cvg.VSTAR(sigma={widths[0]: 0.5}, until=0.3).attach(pipe),
+        cvg.VSTAR(sigma={widths[0]: 0.5}, stop=0.3).attach(pipe),
         cvg.capture(pipe, temporal=True) as captured,
     ):
         frames = run(pipe, options)
@@ -96,13 +98,16 @@ def first_text(pipe, options, vstar, prompt=PROMPT):
     """What the first text layer is first called with."""
     layers = attention_layers(denoisers_of(pipe)[0])
     layer = next(layer for layer in layers if layer.kind == "cross")
-    seen = []
+    seen, forward = [], layer.module.forward
+
+    def note(*args, **kwargs):
+        seen.append(kwargs)
+        return forward(*args, **kwargs)
+
+    layer.module.forward = note
     with vstar.attach(pipe):
-        hook = layer.module.register_forward_pre_hook(
-            lambda module, args, kwargs: seen.append(kwargs), with_kwargs=True
-        )
         run(pipe, options, prompt)
-        hook.remove()
+    del layer.module.forward
     return seen[0]
 
 
@@ -135,25 +140,34 @@ def test_states_of_different_lengths():
 
 
 def test_everything_is_put_back_after_an_exception():
+    """In the middle of a call, when everything is in its place."""
     pipe, options = BUILDERS["animatediff"]()
-    denoiser = denoisers_of(pipe)[0]
+    denoiser, kind = denoisers_of(pipe)[0], type(pipe)
     before = [layer.module.processor for layer in attention_layers(denoiser)]
     vstar = cvg.VSTAR(sigma=1.0, prompts=["a", "b"], trained_frames=2)
-    with pytest.raises(RuntimeError, match="stop"), vstar.attach(pipe):
+    there = []
+
+    def stop(*_):
+        there.extend(layer.module.processor for layer in attention_layers(denoiser))
         raise RuntimeError("stop")
-    assert before == [layer.module.processor for layer in attention_layers(denoiser)]
+
+    hook = denoiser.conv_norm_out.register_forward_pre_hook(stop)
+    with pytest.raises(RuntimeError, match="stop"), vstar.attach(pipe):
+        run(pipe, options)
+    hook.remove()
+    after = [layer.module.processor for layer in attention_layers(denoiser)]
+    assert there != before and all(one is other for one, other in zip(after, before, strict=True))
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in denoiser.modules())
-    assert "encode_prompt" not in vars(pipe)
+    assert not any("forward" in vars(m) for m in denoiser.modules())
+    assert type(pipe) is kind and "encode_prompt" not in vars(pipe)
 
 
 def test_longer_clips_are_squeezed_into_known_positions():
     """Every position lies between those of the trained frames, the first and last on them."""
     pipe, options = BUILDERS["animatediff"]()
-    from cvg_kernels.guidance.vstar import frame_positions
-
     module = frame_positions(pipe.unet)[0]
     x = torch.zeros(3, 5, module.pe.shape[-1])
-    with cvg.VSTAR(sigma=None, trained_frames=3).attach(pipe):
+    with cvg.VSTAR(sigma=None, trained_frames=3).attach(pipe, own_loop=True):
         squeezed, short = module(x), module(x[:, :3])
     torch.testing.assert_close(short, module(x[:, :3]))
     known = module.pe[0, :3]
@@ -166,16 +180,22 @@ def test_latte_makes_clips_of_other_lengths():
     """Its network has a table of positions for one length of clip; the stock pipeline fails at any other."""
     pipe, options = latte()
     table = pipe.transformer.temp_pos_embed
+    forward, used = pipe.transformer.forward, []
+
+    def note(*args, **kwargs):
+        used.append(pipe.transformer.temp_pos_embed)
+        return forward(*args, **kwargs)
+
+    pipe.transformer.forward = note
     for frames in (2, 7):
         with pytest.raises(RuntimeError), cvg.VSTAR(sigma=None).attach(pipe):
             run(pipe, {**options, "video_length": frames})
         with cvg.VSTAR(sigma=None, trained_frames=4).attach(pipe):
             assert run(pipe, {**options, "video_length": frames}).shape[1] == frames
-            used = pipe.transformer.temp_pos_embed
         assert pipe.transformer.temp_pos_embed is table
-        assert used.shape[1] == frames
-        torch.testing.assert_close(used[:, -1], table[:, 1 if frames == 2 else 3])
-        torch.testing.assert_close(used[:, 0], table[:, 0])
+        assert used[-1].shape[1] == frames
+        torch.testing.assert_close(used[-1][:, -1], table[:, 1 if frames == 2 else 3])
+        torch.testing.assert_close(used[-1][:, 0], table[:, 0])
     with cvg.VSTAR(sigma=None, trained_frames=4).attach(pipe):
         run(pipe, {**options, "video_length": 7})
         pipe.to(torch.float64)
@@ -188,7 +208,7 @@ def test_guidance_sees_the_regularised_maps():
     pipe, options = BUILDERS["animatediff"]()
     losses = []
     for sigma in (None, 0.3):
-        vico = cvg.Vico(["cat", "dog"], iterations=1, until=0.1)
+        vico = cvg.Vico(["cat", "dog"], iterations=1, stop=0.1)
         with cvg.VSTAR(sigma=sigma).attach(pipe), vico.attach(pipe) as made:
             run(pipe, options)
         losses.append(float(made.history[0]["loss"]))
@@ -198,7 +218,7 @@ def test_guidance_sees_the_regularised_maps():
 @pytest.mark.parametrize("loss", ["band", "diagonality"])
 def test_descent_on_the_band(loss):
     pipe, options = BUILDERS["animatediff"]()
-    band = cvg.TemporalBand(loss=loss, iterations=5, step_size=0.02, until=0.1)
+    band = cvg.TemporalBand(loss=loss, iterations=5, step_size=0.02, stop=0.1)
     with band.attach(pipe) as made:
         run(pipe, options)
     losses = [float(entry["loss"]) for entry in made.history]
@@ -272,10 +292,10 @@ def test_a_local_model_writes_states():
         ({"sigma": {64: -1.0}}, "sigma must be positive"),
         ({"sigma": {}}, "sigma must be positive"),
         ({"sigma": "wide"}, "sigma must be positive"),
-        ({"until": 2.0}, r"until must lie in \[0, 1\], got 2.0"),
+        ({"stop": 2.0}, r"stop must be a finite number in \[0, 1\], got 2.0"),
         ({"prompts": []}, "prompts must be strings and at least one"),
         ({"prompts": "no-such-file.txt"}, "prompts must be a list, a writer or a file"),
-        ({"trained_frames": 1}, "trained_frames must be at least 2"),
+        ({"trained_frames": 1}, "trained_frames must be a whole number of at least 2, got 1"),
     ],
 )
 def test_errors_name_the_argument(change, message):
@@ -290,7 +310,7 @@ def test_gradient_checkpointing_replays_with_the_band():
         pipe, options = BUILDERS["animatediff"]()
         if checkpointing:
             pipe.unet.enable_gradient_checkpointing()
-        vico = cvg.Vico(["cat", "dog"], iterations=1, until=0.1)
+        vico = cvg.Vico(["cat", "dog"], iterations=1, stop=0.1)
         with cvg.VSTAR(sigma=0.3).attach(pipe), vico.attach(pipe) as made:
             run(pipe, options)
         norms.append(made.history[0]["gradient_norm"])

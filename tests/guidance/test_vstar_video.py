@@ -9,8 +9,8 @@ pytest.importorskip("transformers")
 pytest.importorskip("diffusers")
 
 import cvg_kernels as cvg  # noqa: E402
-from cvg_kernels.capture.layers import attention_layers  # noqa: E402
 from cvg_kernels.guidance import diagonality  # noqa: E402
+from cvg_kernels.pipeline.layers import attention_layers  # noqa: E402
 from tests.offline_pipelines import BUILDERS, LATENTS, TOKENS, run  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -26,7 +26,7 @@ def noted_calls(monkeypatch):
         calls.append((args, band))
         return cvg.frame_band_attention(*args, **band)
 
-    monkeypatch.setattr("cvg_kernels.capture.temporal.frame_band_attention", noting)
+    monkeypatch.setattr("cvg_kernels.pipeline.attention.frame_band_attention", noting)
     return calls
 
 
@@ -34,7 +34,7 @@ def noted_calls(monkeypatch):
 def test_without_a_band_it_is_stock(name):
     pipe, options = BUILDERS[name]()
     stock = run(pipe, options)
-    for off in (cvg.VSTAR(sigma=None), cvg.VSTAR(strength=0.0), cvg.VSTAR(until=0.0)):
+    for off in (cvg.VSTAR(sigma=None), cvg.VSTAR(strength=0.0), cvg.VSTAR(stop=0.0)):
         with off.attach(pipe):
             assert torch.equal(run(pipe, options), stock)
 
@@ -49,7 +49,7 @@ def test_with_a_band_it_is_another_video_and_stock_again(name):
     for backend in ("auto", "reference"):
         with (
             cvg.trace_backends() as ran,
-            cvg.VSTAR(until=0.3, strength=2.0, backend=backend).attach(pipe),
+            cvg.VSTAR(stop=0.3, strength=2.0, backend=backend).attach(pipe),
         ):
             results.append(run(pipe, options))
         # Two layers in the first of three steps.
@@ -57,9 +57,16 @@ def test_with_a_band_it_is_another_video_and_stock_again(name):
         assert ran == [("frame_band_attention", chosen)] * 2 * SPANNING[name][0]
     torch.testing.assert_close(*results, rtol=1e-3, atol=1e-3)
     assert not torch.allclose(results[0], stock, atol=1e-4)
-    with pytest.raises(RuntimeError, match="stop"), cvg.VSTAR().attach(pipe):
+
+    def stop(*_):
         raise RuntimeError("stop")
-    assert before == [layer.module.processor for layer in layers]
+
+    hook = pipe.transformer.norm_out.register_forward_pre_hook(stop)
+    with pytest.raises(RuntimeError, match="stop"), cvg.VSTAR().attach(pipe):
+        run(pipe, options)
+    hook.remove()
+    after = [layer.module.processor for layer in layers]
+    assert all(one is other for one, other in zip(after, before, strict=True))
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in pipe.transformer.modules())
     assert torch.equal(run(pipe, options), stock)
 
@@ -72,7 +79,7 @@ def test_the_band_makes_it_attend_to_near_frames(name, monkeypatch):
     frames, rows, columns = LATENTS[name]
     places = [frame for frame in range(frames) for _ in range(rows * columns // 4)]
     calls = noted_calls(monkeypatch)
-    with cvg.VSTAR(sigma=0.5, until=1.0).attach(pipe):
+    with cvg.VSTAR(sigma=0.5, stop=1.0).attach(pipe):
         run(pipe, options)
     assert len(calls) == 6 * calls_of_a_step
 
@@ -97,7 +104,7 @@ def test_guidance_goes_through_the_band(name):
         pipe, options = BUILDERS[name]()
         if checkpointing:
             pipe.transformer.enable_gradient_checkpointing()
-        vico = cvg.Vico(["cat", "dog"], iterations=1, until=0.1, backend=backend)
+        vico = cvg.Vico(["cat", "dog"], iterations=1, stop=0.1, backend=backend)
         with (
             cvg.trace_backends() as ran,
             cvg.VSTAR(backend=backend).attach(pipe),

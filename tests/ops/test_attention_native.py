@@ -49,15 +49,44 @@ def test_every_level_of_this_machine(level):
     )
 
 
-def test_an_unknown_level_is_refused():
+@pytest.mark.parametrize("level", ["avx9", "AVX2"])
+@pytest.mark.parametrize(
+    "call",
+    [
+        "from cvg_kernels.cli import main; raise SystemExit(main(['info']))",
+        "import torch, cvg_kernels as cvg; q = torch.ones(1, 1, 2, 4)\n"
+        "try: cvg.attention_with_capture(q, q, q, [0])\n"  # `auto` does without no kernel in silence
+        "except cvg.ArgumentError as error: raise SystemExit(f'cvg-kernels info: {error}')",
+    ],
+    ids=["info", "auto"],
+)
+def test_an_unknown_level_is_refused(level, call):
     ran = subprocess.run(
-        [sys.executable, "-c", "import cvg_kernels._native_cpu"],
-        env=os.environ | {"CVG_CPU_ISA": "avx9"},
+        [sys.executable, "-c", call],
+        env=os.environ | {"CVG_CPU_ISA": level},
         capture_output=True,
         text=True,
     )
     assert ran.returncode != 0
-    assert "CVG_CPU_ISA must be one of baseline" in ran.stderr
+    there = ", ".join(native.load("cpu").levels())
+    assert ran.stderr.strip().splitlines()[-1] == (
+        "cvg-kernels info: CVG_CPU_ISA must be one of what this machine can run "
+        f"({there}), got '{level}'"
+    )
+
+
+@pytest.mark.parametrize("level", ["", "baseline"])
+def test_info_names_the_level_and_what_caps_it(level):
+    ran = subprocess.run(
+        [sys.executable, "-m", "cvg_kernels", "info"],
+        env=os.environ | {"CVG_CPU_ISA": level},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    best = native.load("cpu").levels()[-1]
+    shown = f"baseline (CVG_CPU_ISA; this machine can run {best})" if level else best
+    assert f"yes: {shown}, built by" in ran.stdout
 
 
 def test_threads_do_not_change_a_bit():

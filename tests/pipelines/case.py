@@ -49,7 +49,7 @@ class PipelineCase:
     experts: int = 1
     #: How often the schedule is gone through.
     rounds: int = 1
-    #: Denoiser calls and scheduler steps that come on top.
+    #: Denoising steps that come on top.
     extra_steps: int = 0
     #: Denoiser calls on top of that, after which nothing steps.
     extra_calls: int = 0
@@ -73,15 +73,16 @@ class PipelineCase:
 
 
 def pipeline(*, needs: tuple[str, ...] = (), **facts: Any) -> Callable[[Callable], PipelineCase]:
-    """Makes a builder a case that has its name; the weights come from seed 0."""
+    """Makes a builder a case that has its name; the weights come from seed 0, the test's own numbers from its own."""
 
     def case_of(builder: Callable) -> PipelineCase:
         @functools.wraps(builder)
         def build(*args: Any, **options: Any) -> tuple[Any, dict[str, Any]]:
             for package in needs:
                 pytest.importorskip(package)
-            torch.manual_seed(0)
-            pipe, call = builder(*args, **options)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                pipe, call = builder(*args, **options)
             if hasattr(pipe, "set_progress_bar_config"):
                 pipe.set_progress_bar_config(disable=True)
             return pipe, call

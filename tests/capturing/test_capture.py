@@ -12,8 +12,9 @@ from diffusers.models.attention_processor import AttnProcessor  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
 import cvg_kernels as cvg  # noqa: E402
-from cvg_kernels.capture.layers import attention_layers, denoisers_of  # noqa: E402
 from cvg_kernels.guidance.flow_graph import Group, flow_groups  # noqa: E402
+from cvg_kernels.pipeline.layers import attention_layers  # noqa: E402
+from cvg_kernels.pipeline.models import denoisers_of  # noqa: E402
 from tests.offline_pipelines import (  # noqa: E402
     BUILDERS,
     LATENTS,
@@ -174,10 +175,24 @@ def test_a_word_beyond_the_text_is_refused(name):
     """Where the pipeline reads less than its tokenizer; in joint attention a token of the video stands there."""
     pipe, options = BUILDERS[name]()
     options["max_sequence_length"] = 6
-    message = "token 7 lies beyond the 6 tokens of text .* raise max_sequence_length"
-    for method in (cvg.capture(pipe, words=["dog"]), cvg.Vico(["cat", "dog"]).attach(pipe)):
-        with pytest.raises(cvg.ArgumentError, match=message), method:
-            run(pipe, options)
+    encoded = pipe.encode_prompt(PROMPT, max_sequence_length=6)
+    given = dict(zip(("prompt_embeds", "negative_prompt_embeds"), encoded, strict=True))
+    message = (
+        "'dog' lies beyond the 6 tokens that the text encoder reads: .* raise max_sequence_length"
+    )
+    from_embeddings = "token 7 lies beyond the 6 tokens of text .* raise max_sequence_length"
+    for words in (["dog"], ["cat", "dog"]):
+        for attach in (
+            cvg.capture,
+            lambda pipe, words, prompt: cvg.Vico(words).attach(pipe, prompt),
+        ):
+            with pytest.raises(cvg.ArgumentError, match=message), attach(pipe, words, prompt=None):
+                run(pipe, options)
+            with (
+                pytest.raises(cvg.ArgumentError, match=from_embeddings),
+                attach(pipe, words, prompt=PROMPT),
+            ):
+                run(pipe, options, None, **given)
     with cvg.capture(pipe, words=["cat"]) as captured:
         run(pipe, options)
     assert captured.heat_map("cat").ndim == 3
@@ -263,7 +278,8 @@ def test_embeddings_instead_of_a_prompt():
 @pytest.mark.parametrize("name", NAMES)
 def test_nothing_stays_after_an_exception(name):
     pipe, options = BUILDERS[name]()
-    before = processors_of(pipe)
+    run(pipe, options)  # notes things on the pipeline
+    before, kind, attributes = processors_of(pipe), type(pipe), set(vars(pipe))
     with (
         pytest.raises(cvg.ArgumentError, match="'bird' is not in the prompt"),
         cvg.capture(pipe, words=["bird"]),
@@ -272,19 +288,28 @@ def test_nothing_stays_after_an_exception(name):
     with pytest.raises(ZeroDivisionError), cvg.capture(pipe, words=["cat"]):
         raise ZeroDivisionError
     assert all(processors_of(pipe)[layer] is before[layer] for layer in before)
-    assert "encode_prompt" not in vars(pipe)
+    assert (type(pipe), vars(pipe).keys()) == (kind, attributes)
     for denoiser in denoisers_of(pipe):
         assert not denoiser._forward_pre_hooks and not denoiser._forward_hooks
 
 
-def test_an_inner_capture_takes_over_and_gives_back():
+def test_captures_one_in_the_other_both_record():
     pipe, options = animatediff()
+    with cvg.capture(pipe, words=["cat"]) as alone:
+        run(pipe, options)
     with cvg.capture(pipe, words=["cat"]) as outer:
         with cvg.capture(pipe, words=["dog"]) as inner:
             run(pipe, options)
-        assert inner.records and not outer.records
+        assert len(inner.records) == len(outer.records) == len(alone.records)
         run(pipe, options)
-    assert outer.records
+    assert len(inner.records) == len(alone.records) and inner.words == ("dog",)
+    assert len(outer.records) == 2 * len(alone.records) and outer.words == ("cat",)
+    assert [record.run for record in outer.records] == [
+        number for number in (0, 1) for _ in alone.records
+    ]
+    for number in (0, 1):
+        torch.testing.assert_close(outer.heat_map("cat", run=number), alone.heat_map("cat"))
+    assert not torch.allclose(inner.heat_map("dog"), alone.heat_map("cat"), atol=1e-5)
 
 
 def test_a_processor_without_sdpa_is_named():
@@ -299,15 +324,43 @@ def test_a_processor_without_sdpa_is_named():
         run(pipe, options)
 
 
-def test_a_compiled_denoiser_is_refused():
-    pipe, _ = animatediff()
-    pipe.unet = torch.compile(pipe.unet)
-    with pytest.raises(cvg.ArgumentError, match="the denoiser is compiled"):
-        cvg.use_processors(pipe)
-    other, _ = wan()
-    other.transformer.compile()
-    with pytest.raises(cvg.ArgumentError, match="the denoiser is compiled"):
-        cvg.capture(other, words=["cat"]).__enter__()
+def test_a_compiled_denoiser_runs_uncompiled(caplog):
+    """While captured it runs as it was written, with a line in the log; afterwards it is compiled again."""
+    compiled = []
+
+    def backend(graph, inputs):  # what torch.compile hands the traced code to
+        compiled.append(graph)
+        return graph.forward
+
+    pipe, options = animatediff()
+    with cvg.capture(pipe, words=["cat"]) as stock:
+        video = run(pipe, options)
+    pipe.unet = torch.compile(pipe.unet, backend=backend)
+    other, other_options = wan()
+    with cvg.capture(other, words=["cat"]) as other_stock:
+        other_video = run(other, other_options)
+    other.transformer.compile(backend=backend)
+    for one, given, frames, alone, name in (
+        (pipe, options, video, stock, "UNetMotionModel"),
+        (other, other_options, other_video, other_stock, "WanTransformer3DModel"),
+    ):
+        caplog.clear()
+        with cvg.capture(one, words=["cat"]) as captured:
+            torch.testing.assert_close(run(one, given), frames)
+        assert f"{name} is compiled; while attached to, it runs uncompiled" in caplog.text
+        assert not compiled and len(captured.records) == len(alone.records)
+        torch.testing.assert_close(captured.heat_map("cat"), alone.heat_map("cat"))
+        torch.testing.assert_close(run(one, given), frames, rtol=1e-4, atol=1e-4)
+        assert compiled
+        compiled.clear()
+
+
+def test_a_capture_is_opened_once():
+    pipe, options = animatediff()
+    with cvg.capture(pipe, words=["cat"]) as captured:
+        run(pipe, options)
+    with pytest.raises(cvg.ArgumentError, match="has been open already"):
+        captured.__enter__()
 
 
 def test_an_unknown_denoiser_is_refused():
