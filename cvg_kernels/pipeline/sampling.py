@@ -21,12 +21,12 @@ class Sampling:
     Args:
         pipe: the pipeline.
         number: of the call, 0 first.
-        options: its arguments by name.
+        options: its arguments by name; `None` for a loop of the user's own, which encodes its prompt itself.
         prompt: what the prompt is where the pipeline is given embeddings only.
     """
 
     def __init__(
-        self, pipe: Any, number: int, options: dict[str, Any], prompt: str | list[str] | None
+        self, pipe: Any, number: int, options: dict[str, Any] | None, prompt: str | list[str] | None
     ) -> None:
         self.pipe = pipe
         self.number = number
@@ -51,7 +51,7 @@ class Sampling:
 
     def end_step(self) -> None:
         """Forgets what belongs to one denoising step."""
-        self.begun = False
+        self.begun_at: float | None = None  # timestep of the step under way
         self.shift: torch.Tensor | None = (
             None  # by which the step's latents are moved, [samples, C, F, H, W]
         )
@@ -83,6 +83,8 @@ class Sampling:
         if self._encoding is not None:
             return
         self._encoding = arguments
+        if self._encodes and self._prompt is None:
+            self._prompt = arguments.get("prompt")
         if isinstance(result, (tuple, list)):
             self._embeddings = result[0]
             self._negative = result[1] if len(result) > 1 and torch.is_tensor(result[1]) else None
