@@ -331,8 +331,8 @@ class PipelineHooks:
             return
         if sampling.shift is not None:
             raise ArgumentError(
-                f"{type(self.pipe).__name__} does not step with the `step` of its own scheduler, so the latents that a method "
-                "moves are lost: they cannot be guided there"
+                f"{type(self.pipe).__name__} does not step with the `step` of its own scheduler, so the latents that a "
+                "method moves are lost: they cannot be guided there"
             )
         sampling.end_step()
         if sampling.schedule is not None:
