@@ -20,6 +20,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 #: One of each way to call a network: with PAG and without, frame by frame, with a timestep a token, joint attention.
 FAMILIES = ["animatediff_pag", "modelscope", "latte", "wan22_ti2v_image", "cogvideox_i2v"]
+#: Those that begin later in their schedule, go through it twice, or have two networks for it.
+SHORTENED = ["animatediff_v2v", "animatediff_freeinit", "wan_v2v", "wan22", "cogvideox_v2v"]
 #: Those that make several videos at once.
 BATCHED = ["animatediff", "animatediff_pag", "modelscope", "latte", "wan", "wan22", "cogvideox"]
 
@@ -84,6 +86,19 @@ def test_capture_after_an_interrupted_run(built):
         assert (record.step, record.layer, record.branch) == (want.step, want.layer, want.branch)
         assert torch.equal(record.maps, want.maps)
     built.runs_as_before()
+
+
+@pytest.mark.parametrize(
+    ("built", "name"),
+    [pair for pair in accepted(SHORTENED) if pair[1] != "synopsis"],  # that is for all steps
+    indirect=["built"],
+)
+def test_the_steps_between_two_shares(built, name):
+    with METHODS[name](built, start=1 / 3, stop=2 / 3).attach(built.pipe) as run:
+        video = built.run()
+    assert run.guided == built.guided(1 / 3, 2 / 3) == [(0, 1)] * built.case.rounds
+    assert (video - built.stock).abs().max() > ROUNDING
+    built.is_as_before()
 
 
 def test_pag_after_a_run_that_failed_without_us():
