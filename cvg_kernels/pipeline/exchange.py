@@ -11,67 +11,90 @@ from typing import Any
 from torch import nn
 
 _SLOT = "_cvg_exchange"
+_STOCK = "_cvg_stock_class"
+
+Methods = dict[str, Callable[..., Any]]
 
 
-class _Methods:
-    """What the methods of one object go to; those of a copy of it go to its class."""
-
-    def __init__(
-        self, target: Any, methods: dict[str, Callable[..., Any]], own: dict[str, Any]
-    ) -> None:
-        self.target = weakref.ref(target)
-        self.methods = methods
-        self.own = own  # attributes of the object itself that hid those of its class
-
-    def __reduce__(self) -> tuple[type, tuple]:
-        return type(None), ()  # a copy has none
-
-
-def exchange(target: Any, methods: dict[str, Callable[..., Any]]) -> Callable[[], None]:
+def exchange(target: Any, methods: Methods) -> Callable[[], None]:
     """Puts functions in the place of an object's methods, until what it returns is called.
 
     A method that only the class has is found through the class by Python (`__call__`), and a function that is set on the
-    object would go with its copies, and act for the original. A derived class has neither fault.
+    object would go with its copies, and act for the original. A derived class has neither fault: copies have the stock one.
+    Of several exchanges the last stands outermost; they may end in any order.
 
     Args:
         target: the object.
         methods: name → function `(stock, *args, **kwargs)`, where `stock` is the bound method in whose place it stands.
 
     Returns:
-        What puts the object back as it was.
+        What puts the object back as it was; more than once does no harm.
     """
-    kind = type(target)
-    own = {name: vars(target)[name] for name in methods if name in vars(target)}
-    for name in own:
-        del vars(target)[name]
-    vars(target)[_SLOT] = _Methods(target, methods, own)
-    derived = _derived(kind, tuple(methods))
-    object.__setattr__(target, "__class__", derived)
-
-    def restore() -> None:
-        held = vars(target).pop(_SLOT, None)
-        if type(target) is derived:
-            object.__setattr__(target, "__class__", kind)
-        if held is not None:
-            for name, value in held.own.items():
-                vars(target).setdefault(name, value)
-
-    return restore
+    held = vars(target).get(_SLOT)
+    if held is None or held.target() is not target:
+        held = vars(target)[_SLOT] = _Exchanged(target)
+    held.add(methods)
+    return functools.partial(held.remove, methods)
 
 
-def _derived(kind: type, names: tuple[str, ...]) -> type:
+class _Exchanged:
+    """All that stands in the place of one object's methods."""
+
+    def __init__(self, target: Any) -> None:
+        self.target = weakref.ref(target)
+        self.derived = type(target)
+        self.stack: list[Methods] = []  # the outermost last
+        self.own: dict[str, Any] = {}  # attributes of the object itself that hid those of its class
+
+    def __reduce__(self) -> tuple[type, tuple]:
+        return type(None), ()  # a copy has none
+
+    def add(self, methods: Methods) -> None:
+        """Puts some functions outermost."""
+        target = self.target()
+        self.stack.append(methods)
+        self.own |= {name: vars(target).pop(name) for name in methods if name in vars(target)}
+        self._derive(target)
+
+    def remove(self, methods: Methods) -> None:
+        """Takes them away; with the last ones the object has its class and its own attributes back."""
+        target = self.target()
+        if target is None or not any(one is methods for one in self.stack):
+            return
+        self.stack = [one for one in self.stack if one is not methods]
+        for name in self.own.keys() - set().union(*self.stack):
+            vars(target).setdefault(name, self.own.pop(name))  # or one that was set meanwhile
+        if not self.stack:
+            del vars(target)[_SLOT]
+        if type(target) is self.derived:  # else somebody has set another class
+            self._derive(target)
+
+    def reached(self, name: str, stock: Callable[..., Any]) -> Callable[..., Any]:
+        """What a call of a method gets to."""
+        reached = self.own.get(name, stock)
+        for methods in self.stack:
+            if name in methods:
+                reached = functools.partial(methods[name], reached)
+        return reached
+
+    def _derive(self, target: Any) -> None:
+        """Gives the object the class that its methods need."""
+        kind = getattr(type(target), _STOCK, type(target))
+        names = sorted(set().union(*self.stack))
+        self.derived = _derived(kind, names) if names else kind
+        object.__setattr__(target, "__class__", self.derived)
+
+
+def _derived(kind: type, names: list[str]) -> type:
+    """A class that looks like another one and whose methods of some names go to what was exchanged."""
+
     def __reduce_ex__(self: Any, protocol: int) -> Any:
         held = vars(self).get(_SLOT)
         return plain(self, kind, {} if held is None else held.own).__reduce_ex__(1)
 
-    members = {
-        "__module__": kind.__module__,
-        "__qualname__": kind.__qualname__,
-        "__reduce_ex__": __reduce_ex__,
-    }
-    for name in names:
-        members[name] = _through(kind, name)
-    return type(kind.__name__, (kind,), members)
+    members = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, _STOCK: kind}
+    members |= {name: _through(kind, name) for name in names}
+    return type(kind.__name__, (kind,), {**members, "__reduce_ex__": __reduce_ex__})
 
 
 def _through(kind: type, name: str) -> Callable[..., Any]:
@@ -79,12 +102,10 @@ def _through(kind: type, name: str) -> Callable[..., Any]:
 
     @functools.wraps(stock)  # pipelines look at signatures for what they may pass
     def method(self: Any, *args: Any, **kwargs: Any):
-        held = vars(self).get(_SLOT)
-        bound = functools.partial(stock, self)
-        if held is None or held.target() is not self:
-            return bound(*args, **kwargs)
-        own = held.own.get(name)
-        return held.methods[name](bound if own is None else own, *args, **kwargs)
+        held, call = vars(self).get(_SLOT), functools.partial(stock, self)
+        if held is not None and held.target() is self:  # else a copy that the class has made itself
+            call = held.reached(name, call)
+        return call(*args, **kwargs)
 
     return method
 
@@ -99,7 +120,7 @@ def plain(held: Any, kind: type, own: dict[str, Any]) -> Any:
     """
     made = object.__new__(kind)
     kept = {name: value for name, value in vars(held).items() if not name.startswith("_cvg")}
-    object.__setattr__(made, "__dict__", {**kept, **own})
+    object.__setattr__(made, "__dict__", {**own, **kept})
     return made
 
 
@@ -130,6 +151,7 @@ class Listener:
         self._heard = heard
 
     def __call__(self, *args: Any) -> Any:
+        """Hands a call on."""
         return self._heard(*args)
 
     def __reduce__(self) -> tuple:

@@ -220,8 +220,8 @@ class EncodedText:
 
     def _cut_off(self, word: str) -> ArgumentError:
         return ArgumentError(
-            f"words: {word!r} lies beyond the {self.length} tokens that the text encoder reads: shorten the prompt, or raise "
-            "max_sequence_length if the pipeline has it"
+            f"words: {word!r} lies beyond the {self.length} tokens that the text encoder reads: shorten the prompt, or "
+            "raise max_sequence_length if the pipeline has it"
         )
 
 

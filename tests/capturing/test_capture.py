@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
+from diffusers import AnimateDiffPipeline  # noqa: E402
 from diffusers.models.attention_processor import AttnProcessor  # noqa: E402
 from torch.nn import functional  # noqa: E402
 
@@ -392,3 +395,18 @@ def test_a_selection_without_layers_is_refused():
     pipe, _ = animatediff()
     with pytest.raises(cvg.ArgumentError, match="selects no layer"):
         cvg.capture(pipe, words=["cat"], layers="nowhere").__enter__()
+
+
+def test_a_copy_of_a_captured_pipeline_is_one_of_its_own():
+    """Nothing of it is recorded, and it may be captured beside the original."""
+    pipe, options = animatediff()
+    with cvg.capture(pipe, words=["cat"]) as captured:
+        other = copy.copy(pipe)
+        run(other, options)
+        assert type(other) is AnimateDiffPipeline and not captured.records
+        with cvg.capture(other, words=["dog"]) as beside:
+            run(other, options)
+        assert beside.records and not captured.records
+        run(pipe, options)
+    assert len(captured.records) == len(beside.records)
+    assert type(other) is type(pipe) is AnimateDiffPipeline

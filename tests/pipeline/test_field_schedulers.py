@@ -116,7 +116,9 @@ def test_a_move_at_every_step_reaches_the_end(case):
     finally:
         hook.remove()
     count = 3 if "Singlestep" in kind else STEPS  # its calls come in pairs
-    assert [(entry["step"], entry["count"]) for entry in made.history] == [(at, count) for at in range(count)]
+    assert [(entry["step"], entry["count"]) for entry in made.history] == [
+        (at, count) for at in range(count)
+    ]
     assert made.guided == [(0, at) for at in range(count)]
     push = 0.5 * pattern(got.shape)
     if kind in VARIANCE_PRESERVING and name == "animatediff":
@@ -125,7 +127,9 @@ def test_a_move_at_every_step_reaches_the_end(case):
     else:
         factors = [1.0] * count
     last = (got - stock).flatten() @ push.flatten() / push.flatten().square().sum()
-    torch.testing.assert_close(got - stock, last * push, rtol=1e-3, atol=1e-3 * float(last * push.abs().max()))
+    torch.testing.assert_close(
+        got - stock, last * push, rtol=1e-3, atol=1e-3 * float(last * push.abs().max())
+    )
     end = float(last) / sum(factors)
     assert end == pytest.approx(1.0, rel=0.02)  # α of the end
 

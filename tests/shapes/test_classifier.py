@@ -37,7 +37,7 @@ def test_guidance_raises_what_it_is_asked_for(pipe):
         sample(pipe, [PROMPT], [3], steps=2)
     losses = [float(entry["loss"]) for entry in run.history]
     assert len(losses) == 4 and losses[-1] < losses[0]
-    assert list(run.history[0]["peaks"][0]) == ["red circle", "blue square"]
+    assert list(run.history[0]["scores"][0]) == ["red circle", "blue square"]
 
 
 @pytest.mark.parametrize("name", ["cvg", "cvg+vico"])
