@@ -80,7 +80,9 @@ class Capture:
 
     def __enter__(self) -> Capture:
         if self._pipe is None:
-            raise ArgumentError("a capture is for one block: make another with cvg.capture(…)")
+            raise ArgumentError(
+                "this capture has been open already: make another one with capture(…)"
+            )
         for denoiser in denoisers_of(self._pipe):
             model_of(denoiser)
             check_whole_sequence(denoiser)

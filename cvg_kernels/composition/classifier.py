@@ -13,7 +13,7 @@ from torch import nn
 from cvg_kernels.composition.aggregator import ROLES, Aggregator
 from cvg_kernels.composition.backbones import SmallVideoNet, VisionLanguage, build_backbone
 from cvg_kernels.composition.features import Selection
-from cvg_kernels.composition.fingerprint import difference, fingerprint
+from cvg_kernels.composition.fingerprint import difference
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.pipeline.models import denoisers_of
 
@@ -127,8 +127,7 @@ class CompositionClassifier(nn.Module):
         Raises:
             ArgumentError: if it is not; says what differs.
         """
-        there = fingerprint(denoisers_of(pipe)[0], self.selection.layers)
-        reason = difference(self.fingerprint, there)
+        reason = difference(self.fingerprint, denoisers_of(pipe)[0])
         if reason is not None:
             raise ArgumentError(
                 f"classifier does not fit the pipeline: {reason}; train one for it with `cvg-kernels cvg train`"

@@ -7,9 +7,11 @@ from typing import Any
 
 from torch import nn
 
-from cvg_kernels.pipeline.models import unwrap
+from cvg_kernels.pipeline.models import MODELS, unwrap
 
-_TOLERANCE = 2e-3  # relative; rounding to bfloat16 changes a norm by far less
+#: Relative. Rounding to bfloat16 changes a norm by far less than the first; to 8 bits (layer-wise casting) by 2e-3 in the
+#: shapes model.
+_TOLERANCE, _TOLERANCE_8_BITS = 2e-3, 1e-2
 
 
 def fingerprint(denoiser: nn.Module, layers: Sequence[str]) -> dict[str, Any]:
@@ -21,9 +23,10 @@ def fingerprint(denoiser: nn.Module, layers: Sequence[str]) -> dict[str, Any]:
         denoiser: the network.
         layers: names of attention layers.
     """
-    modules = dict(unwrap(denoiser).named_modules())
+    network = unwrap(denoiser)
+    modules = dict(network.named_modules())
     return {
-        "class": type(unwrap(denoiser)).__name__,
+        "class": _class_name(network),
         "norms": {
             name: [
                 float(f"{float(projection.weight.detach().float().norm()):.6g}")
@@ -35,14 +38,28 @@ def fingerprint(denoiser: nn.Module, layers: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def difference(trained: dict[str, Any], there: dict[str, Any]) -> str | None:
-    """Says in what two fingerprints differ; `None` if they are of one model."""
-    if trained["class"] != there["class"]:
-        return f"it was trained on {trained['class']}, the pipeline has {there['class']}"
+def _class_name(network: nn.Module) -> str:
+    """The class of a denoiser that is known, which a subclass (`fully_shard` makes one) may derive from."""
+    names = [base.__name__ for base in type(network).__mro__]
+    return next((name for name in names if name in MODELS), names[0])
+
+
+def difference(trained: dict[str, Any], denoiser: nn.Module) -> str | None:
+    """Says in what a denoiser differs from the one of a fingerprint; `None` if it is that one.
+
+    Args:
+        trained: the fingerprint.
+        denoiser: the network.
+    """
+    here = fingerprint(denoiser, list(trained["norms"]))
+    if trained["class"] != here["class"]:
+        return f"it was trained on {trained['class']}, the pipeline has {here['class']}"
+    coarse = any(p.dtype.itemsize == 1 for p in unwrap(denoiser).parameters())
+    tolerance = _TOLERANCE_8_BITS if coarse else _TOLERANCE
     for name, norms in trained["norms"].items():
-        if name not in there["norms"]:
+        if name not in here["norms"]:
             return f"the pipeline has no layer {name!r}"
-        other = there["norms"][name]
-        if any(abs(a - b) > _TOLERANCE * abs(a) for a, b in zip(norms, other, strict=True)):
+        other = here["norms"][name]
+        if any(abs(a - b) > tolerance * abs(a) for a, b in zip(norms, other, strict=True)):
             return f"the weights of {name!r} are others"
     return None

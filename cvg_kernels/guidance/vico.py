@@ -277,21 +277,20 @@ class Vico(Guidance):
         return stacked.mean(0) if self.combine == "mean" else stacked.amax(0)
 
     def _tell(self, levels: list[torch.Tensor], table: TokenTable, call: Call) -> None:
-        """Warns, once a run, if one token has taken the whole of the token softmax: then no word can get more."""
+        """Warns, once a run, if tokens of no balanced word have taken the whole of the token softmax at every level."""
         if not self.normalize:
             return
-        tokens = self._over_groups(levels).detach()
         balanced = table.membership.any(1)
-        sink = tokens.masked_fill(balanced, 0)
-        largest, place = sink.max(1)
-        weakest = tokens.masked_fill(~balanced, 0).amax(1)
-        for sample in ((largest > 0.9) & (weakest < 0.1)).nonzero()[:1, 0].tolist():
-            position = int(table.ids[sample, place[sample]])
-            text = call.texts[sample]
-            word = text.text[slice(*text.offsets[position])]
+        tokens = torch.stack(levels).detach()  # [levels, B, T]
+        others, places = tokens.masked_fill(balanced, 0).max(-1)
+        words = tokens.masked_fill(~balanced, 0).amax(-1)
+        for sample in ((others > 0.9) & (words < 0.1)).all(0).nonzero()[:1, 0].tolist():
+            labels = {span.ids[0]: span.label for span in call.texts[sample].all_words()}
+            taken = {int(table.ids[sample, place]) for place in places[:, sample]}
             warnings.warn(
-                f"Vico's score is saturated: {word!r} takes {float(largest[sample]):.0%} of the token softmax, and no "
-                f"balanced word more than {float(weakest[sample]):.0%}: leave it out with sinks=[{word!r}] or 'others'",
+                f"Vico's score is saturated: {' and '.join(repr(labels[at]) for at in sorted(taken))} took at least "
+                f"{float(others[:, sample].min()):.0%} of the token softmax, and no balanced word has more than "
+                f"{float(words[:, sample].max()):.0%}: leave such words out with sinks=[…] or sinks='others'",
                 GuidanceWarning,
                 stacklevel=2,
             )

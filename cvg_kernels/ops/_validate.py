@@ -69,6 +69,12 @@ def check_tensors(query, key, value, *, values: bool) -> None:
         )
 
 
+def can_look_at(tensor: torch.Tensor) -> bool:
+    """Whether there are numbers that can be read at no cost: not on a GPU, nor of a fake tensor or in a compiled graph."""
+    plain = type(tensor) is torch.Tensor and not torch.compiler.is_compiling()
+    return plain and tensor.device.type == "cpu" and tensor.numel() > 0
+
+
 def scale_of(scale: float | None, query: torch.Tensor) -> float:
     """The factor of the logits, D ** -0.5 if none is given."""
     if scale is None:
@@ -103,8 +109,7 @@ def token_ids_of(
         raise ArgumentError(
             f"token_ids must have shape [K] or [B, K] with B = {batch}, got {tuple(token_ids.shape)}"
         )
-    on_host = token_ids.device.type == "cpu" and not torch.compiler.is_compiling()
-    if on_host and token_ids.numel():
+    if can_look_at(token_ids):
         low, high = (int(bound) for bound in torch.aminmax(token_ids))
         if low < 0 or high >= keys:
             raise ArgumentError(

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from cvg_kernels.backends import Backend, parse_backend, require
+from cvg_kernels.backends import Backend, require
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.ops import _attention_reference as reference
 from cvg_kernels.ops._autocast import cast_inputs
@@ -17,6 +17,7 @@ from cvg_kernels.ops._dispatch import (
     refuse_second_derivative,
 )
 from cvg_kernels.ops._trace import note_backend
+from cvg_kernels.ops._transforms import backend_under_transforms
 from cvg_kernels.ops._validate import check_tensors, mask_of, scale_of, token_ids_of
 
 HeadReduction = Literal["mean", "none"]
@@ -125,13 +126,13 @@ def capture_maps(
 
 def _attend(query, key, value, token_ids, scale, key_mask, head_reduction, backend, *, values):
     """Checks the arguments, then calls the registered operation, or the reference as it is."""
-    backend = parse_backend(backend)
     query, key, value = cast_inputs(query, key, value)
     check_tensors(query, key, value, values=values)
     if head_reduction not in ("mean", "none"):
         raise ArgumentError(f"head_reduction must be 'mean' or 'none', got {head_reduction!r}")
     head_mean = head_reduction == "mean"
     scale = scale_of(scale, query)
+    backend = backend_under_transforms("attention", backend, (query, key, value, key_mask))
     token_ids = token_ids_of(token_ids, query, key)
     mask = mask_of(key_mask, query, key)
     dense = mask is not None and mask.dense

@@ -13,6 +13,7 @@ from cvg_kernels.errors import ArgumentError
 from cvg_kernels.ops._dispatch import backend_for
 from cvg_kernels.ops._native_call import address
 from cvg_kernels.ops._trace import note_backend
+from cvg_kernels.ops._transforms import backend_under_transforms
 from cvg_kernels.ops.max_flow import check_entries
 from python_ref import coupled_flow as reference
 from python_ref.path_flow import residual_hop
@@ -79,6 +80,9 @@ def coupled_max_flow(
                 f"{name} must be {cross.dtype} {shape} on {cross.device}, got {hop.dtype} {tuple(hop.shape)} on "
                 f"{hop.device}"
             )
+    backend = backend_under_transforms(
+        "coupled_max_flow", backend, (cross, spatial, *temporal), kernels=(), reference=()
+    )
     chosen = backend_for("coupled_flow", backend, cross)
     hops = [residual_hop(hop.double(), residual) for hop in temporal]
     inside = None if spatial is None else residual_hop(spatial.double(), residual)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from cvg_kernels.backends import Backend, parse_backend, require
+from cvg_kernels.backends import Backend, require
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.ops import _frame_band_attention_reference as reference
 from cvg_kernels.ops._autocast import cast_inputs
@@ -19,7 +19,8 @@ from cvg_kernels.ops._dispatch import (
 )
 from cvg_kernels.ops._layout import dense_like
 from cvg_kernels.ops._trace import note_backend
-from cvg_kernels.ops._validate import check_tensors, scale_of
+from cvg_kernels.ops._transforms import backend_under_transforms
+from cvg_kernels.ops._validate import can_look_at, check_tensors, scale_of
 
 #: The largest frame number: distances are exact in float32.
 _MAX_FRAME = 2**24 - 1
@@ -85,7 +86,6 @@ def frame_band_attention(
     An extension to networks without temporal layers of "VSTAR: Generative Temporal Nursing for Longer Dynamic Video
     Synthesis", which regularises temporal attention only.
     """
-    backend = parse_backend(backend)
     query, key, value = cast_inputs(query, key, value)
     check_tensors(query, key, value, values=True)
     scale = scale_of(scale, query)
@@ -96,6 +96,7 @@ def frame_band_attention(
         raise ArgumentError(f"strength must be finite, got {strength}")
     query_frames = _frames_of("query_frames", query_frames, query.shape[2], query.device)
     key_frames = _frames_of("key_frames", key_frames, key.shape[2], query.device)
+    backend = backend_under_transforms("frame_band_attention", backend, (query, key, value))
     call = (query, key, value, query_frames, key_frames, scale, max(sigma, _NARROWEST), strength)
     if query.device.type not in KERNEL_DEVICES:
         if backend is not Backend.AUTO:
@@ -126,8 +127,7 @@ def _frames_of(name: str, frames, length: int, device: torch.device) -> torch.Te
         raise ArgumentError(f"{name} must have shape {(length,)}, got {tuple(frames.shape)}")
     if length and frames.dtype not in (torch.int64, torch.int32):
         raise ArgumentError(f"{name} must be int64 or int32, got {frames.dtype}")
-    on_host = frames.device.type == "cpu" and not torch.compiler.is_compiling()
-    if on_host and frames.numel():
+    if can_look_at(frames):
         low, high = (int(bound) for bound in torch.aminmax(frames))
         if low < -1 or high > _MAX_FRAME:
             raise ArgumentError(

@@ -7,10 +7,11 @@ from types import ModuleType
 
 import torch
 
-from cvg_kernels.backends import Backend, parse_backend, require, unavailable_reason
+from cvg_kernels.backends import Backend, require, unavailable_reason
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.ops._dispatch import KERNEL_DEVICES
 from cvg_kernels.ops._trace import note_backend
+from cvg_kernels.ops._transforms import backend_under_transforms
 from python_ref import guidance_mix as reference
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -59,11 +60,13 @@ def guidance_mix(
     "Structure and Content-Guided Video Synthesis with Diffusion Models" (Gen-1), equations 8 and 9; the rescale is that of
     "Common Diffusion Noise Schedules and Sample Steps are Flawed", section 3.4, as diffusers has it.
     """
-    backend = parse_backend(backend)
     predictions = list(predictions)
     _check(predictions, scales, rescale)
     numbers, per_sample = _split(predictions[0], scales)
     device = predictions[0].device
+    backend = backend_under_transforms(
+        "guidance_mix", backend, (*predictions, per_sample), kernels=()
+    )
     if backend is not Backend.AUTO:
         require("guidance_mix", backend, device)
     steps = numbers if per_sample is None else per_sample

@@ -7,10 +7,11 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from cvg_kernels.backends import Backend, parse_backend, require, unavailable_reason
+from cvg_kernels.backends import Backend, require, unavailable_reason
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.ops import _max_flow_native as kernels
 from cvg_kernels.ops._trace import note_backend
+from cvg_kernels.ops._transforms import backend_under_transforms
 from python_ref import max_flow as reference
 
 Residual = Literal["average", "add"]
@@ -96,7 +97,9 @@ def subgraph_max_flow(
         raise ArgumentError(f"residual must be 'average', 'add' or None, got {residual!r}")
     if sink not in ("video", "frame"):
         raise ArgumentError(f"sink must be 'video' or 'frame', got {sink!r}")
-    backend = parse_backend(backend)
+    backend = backend_under_transforms(
+        "subgraph_max_flow", backend, (cross, *temporal), kernels=(), reference=("derivative",)
+    )
     if backend is Backend.REFERENCE:
         note_backend("max_flow", "reference")
         check_entries(cross=cross, temporal=temporal)
@@ -143,7 +146,7 @@ def max_flow(
             raise ArgumentError(f"{name} must be a node in [0, {nodes}), got {node!r}")
     if source == sink:
         raise ArgumentError(f"source and sink must differ, got {source} for both")
-    backend = parse_backend(backend)
+    backend = backend_under_transforms("max_flow", backend, (capacity,), reference=("derivative",))
     if backend is Backend.REFERENCE:
         note_backend("max_flow", "reference")
         check_entries(capacity=capacity)

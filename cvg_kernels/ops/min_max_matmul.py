@@ -9,6 +9,7 @@ from cvg_kernels.errors import ArgumentError
 from cvg_kernels.ops._dispatch import backend_for, refuse_second_derivative
 from cvg_kernels.ops._flow import check_temperature, flow_module
 from cvg_kernels.ops._trace import note_backend
+from cvg_kernels.ops._transforms import backend_under_transforms
 from python_ref import path_flow as reference
 
 
@@ -55,6 +56,7 @@ def min_max_matmul(
             f"b must have the dtype and device of a ({a.dtype}, {a.device}), got {b.dtype}, {b.device}"
         )
     check_temperature(temperature)
+    backend = backend_under_transforms("min_max_matmul", backend, (a, b))
     chosen = backend_for("path_flow", backend, a)
     if chosen is Backend.REFERENCE:
         note_backend("min_max_matmul", "reference")

@@ -12,6 +12,7 @@ from cvg_kernels.errors import ArgumentError
 from cvg_kernels.ops._dispatch import backend_for, refuse_second_derivative
 from cvg_kernels.ops._flow import check_temperature, flow_module
 from cvg_kernels.ops._trace import note_backend
+from cvg_kernels.ops._transforms import backend_under_transforms
 from cvg_kernels.ops.min_max_matmul import min_max_matmul
 from python_ref import path_flow as reference
 
@@ -88,6 +89,9 @@ def path_flow(
     if order not in ("tokens_first", "hops_first"):
         raise ArgumentError(f"order must be 'tokens_first' or 'hops_first', got {order!r}")
     check_temperature(temperature)
+    backend = backend_under_transforms(
+        "path_flow", backend, (cross, spatial, *temporal), kernels=()
+    )  # vmap cannot split its list of hops
     if spatial is not None:
         cross = _spatial_hop(cross, spatial, temperature, residual, correct_bias, backend)
     chosen = backend_for("path_flow", backend, cross)

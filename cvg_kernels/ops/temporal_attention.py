@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from cvg_kernels.backends import Backend, parse_backend, require
+from cvg_kernels.backends import Backend, require
 from cvg_kernels.ops import _temporal_attention_reference as reference
 from cvg_kernels.ops._autocast import cast_inputs
 from cvg_kernels.ops._dispatch import (
@@ -16,6 +16,7 @@ from cvg_kernels.ops._dispatch import (
 )
 from cvg_kernels.ops._layout import dense_like
 from cvg_kernels.ops._trace import note_backend
+from cvg_kernels.ops._transforms import backend_under_transforms
 from cvg_kernels.ops._validate import scale_of
 from cvg_kernels.ops._validate_temporal import added_logits, check_tensors
 
@@ -80,12 +81,12 @@ def temporal_attention(
 
     Temporal attention regularisation of "VSTAR: Generative Temporal Nursing for Longer Dynamic Video Synthesis".
     """
-    backend = parse_backend(backend)
     query, key, value = cast_inputs(query, key, value)
     check_tensors(query, key, value)
     scale = scale_of(scale, query)
     added = added_logits(query, sigma, strength, bias)
     by_row_max = sigma is not None
+    backend = backend_under_transforms("temporal_attention", backend, (query, key, value, added))
     if query.device.type not in KERNEL_DEVICES:
         if backend is not Backend.AUTO:
             require("temporal_attention", backend, query.device)

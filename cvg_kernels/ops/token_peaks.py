@@ -10,6 +10,7 @@ from cvg_kernels.backends import Backend
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.ops._dispatch import backend_for, refuse_second_derivative
 from cvg_kernels.ops._trace import note_backend
+from cvg_kernels.ops._transforms import backend_under_transforms
 from python_ref import token_peaks as reference
 
 
@@ -48,6 +49,7 @@ def token_peaks(
         )
     if not sigma > 0:
         raise ArgumentError(f"sigma must be positive, got {sigma!r}")
+    backend = backend_under_transforms("token_peaks", backend, (flow,))
     chosen = backend_for("token_peaks", backend, flow)
     if chosen is Backend.REFERENCE:
         note_backend("token_peaks", "reference")

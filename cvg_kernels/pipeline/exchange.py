@@ -151,7 +151,7 @@ class Listener:
         self._heard = heard
 
     def __call__(self, *args: Any) -> Any:
-        """Passes on what it hears."""
+        """Hands a call on."""
         return self._heard(*args)
 
     def __reduce__(self) -> tuple:

@@ -102,7 +102,7 @@ class PipelineHooks:
         self.subscribers.append(subscriber)
         try:
             if own_loop and self._sampling is None:
-                self._begin({})
+                self._begin(None)
                 self._loop_of = subscriber
             elif self._loop_of is not None:
                 self._join(subscriber)
@@ -153,7 +153,7 @@ class PipelineHooks:
         finally:
             self._end()
 
-    def _begin(self, options: dict[str, Any]) -> None:
+    def _begin(self, options: dict[str, Any] | None) -> None:
         """Puts everything in its place for the length of a run."""
         prompt = next((s.prompt for s in self.subscribers if s.prompt is not None), None)
         self._sampling = Sampling(self.pipe, self.runs, options, prompt)
@@ -292,10 +292,12 @@ class PipelineHooks:
         self._watch_scheduler()
         for layer in self._layers:
             keep_taps(layer)
-        call = self._calls[-1] = self._decode(denoiser, arguments_of(denoiser, args, kwargs))
+        arguments = arguments_of(denoiser, args, kwargs)
+        self._close_step(timestep_of(arguments))
+        call = self._calls[-1] = self._decode(denoiser, arguments)
         self._model = call.model
-        if not sampling.begun:
-            sampling.begun = True
+        if sampling.begun_at is None:
+            sampling.begun_at = call.timestep
             sampling.steps += call.leading
             if call.leading:
                 sampling.shift = self._shift(call)
@@ -317,6 +319,24 @@ class PipelineHooks:
             changed = subscriber.after_call(call, output)
             output = output if changed is None else changed
         return output
+
+    def _close_step(self, timestep: float) -> None:
+        """Ends a step whose `scheduler.step` has not been seen when the denoiser is called for the next.
+
+        Raises:
+            ArgumentError: if its latents were moved: the sample that went on was not.
+        """
+        sampling = self._sampling
+        if sampling.begun_at is None or sampling.begun_at == timestep:
+            return
+        if sampling.shift is not None:
+            raise ArgumentError(
+                f"{type(self.pipe).__name__} does not step with the `step` of its own scheduler, so the latents that a "
+                "method moves are lost: they cannot be guided there"
+            )
+        sampling.end_step()
+        if sampling.schedule is not None:
+            sampling.schedule.advance()
 
     def _decode(self, denoiser: nn.Module, arguments: dict[str, Any]) -> Call:
         """A call in the terms that everybody reads."""

@@ -21,28 +21,26 @@ class Sampling:
     Args:
         pipe: the pipeline.
         number: of the call, 0 first.
-        options: its arguments by name.
+        options: its arguments by name; `None` for a loop of the user's own, which encodes its prompt itself.
         prompt: what the prompt is where the pipeline is given embeddings only.
     """
 
     def __init__(
-        self, pipe: Any, number: int, options: dict[str, Any], prompt: str | list[str] | None
+        self, pipe: Any, number: int, options: dict[str, Any] | None, prompt: str | list[str] | None
     ) -> None:
         self.pipe = pipe
         self.number = number
+        own_loop, options = options is None, options or {}
         self._prompt = options.get("prompt")
-        self._encodes = (
-            self._prompt is not None
-        )  # else a text that is encoded is the negative prompt
+        # Without a prompt, a text that the pipeline encodes is the negative one.
+        self._encodes = own_loop or self._prompt is not None
         if self._prompt is None:
             self._prompt = prompt
         self._repeats = options.get("num_videos_per_prompt") or 1
         self._encoding: dict[str, Any] | None = None  # the arguments of `encode_prompt`
         self._embeddings: torch.Tensor | None = None
         self._negative: torch.Tensor | None = None
-        self._ids: list[list[int]] | None = (
-            None  # that the text encoder was given, one row a prompt
-        )
+        self._ids: list[list[int]] | None = None  # of the text encoder, one row a prompt
         self._texts: list[EncodedText] | None = None
         self.schedule: Schedule | None = None
         self.steps = 0  # begun; FreeInit makes several rounds of them in one run
@@ -51,13 +49,11 @@ class Sampling:
 
     def end_step(self) -> None:
         """Forgets what belongs to one denoising step."""
-        self.begun = False
-        self.shift: torch.Tensor | None = (
-            None  # by which the step's latents are moved, [samples, C, F, H, W]
-        )
-        self.scaling: Callable[[torch.Tensor], torch.Tensor] | None = (
-            None  # of the denoiser's input
-        )
+        self.begun_at: float | None = None  # timestep of the step under way
+        #: By which the step's latents are moved, `[samples, C, F, H, W]`.
+        self.shift: torch.Tensor | None = None
+        #: How the pipeline scales the denoiser's input.
+        self.scaling: Callable[[torch.Tensor], torch.Tensor] | None = None
         self._seen: set[Branch] = set()
 
     def remember(self, key: Any, make: Callable[[], Any]) -> Any:
@@ -83,6 +79,8 @@ class Sampling:
         if self._encoding is not None:
             return
         self._encoding = arguments
+        if self._encodes and self._prompt is None:
+            self._prompt = arguments.get("prompt")
         if isinstance(result, (tuple, list)):
             self._embeddings = result[0]
             self._negative = result[1] if len(result) > 1 and torch.is_tensor(result[1]) else None

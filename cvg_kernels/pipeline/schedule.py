@@ -29,9 +29,9 @@ class Schedule:
     def _read(self) -> None:
         self._source = getattr(self._scheduler, "timesteps", None)
         self._timesteps = _floats(self._source)
-        self._places: list[Place] = places_of(self._scheduler) if self._timesteps else []
+        self._start = 0  # the entry that the run begins at
+        self._places: list[Place] = []  # of the entries from there on
         self._position: int | None = None  # of the coming call of `scheduler.step`; None: not begun
-        self._first = 0  # the step that the run begins with
 
     def of(self, scheduler: Any) -> bool:
         """Whether this follows a scheduler, and not one that it was exchanged for."""
@@ -50,12 +50,12 @@ class Schedule:
         if source is not self._source and _floats(source) != self._timesteps:
             self._read()  # several stages in one run: each has its own steps
         self._source = source
-        if not self._places:
-            return self._position or 0, max((self._position or 0) + 1, 1), True
+        if not self._timesteps:
+            return self._position or 0, (self._position or 0) + 1, True
         if self._position is None or not self._stands_at(timestep):
             self._begin(timestep)
-        place = self._places[self._position]
-        return place.step - self._first, self._places[-1].step + 1 - self._first, place.leading
+        place = self._places[self._position - self._start]
+        return place.step, self._places[-1].step + 1, place.leading
 
     def advance(self) -> None:
         """Notes that the scheduler has made a step (or a half)."""
@@ -76,11 +76,11 @@ class Schedule:
         matches = [at for at, known in enumerate(self._timesteps) if known == timestep] or [
             at for at, known in enumerate(self._timesteps) if _same(timestep, known)
         ]
-        leading = [at for at in matches if self._places[at].leading] or matches
-        begin = getattr(self._scheduler, "begin_index", None)
-        self._position = leading[0] if leading else (begin or 0)
-        self._position = min(self._position, len(self._timesteps) - 1)
-        self._first = self._places[self._position].step
+        places = places_of(self._scheduler)
+        leading = [at for at in matches if places[at].leading] or matches
+        begin = leading[0] if leading else getattr(self._scheduler, "begin_index", None) or 0
+        self._start = self._position = min(begin, len(self._timesteps) - 1)
+        self._places = places_of(self._scheduler, self._start)
 
 
 def _floats(timesteps: Any) -> list[float]:

@@ -16,7 +16,7 @@ from cvg_kernels.guidance.base import Guidance
 from cvg_kernels.pipeline.models import MODELS
 from tests.composition.tiny import tiny_classifier
 from tests.pipeline.snapshot import Snapshot
-from tests.pipelines import PIPELINES, PROMPT, STEPS, PipelineCase, denoisers, run
+from tests.pipelines import PIPELINES, PROMPT, STEPS, PipelineCase, run
 
 KNOWN = [name for name, case in PIPELINES.items() if case.denoiser in MODELS]
 UNKNOWN = [name for name in PIPELINES if name not in KNOWN]

@@ -450,5 +450,5 @@ def test_a_handle_may_be_entered_again():
     assert second.guided == [(0, 0), (0, 1)]
     with cvg.capture(pipe, words=["cat"]) as captured:
         run(pipe, options)
-    with pytest.raises(cvg.ArgumentError, match="a capture is for one block"), captured:
+    with pytest.raises(cvg.ArgumentError, match="has been open already"), captured:
         pass

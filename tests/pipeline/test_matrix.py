@@ -9,7 +9,7 @@ pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
 import cvg_kernels as cvg  # noqa: E402
-from tests.pipeline.matrix import KNOWN, METHODS, ROUNDING, UNKNOWN, WORDS, Built, _split  # noqa: E402
+from tests.pipeline.matrix import KNOWN, METHODS, ROUNDING, UNKNOWN, WORDS, Built  # noqa: E402
 from tests.pipeline.snapshot import Snapshot  # noqa: E402
 from tests.pipelines import PIPELINES  # noqa: E402
 

@@ -1,0 +1,181 @@
+"""Runs that are interrupted, repeated, unguided, batched, or under another mode of torch; with every method."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers")
+pytest.importorskip("transformers")
+
+import cvg_kernels as cvg  # noqa: E402
+from cvg_kernels.pipeline.layers import attention_layers  # noqa: E402
+from tests.offline_pipelines import noise  # noqa: E402
+from tests.pipeline.matrix import METHODS, ROUNDING, WORDS  # noqa: E402
+from tests.pipelines import PIPELINES, PROMPT, denoisers  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+#: One of each way to call a network: with PAG and without, frame by frame, with a timestep a token, joint attention.
+FAMILIES = ["animatediff_pag", "modelscope", "latte", "wan22_ti2v_image", "cogvideox_i2v"]
+#: Those that make several videos at once.
+BATCHED = ["animatediff", "animatediff_pag", "modelscope", "latte", "wan", "wan22", "cogvideox"]
+
+
+def accepted(names):
+    """Pairs (pipeline, method) without those that are refused; all of them are in test_matrix.py."""
+    return [
+        (name, key)
+        for name in names
+        for key, method in METHODS.items()
+        if not method.refused(PIPELINES[name])
+    ]
+
+
+on_families = pytest.mark.parametrize(("built", "name"), accepted(FAMILIES), indirect=["built"])
+
+
+@pytest.mark.parametrize("interrupted", [1, 3])
+@on_families
+def test_an_interrupted_run_leaves_nothing_for_the_next(built, name, interrupted):
+    """Ctrl-C in the first call of a layer (a method's own call, or the pipeline's) or in a later one."""
+    method = METHODS[name]
+    with method(built).attach(built.pipe) as run:
+        clean = built.run()
+    middle = attention_layers(denoisers(built.pipe)[0])[1].module
+    calls = []
+
+    def interrupt(*_):
+        calls.append(1)
+        if len(calls) == interrupted:
+            raise KeyboardInterrupt
+
+    with method(built).attach(built.pipe) as run:
+        with middle.register_forward_pre_hook(interrupt), pytest.raises(KeyboardInterrupt):
+            built.run()
+        before = list(run.guided)
+        assert torch.equal(built.run(), clean)
+        assert torch.equal(built.run(), clean)
+    guided = [step for _, step in built.guided(0, method.stop)]
+    assert before == [(0, step) for step in guided[: len(before)]]
+    assert run.guided[len(before) :] == [(call, step) for call in (1, 2) for step in guided]
+    assert run.calls == 3
+    built.runs_as_before()
+
+
+@pytest.mark.parametrize("built", FAMILIES, indirect=True)
+def test_capture_after_an_interrupted_run(built):
+    with cvg.capture(built.pipe, WORDS) as clean:
+        built.run()
+    middle = attention_layers(denoisers(built.pipe)[0])[1].module
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with cvg.capture(built.pipe, WORDS) as captured:
+        with middle.register_forward_hook(interrupt), pytest.raises(KeyboardInterrupt):
+            built.run()
+        lost = len(captured.records)
+        built.run()
+    assert [record.run for record in captured.records[lost:]] == [1] * len(clean.records)
+    for record, want in zip(captured.records[lost:], clean.records, strict=True):
+        assert (record.step, record.layer, record.branch) == (want.step, want.layer, want.branch)
+        assert torch.equal(record.maps, want.maps)
+    built.runs_as_before()
+
+
+@on_families
+def test_without_classifier_free_guidance(built, name):
+    method = METHODS[name]
+    stock = built.run(guidance_scale=1.0)
+    with method(built).attach(built.pipe) as run:
+        video = built.run(guidance_scale=1.0)
+    assert run.guided == built.guided(0, method.stop)
+    assert video.isfinite().all() and (video - stock).abs().max() > ROUNDING
+    with method(built, 0).attach(built.pipe):
+        video = built.run(guidance_scale=1.0)
+    torch.testing.assert_close(
+        video, stock, rtol=0 if method.exact else 1e-4, atol=0 if method.exact else ROUNDING
+    )
+    built.is_as_before()
+
+
+@pytest.mark.parametrize("built", FAMILIES, indirect=True)
+def test_capture_without_classifier_free_guidance(built):
+    with cvg.capture(built.pipe, WORDS) as captured:
+        built.run(guidance_scale=1.0)
+    there = [branch for branch in built.case.branches if branch != "uncond"]
+    assert {record.branch for record in captured.records} == set(there)
+    layers = {record.layer for record in captured.records}
+    assert len(captured.records) == len(layers) * built.steps * len(there)
+    built.is_as_before()
+
+
+@on_families
+def test_in_inference_mode(built, name):
+    method = METHODS[name]
+    with method(built).attach(built.pipe):
+        usual = built.run()
+    with torch.inference_mode(), method(built).attach(built.pipe) as run:
+        video = built.run()
+    assert run.guided == built.guided(0, method.stop)
+    assert torch.equal(video, usual)
+    with torch.inference_mode(), cvg.capture(built.pipe, WORDS) as captured:
+        built.run()
+    assert captured.heat_map("cat").isfinite().all()
+    built.runs_as_before()
+
+
+@pytest.mark.parametrize("built", FAMILIES, indirect=True)
+def test_capture_under_autocast(built):
+    """The rows of softmax in bfloat16 have 8 bits, and so do the queries and keys."""
+    with cvg.capture(built.pipe, WORDS) as exact:
+        built.run()
+    with torch.autocast("cpu", torch.bfloat16):
+        stock = built.run()
+        with cvg.capture(built.pipe, WORDS) as captured:
+            video = built.run()
+    torch.testing.assert_close(video, stock, rtol=0.05, atol=0.05 * float(stock.abs().max()))
+    for record, want in zip(captured.records, exact.records, strict=True):
+        assert record.maps.dtype == torch.float32
+        if record.step == 0:  # later steps start from other latents
+            torch.testing.assert_close(record.maps, want.maps, rtol=0.1, atol=0.01)
+    built.runs_as_before()
+
+
+@pytest.mark.parametrize(("built", "name"), accepted(BATCHED), indirect=["built"])
+def test_each_video_of_a_batch_is_as_alone(built, name):
+    """Also where its words stand in another order."""
+    prompts = [PROMPT, "a blue dog and a red cat"]
+    start = noise(built.case.name, built.pipe, 2)
+
+    def call(prompt, latents, size):
+        with METHODS[name](built).attach(built.pipe) as run:
+            video = built.run(prompt, latents=latents)
+        assert run.guided == built.guided(0, METHODS[name].stop) and len(video) == size
+        return video
+
+    together = call(prompts, start, 2)
+    for sample, prompt in enumerate(prompts):
+        alone = call(prompt, start[sample : sample + 1], 1)
+        torch.testing.assert_close(together[sample : sample + 1], alone, rtol=1e-3, atol=1e-3)
+    built.is_as_before()
+
+
+@pytest.mark.parametrize("built", BATCHED, indirect=True)
+def test_maps_of_each_video_of_a_batch_are_as_alone(built):
+    prompts = [PROMPT, "a blue dog and a red cat"]
+    start = noise(built.case.name, built.pipe, 2)
+
+    def call(prompt, latents):
+        with cvg.capture(built.pipe, WORDS) as captured:
+            built.run(prompt, latents=latents)
+        return captured.records
+
+    together = call(prompts, start)
+    for sample, prompt in enumerate(prompts):
+        alone = call(prompt, start[sample : sample + 1])
+        for both, one in zip(together, alone, strict=True):
+            assert (both.step, both.layer, both.branch) == (one.step, one.layer, one.branch)
+            torch.testing.assert_close(both.maps[sample], one.maps[0], rtol=1e-3, atol=1e-5)
+    built.is_as_before()
