@@ -126,7 +126,7 @@ def test_the_first_step_is_guided_in_every_place(name):
                     run(pipe, options)
                 assert scheduler.step is spy_step
                 assert [call.index for call in made.history] == [0, 1, 2]
-                assert made.guided == {(0, 0)} and made.calls == 1
+                assert made.guided == [(0, 0)] and made.calls == 1
                 assert made.history[0].count == 3 and made.history[0].latents.dtype == torch.float32
                 assert made.history[0].prompts == [PROMPT]
             else:
