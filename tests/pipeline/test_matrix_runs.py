@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 
@@ -11,7 +13,7 @@ pytest.importorskip("transformers")
 import cvg_kernels as cvg  # noqa: E402
 from cvg_kernels.pipeline.layers import attention_layers  # noqa: E402
 from tests.offline_pipelines import noise  # noqa: E402
-from tests.pipeline.matrix import METHODS, ROUNDING, WORDS  # noqa: E402
+from tests.pipeline.matrix import METHODS, ROUNDING, WORDS, Built  # noqa: E402
 from tests.pipelines import PIPELINES, PROMPT, denoisers  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -84,6 +86,22 @@ def test_capture_after_an_interrupted_run(built):
     built.runs_as_before()
 
 
+def test_pag_after_a_run_that_failed_without_us():
+    """It has left its processors, with which a method could not call the network."""
+    built = Built.of("animatediff_pag")
+    with METHODS["cvg"](built).attach(built.pipe):
+        clean = built.run()
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    last = attention_layers(built.pipe.unet)[-1].module
+    with last.register_forward_hook(interrupt), pytest.raises(KeyboardInterrupt):
+        built.run()
+    with METHODS["cvg"](built).attach(built.pipe):
+        assert torch.equal(built.run(), clean)
+
+
 @on_families
 def test_without_classifier_free_guidance(built, name):
     method = METHODS[name]
@@ -131,7 +149,8 @@ def test_capture_under_autocast(built):
     """The rows of softmax in bfloat16 have 8 bits, and so do the queries and keys."""
     with cvg.capture(built.pipe, WORDS) as exact:
         built.run()
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch, about norms that it does not fuse
         stock = built.run()
         with cvg.capture(built.pipe, WORDS) as captured:
             video = built.run()
