@@ -20,7 +20,7 @@ from cvg_kernels.guidance.losses import fairness_loss  # noqa: E402
 from cvg_kernels.guidance.steps import LatentStepper  # noqa: E402
 from cvg_kernels.pipeline.layer_capture import LayerCapture  # noqa: E402
 from cvg_kernels.pipeline.models import denoisers_of  # noqa: E402
-from cvg_kernels.pipeline.words import content_words  # noqa: E402
+from cvg_kernels.prompts.words import content_words  # noqa: E402
 from tests.differences import assert_gradient  # noqa: E402
 from tests.guidance.descending import assert_samples_apart  # noqa: E402
 from tests.offline_pipelines import BUILDERS, PROMPT, animatediff, noise, run, wan  # noqa: E402
