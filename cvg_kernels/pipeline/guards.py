@@ -99,9 +99,12 @@ def without_inference_tensors(arguments: Any) -> Any:
     Args:
         arguments: any nested structure.
     """
-    return tree_map_only(
-        torch.Tensor, lambda tensor: tensor.clone() if tensor.is_inference() else tensor, arguments
-    )
+    with torch.inference_mode(False):  # a copy made within the mode would be of the same kind
+        return tree_map_only(
+            torch.Tensor,
+            lambda tensor: tensor.clone() if tensor.is_inference() else tensor,
+            arguments,
+        )
 
 
 @contextmanager

@@ -178,24 +178,6 @@ def test_the_runs_of_a_capture_are_told_apart():
     assert "2 run(s)" in repr(both) and "cat" in repr(both)
 
 
-@pytest.mark.parametrize("name", [name for name, case in PIPELINES.items() if case.strength < 1])
-def test_steps_count_from_the_first_that_is_made(name):
-    """Of five steps asked for, video-to-video with strength 0.7 makes the last three."""
-    pipe, options = build(name)
-    with Push(stop=0.5).attach(pipe) as made, cvg.capture(pipe, words=["cat"]) as captured:
-        run(pipe, options)
-    assert [(entry["step"], entry["count"]) for entry in made.history] == [(0, 3), (1, 3)]
-    assert {record.step for record in captured.records} == {0, 1, 2}
-
-
-def test_each_round_of_freeinit_is_guided():
-    pipe, options = build("animatediff_freeinit")
-    with Push(stop=0.5).attach(pipe) as made:
-        run(pipe, options)
-    assert [entry["step"] for entry in made.history] == [0, 1, 0, 1]
-    assert made.guided_steps == 4
-
-
 # -- pipelines that share parts, and copies
 
 
