@@ -83,15 +83,19 @@ class Capture:
             raise ArgumentError(
                 "this capture has been open already: make another one with capture(…)"
             )
+        self._check()
+        self._hooks: PipelineHooks | None = PipelineHooks.of(self._pipe)
+        self._hooks.add(self, own_loop=self._own_loop)
+        return self
+
+    def _check(self) -> None:
+        """Checks that the network is one whose maps can be had, now and before each run: it may be exchanged."""
         for denoiser in denoisers_of(self._pipe):
             model_of(denoiser)
             check_whole_sequence(denoiser)
             check_undivided(denoiser)
             if not self.taps(denoiser):
                 raise ArgumentError(f"layers={self._layers!r} selects no layer of the denoiser")
-        self._hooks: PipelineHooks | None = PipelineHooks.of(self._pipe)
-        self._hooks.add(self, own_loop=self._own_loop)
-        return self
 
     def __exit__(self, kind: Any, *error: object) -> None:
         self._hooks.remove(self)
@@ -153,7 +157,8 @@ class Capture:
     # -- what the hooks tell
 
     def begin_run(self, sampling: Sampling) -> None:
-        """Counts the runs."""
+        """Counts the runs, and checks what each is made with."""
+        self._check()
         self._runs += 1
         self._now = None
 

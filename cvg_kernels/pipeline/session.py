@@ -83,15 +83,18 @@ class PipelineSession:
             raise ArgumentError(
                 f"pipe must be a diffusers pipeline with a scheduler, got {type(pipe).__name__}"
             )
-        for denoiser in denoisers_of(pipe):
-            model_of(denoiser)
         self.methods = tuple(methods)
         self.prompt = prompt
         self._pipe = pipe
         self._own_loop = own_loop
-        for method in self.methods:
-            method.check(pipe)
+        self._check()
         self.run = Run()
+
+    def _check(self) -> None:
+        for denoiser in denoisers_of(self._pipe):
+            model_of(denoiser)
+        for method in self.methods:
+            method.check(self._pipe)
 
     def __enter__(self) -> Run:
         self._hooks = PipelineHooks.of(self._pipe)
@@ -118,7 +121,8 @@ class PipelineSession:
     # -- what the hooks tell
 
     def begin_run(self, sampling: Sampling) -> None:
-        """Counts a call of the pipeline, and checks the scheduler that it is made with."""
+        """Counts a call of the pipeline, and checks what it is made with: parts may have been exchanged."""
+        self._check()
         self.run.calls += 1
         if any(method.moves_latents for method in self.methods):
             check_scheduler(self._pipe.scheduler)
