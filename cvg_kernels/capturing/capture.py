@@ -14,7 +14,8 @@ from torch import nn
 from cvg_kernels.capturing.records import Record, heat_map
 from cvg_kernels.errors import ArgumentError, GuidanceWarning
 from cvg_kernels.pipeline.attention import Attention, MapRequest
-from cvg_kernels.pipeline.call import Branch, Call, Geometry
+from cvg_kernels.pipeline.call import Call
+from cvg_kernels.pipeline.geometry import Branch, Geometry
 from cvg_kernels.pipeline.guards import check_whole_sequence
 from cvg_kernels.pipeline.hooks import PipelineHooks
 from cvg_kernels.pipeline.layers import Layer, attention_layers, check_undivided

@@ -11,7 +11,7 @@ import torch
 from torch.nn.functional import interpolate
 
 from cvg_kernels.errors import ArgumentError
-from cvg_kernels.pipeline.call import Branch
+from cvg_kernels.pipeline.geometry import Branch
 from cvg_kernels.pipeline.models import Grid
 from cvg_kernels.prompts.tokens import TokenSpan, Word
 

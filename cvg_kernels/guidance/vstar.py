@@ -166,7 +166,8 @@ class VSTAR(Guidance):
         """Gives every frame its text, and a position that the network knows; see `Guidance`."""
         with ExitStack() as stack:
             if self.prompts is not None:
-                texts = FrameTexts(self, session)
+                reads_prompt = callable(self.prompts) or self.prompts == "then"
+                texts = FrameTexts(self.states, reads_prompt, session)
                 for layer in attention_layers(denoiser):
                     if layer.kind == "cross":
                         hook = layer.module.register_forward_pre_hook(texts.give, with_kwargs=True)
@@ -239,7 +240,7 @@ class _Band(Tap):
             if (
                 size not in self.columns
             ):  # a layer that is replayed has fewer samples than the call around
-                positions = attention.query.shape[0] // call.geometry.samples(attention)
+                positions = attention.query.shape[0] // call.geometry.samples(attention.disturbs)
                 self.columns[size] = call.geometry.grid(positions)[2]
             options = self.settings.band(self.columns[size], size[-1])
         else:
