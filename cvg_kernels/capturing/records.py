@@ -58,7 +58,9 @@ def heat_map(
         if not isinstance(number, int) or isinstance(number, bool):
             raise ArgumentError(f"{name} must be a whole number, got {number!r}")
     if size is not None and not _is_size(size):
-        raise ArgumentError(f"size must be (rows, columns), whole numbers of at least 1, or None, got {size!r}")
+        raise ArgumentError(
+            f"size must be (rows, columns), whole numbers of at least 1, or None, got {size!r}"
+        )
     cross = [record for record in records if record.kind == "cross"]
     runs = sorted({record.run for record in cross})
     if not -len(runs) <= run < len(runs):

@@ -76,7 +76,9 @@ class CVG(Guidance):
         check_number("step_size", self.step_size, 0)
         check_flag("normalize", self.normalize)
         if not isinstance(self.classifier, (CompositionClassifier, str, Path, type(None))):
-            raise ArgumentError(f"classifier must be one, its folder, or None, got {self.classifier!r}")
+            raise ArgumentError(
+                f"classifier must be one, its folder, or None, got {self.classifier!r}"
+            )
         self._check_label()
         if self.steps is not None:
             check_count("steps", self.steps)

@@ -31,7 +31,9 @@ class Together:
             methods += one.methods if isinstance(one, Together) else (one,)
         for one in methods:
             if not isinstance(one, Guidance):
-                raise ArgumentError(f"methods must hold guidance methods, such as Vico(), got {one!r}")
+                raise ArgumentError(
+                    f"methods must hold guidance methods, such as Vico(), got {one!r}"
+                )
         if not methods:
             raise ArgumentError("methods must hold at least one method, got none")
         object.__setattr__(self, "methods", tuple(methods))

@@ -165,7 +165,9 @@ class Vico(Guidance):
         pairs = [tuple(level) for level in levels if isinstance(level, (list, tuple))]
         good = all(len(pair) == 2 and all(isinstance(n, int) for n in pair) for pair in pairs)
         if not levels or len(pairs) < len(levels) or not good:
-            raise ArgumentError(f"levels must be 'auto' or grids (rows, columns), got {self.levels!r}")
+            raise ArgumentError(
+                f"levels must be 'auto' or grids (rows, columns), got {self.levels!r}"
+            )
 
     @property
     def idle(self) -> bool:

@@ -82,7 +82,9 @@ class PipelineSession:
             raise ArgumentError(f"methods must be a list of at least one method, got {methods!r}")
         for method in methods:
             if isinstance(method, type) or not hasattr(method, "before_step"):
-                raise ArgumentError(f"methods must hold guidance methods, such as Vico(), got {method!r}")
+                raise ArgumentError(
+                    f"methods must hold guidance methods, such as Vico(), got {method!r}"
+                )
         check_prompt(prompt)
         check_flag("own_loop", own_loop)
         if isinstance(pipe, nn.Module) or not hasattr(pipe, "scheduler"):

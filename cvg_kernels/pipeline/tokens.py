@@ -254,7 +254,9 @@ def check_prompt(prompt: Any) -> None:
     """
     texts = prompt if isinstance(prompt, (list, tuple)) else [prompt]
     if prompt is not None and (not texts or not all(isinstance(text, str) for text in texts)):
-        raise ArgumentError(f"prompt must be a text, a list of one for each video, or None, got {prompt!r}")
+        raise ArgumentError(
+            f"prompt must be a text, a list of one for each video, or None, got {prompt!r}"
+        )
 
 
 def check_reach(token_ids: Any, length: int) -> None:
