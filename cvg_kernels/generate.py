@@ -25,8 +25,8 @@ from cvg_kernels.errors import ArgumentError
 from cvg_kernels.guidance.methods import method_named
 from cvg_kernels.guidance.synopsis import split_at_then
 from cvg_kernels.pipeline.session import Run
-from cvg_kernels.pipeline.tokens import EncodedText, Word
-from cvg_kernels.pipeline.words import content_words
+from cvg_kernels.prompts.tokens import EncodedText, Word
+from cvg_kernels.prompts.words import content_words
 
 _DTYPES = ("float32", "bfloat16", "float16")
 

@@ -22,8 +22,8 @@ from cvg_kernels.pipeline.layers import Layer, attention_layers, check_undivided
 from cvg_kernels.pipeline.models import Grid, denoisers_of, model_of
 from cvg_kernels.pipeline.sampling import Sampling
 from cvg_kernels.pipeline.taps import Tap
-from cvg_kernels.pipeline.token_table import TokenTable
-from cvg_kernels.pipeline.tokens import TokenSpan, Word, check_prompt, check_reach, checked_words
+from cvg_kernels.prompts.token_table import TokenTable
+from cvg_kernels.prompts.tokens import TokenSpan, Word, check_prompt, check_reach, checked_words
 
 
 @dataclass(frozen=True)

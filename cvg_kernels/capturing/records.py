@@ -13,7 +13,7 @@ from torch.nn.functional import interpolate
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.pipeline.call import Branch
 from cvg_kernels.pipeline.models import Grid
-from cvg_kernels.pipeline.tokens import TokenSpan, Word, word_and_occurrence
+from cvg_kernels.prompts.tokens import TokenSpan, Word, word_and_occurrence
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cvg_kernels.errors import ArgumentError
-from cvg_kernels.pipeline.tokens import Word
+from cvg_kernels.prompts.tokens import Word
 
 _PARTS = re.compile(r"\s*(?:,|;|\.|\band\b|\bwhile\b)\s*", re.IGNORECASE)
 _ARTICLE = re.compile(r"^(?:a|an|the|one)\s+", re.IGNORECASE)

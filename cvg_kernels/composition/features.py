@@ -14,7 +14,7 @@ from cvg_kernels.errors import ArgumentError
 from cvg_kernels.pipeline.layer_capture import LayerCapture
 from cvg_kernels.pipeline.layers import attention_layers
 from cvg_kernels.pipeline.models import Grid
-from cvg_kernels.pipeline.token_table import TokenTable
+from cvg_kernels.prompts.token_table import TokenTable
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ from cvg_kernels.pipeline.guards import check_extra_forwards
 from cvg_kernels.pipeline.layers import check_undivided
 from cvg_kernels.pipeline.models import denoisers_of
 from cvg_kernels.pipeline.session import Run
-from cvg_kernels.pipeline.token_table import TokenTable
+from cvg_kernels.prompts.token_table import TokenTable
 
 #: The classifier that ships, of the shapes pipeline.
 SHIPPED = Path(__file__).parents[1] / "shapes" / "weights" / "classifier"

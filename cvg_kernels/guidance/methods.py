@@ -15,7 +15,7 @@ from cvg_kernels.guidance.temporal_band import TemporalBand
 from cvg_kernels.guidance.together import Together
 from cvg_kernels.guidance.vico import Vico
 from cvg_kernels.guidance.vstar import VSTAR
-from cvg_kernels.pipeline.tokens import Word
+from cvg_kernels.prompts.tokens import Word
 
 METHODS = {
     "none": None,

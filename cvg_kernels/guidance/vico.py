@@ -27,9 +27,9 @@ from cvg_kernels.pipeline.layer_capture import LayerCapture
 from cvg_kernels.pipeline.layers import check_undivided
 from cvg_kernels.pipeline.models import denoisers_of
 from cvg_kernels.pipeline.session import Run
-from cvg_kernels.pipeline.token_table import TokenTable
-from cvg_kernels.pipeline.tokens import Word, checked_words
-from cvg_kernels.pipeline.words import content_words, nouns_and_verbs
+from cvg_kernels.prompts.token_table import TokenTable
+from cvg_kernels.prompts.tokens import Word, checked_words
+from cvg_kernels.prompts.words import content_words, nouns_and_verbs
 
 
 @dataclass(frozen=True)

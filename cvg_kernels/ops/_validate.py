@@ -70,9 +70,14 @@ def check_tensors(query, key, value, *, values: bool) -> None:
 
 
 def can_look_at(tensor: torch.Tensor) -> bool:
-    """Whether there are numbers that can be read at no cost: not on a GPU, nor of a fake tensor or in a compiled graph."""
-    plain = type(tensor) is torch.Tensor and not torch.compiler.is_compiling()
-    return plain and tensor.device.type == "cpu" and tensor.numel() > 0
+    """Whether its numbers can be read at no cost: not on a GPU, in a compiled graph, of a fake tensor or under vmap."""
+    if torch.compiler.is_compiling() or tensor.device.type != "cpu" or tensor.numel() == 0:
+        return False
+    real = type(tensor) in (
+        torch.Tensor,
+        torch.nn.Parameter,
+    )  # a fake tensor is of a class of its own
+    return real and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
 
 
 def scale_of(scale: float | None, query: torch.Tensor) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from cvg_kernels.errors import ArgumentError
-from cvg_kernels.ops._validate import MAX_HEAD_DIM, check_operand
+from cvg_kernels.ops._validate import MAX_HEAD_DIM, can_look_at, check_operand
 from python_ref.temporal_attention import gaussian_band
 
 _MAX_FRAMES = 256
@@ -69,8 +69,7 @@ def _scalar(name: str, given, device: torch.device, dtype: torch.dtype) -> torch
             raise ArgumentError(
                 f"{name} must be a number or a 0-d floating-point tensor, got {given.dtype} {tuple(given.shape)}"
             )
-        seen = given.device.type == "cpu" and not torch.compiler.is_compiling()
-        number = given.item() if seen else None
+        number = given.item() if can_look_at(given) else None
         scalar = given.to(device, dtype)
     else:
         try:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from cvg_kernels.pipeline.attention import Attention
     from cvg_kernels.pipeline.hooks import PipelineHooks
     from cvg_kernels.pipeline.sampling import Sampling
-    from cvg_kernels.pipeline.tokens import EncodedText, TokenSpan, Word
+    from cvg_kernels.prompts.tokens import EncodedText, TokenSpan, Word
 
 #: What a sample of a call is: with or without the prompt, or with it and disturbed attention (PAG).
 Branch = Literal["cond", "uncond", "perturbed"]

@@ -101,7 +101,9 @@ def without_inference_tensors(arguments: Any) -> Any:
     """
     with torch.inference_mode(False):  # a copy made within the mode would be of the same kind
         return tree_map_only(
-            torch.Tensor, lambda tensor: tensor.clone() if tensor.is_inference() else tensor, arguments
+            torch.Tensor,
+            lambda tensor: tensor.clone() if tensor.is_inference() else tensor,
+            arguments,
         )
 
 

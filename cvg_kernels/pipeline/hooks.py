@@ -19,8 +19,9 @@ from cvg_kernels.errors import ArgumentError
 from cvg_kernels.pipeline.call import Call, repeated, timestep_of
 from cvg_kernels.pipeline.exchange import Listener, exchange
 from cvg_kernels.pipeline.guards import differentiable, uncompiled, without_inference_tensors
-from cvg_kernels.pipeline.layers import Layer, attention_layers
+from cvg_kernels.pipeline.layers import Layer
 from cvg_kernels.pipeline.models import arguments_of, denoisers_of, model_of, unwrap
+from cvg_kernels.pipeline.pag import Disturbance
 from cvg_kernels.pipeline.sampling import Sampling
 from cvg_kernels.pipeline.schedule import Schedule
 from cvg_kernels.pipeline.schedulers import moved_step
@@ -159,11 +160,10 @@ class PipelineHooks:
         self._sampling = Sampling(self.pipe, self.runs, options, prompt)
         self.runs += 1
         self._frame = stack = ExitStack()
+        self._pag = Disturbance(self.pipe)
+        stack.callback(self._pag.end)
         for denoiser in denoisers_of(self.pipe):
             network = unwrap(denoiser)
-            self._stock |= {
-                layer.module: layer.module.processor for layer in attention_layers(network)
-            }
             before, after = Listener(self._before), Listener(self._after)
             stack.callback(network.register_forward_pre_hook(before, with_kwargs=True).remove)
             stack.callback(network.register_forward_hook(after, always_call=True).remove)
@@ -210,7 +210,6 @@ class PipelineHooks:
         self._frame = ExitStack()  # what ends with the run
         self._frames: dict[int, ExitStack] = {}  # of each subscriber
         self._layers: list[Layer] = []  # with taps
-        self._stock: dict[nn.Module, Any] = {}  # attention module → its processor before the run
         self._calls: list[Call | None] = []  # innermost last: a method calls within a call
         self._last: Call | None = None  # the last of them: a layer may be replayed after its call
         self._own: Call | None = None  # a call that a method is about to make
@@ -367,12 +366,11 @@ class PipelineHooks:
             return None
         part, factor = call.part(samples), self._factor()
         noisy, start = part.noisy(), part.latents.detach().float() / factor
-        part = replace(
-            part, arguments=without_inference_tensors(part.arguments), latents=start, scale=factor
-        )
         moved = False
-        own = replace(part, own=True)
-        with differentiable(call.denoiser), self._within(own), self._undisturbed(call.denoiser):
+        with differentiable(call.denoiser), self._pag.lifted(call.denoiser), ExitStack() as stack:
+            arguments = without_inference_tensors(part.arguments)
+            part = replace(part, arguments=arguments, latents=start, scale=factor)
+            stack.enter_context(self._within(replace(part, own=True)))
             for subscriber in movers:
                 after = subscriber.before_step(replace(part, latents=part.latents.clone()))
                 if after is not None:
@@ -399,24 +397,8 @@ class PipelineHooks:
         """
         arguments = call.arguments if latents is None else call.with_latents(latents)
         own = replace(call, own=True, arguments=arguments)
-        with self._owned(own), self._undisturbed(call.denoiser):
+        with self._owned(own), self._pag.lifted(call.denoiser):
             return call.denoiser(**arguments)
-
-    @contextmanager
-    def _undisturbed(self, denoiser: nn.Module) -> Iterator[None]:
-        """The processors of before the run in the place of PAG's, which take a batch of all branches apart."""
-        kinds = tuple({type(one) for one in getattr(self.pipe, "_pag_attn_processors", None) or ()})
-        changed = []
-        for layer in attention_layers(denoiser) if kinds else ():
-            if isinstance(layer.module.processor, kinds):
-                changed.append((layer.module, layer.module.processor))
-                layer.module.set_processor(self._stock[layer.module])
-                keep_taps(layer)
-        try:
-            yield
-        finally:
-            for module, processor in changed:
-                module.set_processor(processor)
 
     @contextmanager
     def _owned(self, call: Call) -> Iterator[None]:

@@ -16,7 +16,7 @@ from cvg_kernels.pipeline.guards import check_extra_forwards, uncompiled
 from cvg_kernels.pipeline.layers import Layer, attention_layers
 from cvg_kernels.pipeline.models import Grid, arguments_of, model_of, unwrap
 from cvg_kernels.pipeline.taps import Tap, tapped
-from cvg_kernels.pipeline.tokens import check_reach
+from cvg_kernels.prompts.tokens import check_reach
 
 
 class _Finished(Exception):

@@ -12,7 +12,7 @@ from cvg_kernels.errors import ArgumentError
 from cvg_kernels.pipeline.call import Branch
 from cvg_kernels.pipeline.models import Model
 from cvg_kernels.pipeline.schedule import Schedule
-from cvg_kernels.pipeline.tokens import EncodedText
+from cvg_kernels.prompts.tokens import EncodedText
 
 
 class Sampling:

@@ -19,7 +19,7 @@ from cvg_kernels.pipeline.models import denoisers_of, model_of
 from cvg_kernels.pipeline.sampling import Sampling
 from cvg_kernels.pipeline.schedulers import check_scheduler
 from cvg_kernels.pipeline.taps import Tap
-from cvg_kernels.pipeline.tokens import check_prompt
+from cvg_kernels.prompts.tokens import check_prompt
 
 
 @dataclass

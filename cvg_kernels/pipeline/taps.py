@@ -187,7 +187,9 @@ def _intercepting_class(kind: type) -> type:
     return type(kind.__name__, (kind,), members)
 
 
-@torch.compiler.disable(reason="attention by cvg_kernels runs uncompiled: compile without fullgraph=True")
+@torch.compiler.disable(
+    reason="attention by cvg_kernels runs uncompiled: compile without fullgraph=True"
+)
 def _run(kind: type, processor: Any, attn: nn.Module, args: tuple, kwargs: dict[str, Any]):
     """The processor's own call, its attention handed to the active taps."""
     tapped = vars(attn).get(_SLOT)

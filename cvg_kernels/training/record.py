@@ -12,8 +12,8 @@ from cvg_kernels.composition.features import FeatureReader, Selection
 from cvg_kernels.guidance.base import Guidance
 from cvg_kernels.pipeline.call import Call
 from cvg_kernels.pipeline.session import Run
-from cvg_kernels.pipeline.token_table import TokenTable
-from cvg_kernels.pipeline.tokens import Word
+from cvg_kernels.prompts.token_table import TokenTable
+from cvg_kernels.prompts.tokens import Word
 
 
 class _Recorded(Exception):

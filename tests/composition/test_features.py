@@ -11,8 +11,8 @@ pytest.importorskip("transformers")
 
 import cvg_kernels as cvg  # noqa: E402
 from cvg_kernels.composition import Selection, entities_of, with_context  # noqa: E402
-from cvg_kernels.pipeline.token_table import TokenTable  # noqa: E402
-from cvg_kernels.pipeline.tokens import EncodedText  # noqa: E402
+from cvg_kernels.prompts.token_table import TokenTable  # noqa: E402
+from cvg_kernels.prompts.tokens import EncodedText  # noqa: E402
 from cvg_kernels.training.record import record  # noqa: E402
 from tests.offline_pipelines import BUILDERS, PROMPT, run  # noqa: E402
 

@@ -11,7 +11,7 @@ pytest.importorskip("transformers")
 import cvg_kernels as cvg  # noqa: E402
 from cvg_kernels.composition import FeatureReader  # noqa: E402
 from cvg_kernels.guidance import Guidance, Together  # noqa: E402
-from cvg_kernels.pipeline.token_table import TokenTable  # noqa: E402
+from cvg_kernels.prompts.token_table import TokenTable  # noqa: E402
 from tests.composition.tiny import tiny_classifier  # noqa: E402
 from tests.differences import assert_gradient  # noqa: E402
 from tests.guidance.descending import assert_samples_apart  # noqa: E402

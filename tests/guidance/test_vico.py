@@ -20,7 +20,7 @@ from cvg_kernels.guidance.losses import fairness_loss  # noqa: E402
 from cvg_kernels.guidance.steps import LatentStepper  # noqa: E402
 from cvg_kernels.pipeline.layer_capture import LayerCapture  # noqa: E402
 from cvg_kernels.pipeline.models import denoisers_of  # noqa: E402
-from cvg_kernels.pipeline.words import content_words  # noqa: E402
+from cvg_kernels.prompts.words import content_words  # noqa: E402
 from tests.differences import assert_gradient  # noqa: E402
 from tests.guidance.descending import assert_samples_apart  # noqa: E402
 from tests.offline_pipelines import BUILDERS, PROMPT, animatediff, noise, run, wan  # noqa: E402
@@ -126,7 +126,7 @@ def test_the_first_step_is_guided_in_every_place(name):
                     run(pipe, options)
                 assert scheduler.step is spy_step
                 assert [call.index for call in made.history] == [0, 1, 2]
-                assert made.guided == {(0, 0)} and made.calls == 1
+                assert made.guided == [(0, 0)] and made.calls == 1
                 assert made.history[0].count == 3 and made.history[0].latents.dtype == torch.float32
                 assert made.history[0].prompts == [PROMPT]
             else:

@@ -132,7 +132,7 @@ def test_everything_is_put_back(unet, inputs):
 
 
 def test_a_network_that_tells_its_layers_the_step(unet, inputs, monkeypatch):
-    """VSTAR's own UNet hands `time_index` and more to its attention: what runs as ever is given it, the band needs it not."""
+    """VSTAR's own UNet hands `time_index` to its attention: what runs as ever is given it, the band needs none."""
     with BAND.attach_videocrafter(unet):
         want = [call(unet, inputs, step) for step in (STEPS[0], STEPS[-1])]
     told = []

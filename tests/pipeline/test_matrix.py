@@ -43,13 +43,18 @@ def test_a_method_on_a_pipeline(built, name):
     assert video.isfinite().all() and (video - built.stock).abs().max() > ROUNDING
     built.is_as_before()
 
+    stock = built.stock
+    if name == "synopsis" and built.case.name == "animatediff_freenoise_prompts":
+        stock = Built.of(
+            "animatediff_freenoise"
+        ).stock  # of that one text, which the synopsis gives all frames
     with method(built, 0).attach(built.pipe) as run:
         video = built.run()
     assert run.guided == (built.guided(0, method.stop) if method.counts else [])
     if method.exact:
-        assert torch.equal(video, built.stock)  # so the first has left nothing either
+        assert torch.equal(video, stock)  # so the first has left nothing either
     else:
-        torch.testing.assert_close(video, built.stock, rtol=1e-4, atol=ROUNDING)
+        torch.testing.assert_close(video, stock, rtol=1e-4, atol=ROUNDING)
     built.is_as_before()
 
 
@@ -65,7 +70,7 @@ def test_methods_together(built):
     stop = max(METHODS[name].stop for name in names)
     assert run.guided == built.guided(0, stop)
     alone = []
-    for name in names:
+    for name in (names[0], names[-1]):
         with METHODS[name](built).attach(built.pipe):
             alone.append(built.run())
     assert video.isfinite().all()
@@ -85,8 +90,9 @@ def test_the_drop_in_swap(built):
     built.runs_as_before()
 
 
+@pytest.mark.parametrize("built", ["cogvideox"], indirect=True)  # its classifier is as good as any
 @pytest.mark.parametrize("name", UNKNOWN)
-def test_an_unknown_denoiser_is_refused(name):
+def test_an_unknown_denoiser_is_refused(name, built):
     """By everything that is attached, with the class and those that are known; nothing is left behind."""
     case = PIPELINES[name]
     pipe, _ = case.build()
@@ -95,7 +101,6 @@ def test_an_unknown_denoiser_is_refused(name):
     for words in (WORDS, None):
         with pytest.raises(cvg.ArgumentError, match=message):
             cvg.capture(pipe, words, temporal=words is None).__enter__()
-    built = Built.of("cogvideox")  # whose classifier is as good as any
     for method in METHODS.values():
         with pytest.raises(cvg.ArgumentError, match=message):
             method(built).attach(pipe)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 import torch
 
@@ -11,13 +13,15 @@ pytest.importorskip("transformers")
 import cvg_kernels as cvg  # noqa: E402
 from cvg_kernels.pipeline.layers import attention_layers  # noqa: E402
 from tests.offline_pipelines import noise  # noqa: E402
-from tests.pipeline.matrix import METHODS, ROUNDING, WORDS  # noqa: E402
+from tests.pipeline.matrix import METHODS, ROUNDING, WORDS, Built  # noqa: E402
 from tests.pipelines import PIPELINES, PROMPT, denoisers  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 #: One of each way to call a network: with PAG and without, frame by frame, with a timestep a token, joint attention.
 FAMILIES = ["animatediff_pag", "modelscope", "latte", "wan22_ti2v_image", "cogvideox_i2v"]
+#: Those that begin later in their schedule, go through it twice, or have two networks for it.
+SHORTENED = ["animatediff_v2v", "animatediff_freeinit", "wan_v2v", "wan22", "cogvideox_v2v"]
 #: Those that make several videos at once.
 BATCHED = ["animatediff", "animatediff_pag", "modelscope", "latte", "wan", "wan22", "cogvideox"]
 
@@ -35,15 +39,13 @@ def accepted(names):
 on_families = pytest.mark.parametrize(("built", "name"), accepted(FAMILIES), indirect=["built"])
 
 
-@pytest.mark.parametrize("interrupted", [1, 3])
 @on_families
-def test_an_interrupted_run_leaves_nothing_for_the_next(built, name, interrupted):
-    """Ctrl-C in the first call of a layer (a method's own call, or the pipeline's) or in a later one."""
+def test_an_interrupted_run_leaves_nothing_for_the_next(built, name):
+    """Ctrl-C in the first call of a layer (a method's own call, or the pipeline's), and in a later one."""
     method = METHODS[name]
-    with method(built).attach(built.pipe) as run:
+    with method(built).attach(built.pipe):
         clean = built.run()
     middle = attention_layers(denoisers(built.pipe)[0])[1].module
-    calls = []
 
     def interrupt(*_):
         calls.append(1)
@@ -51,15 +53,16 @@ def test_an_interrupted_run_leaves_nothing_for_the_next(built, name, interrupted
             raise KeyboardInterrupt
 
     with method(built).attach(built.pipe) as run:
-        with middle.register_forward_pre_hook(interrupt), pytest.raises(KeyboardInterrupt):
-            built.run()
-        before = list(run.guided)
-        assert torch.equal(built.run(), clean)
-        assert torch.equal(built.run(), clean)
+        for interrupted in (1, 3):
+            calls = []
+            with middle.register_forward_pre_hook(interrupt), pytest.raises(KeyboardInterrupt):
+                built.run()
+            assert torch.equal(built.run(), clean)
     guided = [step for _, step in built.guided(0, method.stop)]
-    assert before == [(0, step) for step in guided[: len(before)]]
-    assert run.guided[len(before) :] == [(call, step) for call in (1, 2) for step in guided]
-    assert run.calls == 3
+    steps = [[step for call, step in run.guided if call == number] for number in range(4)]
+    assert steps[1] == steps[3] == guided
+    assert all(steps[number] == guided[: len(steps[number])] for number in (0, 2))
+    assert run.calls == 4
     built.runs_as_before()
 
 
@@ -82,6 +85,35 @@ def test_capture_after_an_interrupted_run(built):
         assert (record.step, record.layer, record.branch) == (want.step, want.layer, want.branch)
         assert torch.equal(record.maps, want.maps)
     built.runs_as_before()
+
+
+@pytest.mark.parametrize(
+    ("built", "name"),
+    [pair for pair in accepted(SHORTENED) if pair[1] != "synopsis"],  # that is for all steps
+    indirect=["built"],
+)
+def test_the_steps_between_two_shares(built, name):
+    with METHODS[name](built, start=1 / 3, stop=2 / 3).attach(built.pipe) as run:
+        video = built.run()
+    assert run.guided == built.guided(1 / 3, 2 / 3) == [(0, 1)] * built.case.rounds
+    assert (video - built.stock).abs().max() > ROUNDING
+    built.is_as_before()
+
+
+def test_pag_after_a_run_that_failed_without_us():
+    """It has left its processors, with which a method could not call the network."""
+    built = Built.of("animatediff_pag")
+    with METHODS["cvg"](built).attach(built.pipe):
+        clean = built.run()
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    last = attention_layers(built.pipe.unet)[-1].module
+    with last.register_forward_hook(interrupt), pytest.raises(KeyboardInterrupt):
+        built.run()
+    with METHODS["cvg"](built).attach(built.pipe):
+        assert torch.equal(built.run(), clean)
 
 
 @on_families
@@ -131,7 +163,8 @@ def test_capture_under_autocast(built):
     """The rows of softmax in bfloat16 have 8 bits, and so do the queries and keys."""
     with cvg.capture(built.pipe, WORDS) as exact:
         built.run()
-    with torch.autocast("cpu", torch.bfloat16):
+    with torch.autocast("cpu", torch.bfloat16), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torch, about norms that it does not fuse
         stock = built.run()
         with cvg.capture(built.pipe, WORDS) as captured:
             video = built.run()

@@ -8,8 +8,8 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from cvg_kernels.errors import ArgumentError, BackendUnavailableError
-from cvg_kernels.pipeline import lexicon
-from cvg_kernels.pipeline.matching import fold, words_in
+from cvg_kernels.prompts import lexicon
+from cvg_kernels.prompts.matching import fold, words_in
 
 Part = Literal["noun", "verb", "other"]
 Tagger = Literal["auto", "spacy", "nltk", "rules"]

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from cvg_kernels.errors import ArgumentError
-from cvg_kernels.pipeline.token_table import TokenTable
-from cvg_kernels.pipeline.tokens import TokenSpan, check_reach
+from cvg_kernels.prompts.token_table import TokenTable
+from cvg_kernels.prompts.tokens import TokenSpan, check_reach
 
 CAT, DOG = TokenSpan("cat", 0, (3,)), TokenSpan("dog", 1, (7, 8))
 BOTH = TokenSpan("cat dog", 0, (3, 7, 8))

@@ -10,10 +10,10 @@ from functools import cached_property
 from typing import Any
 
 from cvg_kernels.errors import ArgumentError
-from cvg_kernels.pipeline import encoding
-from cvg_kernels.pipeline.encoding import Encoding
-from cvg_kernels.pipeline.inflection import other_forms
-from cvg_kernels.pipeline.matching import FoldedText, fold, words_in
+from cvg_kernels.prompts import encoding
+from cvg_kernels.prompts.encoding import Encoding
+from cvg_kernels.prompts.inflection import other_forms
+from cvg_kernels.prompts.matching import FoldedText, fold, words_in
 
 #: A word or phrase, or that and which of its occurrences (0 is the first).
 Word = str | tuple[str, int]

@@ -7,10 +7,10 @@ import pytest
 pytest.importorskip("transformers")
 
 from cvg_kernels.errors import ArgumentError  # noqa: E402
-from cvg_kernels.pipeline.tokens import BEGIN, END, EncodedText, TokenSpan  # noqa: E402
+from cvg_kernels.prompts.tokens import BEGIN, END, EncodedText, TokenSpan  # noqa: E402
 from cvg_kernels.shapes.model import build_tokenizer  # noqa: E402
 from tests.offline_pipelines import PROMPT, word_tokenizer  # noqa: E402
-from tests.pipeline.made_tokenizers import (  # noqa: E402
+from tests.prompts.made_tokenizers import (  # noqa: E402
     COMPLETE,
     KINDS,
     byte_level,

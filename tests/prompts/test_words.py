@@ -11,12 +11,12 @@ import pytest
 pytest.importorskip("transformers")
 
 from cvg_kernels.errors import ArgumentError, BackendUnavailableError  # noqa: E402
-from cvg_kernels.pipeline import parts_of_speech  # noqa: E402
-from cvg_kernels.pipeline.parts_of_speech import tag  # noqa: E402
-from cvg_kernels.pipeline.tokens import EncodedText  # noqa: E402
-from cvg_kernels.pipeline.words import content_words, nouns_and_verbs  # noqa: E402
-from tests.pipeline.made_tokenizers import byte_level  # noqa: E402
-from tests.pipeline.tagged_prompts import SEEN, UNSEEN, parse  # noqa: E402
+from cvg_kernels.prompts import parts_of_speech  # noqa: E402
+from cvg_kernels.prompts.parts_of_speech import tag  # noqa: E402
+from cvg_kernels.prompts.tokens import EncodedText  # noqa: E402
+from cvg_kernels.prompts.words import content_words, nouns_and_verbs  # noqa: E402
+from tests.prompts.made_tokenizers import byte_level  # noqa: E402
+from tests.prompts.tagged_prompts import SEEN, UNSEEN, parse  # noqa: E402
 
 
 def names(words) -> list[str]:

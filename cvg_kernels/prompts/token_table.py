@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from cvg_kernels.errors import ArgumentError
-from cvg_kernels.pipeline.tokens import TokenSpan
+from cvg_kernels.prompts.tokens import TokenSpan
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from typing import Any
 
-from cvg_kernels.pipeline.matching import FoldedText
+from cvg_kernels.prompts.matching import FoldedText
 
 Span = tuple[int, int]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 
 from cvg_kernels.errors import ArgumentError
-from cvg_kernels.pipeline import lexicon
-from cvg_kernels.pipeline.matching import FoldedText, fold, unspaced, words_in
-from cvg_kernels.pipeline.parts_of_speech import Tagger, tag
-from cvg_kernels.pipeline.tokens import Word
+from cvg_kernels.prompts import lexicon
+from cvg_kernels.prompts.matching import FoldedText, fold, unspaced, words_in
+from cvg_kernels.prompts.parts_of_speech import Tagger, tag
+from cvg_kernels.prompts.tokens import Word
 
 #: What is written onto the end of a word: "cat's", "they're".
 _CLITIC = re.compile(r"['’](?:s|re|ve|ll|d|m)$", re.IGNORECASE)
