@@ -11,8 +11,9 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from cvg_kernels.backends import parse_backend
 from cvg_kernels.capturing.records import Record, heat_map
-from cvg_kernels.errors import ArgumentError, GuidanceWarning
+from cvg_kernels.errors import ArgumentError, GuidanceWarning, check_flag
 from cvg_kernels.pipeline.attention import Attention, MapRequest
 from cvg_kernels.pipeline.call import Call
 from cvg_kernels.pipeline.geometry import Branch, Geometry
@@ -23,7 +24,7 @@ from cvg_kernels.pipeline.models import Grid, denoisers_of, model_of
 from cvg_kernels.pipeline.sampling import Sampling
 from cvg_kernels.pipeline.taps import Tap
 from cvg_kernels.prompts.token_table import TokenTable
-from cvg_kernels.prompts.tokens import TokenSpan, Word, check_reach
+from cvg_kernels.prompts.tokens import TokenSpan, Word, check_prompt, check_reach, checked_words
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,13 @@ class Capture:
         layers: str | Sequence[str] | Callable[[str], bool] | None, temporal: bool, head_reduction: str,
         steps: Collection[int] | None, gradients: bool, own_loop: bool, keep: str, backend: str,
     ) -> None:  # fmt: skip
-        if isinstance(words, str) and words != "all":
-            raise ArgumentError(f"words must be a list of words, 'all' or None, got {words!r}")
-        if words is not None and len(words) == 0:
-            raise ArgumentError("words must name at least one word, or be None or 'all', got none")
+        if words is not None and words != "all":
+            words = checked_words(words)
+        check_prompt(prompt)
+        parse_backend(backend)
+        flags = {"temporal": temporal, "gradients": gradients, "own_loop": own_loop}
+        for name, flag in flags.items():
+            check_flag(name, flag)
         if words is None and not temporal:
             raise ArgumentError("words must be given unless temporal=True, got None")
         if head_reduction not in ("mean", "none"):
@@ -303,8 +307,10 @@ def _chooser(layers: Any) -> Callable[[str], bool]:
 
 def _steps(steps: Any) -> frozenset[int] | range | None:
     """Which steps are wanted."""
-    if steps is None or isinstance(steps, range):
-        return steps
+    if steps is None:
+        return None
+    if isinstance(steps, range) and steps and min(steps[0], steps[-1]) >= 0:
+        return steps  # however long
     if isinstance(steps, int) and not isinstance(steps, bool):
         steps = (steps,)
     try:

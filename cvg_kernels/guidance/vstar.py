@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -84,7 +85,10 @@ class VSTAR(Guidance):
         numbers = list(widths.values()) or (
             [] if self.sigma in ("auto", None) or widths else [self.sigma]
         )
-        good = all(isinstance(one, (int, float)) and one > 0 for one in numbers)
+        good = all(
+            isinstance(one, (int, float)) and not isinstance(one, bool) and 0 < one < math.inf
+            for one in (*widths, *numbers)
+        )
         if not good or (isinstance(self.sigma, Mapping) and not widths):
             raise ArgumentError(
                 "sigma must be positive, {grid width: positive, …}, 'auto' or None, got "

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cvg_kernels.errors import ArgumentError, GuidanceWarning
+from cvg_kernels.errors import ArgumentError, GuidanceWarning, check_flag
 from cvg_kernels.pipeline.call import Call
 from cvg_kernels.pipeline.hooks import PipelineHooks
 from cvg_kernels.pipeline.layers import Layer
@@ -19,6 +19,7 @@ from cvg_kernels.pipeline.models import denoisers_of, model_of
 from cvg_kernels.pipeline.sampling import Sampling
 from cvg_kernels.pipeline.schedulers import check_scheduler
 from cvg_kernels.pipeline.taps import Tap
+from cvg_kernels.prompts.tokens import check_prompt
 
 
 @dataclass
@@ -77,8 +78,15 @@ class PipelineSession:
         *,
         own_loop: bool = False,
     ) -> None:
-        if not methods:
-            raise ArgumentError("methods must hold at least one method, got none")
+        if not isinstance(methods, (tuple, list)) or not methods:
+            raise ArgumentError(f"methods must be a list of at least one method, got {methods!r}")
+        for method in methods:
+            if isinstance(method, type) or not hasattr(method, "before_step"):
+                raise ArgumentError(
+                    f"methods must hold guidance methods, such as Vico(), got {method!r}"
+                )
+        check_prompt(prompt)
+        check_flag("own_loop", own_loop)
         if isinstance(pipe, nn.Module) or not hasattr(pipe, "scheduler"):
             raise ArgumentError(
                 f"pipe must be a diffusers pipeline with a scheduler, got {type(pipe).__name__}"
