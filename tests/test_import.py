@@ -81,7 +81,9 @@ def test_first_use_of_an_operation_loads_operations_only(tmp_path):
     """No part of torch that a plain `import torch` leaves out, such as its compiler, which takes a second."""
     loaded = loaded_by("import cvg_kernels; cvg_kernels.attention_with_capture", tmp_path)
     rooms = {".".join(name.split(".")[:2]) for name in loaded if name.startswith("cvg_kernels.")}
-    assert rooms == {f"cvg_kernels.{room}" for room in ("ops", "backends", "errors", "native")}
+    assert rooms == {
+        f"cvg_kernels.{room}" for room in ("ops", "backends", "errors", "native", "_layout")
+    }
     assert {name.partition(".")[0] for name in loaded} == {"cvg_kernels", "python_ref"}
 
 
