@@ -15,5 +15,19 @@ class BackendUnavailableError(CvgError, RuntimeError):
     """A backend that was asked for by name cannot run here: says why and how to get it."""
 
 
+def check_flag(name: str, value: object) -> None:
+    """Checks that a setting is `True` or `False`, and no word that only means one of them.
+
+    Args:
+        name: of the setting.
+        value: that was given.
+
+    Raises:
+        ArgumentError: if it is not.
+    """
+    if not isinstance(value, bool):
+        raise ArgumentError(f"{name} must be True or False, got {value!r}")
+
+
 class GuidanceWarning(UserWarning):
     """Something was attached to a pipeline and did less than it seems: says what."""

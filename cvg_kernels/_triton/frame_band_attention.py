@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import torch
 
+from cvg_kernels._layout import dense_like
 from cvg_kernels._triton.attention import Tile, backward_tile, forward_tile
 from cvg_kernels._triton.frame_band_attention_kernels import (
     frame_band_forward_kernel,
@@ -13,7 +14,6 @@ from cvg_kernels._triton.frame_band_attention_kernels import (
     frame_band_row_kernel,
 )
 from cvg_kernels._triton.launch import INTERPRETED, Launch, padded, strides
-from cvg_kernels.ops._layout import dense_like
 
 _LOG2E = 1.4426950408889634
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 import torch
 import triton
 
+from cvg_kernels._layout import dense_like
 from cvg_kernels._triton.launch import INTERPRETED, Launch, padded, strides
 from cvg_kernels._triton.temporal_attention_kernels import (
     temporal_backward_kernel,
     temporal_forward_kernel,
 )
-from cvg_kernels.ops._layout import dense_like
 
 #: Programs that share out the tiles where each sums a gradient of its own.
 _SUMMING_PROGRAMS = 1024

@@ -11,10 +11,12 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
+from cvg_kernels.backends import parse_backend
 from cvg_kernels.capturing.records import Record, heat_map
-from cvg_kernels.errors import ArgumentError, GuidanceWarning
+from cvg_kernels.errors import ArgumentError, GuidanceWarning, check_flag
 from cvg_kernels.pipeline.attention import Attention, MapRequest
-from cvg_kernels.pipeline.call import Branch, Call, Geometry
+from cvg_kernels.pipeline.call import Call
+from cvg_kernels.pipeline.geometry import Branch, Geometry
 from cvg_kernels.pipeline.guards import check_whole_sequence
 from cvg_kernels.pipeline.hooks import PipelineHooks
 from cvg_kernels.pipeline.layers import Layer, attention_layers, check_undivided
@@ -22,7 +24,7 @@ from cvg_kernels.pipeline.models import Grid, denoisers_of, model_of
 from cvg_kernels.pipeline.sampling import Sampling
 from cvg_kernels.pipeline.taps import Tap
 from cvg_kernels.prompts.token_table import TokenTable
-from cvg_kernels.prompts.tokens import TokenSpan, Word, check_reach
+from cvg_kernels.prompts.tokens import TokenSpan, Word, check_prompt, check_reach, checked_words
 
 
 @dataclass(frozen=True)
@@ -47,10 +49,13 @@ class Capture:
         layers: str | Sequence[str] | Callable[[str], bool] | None, temporal: bool, head_reduction: str,
         steps: Collection[int] | None, gradients: bool, own_loop: bool, keep: str, backend: str,
     ) -> None:  # fmt: skip
-        if isinstance(words, str) and words != "all":
-            raise ArgumentError(f"words must be a list of words, 'all' or None, got {words!r}")
-        if words is not None and len(words) == 0:
-            raise ArgumentError("words must name at least one word, or be None or 'all', got none")
+        if words is not None and words != "all":
+            words = checked_words(words)
+        check_prompt(prompt)
+        parse_backend(backend)
+        flags = {"temporal": temporal, "gradients": gradients, "own_loop": own_loop}
+        for name, flag in flags.items():
+            check_flag(name, flag)
         if words is None and not temporal:
             raise ArgumentError("words must be given unless temporal=True, got None")
         if head_reduction not in ("mean", "none"):
@@ -83,15 +88,19 @@ class Capture:
             raise ArgumentError(
                 "this capture has been open already: make another one with capture(…)"
             )
+        self._check()
+        self._hooks: PipelineHooks | None = PipelineHooks.of(self._pipe)
+        self._hooks.add(self, own_loop=self._own_loop)
+        return self
+
+    def _check(self) -> None:
+        """Checks that the network is one whose maps can be had, now and before each run: it may be exchanged."""
         for denoiser in denoisers_of(self._pipe):
             model_of(denoiser)
             check_whole_sequence(denoiser)
             check_undivided(denoiser)
             if not self.taps(denoiser):
                 raise ArgumentError(f"layers={self._layers!r} selects no layer of the denoiser")
-        self._hooks: PipelineHooks | None = PipelineHooks.of(self._pipe)
-        self._hooks.add(self, own_loop=self._own_loop)
-        return self
 
     def __exit__(self, kind: Any, *error: object) -> None:
         self._hooks.remove(self)
@@ -153,7 +162,8 @@ class Capture:
     # -- what the hooks tell
 
     def begin_run(self, sampling: Sampling) -> None:
-        """Counts the runs."""
+        """Counts the runs, and checks what each is made with."""
+        self._check()
         self._runs += 1
         self._now = None
 
@@ -297,8 +307,10 @@ def _chooser(layers: Any) -> Callable[[str], bool]:
 
 def _steps(steps: Any) -> frozenset[int] | range | None:
     """Which steps are wanted."""
-    if steps is None or isinstance(steps, range):
-        return steps
+    if steps is None:
+        return None
+    if isinstance(steps, range) and steps and min(steps[0], steps[-1]) >= 0:
+        return steps  # however long
     if isinstance(steps, int) and not isinstance(steps, bool):
         steps = (steps,)
     try:

@@ -11,9 +11,9 @@ import torch
 from torch.nn.functional import interpolate
 
 from cvg_kernels.errors import ArgumentError
-from cvg_kernels.pipeline.call import Branch
+from cvg_kernels.pipeline.geometry import Branch
 from cvg_kernels.pipeline.models import Grid
-from cvg_kernels.prompts.tokens import TokenSpan, Word
+from cvg_kernels.prompts.tokens import TokenSpan, Word, word_and_occurrence
 
 
 @dataclass(frozen=True)
@@ -53,8 +53,14 @@ def heat_map(
     run: int,
 ) -> torch.Tensor:
     """Averages the cross maps of a word; see `Capture.heat_map`."""
-    if isinstance(word, tuple):
-        word, occurrence = word
+    word, occurrence = word_and_occurrence(word if isinstance(word, tuple) else (word, occurrence))
+    for name, number in {"run": run, "sample": sample}.items():
+        if not isinstance(number, int) or isinstance(number, bool):
+            raise ArgumentError(f"{name} must be a whole number, got {number!r}")
+    if size is not None and not _is_size(size):
+        raise ArgumentError(
+            f"size must be (rows, columns), whole numbers of at least 1, or None, got {size!r}"
+        )
     cross = [record for record in records if record.kind == "cross"]
     runs = sorted({record.run for record in cross})
     if not -len(runs) <= run < len(runs):
@@ -71,7 +77,7 @@ def heat_map(
         raise ArgumentError(
             f"sample must be one of the {samples} videos of the batch, got {sample!r}"
         )
-    place = _place(chosen[0].words, TokenSpan(str(word), occurrence, ()).label, branch)
+    place = _place(chosen[0].words, TokenSpan(word, occurrence, ()).label, branch)
     if len({record.grid[0] for record in chosen}) > 1:
         raise ArgumentError(
             "the captured layers have different numbers of frames: choose some with layers=…"
@@ -88,6 +94,11 @@ def heat_map(
         mean = torch.stack([torch.stack(calls).mean(0) for calls in by_step.values()]).mean(0)
         total += interpolate(mean[:, None], size, mode="bicubic", align_corners=False)[:, 0]
     return total / len(by_layer)
+
+
+def _is_size(size: object) -> bool:
+    pair = isinstance(size, (tuple, list)) and len(size) == 2
+    return pair and all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in size)
 
 
 def _place(words: tuple[str, ...], label: str, branch: Branch) -> int:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from cvg_kernels.backends import parse_backend
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.pipeline.call import Call
 from cvg_kernels.pipeline.layers import Layer
@@ -42,6 +43,8 @@ class Guidance:
             )
             object.__setattr__(self, "stop", self.until)
             object.__setattr__(self, "until", None)
+        if hasattr(self, "backend"):
+            parse_backend(self.backend)
         check_number("start", self.start, 0, 1)
         check_number("stop", self.stop, 0, 1)
         if self.start > self.stop:

@@ -20,7 +20,7 @@ from torch.nn.functional import cross_entropy
 from cvg_kernels.composition.classifier import CompositionClassifier
 from cvg_kernels.composition.entities import Entity, entities_of
 from cvg_kernels.composition.features import FeatureReader, with_context
-from cvg_kernels.errors import ArgumentError
+from cvg_kernels.errors import ArgumentError, check_flag
 from cvg_kernels.guidance.base import Guidance, check_count, check_number
 from cvg_kernels.guidance.descent import descend
 from cvg_kernels.guidance.steps import LatentStepper
@@ -74,12 +74,31 @@ class CVG(Guidance):
         super().__post_init__()
         check_count("iterations", self.iterations)
         check_number("step_size", self.step_size, 0)
+        check_flag("normalize", self.normalize)
+        if not isinstance(self.classifier, (CompositionClassifier, str, Path, type(None))):
+            raise ArgumentError(
+                f"classifier must be one, its folder, or None, got {self.classifier!r}"
+            )
+        self._check_label()
         if self.steps is not None:
             check_count("steps", self.steps)
             warnings.warn(
                 "steps is a share called stop now: of 20 steps, CVG(stop=0.1) guides two",
                 FutureWarning,
                 stacklevel=3,
+            )
+
+    def _check_label(self) -> None:
+        label = self.label
+        if isinstance(label, Mapping):
+            good = all(isinstance(one, str) for pair in label.items() for one in pair)
+        elif isinstance(label, (list, tuple)):
+            good = all(isinstance(one, (str, type(None))) for one in label)
+        else:
+            good = isinstance(label, (str, type(None)))
+        if not good:
+            raise ArgumentError(
+                f"label must be a label, one (or None) per entity, {{entity: label, …}} or None, got {label!r}"
             )
 
     @property

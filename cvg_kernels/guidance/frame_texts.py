@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,20 +12,21 @@ from cvg_kernels.guidance.synopsis import frame_texts, place_texts
 from cvg_kernels.pipeline.call import Call
 from cvg_kernels.pipeline.session import PipelineSession
 
-if TYPE_CHECKING:
-    from cvg_kernels.guidance.vstar import VSTAR
-
 
 class FrameTexts:
     """Gives the text layers of a network the states of a synopsis.
 
     Args:
-        settings: whose states.
+        states: prompt → the states of its video.
+        reads_prompt: whether the states depend on the prompt.
         session: says which call is under way.
     """
 
-    def __init__(self, settings: VSTAR, session: PipelineSession) -> None:
-        self._settings = settings
+    def __init__(
+        self, states: Callable[[str], list[str]], reads_prompt: bool, session: PipelineSession
+    ) -> None:
+        self._states = states
+        self._reads_prompt = reads_prompt
         self._session = session
 
     def give(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]):
@@ -51,11 +53,10 @@ class FrameTexts:
     @torch.no_grad()
     def _encode(self, call: Call) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """The text of every frame of each video as its layers are given it, and which tokens a frame has."""
-        reads_prompt = callable(self._settings.prompts) or self._settings.prompts == "then"
-        prompts = call.prompts if reads_prompt else [""] * call.sampling.samples
+        prompts = call.prompts if self._reads_prompt else [""] * call.sampling.samples
         made = []
         for prompt in prompts:
-            states = call.sampling.encode(self._settings.states(prompt), call.text.device)
+            states = call.sampling.encode(self._states(prompt), call.text.device)
             texts, there = frame_texts(
                 [state.to(call.text.dtype) for state in states], call.latents.shape[2]
             )

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cvg_kernels.backends import Backend, parse_backend
+from cvg_kernels.backends import Backend
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.guidance.base import Guidance, check_number
 from cvg_kernels.ops import depth_structure, guidance_mix
@@ -57,7 +57,6 @@ class Gen1(Guidance):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_number("temporal_scale", self.temporal_scale)
-        parse_backend(self.backend)
 
     @property
     def idle(self) -> bool:

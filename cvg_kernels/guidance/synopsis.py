@@ -11,7 +11,7 @@ import os
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,11 +49,14 @@ def checked_states(states: Sequence[str], source: str) -> list[str]:
     Raises:
         ArgumentError: unless they are strings, and at least one.
     """
-    if not states or not all(isinstance(state, str) and state.strip() for state in states):
+    listed = isinstance(states, Iterable) and not isinstance(states, (str, bytes, Mapping))
+    states = list(states) if listed else states
+    good = listed and all(isinstance(state, str) and state.strip() for state in states)
+    if not good or not states:
         raise ArgumentError(
             f"prompts must be strings and at least one, got {states!r} from {source}"
         )
-    return list(states)
+    return states
 
 
 def split_at_then(prompt: str) -> list[str]:

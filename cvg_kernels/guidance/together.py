@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,14 +19,24 @@ class Together:
             frames = pipe("a red circle moving left and a blue square moving right").frames[0]
 
     Attributes:
-        methods: in the order in which they move.
+        methods: in the order in which they move; those of another `Together` count one by one.
     """
 
     methods: tuple[Guidance, ...]
 
     def __post_init__(self) -> None:
-        if not self.methods:
+        given = self.methods if isinstance(self.methods, Iterable) else (self.methods,)
+        methods: list[Guidance] = []
+        for one in given:
+            methods += one.methods if isinstance(one, Together) else (one,)
+        for one in methods:
+            if not isinstance(one, Guidance):
+                raise ArgumentError(
+                    f"methods must hold guidance methods, such as Vico(), got {one!r}"
+                )
+        if not methods:
             raise ArgumentError("methods must hold at least one method, got none")
+        object.__setattr__(self, "methods", tuple(methods))
 
     def attach(
         self, pipe: Any, prompt: str | list[str] | None = None, *, own_loop: bool = False

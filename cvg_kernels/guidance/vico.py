@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 
-from cvg_kernels.errors import ArgumentError, GuidanceWarning
+from cvg_kernels.errors import ArgumentError, GuidanceWarning, check_flag
 from cvg_kernels.guidance.base import Guidance, check_choice, check_count, check_number
 from cvg_kernels.guidance.descent import descend
 from cvg_kernels.guidance.flow_graph import FlowForm, Group, flow_groups, flow_of
@@ -28,7 +28,7 @@ from cvg_kernels.pipeline.layers import check_undivided
 from cvg_kernels.pipeline.models import denoisers_of
 from cvg_kernels.pipeline.session import Run
 from cvg_kernels.prompts.token_table import TokenTable
-from cvg_kernels.prompts.tokens import Word
+from cvg_kernels.prompts.tokens import Word, checked_words
 from cvg_kernels.prompts.words import content_words, nouns_and_verbs
 
 
@@ -146,12 +146,28 @@ class Vico(Guidance):
             given = getattr(self, name)
             for value in given.values() if isinstance(given, dict) else (given,):
                 check(name, value)
+            for step in given if isinstance(given, dict) else ():
+                check_count(f"a step of {name}", step)
+        for name in ("spatial", "normalize", "step_decay"):
+            check_flag(name, getattr(self, name))
+        self._check_levels()
         if isinstance(self.words, str):
             check_choice("words", self.words, tuple(_WORDS))
-        elif self.words is not None and not callable(self.words) and len(self.words) == 0:
-            raise ArgumentError("words must be a list of at least one word or None, got []")
+        elif self.words is not None and not callable(self.words):
+            object.__setattr__(self, "words", checked_words(self.words))
         if isinstance(self.sinks, str):
             check_choice("sinks", self.sinks, ("others",))
+
+    def _check_levels(self) -> None:
+        if self.levels == "auto":
+            return
+        levels = self.levels if isinstance(self.levels, (list, tuple)) else ()
+        pairs = [tuple(level) for level in levels if isinstance(level, (list, tuple))]
+        good = all(len(pair) == 2 and all(isinstance(n, int) for n in pair) for pair in pairs)
+        if not levels or len(pairs) < len(levels) or not good:
+            raise ArgumentError(
+                f"levels must be 'auto' or grids (rows, columns), got {self.levels!r}"
+            )
 
     @property
     def idle(self) -> bool:
@@ -215,7 +231,11 @@ class Vico(Guidance):
         """
         words = "content" if self.words is None else self.words
         choose = _WORDS[words] if isinstance(words, str) else words if callable(words) else None
-        spans = call.find([words if choose is None else choose(p) for p in call.prompts])
+        given = [
+            words if choose is None else checked_words(choose(prompt), "what words returned")
+            for prompt in call.prompts
+        ]
+        spans = call.find(given)
         if len({len(each) for each in spans}) > 1:
             raise ArgumentError(
                 "words must be as many for every prompt of a batch; give them, or run the prompts one by one"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -84,7 +85,10 @@ class VSTAR(Guidance):
         numbers = list(widths.values()) or (
             [] if self.sigma in ("auto", None) or widths else [self.sigma]
         )
-        good = all(isinstance(one, (int, float)) and one > 0 for one in numbers)
+        good = all(
+            isinstance(one, (int, float)) and not isinstance(one, bool) and 0 < one < math.inf
+            for one in (*widths, *numbers)
+        )
         if not good or (isinstance(self.sigma, Mapping) and not widths):
             raise ArgumentError(
                 "sigma must be positive, {grid width: positive, …}, 'auto' or None, got "
@@ -166,7 +170,8 @@ class VSTAR(Guidance):
         """Gives every frame its text, and a position that the network knows; see `Guidance`."""
         with ExitStack() as stack:
             if self.prompts is not None:
-                texts = FrameTexts(self, session)
+                reads_prompt = callable(self.prompts) or self.prompts == "then"
+                texts = FrameTexts(self.states, reads_prompt, session)
                 for layer in attention_layers(denoiser):
                     if layer.kind == "cross":
                         hook = layer.module.register_forward_pre_hook(texts.give, with_kwargs=True)
@@ -239,7 +244,7 @@ class _Band(Tap):
             if (
                 size not in self.columns
             ):  # a layer that is replayed has fewer samples than the call around
-                positions = attention.query.shape[0] // call.geometry.samples(attention)
+                positions = attention.query.shape[0] // call.geometry.samples(attention.disturbs)
                 self.columns[size] = call.geometry.grid(positions)[2]
             options = self.settings.band(self.columns[size], size[-1])
         else:

@@ -31,6 +31,10 @@ _DTYPES: dict[tuple[str, Backend], tuple[torch.dtype, ...]] = {
     ("temporal_attention", Backend.CUDA): _HALVES,
     ("frame_band_attention", Backend.NATIVE): (*_WIDE, *_HALVES),
     ("frame_band_attention", Backend.TRITON): (torch.float32, *_HALVES),
+    ("guidance_mix", Backend.NATIVE): (*_WIDE, *_HALVES),
+    ("guidance_mix", Backend.TRITON): (torch.float32, *_HALVES),
+    ("max_flow", Backend.NATIVE): _WIDE,
+    ("max_flow", Backend.CUDA): _WIDE,
     ("coupled_flow", Backend.NATIVE): _WIDE,
     ("path_flow", Backend.NATIVE): _WIDE,
     ("path_flow", Backend.TRITON): (torch.float32,),
@@ -38,8 +42,8 @@ _DTYPES: dict[tuple[str, Backend], tuple[torch.dtype, ...]] = {
     ("token_peaks", Backend.TRITON): (torch.float32,),
 }
 
-#: The fastest backend of a device, where there is one.
-_PREFERRED = {"cpu": Backend.NATIVE, "cuda": Backend.TRITON}
+#: The kernels of a device, that of choice first.
+_PREFERRED = {"cpu": (Backend.NATIVE,), "cuda": (Backend.TRITON, Backend.CUDA)}
 
 
 def choose_backend(
@@ -53,9 +57,10 @@ def choose_backend(
         dtype: of the tensors.
         usable: tells whether a backend can run here.
     """
-    preferred = _PREFERRED.get(device_type)
-    served = preferred in OPERATIONS[operation] and dtype in _DTYPES[operation, preferred]
-    return preferred if served and usable(preferred) else Backend.REFERENCE
+    there = [one for one in _PREFERRED.get(device_type, ()) if one in OPERATIONS[operation]]
+    if there and dtype in _DTYPES[operation, there[0]] and usable(there[0]):
+        return there[0]
+    return Backend.REFERENCE
 
 
 def backend_for(operation: str, backend: str | Backend, tensor: torch.Tensor) -> Backend:

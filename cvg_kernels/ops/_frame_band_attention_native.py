@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from cvg_kernels import native
-from cvg_kernels.ops._layout import dense_like
+from cvg_kernels._layout import dense_like
 from cvg_kernels.ops._native_call import DTYPE_CODES, address, strided
 
 

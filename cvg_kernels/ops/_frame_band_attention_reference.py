@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from cvg_kernels._layout import dense_like, laid_out
 from cvg_kernels.ops._autocast import autocast_off
-from cvg_kernels.ops._layout import dense_like, laid_out
 from python_ref import frame_band_attention as reference
 
 

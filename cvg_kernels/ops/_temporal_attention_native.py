@@ -8,7 +8,7 @@ from functools import partial
 import torch
 
 from cvg_kernels import native
-from cvg_kernels.ops._layout import dense_like
+from cvg_kernels._layout import dense_like
 from cvg_kernels.ops._native_call import DTYPE_CODES, address, strided
 
 _strided = partial(strided, rank=5)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from cvg_kernels._layout import dense_like, laid_out
 from cvg_kernels.ops._autocast import autocast_off
-from cvg_kernels.ops._layout import dense_like, laid_out
 from python_ref import temporal_attention as reference
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 
+from cvg_kernels._layout import dense_like
 from cvg_kernels.backends import Backend, require
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.ops import _frame_band_attention_reference as reference
@@ -17,7 +18,6 @@ from cvg_kernels.ops._dispatch import (
     frame_band_attention_module,
     refuse_second_derivative,
 )
-from cvg_kernels.ops._layout import dense_like
 from cvg_kernels.ops._trace import note_backend
 from cvg_kernels.ops._transforms import backend_under_transforms
 from cvg_kernels.ops._validate import can_look_at, check_tensors, scale_of

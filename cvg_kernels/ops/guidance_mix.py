@@ -9,7 +9,7 @@ import torch
 
 from cvg_kernels.backends import Backend, require, unavailable_reason
 from cvg_kernels.errors import ArgumentError
-from cvg_kernels.ops._dispatch import KERNEL_DEVICES
+from cvg_kernels.ops._dispatch import KERNEL_DEVICES, choose_backend
 from cvg_kernels.ops._trace import note_backend
 from cvg_kernels.ops._transforms import backend_under_transforms
 from python_ref import guidance_mix as reference
@@ -168,11 +168,14 @@ def _module(
     """The backend that serves a call and its module; `None` stands for the reference."""
     by_triton = first.dtype != torch.float64 and count <= _TRITON_PREDICTIONS and not rescale
     if backend is Backend.AUTO:
-        wanted = {"cpu": Backend.NATIVE, "cuda": Backend.TRITON}[first.device.type]
-        possible = unavailable_reason("guidance_mix", wanted, first.device) is None
-        if not possible or (wanted is Backend.TRITON and not by_triton):
-            return Backend.REFERENCE, None
-        backend = wanted
+
+        def usable(kernel: Backend) -> bool:
+            fits = by_triton or kernel is not Backend.TRITON
+            return fits and unavailable_reason("guidance_mix", kernel, first.device) is None
+
+        backend = choose_backend("guidance_mix", first.device.type, first.dtype, usable)
+        if backend is Backend.REFERENCE:
+            return backend, None
     if backend is Backend.NATIVE:
         from cvg_kernels.ops import _guidance_mix_native as module
 

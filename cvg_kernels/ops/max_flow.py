@@ -10,6 +10,7 @@ import torch
 from cvg_kernels.backends import Backend, require, unavailable_reason
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.ops import _max_flow_native as kernels
+from cvg_kernels.ops._dispatch import choose_backend
 from cvg_kernels.ops._trace import note_backend
 from cvg_kernels.ops._transforms import backend_under_transforms
 from python_ref import max_flow as reference
@@ -196,9 +197,11 @@ def _chosen(backend: str, device: torch.device, width: int, hops: int) -> Backen
                 f"and {hops} (the reference takes any)"
             )
         return named
-    kernel = {"cpu": Backend.NATIVE, "cuda": Backend.CUDA}.get(device.type)
-    usable = kernel is not None and unavailable_reason("max_flow", kernel, device) is None
-    return kernel if usable and fits else Backend.REFERENCE
+
+    def usable(kernel: Backend) -> bool:
+        return fits and unavailable_reason("max_flow", kernel, device) is None
+
+    return choose_backend("max_flow", device.type, torch.float64, usable)  # inside it is float64
 
 
 # --- registration ----------------------------------------------------------------------------------------------------

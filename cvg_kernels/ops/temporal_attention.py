@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 
+from cvg_kernels._layout import dense_like
 from cvg_kernels.backends import Backend, require
 from cvg_kernels.ops import _temporal_attention_reference as reference
 from cvg_kernels.ops._autocast import cast_inputs
@@ -14,7 +15,6 @@ from cvg_kernels.ops._dispatch import (
     refuse_second_derivative,
     temporal_attention_module,
 )
-from cvg_kernels.ops._layout import dense_like
 from cvg_kernels.ops._trace import note_backend
 from cvg_kernels.ops._transforms import backend_under_transforms
 from cvg_kernels.ops._validate import scale_of

@@ -17,7 +17,7 @@ from cvg_kernels.ops import (
     frame_band_attention,
     temporal_attention,
 )
-from cvg_kernels.pipeline.call import Geometry
+from cvg_kernels.pipeline.geometry import Geometry
 from cvg_kernels.pipeline.layers import Layer
 from cvg_kernels.pipeline.models import Grid
 
@@ -114,7 +114,7 @@ def _temporal(attention, band, requests, backend) -> torch.Tensor:
                 f"{attention.layer.name} sees {seen} of {frames} frames at a time (FreeNoise's windows): its maps cannot "
                 "be put together; do without temporal maps (Vico: flow='cross'), or take a context_length of the whole clip"
             )
-        maps = result.maps.unflatten(0, (request.geometry.samples(attention), -1))
+        maps = result.maps.unflatten(0, (request.geometry.samples(attention.disturbs), -1))
         request.receive(maps, request.geometry.grid(maps.shape[1]))
     return result.out
 

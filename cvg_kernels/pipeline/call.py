@@ -4,64 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 from torch.utils._pytree import tree_map_only
 
 from cvg_kernels.errors import ArgumentError
-from cvg_kernels.pipeline.models import Grid, Model, model_of, unwrap
-
-if TYPE_CHECKING:
-    from cvg_kernels.pipeline.attention import Attention
-    from cvg_kernels.pipeline.hooks import PipelineHooks
-    from cvg_kernels.pipeline.sampling import Sampling
-    from cvg_kernels.prompts.tokens import EncodedText, TokenSpan, Word
-
-#: What a sample of a call is: with or without the prompt, or with it and disturbed attention (PAG).
-Branch = Literal["cond", "uncond", "perturbed"]
+from cvg_kernels.pipeline.geometry import Branch, Geometry
+from cvg_kernels.pipeline.models import Model, model_of
+from cvg_kernels.pipeline.sampling import Sampling
+from cvg_kernels.prompts.tokens import EncodedText, TokenSpan, Word
 
 
-@dataclass(frozen=True)
-class Geometry:
-    """How the tokens of a denoiser call lie: what arranges the maps of its layers over the video.
+class Caller(Protocol):
+    """Calls the denoiser for a method; see `PipelineHooks`."""
 
-    Attributes:
-        model: table entry of the denoiser.
-        denoiser: the network.
-        latents: shape `[B, C, F, H, W]` of what it is given, conditions left out.
-        text_length: tokens of the text.
-        disturbed: how many samples, the last ones, have no attention of their own in the layers that PAG disturbs.
-    """
-
-    model: Model
-    denoiser: nn.Module
-    latents: tuple[int, ...]
-    text_length: int
-    disturbed: int = 0
-
-    @classmethod
-    def of(cls, denoiser: nn.Module, arguments: dict[str, Any]) -> Geometry:
-        """The geometry of a call.
-
-        Args:
-            denoiser: the network.
-            arguments: of the call, by name.
-        """
-        model, network = model_of(denoiser), unwrap(denoiser)
-        latents = model.named(arguments[model.latents])[:, : model.channels(network)]
-        return cls(
-            model, network, tuple(latents.shape), arguments["encoder_hidden_states"].shape[1]
-        )
-
-    def samples(self, attention: Attention) -> int:
-        """How many samples a layer sees."""
-        return self.latents[0] - (self.disturbed if attention.disturbs else 0)
-
-    def grid(self, tokens: int) -> Grid:
-        """The grid of a layer that has so many tokens per sample (or per frame)."""
-        return self.model.grid(self.latents, tokens, self.denoiser)
+    def predict(self, call: Call, latents: torch.Tensor | None = None) -> Any:
+        """Calls the denoiser with a call's arguments, or with other latents."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +55,7 @@ class Call:
     timestep: float
     leading: bool
     sampling: Sampling
-    hooks: PipelineHooks
+    hooks: Caller
     own: bool = False
     scale: float = 1.0
 

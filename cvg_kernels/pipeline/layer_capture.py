@@ -11,7 +11,7 @@ from torch import nn
 
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.pipeline.attention import Attention, MapRequest
-from cvg_kernels.pipeline.call import Geometry
+from cvg_kernels.pipeline.geometry import Geometry
 from cvg_kernels.pipeline.guards import check_extra_forwards, uncompiled
 from cvg_kernels.pipeline.layers import Layer, attention_layers
 from cvg_kernels.pipeline.models import Grid, arguments_of, model_of, unwrap

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from cvg_kernels.errors import ArgumentError
-from cvg_kernels.pipeline.call import Branch
+from cvg_kernels.pipeline.geometry import Branch
 from cvg_kernels.pipeline.models import Model
 from cvg_kernels.pipeline.schedule import Schedule
 from cvg_kernels.prompts.tokens import EncodedText

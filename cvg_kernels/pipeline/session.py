@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from cvg_kernels.errors import ArgumentError, GuidanceWarning
+from cvg_kernels.errors import ArgumentError, GuidanceWarning, check_flag
 from cvg_kernels.pipeline.call import Call
 from cvg_kernels.pipeline.hooks import PipelineHooks
 from cvg_kernels.pipeline.layers import Layer
@@ -19,6 +19,7 @@ from cvg_kernels.pipeline.models import denoisers_of, model_of
 from cvg_kernels.pipeline.sampling import Sampling
 from cvg_kernels.pipeline.schedulers import check_scheduler
 from cvg_kernels.pipeline.taps import Tap
+from cvg_kernels.prompts.tokens import check_prompt
 
 
 @dataclass
@@ -77,21 +78,31 @@ class PipelineSession:
         *,
         own_loop: bool = False,
     ) -> None:
-        if not methods:
-            raise ArgumentError("methods must hold at least one method, got none")
+        if not isinstance(methods, (tuple, list)) or not methods:
+            raise ArgumentError(f"methods must be a list of at least one method, got {methods!r}")
+        for method in methods:
+            if isinstance(method, type) or not hasattr(method, "before_step"):
+                raise ArgumentError(
+                    f"methods must hold guidance methods, such as Vico(), got {method!r}"
+                )
+        check_prompt(prompt)
+        check_flag("own_loop", own_loop)
         if isinstance(pipe, nn.Module) or not hasattr(pipe, "scheduler"):
             raise ArgumentError(
                 f"pipe must be a diffusers pipeline with a scheduler, got {type(pipe).__name__}"
             )
-        for denoiser in denoisers_of(pipe):
-            model_of(denoiser)
         self.methods = tuple(methods)
         self.prompt = prompt
         self._pipe = pipe
         self._own_loop = own_loop
-        for method in self.methods:
-            method.check(pipe)
+        self._check()
         self.run = Run()
+
+    def _check(self) -> None:
+        for denoiser in denoisers_of(self._pipe):
+            model_of(denoiser)
+        for method in self.methods:
+            method.check(self._pipe)
 
     def __enter__(self) -> Run:
         self._hooks = PipelineHooks.of(self._pipe)
@@ -118,7 +129,8 @@ class PipelineSession:
     # -- what the hooks tell
 
     def begin_run(self, sampling: Sampling) -> None:
-        """Counts a call of the pipeline, and checks the scheduler that it is made with."""
+        """Counts a call of the pipeline, and checks what it is made with: parts may have been exchanged."""
+        self._check()
         self.run.calls += 1
         if any(method.moves_latents for method in self.methods):
             check_scheduler(self._pipe.scheduler)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from cvg_kernels.backends import parse_backend
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.pipeline.layers import Layer, attention_layers
 from cvg_kernels.pipeline.models import denoisers_of
@@ -61,8 +62,9 @@ def use_processors(pipe: Any, *, backend: str = "auto") -> ProcessorSwap:
         A handle with `layers` and `restore()`.
 
     Raises:
-        ArgumentError: if no layer could be swapped.
+        ArgumentError: if no layer could be swapped, or for a backend that is none.
     """
+    parse_backend(backend)
     chosen = [
         layer
         for denoiser in denoisers_of(pipe)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from functools import cached_property
@@ -147,9 +147,7 @@ class EncodedText:
             ArgumentError: for an entry that is no word, a word that is not in the text (names the nearest, lists those
                 there), an occurrence it does not have, one that was cut off, or a begin or end token that is not there.
         """
-        if isinstance(words, str):
-            raise ArgumentError(f"words must be a list of words, got {words!r}")
-        entries = [_entry(one) for one in words]
+        entries = [word_and_occurrence(one) for one in checked_words(words)]
         return [TokenSpan(*entry, self._ids_of(*entry, convert)) for entry in entries]
 
     def all_words(self) -> list[TokenSpan]:
@@ -225,6 +223,42 @@ class EncodedText:
         )
 
 
+def checked_words(words: Any, source: str = "words") -> tuple[Word, ...]:
+    """Returns words as a tuple.
+
+    Args:
+        words: words, phrases, or pairs of one and its occurrence.
+        source: the argument's name, for the error.
+
+    Raises:
+        ArgumentError: for what is no list of words, or an empty one.
+    """
+    if isinstance(words, (str, bytes, Mapping)) or not isinstance(words, Iterable):
+        raise ArgumentError(f"{source} must be a list of words, got {words!r}")
+    words = tuple(words)
+    if not words:
+        raise ArgumentError(f"{source} must name at least one word, got none")
+    for one in words:
+        word_and_occurrence(one)
+    return words
+
+
+def check_prompt(prompt: Any) -> None:
+    """Checks what is said about the prompt of a pipeline that is called with embeddings.
+
+    Args:
+        prompt: a text, one for each video, or `None`.
+
+    Raises:
+        ArgumentError: for anything else.
+    """
+    texts = prompt if isinstance(prompt, (list, tuple)) else [prompt]
+    if prompt is not None and (not texts or not all(isinstance(text, str) for text in texts)):
+        raise ArgumentError(
+            f"prompt must be a text, a list of one for each video, or None, got {prompt!r}"
+        )
+
+
 def check_reach(token_ids: Any, length: int) -> None:
     """Checks that a denoiser is given the tokens whose maps are wanted: beyond them joint attention has the video's.
 
@@ -242,8 +276,15 @@ def check_reach(token_ids: Any, length: int) -> None:
         )
 
 
-def _entry(given: Any) -> tuple[str, int]:
-    """A word and its occurrence."""
+def word_and_occurrence(given: Any) -> tuple[str, int]:
+    """Returns a word and its occurrence.
+
+    Args:
+        given: a word, or a pair of it and its occurrence.
+
+    Raises:
+        ArgumentError: for anything else.
+    """
     word, occurrence = (given, 0) if isinstance(given, str) else (None, None)
     if isinstance(given, (tuple, list)) and len(given) == 2:
         word, occurrence = given

@@ -362,7 +362,7 @@ def test_a_capture_is_opened_once():
     pipe, options = animatediff()
     with cvg.capture(pipe, words=["cat"]) as captured:
         run(pipe, options)
-    with pytest.raises(cvg.ArgumentError, match="a capture is for one block: make another"):
+    with pytest.raises(cvg.ArgumentError, match="has been open already"):
         captured.__enter__()
 
 

@@ -335,7 +335,7 @@ def test_words_of_the_prompt():
         ({"temperature": 0.0}, "temperature must be a finite number above 0, got 0.0"),
         ({"stop": 1.5}, r"stop must be a finite number in \[0, 1\], got 1.5"),
         ({"step_size": -1.0}, "step_size must be a finite number of at least 0, got -1.0"),
-        ({"words": []}, "words must be a list of at least one word"),
+        ({"words": []}, "words must name at least one word"),
         ({"words": "cat"}, "words must be one of 'content', 'nouns_and_verbs', got 'cat'"),
     ],
 )

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import cvg_kernels as cvg
-from tests.lvdm import CrossAttention, UNetModel
+from tests.lvdm import BasicTransformerBlock, CrossAttention, UNetModel
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -129,6 +129,33 @@ def test_everything_is_put_back(unet, inputs):
     for name, module in unet.named_modules():
         assert vars(module) == before[name] and not module._forward_pre_hooks
     assert torch.equal(call(unet, inputs), stock)
+
+
+def test_a_network_that_tells_its_layers_the_step(unet, inputs, monkeypatch):
+    """VSTAR's own UNet hands `time_index` to its attention: what runs as ever is given it, the band needs none."""
+    with BAND.attach_videocrafter(unet):
+        want = [call(unet, inputs, step) for step in (STEPS[0], STEPS[-1])]
+    told = []
+
+    class Told(CrossAttention):
+        def forward(self, x, context=None, mask=None, time_index=None, place=None):
+            told.append((time_index, place))
+            return super().forward(x, context, mask)
+
+    def telling(block, x, context, mask):
+        more = {"time_index": 3, "place": "down"}
+        x = block.attn1(block.norm1(x), context=None, mask=mask, **more) + x
+        x = block.attn2(block.norm2(x), context=context, mask=mask, **more) + x
+        return block.ff(block.norm3(x)) + x
+
+    for attention in attentions(unet).values():
+        attention.__class__ = Told
+    monkeypatch.setattr(BasicTransformerBlock, "_forward", telling)
+    for step, wanted in zip((STEPS[0], STEPS[-1]), want, strict=True):
+        told.clear()
+        with BAND.attach_videocrafter(unet):
+            torch.testing.assert_close(call(unet, inputs, step), wanted)
+        assert told and set(told) == {(3, "down")}
 
 
 def test_one_within_another(unet, inputs):

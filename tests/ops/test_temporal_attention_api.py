@@ -13,8 +13,8 @@ from torch._dynamo.backends.common import aot_autograd
 
 import cvg_kernels as cvg
 from cvg_kernels import native
+from cvg_kernels._layout import dense_like
 from cvg_kernels.ops import _temporal_attention_native, _temporal_attention_reference
-from cvg_kernels.ops._layout import dense_like
 
 NATIVE = pytest.mark.skipif(native.reason("cpu") is not None, reason=str(native.reason("cpu")))
 CPU_BACKENDS = ["reference", pytest.param("native", marks=NATIVE)]

@@ -18,10 +18,10 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 import cvg_kernels as cvg
+from cvg_kernels._layout import dense_like
 from cvg_kernels.backends import Backend
 from cvg_kernels.ops import _dispatch
 from cvg_kernels.ops import _temporal_attention_native as native
-from cvg_kernels.ops._layout import dense_like
 from tests.ops.test_temporal_attention import TILED, Case, check, regulariser, tensors
 
 ROOT = Path(__file__).parents[2]

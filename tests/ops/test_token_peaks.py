@@ -90,7 +90,8 @@ def test_tokens_that_are_masked_and_places_that_tie(backend):
     want = results(
         lambda f: reference.token_peaks(f, sharpness=2.0), coarse.double(), grad.double()
     )
-    torch.testing.assert_close(have[0].double(), want[0], rtol=1e-5, atol=1e-6)
+    for one, exact in zip(have, want, strict=True):
+        torch.testing.assert_close(one.double(), exact, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("backend", KERNELS)

@@ -1,4 +1,4 @@
-"""What the tests of the field's cases share: a method that moves latents by a known amount, and what a pipeline has on it."""
+"""What the tests of the field's cases share: a method that moves latents by a known amount, what is on a pipeline."""
 
 from __future__ import annotations
 

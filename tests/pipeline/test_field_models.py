@@ -91,7 +91,7 @@ def test_an_image_prompt_is_not_taken_for_the_text():
 
 
 def test_the_branches_of_perturbed_attention_are_told_apart():
-    """At the first step the prompt's branch and the other are those of the plain pipeline; the third is a branch of its own."""
+    """At the first step those with and without the prompt are the plain pipeline's; the third is one of its own."""
     pipe, options = PIPELINES["animatediff_pag"].build()
     plain, plain_options = PIPELINES["animatediff"].build()
     with cvg.capture(pipe, words=WORDS, steps=0) as captured:

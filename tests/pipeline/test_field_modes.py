@@ -1,4 +1,4 @@
-"""Modes that a pipeline may run in: autocast, inference mode, compiled, cached, offloaded, cast, with other attention kernels."""
+"""Modes that a pipeline may run in: autocast, inference, compiled, cached, offloaded, cast, other attention kernels."""
 
 from __future__ import annotations
 

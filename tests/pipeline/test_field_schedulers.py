@@ -1,4 +1,4 @@
-"""Every scheduler that AnimateDiff and Wan pipelines run with: a move of the latents arrives, at every step that is made."""
+"""Every scheduler that AnimateDiff and Wan pipelines run with: a move of the latents arrives, at every step."""
 
 from __future__ import annotations
 
