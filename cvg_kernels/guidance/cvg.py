@@ -169,8 +169,9 @@ class CVG(Guidance):
         """
         classifier = self.reader
         batch, count = maps.shape[:2]
-        at = torch.tensor([timestep], dtype=torch.float32, device=maps.device)
-        pairs = with_context(maps).flatten(0, 1)[:, None]  # [B·E, T=1, 2, M, F, h, w]
+        dtype = next(classifier.parameters()).dtype
+        at = torch.tensor([timestep], dtype=dtype, device=maps.device)
+        pairs = with_context(maps.to(dtype)).flatten(0, 1)[:, None]  # [B·E, T=1, 2, M, F, h, w]
         logits = classifier(pairs, at).unflatten(0, (batch, count))
         ignore = -100  # what cross_entropy leaves out
         wanted = torch.full((batch, count), ignore, device=maps.device)

@@ -220,7 +220,11 @@ class Sampling:
         """The branch of a call that holds one of them only."""
         guider = getattr(self.pipe, "guider", None)
         if hasattr(guider, "is_conditional"):
-            return "cond" if guider.is_conditional else "uncond"
+            if not guider.is_conditional:
+                return "uncond"
+            return (
+                "perturbed" if "cond" in self._seen else "cond"
+            )  # a second time with layers left out
         prompted = self._same(text, self._embeddings)
         if self._same(
             text, self._negative

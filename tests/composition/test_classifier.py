@@ -118,10 +118,10 @@ def test_the_vision_language_model_stays_frozen(clip):
     assert classifier.aggregator.training and not any(m.training for m in model.modules())
     trained = [p for p in classifier.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=0.1)
-    maps, label = features(classifier), torch.tensor([0, 1, 2])
     paint = classifier.backbone.paint.weight.detach().clone()
-    logits = classifier(maps, torch.tensor(TIMES))
-    torch.nn.functional.cross_entropy(logits, label).backward()
+    logits = classifier(features(classifier), torch.tensor(TIMES))
+    # Not their cross-entropy: the tiny tokenizer reads all labels alike, so its gradient is a rounding.
+    logits.square().sum().backward()
     optimizer.step()
     assert logits.shape == (3, len(LABELS))
     assert all(p.grad is None for p in model.parameters())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections import Counter
 from dataclasses import dataclass
 
 import pytest
@@ -12,9 +13,14 @@ import torch
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
+from diffusers import SkipLayerGuidance  # noqa: E402
+from diffusers.hooks import LayerSkipConfig  # noqa: E402
+
 import cvg_kernels as cvg  # noqa: E402
 from cvg_kernels.guidance import Guidance, Together  # noqa: E402
 from tests.offline_pipelines import PROMPT, animatediff, run, wan  # noqa: E402
+from tests.pipelines import PIPELINES  # noqa: E402
+from tests.pipelines import run as run_case  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 WORDS = ["cat", "dog"]
@@ -146,6 +152,27 @@ def test_a_pipeline_that_steps_elsewhere_is_not_moved_in_silence(monkeypatch):
         Push().attach(pipe),
     ):
         run(pipe, options)
+
+
+def test_a_guider_that_leaves_layers_out():
+    """Skip-layer guidance of modular pipelines: our processors are known to it, and its third call is told apart."""
+    pipe, options = PIPELINES["wan_modular"].build()
+    left_out = [LayerSkipConfig(indices=[0], fqn="blocks")]
+    pipe.update_components(
+        guider=SkipLayerGuidance(
+            skip_layer_config=left_out, skip_layer_guidance_start=0.0, skip_layer_guidance_stop=1.0
+        )
+    )
+    stock = run_case(pipe, options)
+    with cvg.capture(pipe, WORDS) as captured, Push(0.0).attach(pipe) as made:
+        torch.testing.assert_close(run_case(pipe, options), stock, rtol=1e-4, atol=1e-4)
+    assert made.guided_steps == 3
+    counts = Counter((record.step, record.branch) for record in captured.records)
+    # Two layers a call; the guider leaves the first step alone, and one layer of its own call.
+    assert counts == {(step, branch): 2 for step in range(3) for branch in ("cond", "uncond")} | {
+        (1, "perturbed"): 1,
+        (2, "perturbed"): 1,
+    }
 
 
 @pytest.mark.parametrize("method", [cvg.Vico, cvg.VSTAR, cvg.Gen1, cvg.TemporalBand])
