@@ -259,6 +259,11 @@ class PipelineHooks:
             return stock(*args, **kwargs)
         # By name: CogVideoX's multistep scheduler takes its arguments in another order.
         given = named_arguments(type(self._scheduler), "step", "sample", args, kwargs)
+        if "sample" not in given:
+            raise ArgumentError(
+                f"the `step` of {type(self._scheduler).__name__} must be given its sample by a name that its signature has, got "
+                f"{', '.join(given) or 'no names'}"
+            )
         sample = given["sample"]
         shift = self._model.native(shift)
         if sample.ndim == 4 and shift.ndim == 5:  # ModelScope steps on [B·F, C, H, W]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +11,7 @@ from cvg_kernels.errors import ArgumentError
 from cvg_kernels.pipeline.geometry import Branch
 from cvg_kernels.pipeline.models import Model
 from cvg_kernels.pipeline.schedule import Schedule
+from cvg_kernels.pipeline.signatures import naming_signature
 from cvg_kernels.prompts.tokens import EncodedText
 
 
@@ -180,7 +180,7 @@ class Sampling:
             "num_images_per_prompt": 1, "num_videos_per_prompt": 1,
             "do_classifier_free_guidance": False, "device": device,
         }  # fmt: skip
-        known = inspect.signature(encode).parameters
+        known = naming_signature(type(self.pipe), "encode_prompt", "prompt").parameters
         options = (self._encoding or {}) | {n: to for n, to in changes.items() if n in known}
         return [encode(self.pipe, **{**options, "prompt": text})[0][0] for text in texts]
 

@@ -11,9 +11,6 @@ def named_arguments(
 ) -> dict[str, Any]:
     """The arguments of a call of a method, by name.
 
-    Somebody's own class may override a method with `(*args, **kwargs)`: then the nearest base that names its arguments
-    says what the positional ones are.
-
     Args:
         kind: the class.
         method: its name.
@@ -21,11 +18,23 @@ def named_arguments(
         args: positional, without the object itself.
         kwargs: by name.
     """
-    signatures = [
-        inspect.signature(vars(base)[method]) for base in kind.__mro__ if method in vars(base)
-    ]
-    naming = (one for one in signatures if known in one.parameters)
-    signature = next(naming, signatures[0])
+    signature = naming_signature(kind, method, known)
     given = signature.bind_partial(None, *args).arguments
     given.pop(next(iter(signature.parameters)))
     return {**given, **kwargs}
+
+
+def naming_signature(kind: type, method: str, known: str) -> inspect.Signature:
+    """The signature of a method that names its arguments.
+
+    Somebody's own class may override a method with `(*args, **kwargs)`: then it is that of the nearest base.
+
+    Args:
+        kind: the class.
+        method: its name.
+        known: an argument by which a signature that names them is known.
+    """
+    signatures = [
+        inspect.signature(vars(base)[method]) for base in kind.__mro__ if method in vars(base)
+    ]
+    return next((one for one in signatures if known in one.parameters), signatures[0])
