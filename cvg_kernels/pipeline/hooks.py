@@ -261,7 +261,7 @@ class PipelineHooks:
         given = named_arguments(type(self._scheduler), "step", "sample", args, kwargs)
         if "sample" not in given:
             raise ArgumentError(
-                f"the `step` of {type(self._scheduler).__name__} must be given its sample by a name that its signature has, got "
+                f"the `step` of {type(self._scheduler).__name__} must name its sample in its signature, got "
                 f"{', '.join(given) or 'no names'}"
             )
         sample = given["sample"]
