@@ -157,6 +157,8 @@ class Vico(Guidance):
             object.__setattr__(self, "words", checked_words(self.words))
         if isinstance(self.sinks, str):
             check_choice("sinks", self.sinks, ("others",))
+        elif self.sinks is not None:
+            object.__setattr__(self, "sinks", checked_words(self.sinks, "sinks"))
 
     def _check_levels(self) -> None:
         if self.levels == "auto":
