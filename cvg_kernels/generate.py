@@ -62,7 +62,7 @@ class Job:
                 "--guidance must be given with --model: cvg:classifier=FOLDER with a classifier of that model "
                 "(cvg-kernels cvg train), or without training vico, vstar, gen1 or temporal-band"
             )
-        made = method_named(self.guidance or "cvg", self.words or None)
+        made = method_named("cvg" if self.guidance is None else self.guidance, self.words or None)
         if made is None:
             raise ArgumentError("--guidance must be a method, got 'none'")
         return made
@@ -89,6 +89,8 @@ class Job:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ArgumentError(f"--{name} must be at least 1, got {value}")
+        if not math.isfinite(self.guidance_scale):
+            raise ArgumentError(f"--guidance-scale must be finite, got {self.guidance_scale}")
         if self.dtype not in _DTYPES:
             raise ArgumentError(f"--dtype must be one of {', '.join(_DTYPES)}, got {self.dtype!r}")
         self.method  # noqa: B018 — made here, so that a wrong one is told before a model is loaded
@@ -101,6 +103,10 @@ class Job:
             raise ArgumentError(f"--output must be a folder, got the file {self.output}")
         if not self.output.resolve().parent.is_dir():
             raise ArgumentError(f"--output must lie in a folder that exists, got {self.output}")
+        try:  # now, and not when the clips are made
+            tempfile.TemporaryDirectory(prefix=".cvg-", dir=self.output.resolve().parent).cleanup()
+        except OSError as error:
+            raise ArgumentError(f"--output cannot be written: {error}") from None
         if self.model is None:
             from cvg_kernels.shapes.world import SIZE, parse_caption
 
@@ -128,6 +134,9 @@ def run(job: Job) -> dict[str, Any]:
     times: dict[str, float] = {}
     with _timed(times, "load"):
         pipe = _load(job)
+    most = getattr(getattr(pipe, "unet", None), "config", {}).get("motion_max_seq_length")
+    if most is not None and job.frames > most:
+        raise ArgumentError(f"--frames must be at most {most} with this model, got {job.frames}")
     words = job.shown_words
     # A word that is not there is told before anything runs.
     EncodedText.of_prompt(pipe.tokenizer, job.prompt).find(words)

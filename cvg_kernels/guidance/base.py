@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import torch
@@ -36,6 +36,11 @@ class Guidance:
 
     def __post_init__(self) -> None:
         if self.until is not None:
+            default = next(f.default for f in fields(self) if f.name == "stop")
+            if self.stop != default:
+                raise ArgumentError(
+                    f"until is the old name of stop: give one of them, got {self.until!r} and {self.stop!r}"
+                )
             warnings.warn(
                 f"until is called stop now: {type(self).__name__}(stop={self.until!r})",
                 FutureWarning,
@@ -77,6 +82,13 @@ class Guidance:
         """Whether the settings ask for nothing, so that a run without a guided step is as it should be."""
         return self.start == self.stop
 
+    def why_nothing(self, run: Run) -> str | None:
+        """Says why no step of a run was guided, if the method knows.
+
+        Args:
+            run: whose `notes` it may have written.
+        """
+
     @property
     def moves_latents(self) -> bool:
         """Whether the method has a `before_step`."""
@@ -96,11 +108,13 @@ class Guidance:
         """Moves the latents before a denoising step.
 
         Args:
-            call: the conditional part of the step's first denoiser call; `call.denoise(z)` calls the denoiser.
+            call: the conditional part of the step's first denoiser call. `call.denoise(z)` calls the denoiser and returns
+                what that returns.
             run: whose history is written.
 
         Returns:
-            The moved latents, as `call.latents`, or `None` to leave the step alone.
+            The moved latents, a finite tensor of the shape of `call.latents`, or `None` to leave the step alone, which then
+            does not count as guided.
         """
 
     def processors(self, denoiser: nn.Module, session: PipelineSession) -> list[tuple[Layer, Tap]]:

@@ -39,6 +39,8 @@ class FrameTexts:
         # An IP-Adapter hands its image tokens over beside the text.
         text, *beside = given if isinstance(given, tuple) else (given,)
         texts = call.sampling.remember((id(self), call.denoiser), lambda: self._encode(call))
+        if texts is None:
+            return None
         each = [texts[at % len(texts)] for at in conditional]
         text, mask = place_texts(text, conditional, each)
         if mask is not None:
@@ -51,9 +53,15 @@ class FrameTexts:
         return (args[0], text, *args[2:]), kwargs
 
     @torch.no_grad()
-    def _encode(self, call: Call) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """The text of every frame of each video as its layers are given it, and which tokens a frame has."""
+    def _encode(self, call: Call) -> list[tuple[torch.Tensor, torch.Tensor]] | None:
+        """The text of every frame of each video as its layers are given it, and which tokens a frame has.
+
+        `None` if the only state of every prompt is the prompt itself.
+        """
         prompts = call.prompts if self._reads_prompt else [""] * call.sampling.samples
+        if all(self._states(prompt) == [prompt] for prompt in prompts):
+            self._session.run.notes["one state"] = {"the prompt is its only state"}
+            return None
         made = []
         for prompt in prompts:
             states = call.sampling.encode(self._states(prompt), call.text.device)

@@ -242,10 +242,16 @@ class Vico(Guidance):
             raise ArgumentError(
                 "words must be as many for every prompt of a batch; give them, or run the prompts one by one"
             )
+        for text, each in zip(call.texts, spans, strict=True):
+            beyond = [span.label for span in each if not set(span.ids) <= set(text.ids)]
+            if beyond:
+                raise ArgumentError(
+                    f"words must be words of the prompt, whose flow is balanced, got {', '.join(beyond)}"
+                )
         table = TokenTable.of(spans, among=[text.ids for text in call.texts])
         if self.sinks == "others":
-            return replace(table, real=table.membership.any(1))
-        if self.sinks:
+            table = replace(table, real=table.membership.any(1))
+        elif self.sinks:
             left_out = call.find([self.sinks] * len(call.texts))
             sinks = TokenTable.of(left_out, among=[text.ids for text in call.texts])
             table = replace(table, real=table.real & ~sinks.membership.any(1))
@@ -253,6 +259,10 @@ class Vico(Guidance):
                 raise ArgumentError(
                     f"sinks must not hold a whole word of words, got {self.sinks!r}"
                 )
+        if self.sinks and self.normalize and bool((table.real.sum(1) < 2).any()):
+            raise ArgumentError(
+                f"sinks must leave the token softmax two tokens at least, got {self.sinks!r}: name more words"
+            )
         return table
 
     def scores(

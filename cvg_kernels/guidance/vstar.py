@@ -28,7 +28,7 @@ from cvg_kernels.pipeline.attention import Attention, token_frames
 from cvg_kernels.pipeline.exchange import replaced_forwards
 from cvg_kernels.pipeline.layers import Layer, attention_layers, check_undivided, frame_layers
 from cvg_kernels.pipeline.models import denoisers_of, model_of, unwrap
-from cvg_kernels.pipeline.session import PipelineSession
+from cvg_kernels.pipeline.session import PipelineSession, Run
 from cvg_kernels.pipeline.taps import Tap
 
 _INPUT_LAYER = "transformer_in"  # the released code leaves a network's first temporal layer alone
@@ -140,6 +140,17 @@ class VSTAR(Guidance):
         no_band = self.sigma is None or self.strength == 0 or super().idle
         return no_band and self.prompts is None
 
+    def why_nothing(self, run: Run) -> str | None:
+        """Says that there is one state only, or what widths the layers have, if sigma has none of them."""
+        widths = run.notes.get("widths")
+        if "one state" in run.notes:
+            return "prompts finds one state only, the prompt itself"
+        if not widths or not isinstance(self.sigma, Mapping):
+            return None
+        return (
+            f"sigma names the widths {sorted(self.sigma)}, the layers' grids have {sorted(widths)}"
+        )
+
     def check(self, pipe: Any) -> None:
         """Checks that the settings are for such a network.
 
@@ -178,7 +189,7 @@ class VSTAR(Guidance):
                         stack.callback(hook.remove)
             if self.trained_frames is not None:
                 forwards = {
-                    module: partial(_squeezed, module, module.forward, self.trained_frames)
+                    module: partial(_squeezed, module, module.forward, self.trained_frames, session)
                     for module in frame_positions(denoiser)
                 }
                 stack.enter_context(replaced_forwards(forwards))
@@ -246,24 +257,40 @@ class _Band(Tap):
             ):  # a layer that is replayed has fewer samples than the call around
                 positions = attention.query.shape[0] // call.geometry.samples(attention.disturbs)
                 self.columns[size] = call.geometry.grid(positions)[2]
-            options = self.settings.band(self.columns[size], size[-1])
+            columns = self.columns[size]
+            options = self.settings.band(columns, size[-1])
         else:
             tokens = attention.query.shape[2]
             grid = call.geometry.grid(tokens)
-            options = self.settings.band(grid[2], grid[2])
+            columns = grid[2]
+            options = self.settings.band(columns, columns)
             if options:
                 options["frames"] = token_frames(grid, tokens, attention.query.device)
-        if options and not call.own:
+        if call.own:
+            return options
+        if options:
             self.session.run.mark(call)
+        else:
+            self.session.run.notes.setdefault("widths", set()).add(columns)
         return options
 
 
-def _squeezed(module: nn.Module, stock: Any, known: int, x: torch.Tensor) -> torch.Tensor:
+def _squeezed(
+    module: nn.Module, stock: Any, known: int, session: PipelineSession, x: torch.Tensor
+) -> torch.Tensor:
     """Adds the positions of a squeezed clip instead of its own, of which the table may have too few."""
     if x.shape[1] <= known:
         return stock(x)
+    _mark(session)
     positions = interpolate_states(module.pe[0, :known, None], x.shape[1])  # [F, 1, C]
     return x + positions[:, 0].to(x.dtype)
+
+
+def _mark(session: PipelineSession) -> None:
+    """Notes that the positions of a step's frames are other ones."""
+    call = session.call_now()
+    if call is not None and not call.own:
+        session.run.mark(call)
 
 
 @contextmanager
@@ -280,6 +307,7 @@ def _table(denoiser: nn.Module, known: int, session: PipelineSession) -> Iterato
         frames = session.call_now().latents.shape[2]
         positions = table[:, : min(known, frames)]
         if frames > known:
+            _mark(session)
             positions = interpolate_states(positions[0, :, None], frames).transpose(0, 1)
         put(positions)
 

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 _SLOT = "_cvg_exchange"
-_STOCK = "_cvg_stock_class"
+STOCK = "_cvg_stock_class"  # of a derived class: the one that it stands for
 
 Methods = dict[str, Callable[..., Any]]
 
@@ -79,7 +79,7 @@ class _Exchanged:
 
     def _derive(self, target: Any) -> None:
         """Gives the object the class that its methods need."""
-        kind = getattr(type(target), _STOCK, type(target))
+        kind = getattr(type(target), STOCK, type(target))
         names = sorted(set().union(*self.stack))
         self.derived = _derived(kind, names) if names else kind
         object.__setattr__(target, "__class__", self.derived)
@@ -92,7 +92,7 @@ def _derived(kind: type, names: list[str]) -> type:
         held = vars(self).get(_SLOT)
         return plain(self, kind, {} if held is None else held.own).__reduce_ex__(1)
 
-    members = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, _STOCK: kind}
+    members = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, STOCK: kind}
     members |= {name: _through(kind, name) for name in names}
     return type(kind.__name__, (kind,), {**members, "__reduce_ex__": __reduce_ex__})
 

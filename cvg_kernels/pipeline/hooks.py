@@ -7,6 +7,8 @@ whatever is set on the pipeline between two calls stays as it was set.
 
 from __future__ import annotations
 
+import inspect
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -24,6 +26,7 @@ from cvg_kernels.pipeline.models import arguments_of, denoisers_of, model_of, un
 from cvg_kernels.pipeline.pag import Disturbance
 from cvg_kernels.pipeline.sampling import Sampling
 from cvg_kernels.pipeline.schedule import Schedule
+from cvg_kernels.pipeline.scheduler_memory import OwnMemory
 from cvg_kernels.pipeline.schedulers import moved_step
 from cvg_kernels.pipeline.signatures import named_arguments
 from cvg_kernels.pipeline.taps import Tap, keep_taps, tapped
@@ -159,6 +162,7 @@ class PipelineHooks:
         prompt = next((s.prompt for s in self.subscribers if s.prompt is not None), None)
         self._sampling = Sampling(self.pipe, self.runs, options, prompt)
         self.runs += 1
+        self._thread = threading.get_ident()
         self._frame = stack = ExitStack()
         self._pag = Disturbance(self.pipe)
         stack.callback(self._pag.end)
@@ -225,7 +229,7 @@ class PipelineHooks:
     def _read(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
         """Sees what the text encoder is given."""
         ids = kwargs.get("input_ids", args[0] if args else None)
-        if self._sampling is not None:
+        if self._sampling is not None and threading.get_ident() == self._thread:
             self._sampling.note_ids(ids)
 
     # -- the scheduler
@@ -255,16 +259,21 @@ class PipelineHooks:
         sampling.end_step()
         if sampling.schedule is not None:
             sampling.schedule.advance()
+        if sampling.memory_of is not self._scheduler:
+            sampling.memory_of, sampling.own_memory = self._scheduler, OwnMemory(self._scheduler)
         if shift is None:
             return stock(*args, **kwargs)
+        sampling.own_memory.check(self._scheduler)
         # By name: CogVideoX's multistep scheduler takes its arguments in another order.
         given = named_arguments(type(self._scheduler), "step", "sample", args, kwargs)
-        if "sample" not in given:
+        try:
+            inspect.signature(stock).bind(**given)
+            sample = given["sample"]
+        except (TypeError, KeyError):
             raise ArgumentError(
-                f"the `step` of {type(self._scheduler).__name__} must name its sample in its signature, got "
-                f"{', '.join(given) or 'no names'}"
-            )
-        sample = given["sample"]
+                f"scheduler {type(self._scheduler).__name__}: latents cannot be moved: its own `step` must name its arguments "
+                "model_output, timestep and sample, or take any"
+            ) from None
         shift = self._model.native(shift)
         if sample.ndim == 4 and shift.ndim == 5:  # ModelScope steps on [B·F, C, H, W]
             shift = shift.transpose(1, 2).flatten(0, 1)
@@ -287,6 +296,11 @@ class PipelineHooks:
 
     def _before(self, denoiser: nn.Module, args: tuple, kwargs: dict[str, Any]):
         """Decodes a call, moves the latents at the first one of a step, and tells the subscribers."""
+        if threading.get_ident() != self._thread:
+            raise ArgumentError(
+                f"{type(denoiser).__name__} is called from another thread while {type(self.pipe).__name__} runs on it with "
+                "something attached: let one run end before the other begins, or give each a denoiser of its own"
+            )
         if self._own is not None:
             self._calls.append(self._own)
             self._own = None
@@ -316,6 +330,8 @@ class PipelineHooks:
 
     def _after(self, denoiser: nn.Module, args: tuple, output: Any) -> Any | None:
         """Ends a call, also a failed one; its prediction may be exchanged."""
+        if threading.get_ident() != self._thread:  # refused by `_before`
+            return None
         self._last = call = self._calls.pop()
         if call is None or call.own or output is None:
             return None

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from cvg_kernels.errors import ArgumentError
+from cvg_kernels.errors import ArgumentError, GuidanceWarning
 from cvg_kernels.pipeline.geometry import Branch
 from cvg_kernels.pipeline.models import Model
 from cvg_kernels.pipeline.schedule import Schedule
+from cvg_kernels.pipeline.scheduler_memory import OwnMemory
 from cvg_kernels.pipeline.signatures import naming_signature
 from cvg_kernels.prompts.tokens import EncodedText
 
@@ -36,6 +38,13 @@ class Sampling:
         self._encodes = own_loop or self._prompt is not None
         if self._prompt is None:
             self._prompt = prompt
+        elif prompt is not None and prompt != self._prompt:
+            warnings.warn(
+                f"prompt={prompt!r} is for calls with prompt_embeds; the pipeline was given {self._prompt!r}, which counts",
+                GuidanceWarning,
+                stacklevel=2,
+            )
+        self._own_loop = own_loop
         self._repeats = options.get("num_videos_per_prompt") or 1
         self._encoding: dict[str, Any] | None = None  # the arguments of `encode_prompt`
         self._embeddings: torch.Tensor | None = None
@@ -43,6 +52,9 @@ class Sampling:
         self._ids: list[list[int]] | None = None  # of the text encoder, one row a prompt
         self._texts: list[EncodedText] | None = None
         self.schedule: Schedule | None = None
+        #: What the scheduler's own class keeps, and the scheduler that this is said of.
+        self.own_memory: OwnMemory | None = None
+        self.memory_of: Any = None
         self.steps = 0  # begun; FreeInit makes several rounds of them in one run
         self.memory: dict[Any, Any] = {}  # what methods keep for the length of the run
         self.end_step()
@@ -112,6 +124,10 @@ class Sampling:
                 )
             prompt = next(iter(prompt.values()))
         if prompt is None or (isinstance(prompt, list) and not prompt):
+            if self._own_loop:
+                raise ArgumentError(
+                    "prompt is not known: encode it within the block (pipe.encode_prompt), or pass prompt=… at attaching"
+                )
             raise ArgumentError(
                 "prompt is not known, since the pipeline was given prompt_embeds: pass prompt=… as well"
             )

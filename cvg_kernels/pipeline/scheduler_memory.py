@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_leaves
+
+from cvg_kernels.errors import ArgumentError
+from cvg_kernels.pipeline.exchange import STOCK
 
 # The corrector of UniPC and Helios, and that of SA-Solver.
 _CORRECTORS = ("multistep_uni_c_bh_update", "stochastic_adams_moulton_update")
@@ -118,3 +123,53 @@ def corrector_moved(
             delattr(scheduler, name)
         elif name is not None:
             setattr(scheduler, name, own)
+
+
+class OwnMemory:
+    """What a scheduler of somebody's own keeps from call to call, beside what the class of diffusers under it does.
+
+    Args:
+        scheduler: as it is before its first step.
+    """
+
+    def __init__(self, scheduler: Any) -> None:
+        self._before = _own_tensors(scheduler)
+
+    def check(self, scheduler: Any) -> None:
+        """Checks that nothing has been kept since: it would belong to latents that nobody moved.
+
+        Raises:
+            ArgumentError: naming what has.
+        """
+        now = _own_tensors(scheduler)
+        kept = [name for name, tensors in now.items() if tensors != self._before.get(name)]
+        if kept:
+            raise ArgumentError(
+                f"scheduler {type(scheduler).__name__}: latents cannot be moved: its own `step` keeps {', '.join(kept)} "
+                "from call to call, which belongs to latents that nobody moved; use a scheduler of diffusers"
+            )
+
+
+def _own_tensors(scheduler: Any) -> dict[str, list[tuple[int, int]]]:
+    """Attributes that hold tensors and are unknown to the classes of diffusers → which tensors, and how often written."""
+    kinds = [kind for kind in type(scheduler).__mro__ if STOCK not in vars(kind)]
+    if kinds[0].__module__.startswith("diffusers."):
+        return {}
+    known: set[str] = set()
+    for kind in kinds:
+        if kind.__module__.startswith("diffusers."):
+            codes = (
+                getattr(inspect.unwrap(f), "__code__", None)
+                for f in vars(kind).values()
+                if callable(f)
+            )
+            known.update(*(code.co_names for code in codes if code is not None))
+    return {
+        name: [
+            (tensor.data_ptr(), tensor._version)
+            for tensor in tree_leaves(value)
+            if torch.is_tensor(tensor)
+        ]
+        for name, value in vars(scheduler).items()
+        if name not in known and not name.startswith("_cvg")
+    }

@@ -29,11 +29,13 @@ class Run:
     Attributes:
         history: one entry per evaluation of a loss.
         calls: how often the pipeline was called.
+        notes: what methods have seen that says why they did nothing.
         guided: (number of the pipeline's call, denoising step) of every step that a method changed, in order.
     """
 
     history: list[dict[str, Any]] = field(default_factory=list)
     calls: int = 0
+    notes: dict[str, set] = field(default_factory=dict, repr=False)
     guided: list[tuple[int, int]] = field(default_factory=list)
     _last: tuple[int, int] | None = field(default=None, repr=False)
 
@@ -117,13 +119,19 @@ class PipelineSession:
             self._say_what_did_nothing()
 
     def _say_what_did_nothing(self) -> None:
-        names = " and ".join(type(method).__name__ for method in self.methods)
-        if all(method.idle for method in self.methods) or self.run.guided:
+        if all(method.idle for method in self.methods):
             return
+        slopes = [entry["gradient_norm"] for entry in self.run.history if "gradient_norm" in entry]
         if self.run.calls == 0:
             reason = f"{type(self._pipe).__name__} was not called while attached to"
+        elif not self.run.guided:
+            reasons = [method.why_nothing(self.run) for method in self.methods]
+            reason = "; ".join(["no denoising step was guided", *filter(None, reasons)])
+        elif slopes and not any(bool(slope.any()) for slope in slopes):
+            reason = "the gradient of its loss was zero at every evaluation"
         else:
-            reason = "no denoising step was guided"
+            return
+        names = " and ".join(type(method).__name__ for method in self.methods)
         warnings.warn(f"{names} did nothing: {reason}", GuidanceWarning, stacklevel=3)
 
     # -- what the hooks tell
@@ -169,7 +177,7 @@ class PipelineSession:
                 continue
             after = method.before_step(call, self.run)
             if after is not None:
-                moved = after.detach()
+                moved = _checked_latents(method, after, call)
                 call = replace(call, latents=moved)
                 self.run.mark(call)
         return moved
@@ -180,8 +188,51 @@ class PipelineSession:
         for method in self.methods:
             if not method.guides(call):
                 continue
-            after = method.after_prediction(call, output if changed is None else changed)
+            before = output if changed is None else changed
+            after = method.after_prediction(call, before)
             if after is not None:
+                _check_prediction(method, after, before, call)
                 changed = after
                 self.run.mark(call)
         return changed
+
+
+def _checked_latents(method: Any, latents: Any, call: Call) -> torch.Tensor:
+    """What a method has moved the latents to.
+
+    Raises:
+        ArgumentError: unless it is a real tensor of their shape, with finite numbers.
+    """
+    name, shape = f"{type(method).__name__}.before_step", tuple(call.latents.shape)
+    if not torch.is_tensor(latents) or not latents.is_floating_point():
+        kind = latents.dtype if torch.is_tensor(latents) else type(latents).__name__
+        raise ArgumentError(f"{name} must return real latents {shape} or None, got {kind}")
+    if latents.shape != call.latents.shape:
+        raise ArgumentError(f"{name} must return latents {shape}, got {tuple(latents.shape)}")
+    if not bool(latents.isfinite().all()):
+        raise ArgumentError(
+            f"{name} must return finite latents, got infinite ones or NaN at step {call.index}: a smaller step_size, or a "
+            "wider dtype"
+        )
+    return latents.detach()
+
+
+def _check_prediction(method: Any, after: Any, before: Any, call: Call) -> None:
+    """Checks what a method has made of a prediction.
+
+    Raises:
+        ArgumentError: unless it is of the same kind and shape, with finite numbers.
+    """
+    name = f"{type(method).__name__}.after_prediction"
+    if type(after) is not type(before):
+        raise ArgumentError(
+            f"{name} must return what it is given, a {type(before).__name__}, or None; got {type(after).__name__}"
+        )
+    if after[0].shape != before[0].shape:
+        raise ArgumentError(
+            f"{name} must return a prediction {tuple(before[0].shape)}, got {tuple(after[0].shape)}"
+        )
+    if not bool(after[0].isfinite().all()) and bool(before[0].isfinite().all()):
+        raise ArgumentError(
+            f"{name} must return a finite prediction, got infinite numbers or NaN at step {call.index}"
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 import warnings
 from collections import Counter
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import torch
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
-from diffusers import SkipLayerGuidance  # noqa: E402
+from diffusers import AnimateDiffPipeline, DDIMScheduler, SkipLayerGuidance  # noqa: E402
 from diffusers.hooks import LayerSkipConfig  # noqa: E402
 
 import cvg_kernels as cvg  # noqa: E402
@@ -216,5 +217,162 @@ def test_what_is_no_pipeline_is_refused():
         Push().attach(pipe.unet)
     with pytest.raises(cvg.ArgumentError, match="pipe must be a diffusers pipeline"):
         cvg.capture(pipe.unet, WORDS)
-    with pytest.raises(cvg.ArgumentError, match="methods must hold at least one"):
+    with pytest.raises(cvg.ArgumentError, match="methods must be a list of at least one method"):
         cvg.PipelineSession(pipe, ())
+
+
+def test_a_scheduler_of_ones_own():
+    """One that keeps nothing is moved like its base; one that averages with its last sample is refused when it matters."""
+
+    class Still(DDIMScheduler):
+        def step(self, model_output, timestep, sample, **options):
+            return super().step(model_output, timestep, sample, **options)
+
+    class Averaging(DDIMScheduler):
+        last = None
+
+        def step(self, model_output, timestep, sample, **options):
+            sample = sample if self.last is None else (sample + self.last) / 2
+            self.last = sample
+            return super().step(model_output, timestep, sample, **options)
+
+    class Stacking(Averaging):
+        def step(self, model_output, timestep, sample, **options):
+            self.kept = [*getattr(self, "kept", []), sample]
+            return DDIMScheduler.step(self, model_output, timestep, sum(self.kept), **options)
+
+    class Unnamed(DDIMScheduler):
+        def step(self, m, t, x, **options):
+            return super().step(m, t, x, **options)
+
+    pipe, options = animatediff()
+    config = pipe.scheduler.config
+    with Push().attach(pipe):
+        wanted = run(pipe, options)
+    pipe.scheduler = Still.from_config(config)
+    with Push().attach(pipe) as made:
+        torch.testing.assert_close(run(pipe, options), wanted)
+    assert made.guided_steps == 3
+    pipe.scheduler = Unnamed.from_config(config)
+    with (
+        pytest.raises(cvg.ArgumentError, match="Unnamed: .* must name its arguments"),
+        Push().attach(pipe),
+    ):
+        run(pipe, options)
+    for kind, name in ((Averaging, "last"), (Stacking, "kept")):
+        pipe.scheduler = kind.from_config(config)
+        with Push(stop=0.3).attach(pipe) as made:  # before there is anything to remember
+            run(pipe, options)
+        assert made.guided_steps == 1
+        pipe.scheduler = kind.from_config(config)
+        message = f"{kind.__name__}: latents cannot be moved: its own `step` keeps {name}"
+        with pytest.raises(cvg.ArgumentError, match=message), Push(start=0.3).attach(pipe):
+            run(pipe, options)
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (lambda z: z[:, :, :1], r"must return latents \(1, 4, 4, 5, 7\), got \(1, 4, 1, 5, 7\)"),
+        (lambda z: z + 0j, "must return real latents .* got torch.complex64"),
+        (lambda z: z.tolist(), "must return real latents .* got list"),
+        (lambda z: z * torch.nan, "must return finite latents, got infinite ones or NaN at step 0"),
+    ],
+)
+def test_what_a_method_returns_is_checked(returned, message):
+    @dataclass(frozen=True)
+    class Wrong(Guidance):
+        def before_step(self, call, run):
+            return returned(call.latents)
+
+    pipe, options = animatediff()
+    with (
+        pytest.raises(cvg.ArgumentError, match=f"Wrong.before_step {message}"),
+        Wrong().attach(pipe),
+    ):
+        run(pipe, options)
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (lambda output: output[0], "must return what it is given, a tuple.*got Tensor"),
+        (lambda output: (output[0][:, :, :1],), r"must return a prediction \(2, 4, 4, 5, 7\), got"),
+        (lambda output: (output[0] / 0,), "must return a finite prediction, got .* at step 0"),
+    ],
+)
+def test_what_a_method_makes_of_a_prediction_is_checked(returned, message):
+    @dataclass(frozen=True)
+    class Wrong(Guidance):
+        def after_prediction(self, call, output):
+            return returned(output)
+
+    pipe, options = animatediff()
+    forward = pipe.unet.forward
+    pipe.unet.forward = lambda *args, **kwargs: tuple(forward(*args, **kwargs).values())
+    with (
+        pytest.raises(cvg.ArgumentError, match=f"Wrong.after_prediction {message}"),
+        Wrong().attach(pipe),
+    ):
+        run(pipe, options)
+
+
+def test_a_denoiser_in_two_threads_is_refused_by_name():
+    """The attached run goes on as it would alone."""
+    pipe, options = animatediff()
+    other = AnimateDiffPipeline(**{**pipe.components, "scheduler": DDIMScheduler()})
+    other.set_progress_bar_config(disable=True)
+    with Push().attach(pipe):
+        alone = run(pipe, options)
+    failed = []
+
+    def meanwhile(*_):
+        def run_other():
+            try:
+                run(other, options)
+            except cvg.ArgumentError as error:
+                failed.append(str(error))
+
+        thread = threading.Thread(target=run_other)
+        thread.start()
+        thread.join()
+        return {}
+
+    with Push().attach(pipe) as made:
+        both = run(pipe, options, callback_on_step_end=meanwhile)
+    assert torch.equal(both, alone) and made.guided_steps == 3
+    assert len(failed) == 3 and "UNetMotionModel is called from another thread while" in failed[0]
+    assert run(other, options).isfinite().all()
+
+
+def test_reasons_why_nothing_was_guided():
+    pipe, options = animatediff()
+
+    def told(method, prompt=PROMPT):
+        with pytest.warns(cvg.GuidanceWarning) as caught, method.attach(pipe) as made:
+            run(pipe, options, prompt)
+        assert made.guided_steps == 0
+        return str(caught[-1].message)
+
+    assert "sigma names the widths [32, 64], the layers' grids have [4, 7]" in told(
+        cvg.VSTAR(sigma={64: 1.0, 32: 8.0})
+    )
+    assert "one state only, the prompt itself" in told(cvg.VSTAR(sigma=None, prompts="then"))
+    with pytest.warns(cvg.GuidanceWarning, match="the gradient of its loss was zero"):  # noqa: SIM117
+        with cvg.Vico(["cat"], iterations=1).attach(pipe):
+            run(pipe, options, "cat")
+    with pytest.warns(cvg.GuidanceWarning, match="prompt='a dog' is for calls with prompt_embeds"):  # noqa: SIM117
+        with Push().attach(pipe, prompt="a dog"):
+            run(pipe, options)
+
+
+def test_squeezed_positions_count_as_guided():
+    pipe, options = animatediff()
+    with cvg.VSTAR(sigma=None, trained_frames=2).attach(pipe) as made:
+        run(pipe, options)
+    assert made.guided_steps == 3
+
+
+def test_one_of_two_names_for_a_setting():
+    with pytest.raises(cvg.ArgumentError, match="until is the old name of stop: give one of them"):
+        cvg.Vico(until=0.9, stop=0.1)
