@@ -56,7 +56,7 @@ class VSTAR(Guidance):
             {finest: 1.0, next: 8.0} for latents of any width; Wan and CogVideoX have one level only, their finest. `None`
             regularises nothing. Smaller is stronger.
         strength: factor of the band (1 in the released code); 0 leaves the network as it is.
-        stop: share of the denoising steps that are regularised (released: 14 of 25); a synopsis is for all of them.
+        stop: share of the denoising steps that are regularised (released: 14 of 25); a synopsis is for all steps.
         prompts: states in order: a list, a file (a JSON list, or one a line), `"then"` for the parts of the prompt between
             its "then"s, or another writer, which makes them from the prompt (see `guidance.synopsis`). `None`: no synopsis.
             Words that are captured meanwhile are places in the text: each frame shows what its own state has there.

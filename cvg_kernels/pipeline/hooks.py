@@ -271,8 +271,8 @@ class PipelineHooks:
             sample = given["sample"]
         except (TypeError, KeyError):
             raise ArgumentError(
-                f"scheduler {type(self._scheduler).__name__}: latents cannot be moved: its own `step` must name its arguments "
-                "model_output, timestep and sample, or take any"
+                f"scheduler {type(self._scheduler).__name__}: latents cannot be moved: its own `step` must name "
+                "model_output, timestep and sample, or take any arguments"
             ) from None
         shift = self._model.native(shift)
         if sample.ndim == 4 and shift.ndim == 5:  # ModelScope steps on [B·F, C, H, W]

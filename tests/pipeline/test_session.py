@@ -255,7 +255,7 @@ def test_a_scheduler_of_ones_own():
     assert made.guided_steps == 3
     pipe.scheduler = Unnamed.from_config(config)
     with (
-        pytest.raises(cvg.ArgumentError, match="Unnamed: .* must name its arguments"),
+        pytest.raises(cvg.ArgumentError, match="Unnamed: .* must name model_output"),
         Push().attach(pipe),
     ):
         run(pipe, options)
