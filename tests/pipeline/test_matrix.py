@@ -74,7 +74,7 @@ def test_methods_together(built):
         with METHODS[name](built).attach(built.pipe):
             alone.append(built.run())
     assert video.isfinite().all()
-    for other in (built.stock, *(alone if len(alone) > 1 else [])):
+    for other in (built.stock, *(alone if len(names) > 1 else [])):
         assert (video - other).abs().max() > ROUNDING
     with together(built, 0)[1].attach(built.pipe):
         assert torch.equal(built.run(), built.stock)
