@@ -7,7 +7,6 @@ whatever is set on the pipeline between two calls stays as it was set.
 
 from __future__ import annotations
 
-import inspect
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -25,10 +24,8 @@ from cvg_kernels.pipeline.layers import Layer
 from cvg_kernels.pipeline.models import arguments_of, denoisers_of, model_of, unwrap
 from cvg_kernels.pipeline.pag import Disturbance
 from cvg_kernels.pipeline.sampling import Sampling
-from cvg_kernels.pipeline.schedule import Schedule
-from cvg_kernels.pipeline.scheduler_memory import OwnMemory
-from cvg_kernels.pipeline.schedulers import moved_step
 from cvg_kernels.pipeline.signatures import named_arguments
+from cvg_kernels.pipeline.stepping import Stepping
 from cvg_kernels.pipeline.taps import Tap, keep_taps, tapped
 
 _SLOT = "_cvg_hooks"
@@ -75,8 +72,6 @@ class PipelineHooks:
         self.pipe = pipe
         self.subscribers: list[Subscriber] = []
         self.runs = 0
-        self._scheduler: Any = None  # the one that is listened to
-        self._give_back = lambda: None
         self._forget()
 
     def __reduce__(self) -> tuple[type, tuple]:
@@ -146,9 +141,8 @@ class PipelineHooks:
 
     def _run(self, stock: Any, *args: Any, **kwargs: Any) -> Any:
         """The pipeline's `__call__`."""
-        if (
-            self._sampling is not None
-        ):  # a pipeline that calls itself, or within a loop of the user's own
+        if self._sampling is not None:
+            # A pipeline that calls itself, or is called within a loop of the user's own.
             return stock(*args, **kwargs)
         options = named_arguments(type(self.pipe), "__call__", "prompt", args, kwargs)
         try:
@@ -175,7 +169,7 @@ class PipelineHooks:
         if isinstance(encoder, nn.Module):
             hook = encoder.register_forward_pre_hook(Listener(self._read), with_kwargs=True)
             stack.callback(hook.remove)
-        self._watch_scheduler()
+        self._stepping = Stepping(self.pipe, self._sampling)
         for subscriber in self.subscribers:
             self._join(subscriber)
 
@@ -202,7 +196,8 @@ class PipelineHooks:
         """Takes everything away, however the run has ended."""
         with ExitStack() as stack:
             stack.callback(self._forget)
-            stack.callback(self._watch_scheduler, gone=True)
+            if self._stepping is not None:
+                stack.callback(self._stepping.end)
             stack.push(self._frame)
             for frame in self._frames.values():
                 stack.push(frame)
@@ -210,6 +205,7 @@ class PipelineHooks:
     def _forget(self) -> None:
         """Empties what belongs to a run."""
         self._sampling: Sampling | None = None
+        self._stepping: Stepping | None = None
         self._loop_of: Subscriber | None = None  # whose own loop the run is
         self._frame = ExitStack()  # what ends with the run
         self._frames: dict[int, ExitStack] = {}  # of each subscriber
@@ -232,66 +228,6 @@ class PipelineHooks:
         if self._sampling is not None and threading.get_ident() == self._thread:
             self._sampling.note_ids(ids)
 
-    # -- the scheduler
-
-    def _watch_scheduler(self, gone: bool = False) -> None:
-        """Listens to the scheduler that the pipeline has now: it may be exchanged between two steps.
-
-        Args:
-            gone: listen to none any more.
-        """
-        scheduler = None if gone else getattr(self.pipe, "scheduler", None)
-        if scheduler is self._scheduler:
-            return
-        self._give_back()
-        self._scheduler, self._give_back = scheduler, lambda: None
-        if scheduler is None:
-            return
-        methods = {"step": self._step}
-        if hasattr(scheduler, "scale_model_input"):
-            methods["scale_model_input"] = self._scale
-        self._give_back = exchange(scheduler, methods)
-
-    def _step(self, stock: Any, *args: Any, **kwargs: Any) -> Any:
-        """The scheduler's `step`: its sample is the moved one."""
-        sampling = self._sampling
-        shift = sampling.shift
-        sampling.end_step()
-        if sampling.schedule is not None:
-            sampling.schedule.advance()
-        if sampling.memory_of is not self._scheduler:
-            sampling.memory_of, sampling.own_memory = self._scheduler, OwnMemory(self._scheduler)
-        if shift is None:
-            return stock(*args, **kwargs)
-        sampling.own_memory.check(self._scheduler)
-        # By name: CogVideoX's multistep scheduler takes its arguments in another order.
-        given = named_arguments(type(self._scheduler), "step", "sample", args, kwargs)
-        try:
-            inspect.signature(stock).bind(**given)
-            sample = given["sample"]
-        except (TypeError, KeyError):
-            raise ArgumentError(
-                f"scheduler {type(self._scheduler).__name__}: latents cannot be moved: its own `step` must name "
-                "model_output, timestep and sample, or take any arguments"
-            ) from None
-        shift = self._model.native(shift)
-        if sample.ndim == 4 and shift.ndim == 5:  # ModelScope steps on [B·F, C, H, W]
-            shift = shift.transpose(1, 2).flatten(0, 1)
-        if shift.shape != sample.shape:
-            raise ArgumentError(
-                f"{type(self.pipe).__name__} steps on a sample of shape {tuple(sample.shape)}, whose latents in the "
-                f"denoiser are of shape {tuple(shift.shape)}: they cannot be moved"
-            )
-        return moved_step(stock, self._scheduler, given, shift.to(sample.device))
-
-    def _scale(self, stock: Any, *args: Any, **kwargs: Any) -> Any:
-        """The scheduler's `scale_model_input`: pipelines that call it give the denoiser latents on another scale."""
-        rest = args[1:]
-        self._sampling.scaling = lambda sample: stock(
-            sample, *rest, **{name: value for name, value in kwargs.items() if name != "sample"}
-        )
-        return stock(*args, **kwargs)
-
     # -- a call of the denoiser
 
     def _before(self, denoiser: nn.Module, args: tuple, kwargs: dict[str, Any]):
@@ -306,27 +242,26 @@ class PipelineHooks:
             self._own = None
             return None
         self._calls.append(None)  # whatever happens here, the call ends with one entry less
-        sampling = self._sampling
-        self._watch_scheduler()
+        stepping = self._stepping
+        stepping.watch()
         for layer in self._layers:
             keep_taps(layer)
         arguments = arguments_of(denoiser, args, kwargs)
-        self._close_step(timestep_of(arguments))
+        stepping.close(timestep_of(arguments))
         call = self._calls[-1] = self._decode(denoiser, arguments)
-        self._model = call.model
-        if sampling.begun_at is None:
-            sampling.begun_at = call.timestep
-            sampling.steps += call.leading
+        if not stepping.begun:
+            stepping.begin(call)
             if call.leading:
-                sampling.shift = self._shift(call)
-        if sampling.shift is not None:
-            shift = repeated(sampling.shift, call.branches, sampling.samples) * self._factor()
-            moved = (call.latents.float() + shift).to(call.latents.dtype)
-            arguments = call.with_latents(moved)
-            call = self._calls[-1] = replace(call, arguments=arguments, latents=moved)
+                stepping.shift = self._shift(call)
+        if stepping.shift is not None:
+            shift = repeated(stepping.shift, call.branches, self._sampling.samples)
+            moved = call.latents.float() + shift * stepping.factor()
+            moved = moved.to(call.latents.dtype)
+            call = replace(call, arguments=call.with_latents(moved), latents=moved)
+            self._calls[-1] = call
         for subscriber in self._joined():
             subscriber.before_call(call)
-        return (args, kwargs) if sampling.shift is None else ((), call.arguments)
+        return (args, kwargs) if stepping.shift is None else ((), call.arguments)
 
     def _after(self, denoiser: nn.Module, args: tuple, output: Any) -> Any | None:
         """Ends a call, also a failed one; its prediction may be exchanged."""
@@ -340,24 +275,6 @@ class PipelineHooks:
             output = output if changed is None else changed
         return output
 
-    def _close_step(self, timestep: float) -> None:
-        """Ends a step whose `scheduler.step` has not been seen when the denoiser is called for the next.
-
-        Raises:
-            ArgumentError: if its latents were moved: the sample that went on was not.
-        """
-        sampling = self._sampling
-        if sampling.begun_at is None or sampling.begun_at == timestep:
-            return
-        if sampling.shift is not None:
-            raise ArgumentError(
-                f"{type(self.pipe).__name__} does not step with the `step` of its own scheduler, so the latents that a "
-                "method moves are lost: they cannot be guided there"
-            )
-        sampling.end_step()
-        if sampling.schedule is not None:
-            sampling.schedule.advance()
-
     def _decode(self, denoiser: nn.Module, arguments: dict[str, Any]) -> Call:
         """A call in the terms that everybody reads."""
         sampling, model = self._sampling, model_of(denoiser)
@@ -365,19 +282,12 @@ class PipelineHooks:
         latents = given[:, : model.channels(denoiser)]
         text = arguments["encoder_hidden_states"]
         timestep = timestep_of(arguments)
-        if sampling.schedule is None or not sampling.schedule.of(self._scheduler):
-            sampling.schedule = Schedule(self._scheduler)
-        index, count, leading = sampling.schedule.locate(timestep)
+        index, count, leading = self._stepping.locate(timestep)
         return Call(
             self.pipe, denoiser, arguments, latents,
             sampling.branches(model, latents.shape[0], text), index, count, timestep, leading,
             sampling=sampling, hooks=self,
         )  # fmt: skip
-
-    def _factor(self) -> float:
-        """The factor by which the pipeline has scaled the latents before the denoiser sees them."""
-        scaling = self._sampling.scaling
-        return 1.0 if scaling is None else float(scaling(torch.ones(1)))
 
     def _shift(self, call: Call) -> torch.Tensor | None:
         """Asks the subscribers to move the conditional latents of a step; returns by how much they did."""
@@ -385,7 +295,7 @@ class PipelineHooks:
         samples = call.samples("cond")
         if not movers or samples == slice(0, 0):
             return None
-        part, factor = call.part(samples), self._factor()
+        part, factor = call.part(samples), self._stepping.factor()
         noisy, start = part.noisy(), part.latents.detach().float() / factor
         moved = False
         with differentiable(call.denoiser), self._pag.lifted(call.denoiser), ExitStack() as stack:

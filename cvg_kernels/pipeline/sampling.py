@@ -11,8 +11,6 @@ import torch
 from cvg_kernels.errors import ArgumentError, GuidanceWarning
 from cvg_kernels.pipeline.geometry import Branch
 from cvg_kernels.pipeline.models import Model
-from cvg_kernels.pipeline.schedule import Schedule
-from cvg_kernels.pipeline.scheduler_memory import OwnMemory
 from cvg_kernels.pipeline.signatures import naming_signature
 from cvg_kernels.prompts.tokens import EncodedText
 
@@ -51,21 +49,12 @@ class Sampling:
         self._negative: torch.Tensor | None = None
         self._ids: list[list[int]] | None = None  # of the text encoder, one row a prompt
         self._texts: list[EncodedText] | None = None
-        self.schedule: Schedule | None = None
-        #: What the scheduler's own class keeps, and the scheduler that this is said of.
-        self.own_memory: OwnMemory | None = None
-        self.memory_of: Any = None
         self.steps = 0  # begun; FreeInit makes several rounds of them in one run
         self.memory: dict[Any, Any] = {}  # what methods keep for the length of the run
         self.end_step()
 
     def end_step(self) -> None:
         """Forgets what belongs to one denoising step."""
-        self.begun_at: float | None = None  # timestep of the step under way
-        #: By which the step's latents are moved, `[samples, C, F, H, W]`.
-        self.shift: torch.Tensor | None = None
-        #: How the pipeline scales the denoiser's input.
-        self.scaling: Callable[[torch.Tensor], torch.Tensor] | None = None
         self._seen: set[Branch] = set()
 
     def remember(self, key: Any, make: Callable[[], Any]) -> Any:

@@ -33,10 +33,6 @@ class Schedule:
         self._places: list[Place] = []  # of the entries from there on
         self._position: int | None = None  # of the coming call of `scheduler.step`; None: not begun
 
-    def of(self, scheduler: Any) -> bool:
-        """Whether this follows a scheduler, and not one that it was exchanged for."""
-        return self._scheduler is scheduler
-
     def locate(self, timestep: float) -> tuple[int, int, bool]:
         """Says where a denoiser call stands.
 

@@ -1,0 +1,149 @@
+"""`Stepping`: the steps of one run, and how a move of the latents enters them."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from cvg_kernels.errors import ArgumentError
+from cvg_kernels.pipeline.call import Call
+from cvg_kernels.pipeline.exchange import exchange
+from cvg_kernels.pipeline.models import Model
+from cvg_kernels.pipeline.sampling import Sampling
+from cvg_kernels.pipeline.schedule import Schedule
+from cvg_kernels.pipeline.scheduler_memory import OwnMemory
+from cvg_kernels.pipeline.schedulers import moved_step
+from cvg_kernels.pipeline.signatures import named_arguments
+
+
+class Stepping:
+    """Listens to a pipeline's scheduler for the length of a run.
+
+    Args:
+        pipe: the pipeline.
+        sampling: the run.
+
+    Attributes:
+        shift: by which the latents of this step are moved, `[samples, C, F, H, W]`, or `None`.
+    """
+
+    def __init__(self, pipe: Any, sampling: Sampling) -> None:
+        self.pipe = pipe
+        self._sampling = sampling
+        self._scheduler: Any = None  # the one that is listened to
+        self._give_back = lambda: None
+        self._schedule: Schedule | None = None
+        self._own_memory: OwnMemory | None = None  # of the scheduler; `None` before its first step
+        self._forget_step()
+        self.watch()
+
+    def _forget_step(self) -> None:
+        self._timestep: float | None = None  # of the step under way
+        self._model: Model | None = None
+        self.shift: torch.Tensor | None = None
+        #: How the pipeline scales the denoiser's input.
+        self._scaling: Callable[[torch.Tensor], torch.Tensor] | None = None
+        self._sampling.end_step()
+
+    @property
+    def begun(self) -> bool:
+        """Whether the denoiser has been called for the step under way."""
+        return self._timestep is not None
+
+    def begin(self, call: Call) -> None:
+        """Notes the first denoiser call of a step."""
+        self._timestep, self._model = call.timestep, call.model
+        self._sampling.steps += call.leading
+
+    def watch(self) -> None:
+        """Listens to the scheduler that the pipeline has now: it may be exchanged between two steps."""
+        scheduler = getattr(self.pipe, "scheduler", None)
+        if scheduler is self._scheduler:
+            return
+        self.end()
+        self._scheduler = scheduler
+        if scheduler is None:
+            return
+        methods = {"step": self._step}
+        if hasattr(scheduler, "scale_model_input"):
+            methods["scale_model_input"] = self._scale
+        self._give_back = exchange(scheduler, methods)
+
+    def end(self) -> None:
+        """Gives the scheduler back."""
+        self._give_back()
+        self._scheduler, self._give_back = None, lambda: None
+        self._schedule = self._own_memory = None
+
+    def locate(self, timestep: float) -> tuple[int, int, bool]:
+        """Says where a denoiser call stands; see `Schedule.locate`."""
+        if self._schedule is None:
+            self._schedule = Schedule(self._scheduler)
+        return self._schedule.locate(timestep)
+
+    def factor(self) -> float:
+        """The factor by which the pipeline has scaled the latents before the denoiser sees them."""
+        return 1.0 if self._scaling is None else float(self._scaling(torch.ones(1)))
+
+    def close(self, timestep: float) -> None:
+        """Ends a step whose `scheduler.step` has not been seen when the denoiser is called for the next.
+
+        Args:
+            timestep: of the denoiser's call.
+
+        Raises:
+            ArgumentError: if its latents were moved: the sample that went on was not.
+        """
+        if self._timestep is None or self._timestep == timestep:
+            return
+        if self.shift is not None:
+            raise ArgumentError(
+                f"{type(self.pipe).__name__} does not step with the `step` of its own scheduler, so the latents that a "
+                "method moves are lost: they cannot be guided there"
+            )
+        self._advance()
+
+    def _advance(self) -> None:
+        self._forget_step()
+        if self._schedule is not None:
+            self._schedule.advance()
+
+    def _step(self, stock: Any, *args: Any, **kwargs: Any) -> Any:
+        """The scheduler's `step`: its sample is the moved one."""
+        shift, model = self.shift, self._model
+        self._advance()
+        if self._own_memory is None:
+            self._own_memory = OwnMemory(self._scheduler)
+        if shift is None:
+            return stock(*args, **kwargs)
+        self._own_memory.check(self._scheduler)
+        # By name: CogVideoX's multistep scheduler takes its arguments in another order.
+        given = named_arguments(type(self._scheduler), "step", "sample", args, kwargs)
+        try:
+            inspect.signature(stock).bind(**given)
+            sample = given["sample"]
+        except (TypeError, KeyError):
+            raise ArgumentError(
+                f"scheduler {type(self._scheduler).__name__}: latents cannot be moved: its own `step` must name "
+                "model_output, timestep and sample, or take any arguments"
+            ) from None
+        shift = model.native(shift)
+        if sample.ndim == 4 and shift.ndim == 5:  # ModelScope steps on [B·F, C, H, W]
+            shift = shift.transpose(1, 2).flatten(0, 1)
+        if shift.shape != sample.shape:
+            raise ArgumentError(
+                f"{type(self.pipe).__name__} steps on a sample of shape {tuple(sample.shape)}, whose latents in the "
+                f"denoiser are of shape {tuple(shift.shape)}: they cannot be moved"
+            )
+        return moved_step(stock, self._scheduler, given, shift.to(sample.device))
+
+    def _scale(self, stock: Any, *args: Any, **kwargs: Any) -> Any:
+        """The scheduler's `scale_model_input`: pipelines that call it give the denoiser latents on another scale."""
+        rest = args[1:]
+        self._scaling = lambda sample: stock(
+            sample, *rest, **{name: value for name, value in kwargs.items() if name != "sample"}
+        )
+        return stock(*args, **kwargs)
