@@ -147,6 +147,10 @@ def run(job: Job) -> dict[str, Any]:
         watched = capture(pipe, words=words) if words else nullcontext()
         with _timed(times, name), attached as made, watched as captured:
             clips[name] = _call(pipe, job)
+            if not bool(clips[name].isfinite().all()):
+                raise ArgumentError(
+                    f"the {name} clip has infinite numbers or NaN: a smaller step, or a wider --dtype"
+                )
         maps[name] = captured
     report = _report(job, words, times, clips, made)
 

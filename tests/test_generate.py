@@ -84,6 +84,13 @@ def test_a_run_that_guided_nothing_is_told(tmp_path, capsys):
     assert (out / "guided.gif").exists()
 
 
+@pytest.mark.parametrize("spec", ["vico:step_size=1e30", "gen1:temporal_scale=1e30"])
+def test_a_clip_of_nan_is_told(spec, tmp_path, capsys):
+    arguments = ["--guidance", spec, "--steps", "2", "--output", str(tmp_path / "out")]
+    assert main(["generate", PROMPT, *arguments]) == 2
+    assert "infinite" in capsys.readouterr().err and not list(tmp_path.iterdir())
+
+
 def test_clips_are_kept_if_a_picture_fails(tmp_path, monkeypatch):
     from cvg_kernels import viz
 
@@ -143,6 +150,9 @@ def test_a_prompt_of_two_states(tmp_path):
             "--guidance must be given with --model: cvg:classifier=",
         ),
         ([PROMPT, "--guidance", "none"], "--guidance must be a method, got 'none'"),
+        ([PROMPT, "--guidance", ""], "guidance must be one of none, cvg"),
+        ([PROMPT, "--frames", "40"], "--frames must be at most 32 with this model, got 40"),
+        ([PROMPT, "--guidance-scale", "nan"], "--guidance-scale must be finite, got nan"),
         ([PROMPT, "--height", "32"], "--height and --width must be 64 with the shapes pipeline"),
         ([PROMPT, "--steps", "0"], "--steps must be at least 1, got 0"),
         ([PROMPT, "--dtype", "int8"], "--dtype must be one of float32, bfloat16, float16"),

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from cvg_kernels.errors import ArgumentError
 from cvg_kernels.guidance.steps import LatentStepper
 from cvg_kernels.pipeline.call import Call
 from cvg_kernels.pipeline.session import Run
@@ -37,29 +38,37 @@ def descend(
         stepper: the rule of the step.
         iterations: evaluations at most.
         threshold: samples whose loss is below are left alone; once all are, the loop ends. 0 never looks, and so never
-            waits for the device.
+            waits for the device within the loop.
+
+    Raises:
+        ArgumentError: if a loss of the step is infinite or NaN.
     """
-    latents = call.latents
+    latents, seen = call.latents, []
     for iteration in range(iterations):
         began = time.perf_counter()
         z = latents.detach().requires_grad_()
         losses, notes = loss_at(z)
         (gradient,) = torch.autograd.grad(losses.sum(), z)
-        active = losses.detach() > threshold
+        seen.append(losses.detach())
+        active = seen[-1] > threshold
         run.history.append(
             {
                 "run": call.sampling.number,
                 "step": call.index,
                 "timestep": call.timestep,
                 "iteration": iteration,
-                "loss": losses.detach(),
+                "loss": seen[-1],
                 "gradient_norm": gradient.flatten(1).norm(dim=1),
                 "seconds": time.perf_counter() - began,
                 **notes,
             }
         )
-        if threshold > 0 and not bool(active.any()):  # the one wait for the device
+        if threshold > 0 and not bool(active.any()):
             break
         moved = stepper(z.detach(), gradient)
         latents = torch.where(active.view(-1, 1, 1, 1, 1), moved, z.detach())
+    if seen and not bool(torch.stack(seen).isfinite().all()):
+        raise ArgumentError(
+            f"the loss of step {call.index} is infinite or NaN: a smaller step_size, or a wider dtype of the model"
+        )
     return latents

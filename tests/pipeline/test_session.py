@@ -293,6 +293,15 @@ def test_what_a_method_returns_is_checked(returned, message):
         run(pipe, options)
 
 
+def test_a_loss_that_is_not_finite_is_told():
+    pipe, options = animatediff()
+    with (
+        pytest.raises(cvg.ArgumentError, match="the loss of step 0 is infinite or NaN"),
+        cvg.Vico(WORDS, step_size=1e30).attach(pipe),
+    ):
+        run(pipe, options)
+
+
 @pytest.mark.parametrize(
     ("returned", "message"),
     [
