@@ -121,7 +121,10 @@ class PipelineSession:
     def _say_what_did_nothing(self) -> None:
         if all(method.idle for method in self.methods):
             return
-        slopes = [entry["gradient_norm"] for entry in self.run.history if "gradient_norm" in entry]
+        entries = [
+            entry for entry in self.run.history if isinstance(entry, dict)
+        ]  # or a user's own
+        slopes = [entry["gradient_norm"] for entry in entries if "gradient_norm" in entry]
         if self.run.calls == 0:
             reason = f"{type(self._pipe).__name__} was not called while attached to"
         elif not self.run.guided:
