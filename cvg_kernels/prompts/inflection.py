@@ -24,6 +24,9 @@ _OTHER_WORDS = frozenset(
     "customs custom arms physics ethics species series always perhaps across blues thus plus".split()
 )
 
+#: Plurals that mean another thing without their ending: "glass" finds "two glasses", "glasses" does not find "a glass".
+_NO_SINGULAR = frozenset(("glasses",))
+
 #: Korean writes particles onto the noun.
 _PARTICLES = tuple(
     "은 는 이 가 을 를 와 과 의 에 도 만 로 으로 에서 에게 께서 하고 이랑 랑 처럼 보다 까지 부터 "  # noqa: SIM905
@@ -61,7 +64,8 @@ def _forms(word: str) -> Iterator[str]:
             yield word.removesuffix(plural) + singular
     if len(word) > 2:
         yield from _plurals(word)
-        yield from _singulars(word)
+        if word not in _NO_SINGULAR:
+            yield from _singulars(word)
 
 
 def _plurals(word: str) -> Iterator[str]:

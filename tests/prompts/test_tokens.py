@@ -392,3 +392,10 @@ def test_words_that_are_none(words, message):
 def test_ids_that_are_none(given):
     with pytest.raises(ArgumentError, match="ids must be the token ids of one text"):
         EncodedText.of_ids(word_tokenizer(16), given)
+
+
+def test_glasses_are_glass_but_not_the_other_way_round(tokenizers):
+    """The plural of "glass" is found, though "glasses" alone may be another thing."""
+    text = EncodedText.of_prompt(tokenizers["bytes"], "two glasses")
+    (span,) = text.find(["glass"])
+    assert characters(text, span) == "glasses"
