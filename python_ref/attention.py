@@ -72,7 +72,9 @@ def probabilities(
         scores = scores + factor[..., None] * band.to(wide)
     if token_bias is not None:
         columns = token_ids[:, None, None, :].expand(*scores.shape[:-1], -1)
-        scores = scores.scatter_add(-1, columns, token_bias.to(wide).mT[:, None].expand(columns.shape))
+        scores = scores.scatter_add(
+            -1, columns, token_bias.to(wide).mT[:, None].expand(columns.shape)
+        )
     # A masked row is replaced before the softmax, not after, so that no NaN reaches its gradient.
     unseen = (scores == -torch.inf).all(-1, keepdim=True)
     scores = scores.masked_fill(unseen, 0.0)
@@ -177,7 +179,9 @@ def attention_with_capture_backward(
         grad_weights = grad_out.to(wide) @ value.to(wide).mT
         grad_value = (weights.mT @ grad_out.to(wide)).to(value.dtype)
     if grad_maps is not None:
-        per_head = grad_maps[:, None] / query.shape[1] if head_mean else grad_maps  # [B, 1 | H, K, N]
+        per_head = (
+            grad_maps[:, None] / query.shape[1] if head_mean else grad_maps
+        )  # [B, 1 | H, K, N]
         grad_weights = grad_weights.scatter_add(
             -1, chosen, per_head.to(wide).mT.expand(chosen.shape)
         )

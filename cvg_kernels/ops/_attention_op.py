@@ -98,7 +98,9 @@ def _backward(*given):
     *result, needed, deterministic, backend = given[3 + _FLAT :]
     needed = Needed(*needed)
     if grads.out is None and needed.value:
-        raise ValueError("needed.value: the gradient of value flows through grad_out, which is None")
+        raise ValueError(
+            "needed.value: the gradient of value flows through grad_out, which is None"
+        )
     chosen, module = attention_module(Backend(backend), call.query)
     note_backend(f"{operation_of(call)}_backward", chosen.value)
     found = module.backward(call, AttentionResult(*result), grads, needed)

@@ -63,7 +63,9 @@ def _options(call: AttentionCall, mask: torch.Tensor | None = None) -> dict:
     options = {"scale": call.scale, "mask": mask, "token_bias": None, "band": None}
     if mask is None and call.key_bias is not None:
         options["mask"] = call.key_bias[:, None, None]
-    if call.token_bias is not None:  # of a repeated key it is there twice, and belongs to the logits once
+    if (
+        call.token_bias is not None
+    ):  # of a repeated key it is there twice, and belongs to the logits once
         options["token_bias"] = _shared_out(call.token_bias, call.token_ids)
     if call.band is not None:
         band = call.band

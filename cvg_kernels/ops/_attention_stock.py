@@ -117,7 +117,7 @@ def _operator(call: AttentionCall) -> FusedOperator:
 def _columns(
     call: AttentionCall, lse: torch.Tensor, grad_maps: torch.Tensor | None
 ) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor]]:
-    """Block of heads by block: which heads, C `[B, h, K, N]` (C ∘ dC with `grad_maps`), and the chosen keys `[B, h, K, D]`."""
+    """By blocks of heads: which heads, C `[B, h, K, N]` (C ∘ dC with `grad_maps`), the chosen keys `[B, h, K, D]`."""
     (batch, heads, queries), tokens = lse.shape, call.token_ids.shape[1]
     step = max(1, _BLOCK // max(1, batch * queries * max(tokens, call.query.shape[-1])))
     with autocast_off(lse.device):

@@ -214,7 +214,10 @@ def _verdicts() -> dict[tuple[str, torch.device, torch.dtype], str | None]:
 
 
 def _other_schema(operator: FusedOperator) -> str | None:
-    wanted = ((operator.name, operator.schema), (f"{operator.name}_backward", operator.backward_schema))
+    wanted = (
+        (operator.name, operator.schema),
+        (f"{operator.name}_backward", operator.backward_schema),
+    )
     for name, schema in wanted:
         packet = getattr(torch.ops.aten, f"_scaled_dot_product_{name}", None)
         if packet is None:
@@ -234,7 +237,7 @@ def _wrong_numbers(operator: FusedOperator, device: torch.device, dtype: torch.d
         return made.to(device, dtype).transpose(1, 2)
 
     scale = 0.2
-    # Without inference mode, under which nothing could be differentiated; in a mode of its own, as autocast is no part of it.
+    # Whatever modes the caller is in: the comparison needs gradients, and no autocast.
     with torch.inference_mode(False), torch.enable_grad(), autocast_off(device):
         query, key, value, grad_out = given(67), given(83), given(83), given(67)
         leaves = [tensor.double().requires_grad_() for tensor in (query, key, value)]
@@ -250,7 +253,9 @@ def _wrong_numbers(operator: FusedOperator, device: torch.device, dtype: torch.d
     # 16 bits: a few roundings of the result, and of P before its product. Else: sums of a hundred terms in other orders,
     # and exponentials by polynomials. Errors of layout are of the size of the result.
     allowed = (8 if dtype in _HALVES else 1000) * torch.finfo(dtype).eps
-    for name, have, want in zip(("out", "lse", "dq", "dk", "dv"), (out, lse, *grads), exact, strict=True):
+    for name, have, want in zip(
+        ("out", "lse", "dq", "dk", "dv"), (out, lse, *grads), exact, strict=True
+    ):
         error = (have.double() - want).abs().max() / want.abs().max()
         if not error <= allowed:
             return f"its {name} is off by {error:.2g} in {dtype} on {device}, where {allowed:.2g} is allowed"

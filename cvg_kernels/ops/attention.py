@@ -16,13 +16,8 @@ from cvg_kernels.ops._autocast import cast_inputs
 from cvg_kernels.ops._dispatch import KERNEL_DEVICES
 from cvg_kernels.ops._trace import note_backend
 from cvg_kernels.ops._transforms import backend_under_transforms
-from cvg_kernels.ops._validate import (
-    check_tensors,
-    mask_of,
-    scale_of,
-    token_bias_of,
-    token_ids_of,
-)
+from cvg_kernels.ops._validate import check_tensors, mask_of, scale_of
+from cvg_kernels.ops._validate_tokens import token_bias_of, token_ids_of
 from cvg_kernels.ops.frame_band_attention import FrameBand, checked_band
 
 HeadReduction = Literal["mean", "none"]
@@ -32,7 +27,9 @@ class CapturedAttention(NamedTuple):
     """What `attention_with_capture` returns."""
 
     out: torch.Tensor  #: `[B, H, N, Dv]`, the dtype of the query
-    maps: torch.Tensor | None  #: `[B, K, N]` (mean over heads) or `[B, H, K, N]`, float32; `None` without token ids
+    maps: (
+        torch.Tensor | None
+    )  #: `[B, K, N]` (mean over heads) or `[B, H, K, N]`, float32; `None` without token ids
     lse: torch.Tensor  #: `[B, H, N]`, float32, natural logarithm
 
 
@@ -64,8 +61,8 @@ def attention_with_capture(
 
     The N×M matrix P is never held (except by the reference backend), and the maps are float32 whatever the dtype of
     the inputs (float64 for float64). Differentiable in query, key, value and token bias through `out`, `maps` and `lse`; a
-    gradient that nobody asks for is not computed. The kernels give first derivatives; `backend="reference"` is differentiable
-    twice. Under autocast the inputs are cast as those of torch's own attention are.
+    gradient that nobody asks for is not computed. The kernels give first derivatives; `backend="reference"` is
+    differentiable twice. Under autocast the inputs are cast as those of torch's own attention are.
 
     Args:
         query: `[B, H, N, D]`, float32, bfloat16, float16 or float64 (float64: CPU kernels and reference only), with any
@@ -143,7 +140,17 @@ def capture_maps(
     if token_ids is None:
         raise ArgumentError("token_ids must name the keys whose maps are wanted, got None")
     found = _attend(
-        query, key, None, token_ids, scale, key_mask, token_bias, band, head_reduction, True, backend
+        query,
+        key,
+        None,
+        token_ids,
+        scale,
+        key_mask,
+        token_bias,
+        band,
+        head_reduction,
+        True,
+        backend,
     )
     return CapturedMaps(found.maps, found.lse)
 
@@ -183,9 +190,7 @@ def _attend(
         backend = Backend.REFERENCE
     additive = None if mask is None else mask.values
     head_mean = head_reduction == "mean"
-    call = AttentionCall(
-        query, key, value, token_ids, None, token_bias, band, scale, head_mean
-    )
+    call = AttentionCall(query, key, value, token_ids, None, token_bias, band, scale, head_mean)
     if dense or backend is Backend.REFERENCE:
         note_backend(operation.operation_of(call), "reference")
         found = reference.attend(call, additive)

@@ -15,9 +15,10 @@ from cvg_kernels.ops import _attention_reference as reference
 from cvg_kernels.ops._attention_call import AttentionCall, Band
 from cvg_kernels.ops._autocast import cast_inputs
 from cvg_kernels.ops._dispatch import KERNEL_DEVICES
+from cvg_kernels.ops._integers import integers_of
 from cvg_kernels.ops._trace import note_backend
 from cvg_kernels.ops._transforms import backend_under_transforms
-from cvg_kernels.ops._validate import can_look_at, check_tensors, scale_of
+from cvg_kernels.ops._validate import check_tensors, scale_of
 
 #: The largest frame number: distances are exact in float32.
 _MAX_FRAME = 2**24 - 1
@@ -31,7 +32,9 @@ class FrameBand(NamedTuple):
     See `frame_band_attention` for what the fields mean.
     """
 
-    query_frames: torch.Tensor | Sequence[int]  #: the frame of each query, `[N]`, −1 for a token of no frame
+    query_frames: (
+        torch.Tensor | Sequence[int]
+    )  #: the frame of each query, `[N]`, −1 for a token of no frame
     key_frames: torch.Tensor | Sequence[int]  #: the frame of each key, `[M]`
     sigma: float  #: width in frames, above 0
     strength: float = 1.0  #: factor of the band
@@ -129,8 +132,8 @@ def checked_band(band: FrameBand, query: torch.Tensor, key: torch.Tensor) -> Ban
     if not math.isfinite(strength):
         raise ArgumentError(f"strength must be finite, got {strength}")
     return Band(
-        _frames_of("query_frames", band.query_frames, query.shape[2], query.device),
-        _frames_of("key_frames", band.key_frames, key.shape[2], query.device),
+        _frames_of("query_frames", band.query_frames, query.shape[2], query),
+        _frames_of("key_frames", band.key_frames, key.shape[2], query),
         max(sigma, _NARROWEST),
         strength,
         bool(band.row_max_grad),
@@ -144,21 +147,14 @@ def _number(name: str, given) -> float:
         raise ArgumentError(f"{name} must be a number, got {given!r}") from error
 
 
-def _frames_of(name: str, frames, length: int, device: torch.device) -> torch.Tensor:
-    """Frames as contiguous int32 on the device, checked where a look at them is free."""
-    if not isinstance(frames, torch.Tensor):
-        try:
-            frames = torch.tensor(frames)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise ArgumentError(f"{name} must be integers, got {frames!r}") from error
+def _frames_of(name: str, frames, length: int, query: torch.Tensor) -> torch.Tensor:
+    """Frames as contiguous int32 on the query's device, checked where a look at them is free."""
+    frames, bounds = integers_of(name, frames, query, f"[{length}]")
     if frames.ndim != 1 or frames.shape[0] != length:
         raise ArgumentError(f"{name} must have shape {(length,)}, got {tuple(frames.shape)}")
     if length and frames.dtype not in (torch.int64, torch.int32):
         raise ArgumentError(f"{name} must be int64 or int32, got {frames.dtype}")
-    if can_look_at(frames):
-        low, high = (int(bound) for bound in torch.aminmax(frames))
-        if low < -1 or high > _MAX_FRAME:
-            raise ArgumentError(
-                f"{name} must lie in [-1, {_MAX_FRAME}], got {low if low < -1 else high}"
-            )
-    return frames.to(device, torch.int32).contiguous()
+    if bounds is not None and (bounds[0] < -1 or bounds[1] > _MAX_FRAME):
+        outside = bounds[0] if bounds[0] < -1 else bounds[1]
+        raise ArgumentError(f"{name} must lie in [-1, {_MAX_FRAME}], got {outside}")
+    return frames.to(query.device, torch.int32).contiguous()
