@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from cvg_kernels.errors import ArgumentError
+from cvg_kernels.ops._integers import integers_of
 
 
 def token_ids_of(
