@@ -41,7 +41,7 @@ _backward_op = torch.ops.cvg_kernels.attention_backward.default
 
 def attend(call: AttentionCall, deterministic: bool, backend: Backend) -> AttentionResult:
     """Runs the registered operation: out and maps are empty tensors where they are not computed."""
-    return AttentionResult(*_forward_op(*_flat(call), deterministic, backend.value))
+    return AttentionResult(*_attend(*_flat(call), deterministic, backend.value))
 
 
 def operation_of(call: AttentionCall) -> str:
@@ -140,7 +140,9 @@ def _differentiate(ctx, grad_out, grad_maps, grad_lse, grad_highest, grad_place)
     needed = Needed(needs[0], needs[1], needs[2] and grads[0] is not None, needs[5])
     if not any(needed) or all(grad is None for grad in grads):
         return nothing
-    found = _backward_op(
+    # With a graph of the gradient wanted, the registered operation says that there is none.
+    run = _backward_op if torch.is_grad_enabled() else _backward
+    found = run(
         *grads, *tensors, *ctx.options, *result, list(needed), ctx.deterministic, ctx.backend
     )
     query, key, value, bias = (
@@ -149,7 +151,6 @@ def _differentiate(ctx, grad_out, grad_maps, grad_lse, grad_highest, grad_place)
     return (query, key, value, None, None, bias, *nothing[6:])
 
 
-torch.library.register_autograd(
-    "cvg_kernels::attention_forward", _differentiate, setup_context=_remember
-)
+register_autograd("cvg_kernels::attention_forward", _differentiate, setup_context=_remember)
 refuse_second_derivative("attention")
+_attend = with_shortcut(_forward_op, _forward, _differentiate, setup_context=_remember)
