@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -193,8 +194,11 @@ def _hand_over(maps: torch.Tensor, request: MapRequest) -> None:
     request.receive(maps.unflatten(-1, grid[1:]), grid)
 
 
+@lru_cache(64)
 def token_frames(grid: Grid, tokens: int, device: torch.device) -> torch.Tensor:
     """Returns the frame of each token, int32 `[tokens]`; −1 for the tokens of a text, which come before those of the video.
+
+    It is made once for all layers and steps, and not to be written into.
 
     Args:
         grid: (F, h, w), filled frame by frame.
@@ -207,8 +211,9 @@ def token_frames(grid: Grid, tokens: int, device: torch.device) -> torch.Tensor:
     text = tokens - math.prod(grid)
     if text < 0:
         raise ArgumentError(f"a layer of {tokens} tokens cannot hold a video of {grid}")
-    frames = torch.arange(grid[0], dtype=torch.int32, device=device)
-    return pad(frames.repeat_interleave(grid[1] * grid[2]), (text, 0), value=-1)
+    with torch.inference_mode(False):  # else a later call with gradients could not keep it
+        frames = torch.arange(grid[0], dtype=torch.int32, device=device)
+        return pad(frames.repeat_interleave(grid[1] * grid[2]), (text, 0), value=-1)
 
 
 def per_key_mask(mask: torch.Tensor | None) -> torch.Tensor | None:
