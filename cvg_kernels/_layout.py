@@ -22,6 +22,16 @@ def dense_like(tensor: torch.Tensor, last: int | None = None) -> torch.Tensor:
     return tensor.new_empty([sizes[axis] for axis in order]).permute(back)
 
 
+def lies_like(tensor: torch.Tensor, like: torch.Tensor) -> bool:
+    """Whether a tensor of the leading sizes of `like` lies in memory as `dense_like` would put it."""
+    size = 1
+    for axis in reversed(_orders(like.stride())[0]):
+        if tensor.stride(axis) != size and tensor.shape[axis] != 1:
+            return False
+        size *= tensor.shape[axis]
+    return True
+
+
 @lru_cache(4096)
 def _orders(strides: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The axes of a tensor as they lie in memory, outermost first and the last one innermost, and the way back."""
