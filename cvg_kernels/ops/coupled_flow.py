@@ -11,6 +11,7 @@ from cvg_kernels.backends import Backend
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.kernels import Facts
 from cvg_kernels.ops._choice import run_kernel
+from cvg_kernels.ops._trace import register_autograd
 from cvg_kernels.ops._transforms import backend_under_transforms
 from cvg_kernels.ops.max_flow import check_entries
 from python_ref.path_flow import residual_hop
@@ -140,6 +141,4 @@ def _differentiate(ctx, grad, _):
     return grad_cross, grad_spatial, grad_temporal, None
 
 
-torch.library.register_autograd(
-    "cvg_kernels::coupled_max_flow", _differentiate, setup_context=_remember
-)
+register_autograd("cvg_kernels::coupled_max_flow", _differentiate, setup_context=_remember)

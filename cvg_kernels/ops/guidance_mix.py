@@ -11,7 +11,7 @@ from cvg_kernels.errors import ArgumentError
 from cvg_kernels.kernels import Facts
 from cvg_kernels.ops._choice import run_kernel
 from cvg_kernels.ops._registration import backend_on
-from cvg_kernels.ops._trace import note_backend
+from cvg_kernels.ops._trace import note_backend, register_autograd
 from cvg_kernels.ops._transforms import backend_under_transforms
 from python_ref import guidance_mix as reference
 
@@ -204,6 +204,4 @@ def _differentiate(ctx, grad):
     return [(weight * grad).to(grad.dtype) for weight in weights], None, None, None, None
 
 
-torch.library.register_autograd(
-    "cvg_kernels::guidance_mix", _differentiate, setup_context=_remember
-)
+register_autograd("cvg_kernels::guidance_mix", _differentiate, setup_context=_remember)
