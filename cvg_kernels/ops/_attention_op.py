@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 
 from cvg_kernels._layout import dense_like
-from cvg_kernels.backends import Backend
-from cvg_kernels.kernels import Facts
+from cvg_kernels.kernels import Backend, Facts
 from cvg_kernels.ops._attention_call import (
     AttentionCall,
     AttentionGrads,
@@ -65,38 +64,24 @@ def _call(flat: tuple) -> AttentionCall:
 _FLAT = 13  # how many arguments a call is
 
 
-_NO_GRADS, _NONE_NEEDED = AttentionGrads(None, None, None), Needed(False, False, False)
-
-
-def _facts(
-    call: AttentionCall,
-    deterministic: bool,
-    grads: AttentionGrads = _NO_GRADS,
-    needed: Needed = _NONE_NEEDED,
-) -> Facts:
-    """What of a call decides who serves it."""
-    query, value, ids = call.query, call.value, call.token_ids
+def _facts(call: AttentionCall, deterministic: bool, *of_backward: bool) -> Facts:
+    """What the choice of a kernel may depend on; of a backward pass the gradients that are needed and those that arrive."""
+    query, key, value, ids = call[:4]
     batch, heads, queries, head_dim = query.shape
     return Facts(
-        query.device, query.dtype, batch, heads, queries, call.key.shape[2], head_dim,
-        0 if value is None else value.shape[3], 0 if ids is None else ids.shape[1],
-        key_bias=call.key_bias is not None, token_bias=call.token_bias is not None,
-        band=call.band is not None,
-        need_query=needed[0], need_key=needed[1], need_value=needed[2], need_token_bias=needed[3],
-        grad_out=grads[0] is not None, grad_maps=grads[1] is not None, grad_lse=grads[2] is not None,
-        deterministic=deterministic,
+        query.device, query.dtype, batch, heads, queries, key.shape[2], head_dim,
+        0 if value is None else value.shape[3], 0 if ids is None else ids.shape[1], 0, 0, 0,
+        call.key_bias is not None, call.token_bias is not None, call.band is not None, False,
+        *(of_backward or (False,) * 7), deterministic,
     )  # fmt: skip
 
 
 def _forward(*given):
     call, (deterministic, backend) = _call(given[:_FLAT]), given[_FLAT:]
     facts = _facts(call, deterministic)
-    result = run_kernel(operation_of(call), backend, facts, lambda module: module.forward(call))
+    result = run_kernel(operation_of(call), backend, facts, lambda kernel: kernel.forward(call))
     empty = call.query.new_empty
     return tuple(empty(0) if tensor is None else tensor for tensor in result)
-
-
-torch.library.impl("cvg_kernels::attention_forward", ("cpu", "cuda"), _forward)
 
 
 @torch.library.register_fake("cvg_kernels::attention_forward")
@@ -127,15 +112,14 @@ def _backward(*given):
         raise ValueError(
             "needed.value: the gradient of value flows through grad_out, which is None"
         )
+    arriving = (grad is not None for grad in grads)
+    facts = _facts(call, deterministic, *needed, *arriving)
     found = run_kernel(
-        f"{operation_of(call)}_backward", backend, _facts(call, deterministic, grads, needed),
-        lambda module: module.backward(call, AttentionResult(*result), grads, needed),
+        f"{operation_of(call)}_backward", backend, facts,
+        lambda kernel: kernel.backward(call, AttentionResult(*result), grads, needed),
     )  # fmt: skip
     empty = call.query.new_empty
     return tuple(empty(0) if grad is None else grad for grad in found)
-
-
-torch.library.impl("cvg_kernels::attention_backward", ("cpu", "cuda"), _backward)
 
 
 @torch.library.register_fake("cvg_kernels::attention_backward")
@@ -181,6 +165,9 @@ def _differentiate(ctx, grad_out, grad_maps, grad_lse, grad_highest, grad_place)
     return (query, key, value, None, None, bias, *nothing[6:])
 
 
+# `torch.library.impl` as a decorator would take the functions away.
+torch.library.impl("cvg_kernels::attention_forward", ("cpu", "cuda"), _forward)
+torch.library.impl("cvg_kernels::attention_backward", ("cpu", "cuda"), _backward)
 register_autograd("cvg_kernels::attention_forward", _differentiate, setup_context=_remember)
 refuse_second_derivative("attention")
 _attend = with_shortcut(_forward_op, _forward, _differentiate, setup_context=_remember)
