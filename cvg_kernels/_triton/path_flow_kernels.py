@@ -8,11 +8,14 @@ and the soft form puts T log Σ exp(·/T) in the place of max, and likewise of m
 positions lie next to each other in memory, and one load of an edge serves all tokens of the tile. The min-max product of
 plain matrices is the same with one token, its columns as positions, and edges that do not depend on the position.
 
-Hops come as `[B, L, F, F]`, and neighbouring positions lie F² numbers apart: a warp's load of one edge at 32 positions would
+Hops come as `[B, L, F, F]`, and neighbouring positions lie F² numbers apart: a warp's load of an edge at 32 positions would
 touch 32 sectors of 32 bytes, where 4 hold its numbers. `turn_kernel` first writes such a tensor with its positions
-innermost, once for all kernels of a call, and every load and store below then moves whole sectors. In bytes of float32, a
-hop forward: floor  4 L (F² + 2 K F);  here  4 L (3 F² + 2 K F)  from memory, while the edges' loads that repeat for every tile
-of tokens, 4 L F² ⌈K / 8⌉, find them in the second-level cache. At L = 2560, F = 16, K = 77 that is 27.9 and 33.1 MB.
+innermost, once for all kernels of a call, and every load and store below then moves whole sectors. Bytes of a hop forward:
+
+    floor  4 L (F² + 2 K F)        here  4 L (3 F² + 2 K F)
+
+from memory, at L = 2560, F = 16, K = 77 27.9 and 33.1 MB; the loads of edges that repeat for every 8 tokens, 4 L F² ⌈K / 8⌉,
+find them in the second-level cache.
 """
 
 from __future__ import annotations
@@ -63,7 +66,7 @@ def turn_kernel(
     given, turned, given_b, given_i, given_r, given_l, rows, depth, positions,
     ROWS: tl.constexpr, DEPTH: tl.constexpr, POSITIONS: tl.constexpr,
 ):  # fmt: skip
-    """Copies `given`, any strided [B, rows, depth, L], to a contiguous tensor: the compiler turns tiles in shared memory."""
+    """Copies `given`, a strided [B, rows, depth, L], to a contiguous tensor; tiles are turned in shared memory."""
     b, i, r, l = tile(ROWS, DEPTH, POSITIONS, positions)
     inside = (i < rows) & (r < depth) & (l < positions)
     numbers = tl.load(given + b * given_b + i * given_i + r * given_r + l * given_l, mask=inside)

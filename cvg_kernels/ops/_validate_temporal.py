@@ -88,7 +88,7 @@ def _checked(name: str, given) -> float | torch.Tensor:
 
 
 def _band(frames: int, sigma, strength, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """strength · exp(−(i − j)² / 2σ²) of two numbers or 0-d tensors."""
+    """The band strength · exp(−(i − j)² / 2σ²) of two numbers or 0-d tensors."""
     sigma, strength = (
         given.to(device, dtype)
         if isinstance(given, torch.Tensor)
