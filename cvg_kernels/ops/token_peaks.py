@@ -54,7 +54,7 @@ def token_peaks(
     if chosen is Backend.REFERENCE:
         note_backend("token_peaks", "reference")
         return reference.token_peaks(flow, sharpness=sharpness, sigma=sigma)
-    peaks, _ = _forward_op(flow, float(sharpness), float(sigma), chosen.value)
+    peaks, *_ = _forward_op(flow, float(sharpness), float(sigma), chosen.value)
     return peaks
 
 
@@ -67,14 +67,15 @@ def _module(backend: str) -> ModuleType:
 
 
 # --- registration ----------------------------------------------------------------------------------------------------
+# What the backward pass starts from is returned too: the softmax's sums, and what else a backend keeps, `blocks`.
 
 torch.library.define(
     "cvg_kernels::token_peaks",
-    "(Tensor flow, float sharpness, float sigma, str backend) -> (Tensor peaks, Tensor sums)",
+    "(Tensor flow, float sharpness, float sigma, str backend) -> (Tensor peaks, Tensor sums, Tensor blocks)",
 )
 torch.library.define(
     "cvg_kernels::token_peaks_backward",
-    "(Tensor grad, Tensor flow, Tensor sums, float sharpness, float sigma, str backend) -> Tensor",
+    "(Tensor grad, Tensor flow, Tensor sums, Tensor blocks, float sharpness, float sigma, str backend) -> Tensor",
 )
 
 _forward_op = torch.ops.cvg_kernels.token_peaks.default
@@ -89,28 +90,29 @@ def _forward(flow, sharpness, sigma, backend):
 
 @torch.library.register_fake("cvg_kernels::token_peaks")
 def _forward_fake(flow, sharpness, sigma, backend):
-    return flow.new_empty(flow.shape[:2]), flow.new_empty((flow.shape[0], 2, *flow.shape[2:]))
+    peaks, sums = flow.new_empty(flow.shape[:2]), flow.new_empty((flow.shape[0], 2, *flow.shape[2:]))
+    return peaks, sums, flow.new_empty(_module(backend).blocks_shape(flow.shape))
 
 
 @torch.library.impl("cvg_kernels::token_peaks_backward", ("cpu", "cuda"))
-def _backward(grad, flow, sums, sharpness, sigma, backend):
+def _backward(grad, flow, sums, blocks, sharpness, sigma, backend):
     note_backend("token_peaks_backward", backend)
-    return _module(backend).backward(grad, flow, sums, sharpness, sigma)
+    return _module(backend).backward(grad, flow, sums, blocks, sharpness, sigma)
 
 
 @torch.library.register_fake("cvg_kernels::token_peaks_backward")
-def _backward_fake(grad, flow, sums, sharpness, sigma, backend):
+def _backward_fake(grad, flow, sums, blocks, sharpness, sigma, backend):
     return flow.new_empty(flow.shape)
 
 
 def _remember(ctx, inputs, output) -> None:
     flow, *ctx.options = inputs
-    _, sums = output
-    ctx.mark_non_differentiable(sums)
-    ctx.save_for_backward(flow, sums)
+    _, *kept = output
+    ctx.mark_non_differentiable(*kept)
+    ctx.save_for_backward(flow, *kept)
 
 
-def _differentiate(ctx, grad, _):
+def _differentiate(ctx, grad, *_):
     return _backward_op(grad, *ctx.saved_tensors, *ctx.options), None, None, None
 
 
