@@ -19,6 +19,7 @@ COMMANDS = {
     "shapes": "train or score the built-in world of moving shapes",
     "cvg": "train the classifier that CVG guides by",
     "bench": "measure the kernels against what people use today",
+    "tune": "measure which kernels are fastest here, for `auto` to go by",
     "info": "versions, devices, and which backends can run here",
 }
 
