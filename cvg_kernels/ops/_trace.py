@@ -47,13 +47,12 @@ def note_backend(operation: str, backend: str) -> None:
         record.calls.append((operation, backend))
 
 
-def register_autograd(
-    operation: str, backward: Callable[..., Any], *, setup_context: Callable[..., None]
-) -> None:
-    """Registers a gradient as `torch.library.register_autograd` does, and carries the record to the thread that runs it.
+def carrying_record(
+    backward: Callable[..., Any], setup_context: Callable[..., None]
+) -> tuple[Callable[..., Any], Callable[..., None]]:
+    """The two functions of a gradient, which take the record along to the thread that runs the backward pass.
 
     Args:
-        operation: its qualified name, `cvg_kernels::attention_forward`.
         backward: the gradient, `backward(ctx, *grads)`.
         setup_context: what the forward pass leaves for it, `setup_context(ctx, inputs, output)`.
     """
@@ -72,4 +71,12 @@ def register_autograd(
         finally:
             _record.reset(token)
 
+    return differentiate, remember
+
+
+def register_autograd(
+    operation: str, backward: Callable[..., Any], *, setup_context: Callable[..., None]
+) -> None:
+    """Registers a gradient as `torch.library.register_autograd` does, its functions as in `carrying_record`."""
+    differentiate, remember = carrying_record(backward, setup_context)
     torch.library.register_autograd(operation, differentiate, setup_context=remember)
