@@ -20,7 +20,7 @@ COMMANDS = {
     "cvg": "train the classifier that CVG guides by",
     "bench": "measure the kernels against what people use today",
     "tune": "measure which kernels are fastest here, for `auto` to go by",
-    "info": "versions, devices, and which backends can run here",
+    "info": "versions, devices, which kernels can run here, and what `auto` goes by",
 }
 
 
