@@ -81,7 +81,9 @@ def load_share(source, most, at, voxels, sharpness, inside, MADE: tl.constexpr):
 
 
 @triton.jit
-def smooth_row(source, most, row, before, x, after, voxels, sharpness, side, inside, MADE: tl.constexpr):
+def smooth_row(
+    source, most, row, before, x, after, voxels, sharpness, side, inside, MADE: tl.constexpr
+):
     """Three taps along a row."""
     ends = load_share(source, most, row + before, voxels, sharpness, inside, MADE)
     ends += load_share(source, most, row + after, voxels, sharpness, inside, MADE)
@@ -89,7 +91,9 @@ def smooth_row(source, most, row, before, x, after, voxels, sharpness, side, ins
 
 
 @triton.jit
-def smooth_plane(source, most, frame, height, width, voxels, sharpness, side, v, inside, MADE: tl.constexpr):
+def smooth_plane(
+    source, most, frame, height, width, voxels, sharpness, side, v, inside, MADE: tl.constexpr
+):
     """Nine taps in a frame, not normalised."""
     plane = frame * height * width
     y, x = v // width, v % width
@@ -99,7 +103,10 @@ def smooth_plane(source, most, frame, height, width, voxels, sharpness, side, v,
     rows = smooth_row(source, most, above, left, x, right, voxels, sharpness, side, inside, MADE)
     rows += smooth_row(source, most, below, left, x, right, voxels, sharpness, side, inside, MADE)
     row = plane + y * width
-    return smooth_row(source, most, row, left, x, right, voxels, sharpness, side, inside, MADE) + side * rows
+    return (
+        smooth_row(source, most, row, left, x, right, voxels, sharpness, side, inside, MADE)
+        + side * rows
+    )
 
 
 @triton.jit
@@ -118,14 +125,18 @@ def block_peak(
     before = smooth_plane(
         source, most, reflected(first - 1, frames), height, width, voxels, sharpness, side, v, inside, MADE
     )  # fmt: skip
-    here = smooth_plane(source, most, first, height, width, voxels, sharpness, side, v, inside, MADE)
+    here = smooth_plane(
+        source, most, first, height, width, voxels, sharpness, side, v, inside, MADE
+    )
     for f in range(first, tl.minimum(first + FRAMES, frames)):
         after = smooth_plane(
             source, most, reflected(f + 1, frames), height, width, voxels, sharpness, side, v, inside, MADE
         )  # fmt: skip
         smooth = (here + side * (before + after)) / (norm * norm * norm)
         if MARK:
-            hit = tl.where(inside, tl.where(smooth < top, 0, 1), 0)  # all of them where `top` is NaN
+            hit = tl.where(
+                inside, tl.where(smooth < top, 0, 1), 0
+            )  # all of them where `top` is NaN
             tl.store(hits + f * height * width + v, hit.to(tl.int8), mask=hit > 0)
             reached += hit.to(tl.float32)
         else:
@@ -142,7 +153,9 @@ def block_peak(
 def block_of_program():
     """The token of a program, counted through the samples, and the number of its block among all."""
     token = tl.program_id(0).to(tl.int64)
-    return token, (token * tl.num_programs(1) + tl.program_id(1)) * tl.num_programs(2) + tl.program_id(2)
+    return token, (token * tl.num_programs(1) + tl.program_id(1)) * tl.num_programs(
+        2
+    ) + tl.program_id(2)
 
 
 @triton.jit
@@ -152,7 +165,9 @@ def peak_kernel(
     """The largest smoothed share of a token in a block: BLOCK places of FRAMES frames."""
     token, block = block_of_program()
     shares += token * frames * height * width
-    peak = block_peak(shares, shares, shares, 0.0, frames, height, width, 1.0, side, BLOCK, FRAMES, True, False)
+    peak = block_peak(
+        shares, shares, shares, 0.0, frames, height, width, 1.0, side, BLOCK, FRAMES, True, False
+    )
     tl.store(blocks + block, peak)
 
 
@@ -198,7 +213,9 @@ def share_gradient_kernel(
     lowest = tl.maximum(tl.program_id(1) * BLOCK - width - 1, 0) // BLOCK
     across = lowest + tl.arange(0, NEAR)[:, None]
     along = tl.program_id(2) - 1 + tl.arange(0, 4)[None, :]
-    there = (across * BLOCK < (tl.program_id(1) + 1) * BLOCK + width + 1) & (across < tl.num_programs(1))
+    there = (across * BLOCK < (tl.program_id(1) + 1) * BLOCK + width + 1) & (
+        across < tl.num_programs(1)
+    )
     there &= (along >= 0) & (along < tl.program_id(2) + 2) & (along < tl.num_programs(2))
     blocks = (token * tl.num_programs(1) + across) * tl.num_programs(2) + along
     near = tl.max(tl.where(tl.load(counts + blocks, mask=there, other=0.0) != 0, 1, 0)) > 0

@@ -90,7 +90,10 @@ def _forward(flow, sharpness, sigma, backend):
 
 @torch.library.register_fake("cvg_kernels::token_peaks")
 def _forward_fake(flow, sharpness, sigma, backend):
-    peaks, sums = flow.new_empty(flow.shape[:2]), flow.new_empty((flow.shape[0], 2, *flow.shape[2:]))
+    peaks, sums = (
+        flow.new_empty(flow.shape[:2]),
+        flow.new_empty((flow.shape[0], 2, *flow.shape[2:])),
+    )
     return peaks, sums, flow.new_empty(_module(backend).blocks_shape(flow.shape))
 
 
