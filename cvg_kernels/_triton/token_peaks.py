@@ -1,7 +1,8 @@
 """Launchers of Vico's score of tokens: they allocate and launch.
 
 Bytes, in passes over `[B, K, F, h, w]` in float32. Forward: floor 1, here 3 (flow read; shares written, and read).
-Backward: floor 1 (zeros written), here 2 and a quarter (marks of a byte cleared; zeros written, and read) and what lies near peaks.
+Backward: floor 1 (zeros written), here 2 and a quarter (marks of a byte cleared; zeros written, and read) and what lies
+near peaks.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import triton
 
 from cvg_kernels._triton.launch import Launch
 from cvg_kernels._triton.token_peaks_kernels import (
-    logit_gradient_kernel,
     hit_kernel,
+    logit_gradient_kernel,
     peak_kernel,
     share_gradient_kernel,
     shares_kernel,

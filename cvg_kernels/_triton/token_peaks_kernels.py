@@ -1,8 +1,8 @@
 """Kernels of Vico's score of tokens: A_k = max (G ∗ softmax_K(sharpness · flow))_k.
 
 The softmax is held as the largest logit and the sum of exponentials below it, two numbers a voxel (their one logarithm
-would cost digits). G is the product of three-tap filters (side, 1, side) / (1 + 2 side) along frames, rows and columns, reflected
-at the ends. A voxel's smoothed share reads 27 neighbours; a program walks through FRAMES frames of a block of places and
+would cost digits). G is the product of three-tap filters (side, 1, side) / (1 + 2 side) along frames, rows and columns,
+reflected at the ends. A voxel's smoothed share reads 27 neighbours; a program walks through FRAMES frames of a block of places and
 keeps three smoothed planes, so that it loads 9 of them a frame.
 
 Backward, a score hangs on the 27 voxels around its peak alone. Blocks that do not hold a peak are known by their maxima
