@@ -2,8 +2,8 @@
 
 The softmax is held as the largest logit and the sum of exponentials below it, two numbers a voxel (their one logarithm
 would cost digits). G is the product of three-tap filters (side, 1, side) / (1 + 2 side) along frames, rows and columns,
-reflected at the ends. A voxel's smoothed share reads 27 neighbours; a program walks through FRAMES frames of a block of places and
-keeps three smoothed planes, so that it loads 9 of them a frame.
+reflected at the ends. A voxel's smoothed share reads 27 neighbours; a program walks through FRAMES frames of a block of
+places and keeps three smoothed planes, so that it loads 9 of them a frame.
 
 Backward, a score hangs on the 27 voxels around its peak alone. Blocks that do not hold a peak are known by their maxima
 from the forward pass; the gradient of shares is gathered near peaks only, and that of flow written where any token has one:
