@@ -19,6 +19,7 @@ class Backend(str, Enum):
 
     AUTO = "auto"  #: the fastest one that can
     REFERENCE = "reference"  #: plain PyTorch, the definition
+    STOCK = "stock"  #: torch's own fused attention, and our maps
     NATIVE = "native"  #: C++ on CPU tensors
     TRITON = "triton"  #: Triton on GPU tensors
     CUDA = "cuda"  #: CUDA C++ on NVIDIA GPU tensors

@@ -40,8 +40,8 @@ class AttentionCall(NamedTuple):
     value: torch.Tensor | None  #: `[B, H, M, Dv]`; `None`: maps only
     token_ids: torch.Tensor | None  #: contiguous int64 `[B, K]`, repeats allowed; `None`: no maps
     key_bias: torch.Tensor | None  #: wide, contiguous `[B, M]`, −∞ where a key is not seen
-    #: Wide `[B, K, N]`, any strides (expanded ones too). Of a key that occurs twice in `token_ids` both occurrences carry
-    #: the same numbers, and the key has them once.
+    #: Wide `[B, K, N]`, any strides (expanded ones too), −∞ where a key is not seen. Of a key that occurs twice in
+    #: `token_ids` both occurrences carry the same numbers, and the key has them once.
     token_bias: torch.Tensor | None
     band: Band | None
     scale: float
@@ -51,11 +51,17 @@ class AttentionCall(NamedTuple):
 class AttentionResult(NamedTuple):
     """What the forward pass gives, and what the backward pass reads."""
 
-    out: torch.Tensor | None  #: `[B, H, N, Dv]`, in memory as `dense_like(query, Dv)`; `None` without values
-    maps: torch.Tensor | None  #: wide, contiguous `[B, K, N]` or `[B, H, K, N]`; `None` without token ids
+    out: (
+        torch.Tensor | None
+    )  #: `[B, H, N, Dv]`, in memory as `dense_like(query, Dv)`; `None` without values
+    maps: (
+        torch.Tensor | None
+    )  #: wide, contiguous `[B, K, N]` or `[B, H, K, N]`; `None` without token ids
     lse: torch.Tensor  #: wide, contiguous `[B, H, N]`
     highest: torch.Tensor | None = None  #: m, wide `[B, H, N]`; `None` without a band
-    place: torch.Tensor | None = None  #: the first key that has m, int32 `[B, H, N]`; `None` without a band
+    place: torch.Tensor | None = (
+        None  #: the first key that has m, int32 `[B, H, N]`; `None` without a band
+    )
 
 
 class AttentionGrads(NamedTuple):

@@ -124,20 +124,6 @@ def attention_module(backend: Backend, query: torch.Tensor) -> tuple[Backend, Mo
     return backend, module
 
 
-def frame_band_attention_module(
-    backend: Backend, query: torch.Tensor
-) -> tuple[Backend, ModuleType]:
-    """The backend that serves a call of attention with a band by frames, and its module; as `attention_module`."""
-    backend = backend_for("frame_band_attention", backend, query)
-    if backend is Backend.NATIVE:
-        from cvg_kernels.ops import _frame_band_attention_native as module
-    elif backend is Backend.TRITON:
-        from cvg_kernels._triton import frame_band_attention as module
-    else:
-        from cvg_kernels.ops import _frame_band_attention_reference as module
-    return backend, module
-
-
 def _temporal_refusal(backend: Backend, query: torch.Tensor, value: torch.Tensor) -> str | None:
     """What of a call of temporal attention the GPU kernels do not hold in registers, or `None`."""
     if backend is Backend.TRITON:

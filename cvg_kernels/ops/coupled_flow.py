@@ -12,7 +12,7 @@ from cvg_kernels.backends import Backend
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.ops._dispatch import backend_for
 from cvg_kernels.ops._native_call import address
-from cvg_kernels.ops._trace import note_backend
+from cvg_kernels.ops._trace import note_backend, register_autograd
 from cvg_kernels.ops._transforms import backend_under_transforms
 from cvg_kernels.ops.max_flow import check_entries
 from python_ref import coupled_flow as reference
@@ -155,6 +155,4 @@ def _differentiate(ctx, grad, _):
     return grad_cross, grad_spatial, grad_temporal, None
 
 
-torch.library.register_autograd(
-    "cvg_kernels::coupled_max_flow", _differentiate, setup_context=_remember
-)
+register_autograd("cvg_kernels::coupled_max_flow", _differentiate, setup_context=_remember)

@@ -10,7 +10,7 @@ import torch
 from cvg_kernels.backends import Backend, require, unavailable_reason
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.ops._dispatch import KERNEL_DEVICES, choose_backend
-from cvg_kernels.ops._trace import note_backend
+from cvg_kernels.ops._trace import note_backend, register_autograd
 from cvg_kernels.ops._transforms import backend_under_transforms
 from python_ref import guidance_mix as reference
 
@@ -237,6 +237,4 @@ def _differentiate(ctx, grad):
     return [(weight * grad).to(grad.dtype) for weight in weights], None, None, None, None
 
 
-torch.library.register_autograd(
-    "cvg_kernels::guidance_mix", _differentiate, setup_context=_remember
-)
+register_autograd("cvg_kernels::guidance_mix", _differentiate, setup_context=_remember)

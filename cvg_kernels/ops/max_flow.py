@@ -11,7 +11,7 @@ from cvg_kernels.backends import Backend, require, unavailable_reason
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.ops import _max_flow_native as kernels
 from cvg_kernels.ops._dispatch import choose_backend
-from cvg_kernels.ops._trace import note_backend
+from cvg_kernels.ops._trace import note_backend, register_autograd
 from cvg_kernels.ops._transforms import backend_under_transforms
 from python_ref import max_flow as reference
 
@@ -348,7 +348,5 @@ for _name, _differentiate, _remember in (
     ("subgraph_max_flow", _differentiate_subgraph, _remember_subgraph),
     ("max_flow", _differentiate_graphs, _remember_graphs),
 ):
-    torch.library.register_autograd(
-        f"cvg_kernels::{_name}_forward", _differentiate, setup_context=_remember
-    )
+    register_autograd(f"cvg_kernels::{_name}_forward", _differentiate, setup_context=_remember)
     torch.library.register_autograd(f"cvg_kernels::{_name}_backward", _no_second_derivative)

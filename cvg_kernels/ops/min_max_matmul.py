@@ -8,7 +8,7 @@ from cvg_kernels.backends import Backend
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.ops._dispatch import backend_for, refuse_second_derivative
 from cvg_kernels.ops._flow import check_temperature, flow_module
-from cvg_kernels.ops._trace import note_backend
+from cvg_kernels.ops._trace import note_backend, register_autograd
 from cvg_kernels.ops._transforms import backend_under_transforms
 from python_ref import path_flow as reference
 
@@ -116,7 +116,5 @@ def _differentiate(ctx, grad):
     return grad_a if need_a else None, grad_b if need_b else None, None, None
 
 
-torch.library.register_autograd(
-    "cvg_kernels::min_max_matmul", _differentiate, setup_context=_remember
-)
+register_autograd("cvg_kernels::min_max_matmul", _differentiate, setup_context=_remember)
 refuse_second_derivative("min_max_matmul")

@@ -15,7 +15,7 @@ from cvg_kernels.ops._dispatch import (
     refuse_second_derivative,
     temporal_attention_module,
 )
-from cvg_kernels.ops._trace import note_backend
+from cvg_kernels.ops._trace import note_backend, register_autograd
 from cvg_kernels.ops._transforms import backend_under_transforms
 from cvg_kernels.ops._validate import scale_of
 from cvg_kernels.ops._validate_temporal import added_logits, check_tensors
@@ -190,7 +190,7 @@ def _differentiate(ctx, grad_out, grad_maps):
     return (*grads, None, None, None, None, None)
 
 
-torch.library.register_autograd(
+register_autograd(
     "cvg_kernels::temporal_attention_forward", _differentiate, setup_context=_remember
 )
 refuse_second_derivative("temporal_attention")

@@ -9,7 +9,7 @@ import torch
 from cvg_kernels.backends import Backend
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.ops._dispatch import backend_for, refuse_second_derivative
-from cvg_kernels.ops._trace import note_backend
+from cvg_kernels.ops._trace import note_backend, register_autograd
 from cvg_kernels.ops._transforms import backend_under_transforms
 from python_ref import token_peaks as reference
 
@@ -114,5 +114,5 @@ def _differentiate(ctx, grad, _):
     return _backward_op(grad, *ctx.saved_tensors, *ctx.options), None, None, None
 
 
-torch.library.register_autograd("cvg_kernels::token_peaks", _differentiate, setup_context=_remember)
+register_autograd("cvg_kernels::token_peaks", _differentiate, setup_context=_remember)
 refuse_second_derivative("token_peaks")
