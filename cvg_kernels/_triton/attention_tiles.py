@@ -1,22 +1,56 @@
-"""How large a score tile is, and how many warps and pipeline stages work on it."""
+"""How large the tiles of the attention kernels are, and how programs share the heads, by shape and kind of GPU."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+
+#: Keys up to which attention is bound by memory traffic, so that capture pays inside the forward kernel.
+SHORT_KEYS = 1024
+#: Keys that a program holds at once, without a loop over them.
+FEW_KEYS = 128
 
 
 @dataclass(frozen=True)
 class Tile:
-    """Rows and columns of a score tile, and how many warps and pipeline stages work on it."""
+    """Rows and columns of a score tile, and how many warps and pipeline stages work on it.
+
+    `rest` columns, if any, are a second, narrower tile of keys: 77 keys are 64 + 16 columns instead of 128.
+    """
 
     rows: int
     columns: int
     warps: int
     stages: int
+    rest: int = 0
 
 
-def forward_tile(head_dim: int, element_size: int) -> Tile:
-    """The tile of the forward kernel: as large as registers allow without spilling."""
+@lru_cache
+def processors_of(device: torch.device) -> int:
+    """Multiprocessors of a GPU."""
+    return torch.cuda.get_device_properties(device).multi_processor_count
+
+
+@lru_cache
+def is_hopper(device: torch.device) -> bool:
+    """Whether a GPU has the warp-group products and the shared memory (227 KB) of sm_90."""
+    return torch.version.hip is None and torch.cuda.get_device_capability(device)[0] == 9
+
+
+def forward_tile(
+    head_dim: int, element_size: int, *, hopper: bool = False, biased: bool = False, band: bool = False
+) -> Tile:  # fmt: skip
+    """The tile of the forward kernel where keys pass by in a loop: as large as registers allow without spilling.
+
+    Args:
+        head_dim: the larger one of query and value.
+        element_size: bytes.
+        hopper: whether the GPU is of Hopper's kind.
+        biased: whether a bias is added to every tile of scores.
+        band: whether a band is.
+    """
     if element_size == 4:  # float32 is multiplied without tensor cores
         return Tile(16, 32, 8, 1) if head_dim > 64 else Tile(32, 32, 8, 1)
     if head_dim > 128:
@@ -24,10 +58,83 @@ def forward_tile(head_dim: int, element_size: int) -> Tile:
     return Tile(128, 64, 8, 2) if head_dim > 64 else Tile(128, 64, 4, 3)
 
 
-def backward_tile(head_dim: int, element_size: int) -> Tile:
-    """The tile of the backward kernels, which hold more at once."""
+def few_keys_tile(keys: int, head_dim: int, element_size: int) -> Tile | None:
+    """The tile that holds all `keys` at once; `None` where they are too many, or the GPU has no such product."""
+    if element_size == 4 or not 0 < keys <= FEW_KEYS or head_dim > 128:
+        return None
+    columns = next(size for size in (16, 32, 64, 128) if keys <= size)
+    rest = 0
+    if 64 < keys <= 96:
+        columns, rest = 64, 16 if keys <= 80 else 32
+    return Tile(64, columns, 4, 2, rest)
+
+
+def heads_of_a_program(programs: int, heads: int, processors: int) -> int:
+    """How many heads a program takes in turn: as many as leave four programs for each processor, if there are so many.
+
+    Args:
+        programs: tiles of all samples, of one head.
+        heads: heads of a sample.
+        processors: multiprocessors of the GPU.
+    """
+    groups = min(heads, -(-4 * processors // max(1, programs)))
+    return -(-heads // max(1, groups))
+
+
+def backward_row_tile(head_dim: int, element_size: int, hopper: bool) -> Tile:
+    """The tile of the backward kernel that keeps a tile of queries; 16 rows a warp, so that no product is made twice.
+
+    Args:
+        head_dim: the larger one of query and value.
+        element_size: bytes.
+        hopper: whether the GPU has the shared memory of Hopper's kind.
+    """
     if element_size == 4:
         return Tile(32, 16, 8, 1) if head_dim > 64 else Tile(32, 32, 4, 1)
     if head_dim > 128:
-        return Tile(32, 32, 8, 1)
-    return Tile(64, 64, 8, 1) if head_dim > 64 else Tile(64, 64, 4, 2)
+        return Tile(64, 32, 4, 1)
+    if head_dim > 64:
+        return Tile(128, 64, 8, 2) if hopper else Tile(64, 32, 4, 2)
+    return Tile(64, 64, 4, 2)
+
+
+def backward_key_tile(head_dim: int, element_size: int, hopper: bool, both: bool) -> Tile:
+    """The tile of the backward kernel that keeps a tile of keys: 16 of these columns a warp.
+
+    Args:
+        head_dim: the larger one of query and value.
+        element_size: bytes.
+        hopper: whether the GPU has the shared memory of Hopper's kind.
+        both: whether it sums both dk and dv.
+    """
+    if element_size == 4:
+        return Tile(16, 32, 8, 1) if head_dim > 64 else Tile(32, 32, 4, 1)
+    if head_dim > 128:
+        return Tile(32, 64, 4, 1)
+    if head_dim > 64:
+        return Tile(64 if hopper else 32, 128, 8, 2)
+    return Tile(64, 64, 4, 2)
+
+
+def backward_token_tile(head_dim: int, element_size: int) -> Tile:
+    """The tile of the backward kernels that keep a few chosen tokens."""
+    if element_size == 4:
+        return Tile(32, 16, 4, 1)
+    return Tile(64, 16, 4, 1 if head_dim > 128 else 2)
+
+
+def parts_of_queries(programs: int, queries: int, rows: int, processors: int) -> tuple[int, int]:
+    """Into how many parts the queries go over the grid where programs are few, and how many queries a part has.
+
+    As many as give four programs to each processor, but of at least eight tiles each: a part costs memory and traffic.
+
+    Args:
+        programs: programs without parts.
+        queries: rows of a sample.
+        rows: rows of a tile.
+        processors: multiprocessors of the GPU.
+    """
+    tiles = max(1, -(-queries // rows))
+    parts = min(-(-4 * processors // max(1, programs)), -(-tiles // 8))
+    tiles_each = -(-tiles // max(1, parts))
+    return -(-tiles // tiles_each), tiles_each * rows
