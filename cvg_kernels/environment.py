@@ -39,7 +39,7 @@ def devices() -> dict[str, str]:
     """The processor and every GPU that torch can use, or why there is none."""
     import torch
 
-    found = {"cpu": f"{_processor()}, {torch.get_num_threads()} threads"}
+    found = {"cpu": f"{processor()}, {torch.get_num_threads()} threads"}
     for index in range(torch.cuda.device_count()):
         facts = torch.cuda.get_device_properties(index)
         kind = getattr(facts, "gcnArchName", "") if torch.version.hip else ""
@@ -94,7 +94,8 @@ def report() -> dict[str, Any]:
     }
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -21,15 +21,13 @@ from cvg_kernels._triton.attention_backward_token_kernels import (
     token_bias_kernel,
     token_key_kernel,
 )
-from cvg_kernels._triton.attention_tiles import (
-    Tile,
+from cvg_kernels._triton.attention_backward_tiles import (
     backward_key_tile,
     backward_row_tile,
     backward_token_tile,
-    is_hopper,
     parts_of_queries,
-    processors_of,
 )
+from cvg_kernels._triton.attention_tiles import Tile, is_hopper, processors_of
 from cvg_kernels._triton.launch import INTERPRETED, Launch, padded
 from cvg_kernels.ops._attention_call import AttentionCall, AttentionGrads, AttentionResult, Needed
 

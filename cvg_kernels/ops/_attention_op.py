@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from cvg_kernels._layout import dense_like
-from cvg_kernels.backends import Backend
+from cvg_kernels.kernels import Backend, Facts
 from cvg_kernels.ops._attention_call import (
     AttentionCall,
     AttentionGrads,
@@ -13,8 +13,10 @@ from cvg_kernels.ops._attention_call import (
     Band,
     Needed,
 )
-from cvg_kernels.ops._dispatch import attention_module, refuse_second_derivative
-from cvg_kernels.ops._trace import note_backend
+from cvg_kernels.ops._choice import run_kernel
+from cvg_kernels.ops._registration import refuse_second_derivative
+from cvg_kernels.ops._shortcut import with_shortcut
+from cvg_kernels.ops._trace import register_autograd
 
 # `None` cannot be returned by an operation: what was not computed is an empty tensor. A band is four arguments of which
 # the frames are `None` where there is none.
@@ -62,12 +64,22 @@ def _call(flat: tuple) -> AttentionCall:
 _FLAT = 13  # how many arguments a call is
 
 
-@torch.library.impl("cvg_kernels::attention_forward", ("cpu", "cuda"))
+def _facts(call: AttentionCall, deterministic: bool, *of_backward: bool) -> Facts:
+    """What the choice of a kernel may depend on; of a backward pass the gradients that are needed and those that arrive."""
+    query, key, value, ids = call[:4]
+    batch, heads, queries, head_dim = query.shape
+    return Facts(
+        query.device, query.dtype, batch, heads, queries, key.shape[2], head_dim,
+        0 if value is None else value.shape[3], 0 if ids is None else ids.shape[1], 0, 0, 0,
+        call.key_bias is not None, call.token_bias is not None, call.band is not None, False,
+        *(of_backward or (False,) * 7), deterministic,
+    )  # fmt: skip
+
+
 def _forward(*given):
     call, (deterministic, backend) = _call(given[:_FLAT]), given[_FLAT:]
-    chosen, module = attention_module(Backend(backend), call.query)
-    note_backend(operation_of(call), chosen.value)
-    result = module.forward(call)
+    facts = _facts(call, deterministic)
+    result = run_kernel(operation_of(call), backend, facts, lambda kernel: kernel.forward(call))
     empty = call.query.new_empty
     return tuple(empty(0) if tensor is None else tensor for tensor in result)
 
@@ -92,7 +104,6 @@ def _forward_fake(*given):
     )
 
 
-@torch.library.impl("cvg_kernels::attention_backward", ("cpu", "cuda"))
 def _backward(*given):
     grads, call = AttentionGrads(*given[:3]), _call(given[3 : 3 + _FLAT])
     *result, needed, deterministic, backend = given[3 + _FLAT :]
@@ -101,9 +112,12 @@ def _backward(*given):
         raise ValueError(
             "needed.value: the gradient of value flows through grad_out, which is None"
         )
-    chosen, module = attention_module(Backend(backend), call.query)
-    note_backend(f"{operation_of(call)}_backward", chosen.value)
-    found = module.backward(call, AttentionResult(*result), grads, needed)
+    arriving = (grad is not None for grad in grads)
+    facts = _facts(call, deterministic, *needed, *arriving)
+    found = run_kernel(
+        f"{operation_of(call)}_backward", backend, facts,
+        lambda kernel: kernel.backward(call, AttentionResult(*result), grads, needed),
+    )  # fmt: skip
     empty = call.query.new_empty
     return tuple(empty(0) if grad is None else grad for grad in found)
 
@@ -151,6 +165,9 @@ def _differentiate(ctx, grad_out, grad_maps, grad_lse, grad_highest, grad_place)
     return (query, key, value, None, None, bias, *nothing[6:])
 
 
+# `torch.library.impl` as a decorator would take the functions away.
+torch.library.impl("cvg_kernels::attention_forward", ("cpu", "cuda"), _forward)
+torch.library.impl("cvg_kernels::attention_backward", ("cpu", "cuda"), _backward)
 register_autograd("cvg_kernels::attention_forward", _differentiate, setup_context=_remember)
 refuse_second_derivative("attention")
 _attend = with_shortcut(_forward_op, _forward, _differentiate, setup_context=_remember)

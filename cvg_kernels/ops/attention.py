@@ -7,13 +7,13 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from cvg_kernels.backends import Backend, require
+from cvg_kernels.backends import Backend
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.ops import _attention_op as operation
 from cvg_kernels.ops import _attention_reference as reference
 from cvg_kernels.ops._attention_call import AttentionCall, AttentionResult
 from cvg_kernels.ops._autocast import cast_inputs
-from cvg_kernels.ops._dispatch import KERNEL_DEVICES
+from cvg_kernels.ops._registration import backend_on
 from cvg_kernels.ops._trace import note_backend
 from cvg_kernels.ops._transforms import backend_under_transforms
 from cvg_kernels.ops._validate import check_tensors, mask_of, scale_of
@@ -184,10 +184,7 @@ def _attend(
             f"key_mask of shape {tuple(key_mask.shape)} depends on the query or the head; backend "
             f"{backend.value!r} takes bool [B, M] or additive [B, 1, 1, M] only (the reference takes any)"
         )
-    if query.device.type not in KERNEL_DEVICES:
-        if backend is not Backend.AUTO:
-            require("attention", backend, query.device)
-        backend = Backend.REFERENCE
+    backend = backend_on("attention", backend, query.device)
     additive = None if mask is None else mask.values
     head_mean = head_reduction == "mean"
     call = AttentionCall(query, key, value, token_ids, None, token_bias, band, scale, head_mean)

@@ -8,14 +8,14 @@ from typing import NamedTuple
 
 import torch
 
-from cvg_kernels.backends import Backend, require
+from cvg_kernels.backends import Backend
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.ops import _attention_op as operation
 from cvg_kernels.ops import _attention_reference as reference
 from cvg_kernels.ops._attention_call import AttentionCall, Band
 from cvg_kernels.ops._autocast import cast_inputs
-from cvg_kernels.ops._dispatch import KERNEL_DEVICES
 from cvg_kernels.ops._integers import integers_of
+from cvg_kernels.ops._registration import backend_on
 from cvg_kernels.ops._trace import note_backend
 from cvg_kernels.ops._transforms import backend_under_transforms
 from cvg_kernels.ops._validate import check_tensors, scale_of
@@ -105,10 +105,7 @@ def frame_band_attention(
     band = FrameBand(query_frames, key_frames, sigma, strength, row_max_grad)
     band = checked_band(band, query, key)
     backend = backend_under_transforms("frame_band_attention", backend, (query, key, value))
-    if query.device.type not in KERNEL_DEVICES:
-        if backend is not Backend.AUTO:
-            require("frame_band_attention", backend, query.device)
-        backend = Backend.REFERENCE
+    backend = backend_on("frame_band_attention", backend, query.device)
     call = AttentionCall(query, key, value, None, None, None, band, scale, True)
     if backend is Backend.REFERENCE:
         note_backend("frame_band_attention", "reference")

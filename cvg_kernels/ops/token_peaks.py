@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from types import ModuleType
-
 import torch
 
 from cvg_kernels.backends import Backend
 from cvg_kernels.errors import ArgumentError
-from cvg_kernels.ops._dispatch import backend_for, refuse_second_derivative
+from cvg_kernels.kernels import Facts
+from cvg_kernels.ops._choice import run_kernel
+from cvg_kernels.ops._registration import backend_on, refuse_second_derivative
 from cvg_kernels.ops._trace import note_backend, register_autograd
 from cvg_kernels.ops._transforms import backend_under_transforms
 from python_ref import token_peaks as reference
@@ -50,20 +50,12 @@ def token_peaks(
     if not sigma > 0:
         raise ArgumentError(f"sigma must be positive, got {sigma!r}")
     backend = backend_under_transforms("token_peaks", backend, (flow,))
-    chosen = backend_for("token_peaks", backend, flow)
-    if chosen is Backend.REFERENCE:
+    backend = backend_on("token_peaks", backend, flow.device)
+    if backend is Backend.REFERENCE:
         note_backend("token_peaks", "reference")
         return reference.token_peaks(flow, sharpness=sharpness, sigma=sigma)
-    peaks, _ = _forward_op(flow, float(sharpness), float(sigma), chosen.value)
+    peaks, _ = _forward_op(flow, float(sharpness), float(sigma), backend.value)
     return peaks
-
-
-def _module(backend: str) -> ModuleType:
-    if backend == Backend.NATIVE.value:
-        from cvg_kernels.ops import _token_peaks_native as module
-    else:
-        from cvg_kernels._triton import token_peaks as module
-    return module
 
 
 # --- registration ----------------------------------------------------------------------------------------------------
@@ -83,8 +75,10 @@ _backward_op = torch.ops.cvg_kernels.token_peaks_backward.default
 
 @torch.library.impl("cvg_kernels::token_peaks", ("cpu", "cuda"))
 def _forward(flow, sharpness, sigma, backend):
-    note_backend("token_peaks", backend)
-    return _module(backend).forward(flow, sharpness, sigma)
+    return run_kernel(
+        "token_peaks", backend, Facts(flow.device, flow.dtype),
+        lambda module: module.forward(flow, sharpness, sigma),
+    )  # fmt: skip
 
 
 @torch.library.register_fake("cvg_kernels::token_peaks")
@@ -94,8 +88,10 @@ def _forward_fake(flow, sharpness, sigma, backend):
 
 @torch.library.impl("cvg_kernels::token_peaks_backward", ("cpu", "cuda"))
 def _backward(grad, flow, sums, sharpness, sigma, backend):
-    note_backend("token_peaks_backward", backend)
-    return _module(backend).backward(grad, flow, sums, sharpness, sigma)
+    return run_kernel(
+        "token_peaks_backward", backend, Facts(flow.device, flow.dtype),
+        lambda module: module.backward(grad, flow, sums, sharpness, sigma),
+    )  # fmt: skip
 
 
 @torch.library.register_fake("cvg_kernels::token_peaks_backward")

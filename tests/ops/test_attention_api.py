@@ -13,8 +13,8 @@ from torch.nn.functional import scaled_dot_product_attention
 import cvg_kernels as cvg
 from cvg_kernels import native
 from cvg_kernels.backends import Backend, unavailable_reason
-from cvg_kernels.ops import _attention_native, _attention_reference
-from cvg_kernels.ops._dispatch import choose_backend
+from cvg_kernels.kernels import Facts
+from cvg_kernels.ops import _attention_native, _attention_reference, _choice
 
 NATIVE = pytest.mark.skipif(native.reason("cpu") is not None, reason=str(native.reason("cpu")))
 CPU_BACKENDS = ["reference", pytest.param("native", marks=NATIVE)]
@@ -226,9 +226,14 @@ def test_compiled_kernels_are_traced():
         ("mps", torch.float32, {"native", "triton"}, "reference"),
     ],
 )
-def test_choice_of_auto(device, dtype, usable, chosen):
-    found = choose_backend("attention", device, dtype, lambda backend: backend.value in usable)
-    assert found.value == chosen
+def test_choice_of_auto(device, dtype, usable, chosen, monkeypatch):
+    monkeypatch.setattr(
+        _choice,
+        "unavailable_reason",
+        lambda _, backend, *call: None if backend.value in {*usable, "reference"} else "no",
+    )
+    facts = Facts(torch.device(device), dtype, keys=16, head_dim=64, value_dim=64)
+    assert _choice.kernel_for("attention", "auto", facts).backend.value == chosen
 
 
 def test_without_compiled_code(monkeypatch):

@@ -33,7 +33,9 @@ def compare(found, given, exact, exact_given, eager, eager_given) -> None:
     plain = torch.autograd.grad(
         eager, eager_given, [c.to(e.dtype) for c, e in zip(shared, eager, strict=True)]
     )
-    for mine, stock, right in zip((*found, *grads), (*eager, *plain), (*exact, *wanted), strict=True):
+    for mine, stock, right in zip(
+        (*found, *grads), (*eager, *plain), (*exact, *wanted), strict=True
+    ):
         assert_as_exact_as(mine.detach(), stock.detach(), right.detach(), 2.5, depth=256)
 
 
@@ -165,9 +167,7 @@ def test_maps_under_a_band(backend, dtype, head_reduction, row_max_grad):
         wide = torch.promote_types(leaves[0].dtype, torch.float32)
         matrix = 0.8 * frame_band(frames, frames, 1.5, wide)
         if row_max_grad:
-            results.append(
-                eager(*leaves, listed, head_reduction == "mean", band=matrix)
-            )
+            results.append(eager(*leaves, listed, head_reduction == "mean", band=matrix))
         else:
             results.append(
                 reference.attention_with_capture(

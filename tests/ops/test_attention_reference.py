@@ -196,7 +196,9 @@ def test_token_bias_by_hand():
     weights = scores[..., :4].softmax(-1)
     torch.testing.assert_close(found.out, weights @ value[:, :, :4])
     torch.testing.assert_close(found.maps[:, :, 0], weights[..., 1])
-    assert torch.equal(found.maps[:, :, 0], found.maps[:, :, 1]) and (found.maps[:, :, 2] == 0).all()
+    assert (
+        torch.equal(found.maps[:, :, 0], found.maps[:, :, 1]) and (found.maps[:, :, 2] == 0).all()
+    )
 
 
 def test_definitions_import_torch_only():

@@ -34,7 +34,9 @@ def call_of(dtype, head_mean=True, dim=40, heads=3, device=DEVICE) -> AttentionC
 
 
 def exact(call: AttentionCall) -> AttentionCall:
-    return call._replace(query=call.query.double(), key=call.key.double(), value=call.value.double())
+    return call._replace(
+        query=call.query.double(), key=call.key.double(), value=call.value.double()
+    )
 
 
 @pytest.mark.parametrize("maps_by", ["kernel", "plain operations"])
@@ -57,7 +59,10 @@ def test_results_and_gradients(dtype, head_mean, maps_by, monkeypatch):
     arriving = [torch.randn_like(t) for t in (found.out, found.maps, found.lse)]
     for names in ("out", "maps", "lse", "out maps", "out maps lse"):
         grads = AttentionGrads(
-            *(t if n in names else None for t, n in zip(arriving, ("out", "maps", "lse"), strict=True))
+            *(
+                t if n in names else None
+                for t, n in zip(arriving, ("out", "maps", "lse"), strict=True)
+            )
         )
         wide = AttentionGrads(*(None if t is None else t.double() for t in grads))
         needed = Needed(True, True, True)

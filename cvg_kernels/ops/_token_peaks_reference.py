@@ -1,0 +1,23 @@
+"""Scores of tokens by the reference, as a backend: its gradient comes from torch, below the operation."""
+
+from __future__ import annotations
+
+import torch
+
+from python_ref import token_peaks as reference
+
+
+def forward(flow, sharpness, sigma):
+    """Returns the peaks `[B, K]` and the largest logit and the softmax's denominator below it `[B, 2, F, h, w]`."""
+    logits = sharpness * flow
+    most = logits.amax(1)
+    sums = torch.stack([most, (logits - most[:, None]).exp().sum(1)], 1)
+    return reference.token_peaks(flow, sharpness=sharpness, sigma=sigma).contiguous(), sums
+
+
+def backward(grad, flow, sums, sharpness, sigma):
+    """The gradient of flow."""
+    _, pull_back = torch.func.vjp(
+        lambda flow: reference.token_peaks(flow, sharpness=sharpness, sigma=sigma), flow
+    )
+    return pull_back(grad)[0].contiguous()
