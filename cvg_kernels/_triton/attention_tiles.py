@@ -90,12 +90,3 @@ def heads_of_a_program(programs: int, heads: int, processors: int) -> int:
     """
     groups = min(heads, -(-4 * processors // max(1, programs)))
     return -(-heads // max(1, groups))
-
-
-def backward_tile(head_dim: int, element_size: int) -> Tile:
-    """The tile of the backward kernels, which hold more at once."""
-    if element_size == 4:
-        return Tile(32, 16, 8, 1) if head_dim > 64 else Tile(32, 32, 4, 1)
-    if head_dim > 128:
-        return Tile(32, 32, 8, 1)
-    return Tile(64, 64, 8, 1) if head_dim > 64 else Tile(64, 64, 4, 2)
