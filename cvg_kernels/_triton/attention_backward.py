@@ -186,7 +186,7 @@ class _Plan:
 
     def _keys_of(self, names: list[str]) -> list[Launch]:
         """One pass over the queries, for dk, dv or both, and what adds up parts and rows of tokens."""
-        tile = backward_key_tile(*self.size, both=len(names) == 2)
+        tile = backward_key_tile(*self.size)
         programs = -(-self.key_count // tile.columns) * self.batch * self.heads
         count, rows_each = parts_of_queries(programs, self.queries, tile.rows, self.processors)
         arguments = {"rows_each": rows_each, "key_factor": self.call.scale}
