@@ -95,7 +95,9 @@ class _Plan:
         self.value_dim = self.dim if call.value is None else call.value.shape[3]
         self.tokens = 0 if call.token_ids is None else call.token_ids.shape[1]
         self.size = (max(self.dim, self.value_dim), call.query.element_size(), hopper)
-        self.token_rows = self.tokens > 0 and (grads.maps is not None or call.token_bias is not None)
+        self.token_rows = self.tokens > 0 and (
+            grads.maps is not None or call.token_bias is not None
+        )
         through_max = call.band is not None and call.band.row_max_grad
         self.through_max = through_max and (needed.query or needed.key)
         self.keep_delta = needed.key or needed.token_bias
@@ -133,14 +135,17 @@ class _Plan:
         }  # fmt: skip
 
     def _launch(self, kernel, grid: tuple[int, ...], tile: Tile, arguments=None, constants=None) -> Launch:  # fmt: skip
-        arguments, constants = self.arguments | (arguments or {}), self.constants | (constants or {})
+        arguments, constants = (
+            self.arguments | (arguments or {}),
+            self.constants | (constants or {}),
+        )
         return tiled_launch(kernel, grid, arguments, constants, tile)
 
     def rows(self) -> list[Launch]:
         """δ, t and dq; nothing if only dv is needed."""
         if not (self.needed.query or self.keep_delta):
             return []
-        tile = backward_row_tile(*self.size)
+        tile = backward_row_tile(*self.size, band=self.call.band is not None)
         rest = self.key_count % tile.columns
         constants = {"REST": padded(rest) if rest else 0}
         programs = -(-self.queries // tile.rows) * self.batch * self.heads
