@@ -13,6 +13,7 @@ from cvg_kernels.bench.harness import (
     arms_by_backend,
     as_layers_have_it,
     as_layers_take_it,
+    graphed_where_possible,
     median_seconds,
 )
 from cvg_kernels.cli import main
@@ -104,3 +105,17 @@ def test_the_benchmark_of_attention_tells_its_python_cost(capsys, one_thread):
     cost = attention.once(CPU, torch.float32, rounds=1)["python_cost"]
     assert all(figures["ratio"] > 0 for figures in cost.values())
     assert capsys.readouterr().out.count("Python cost per call") == 3
+
+
+@pytest.mark.gpu
+def test_cuda_graphs_of_arms():
+    """A replay computes anew; an arm that waits for the GPU cannot be captured, and says so where it is timed."""
+    number = torch.ones(1000, device="cuda")
+    arms = {"double": lambda: (number * 2,), "waits": lambda: number.sum().item()}
+    replays = graphed_where_possible(arms)
+    number.fill_(3)
+    (found,) = replays["double"]()
+    assert torch.equal(found, torch.full_like(found, 6))
+    times = median_seconds(replays, torch.device("cuda"), rounds=2)
+    assert times["double"] > 0 and "Error" in times["waits"]
+    assert torch.equal(number * 2, found)  # a failed capture leaves the device usable

@@ -300,12 +300,13 @@ def test_tables(script):
 # --- the end of the time ---------------------------------------------------------------------------------------------
 
 
-def test_what_a_benchmark_wrote_before_its_time_ended_counts(script, tmp_path):
-    (tmp_path / "bench.py").write_text(BENCHMARK + "import time\ntime.sleep(3600)\n")
-    file = tmp_path / "found.json"
-    found = script.measured(["bench.py"], 20, file)
-    assert "ended after 20 s" in found["failure"]
-    assert found["measured"] == {"device": "cuda", "ms": 1.5}
+def test_what_a_benchmark_wrote_before_it_failed_counts(script, tmp_path):
+    (tmp_path / "bench.py").write_text(BENCHMARK + "sys.exit(7)\n")
+    found = script.measured(["bench.py"], 300, tmp_path / "found.json")
+    assert found == {"failure": "exit code 7", "measured": {"device": "cuda", "ms": 1.5}}
+    (tmp_path / "bench.py").write_text("raise SystemExit(7)")
+    found = script.measured(["bench.py"], 300, tmp_path / "nothing.json")
+    assert found == {"failure": "exit code 7", "measured": None}
 
 
 def test_a_step_that_hangs_is_ended_with_its_children(script, tmp_path):

@@ -163,7 +163,8 @@ def flex_and_lse() -> Callable:
 def floors_for(device: torch.device) -> dict[str, Callable]:
     """The arms that make no maps."""
     floors = {FLOOR: sdpa_alone}
-    floors |= {f"sdpa {name}": sdpa_by(backend) for name, backend in STOCK[device.type].items()}
+    stock = STOCK.get(device.type, {})
+    floors |= {f"sdpa {name}": sdpa_by(backend) for name, backend in stock.items()}
     if device.type == "cuda" and find_spec("flash_attn") is not None:
         floors["flash_attn alone"] = flash_attn_alone
     return floors

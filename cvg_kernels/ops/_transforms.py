@@ -50,7 +50,9 @@ def backend_under_transforms(
     if not torch._C._are_functorch_transforms_active() and forward_ad._current_level < 0:
         return parsed
     active = _active(tensors)
-    return Backend(_decide(operation, parsed.value, active, kernels, reference)) if active else parsed
+    return (
+        Backend(_decide(operation, parsed.value, active, kernels, reference)) if active else parsed
+    )
 
 
 def _decide(operation: str, name: str, active: set[Transform], kernels, reference) -> str:
