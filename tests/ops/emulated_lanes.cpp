@@ -64,7 +64,7 @@ struct Fiber {
 struct World {
   std::mt19937_64 random;
   Faults faults;
-  std::vector<void*> barriers, waits;  // the places where they were met
+  std::vector<uintptr_t> barriers, waits;  // the addresses where they were met
   std::vector<Region> regions;
   char *lowest = nullptr, *highest = nullptr;
   std::vector<Copy> copies;
@@ -172,13 +172,12 @@ void mark_copy(char* to, size_t bytes, bool awaited) {
   fail("a copy goes to memory that is not shared");
 }
 
-int number_of(std::vector<void*>& places, void* place) {
-  const auto found = std::find(places.begin(), places.end(), place);
-  if (found == places.end()) {
-    places.push_back(place);
-    return static_cast<int>(places.size()) - 1;
+uintptr_t noted(std::vector<uintptr_t>& places, void* place) {
+  const auto address = reinterpret_cast<uintptr_t>(place);
+  if (std::find(places.begin(), places.end(), address) == places.end()) {
+    places.push_back(address);
   }
-  return static_cast<int>(found - places.begin());
+  return address;
 }
 
 void enter() {
@@ -269,11 +268,11 @@ void begin(uint64_t seed, Faults faults) {
   world.faults = faults;
 }
 
-int barriers_met() {
-  return static_cast<int>(world.barriers.size());
+std::vector<uintptr_t> barriers_met() {
+  return world.barriers;
 }
-int waits_met() {
-  return static_cast<int>(world.waits.size());
+std::vector<uintptr_t> waits_met() {
+  return world.waits;
 }
 
 void watch(void* data, size_t bytes, bool fresh) {
@@ -327,19 +326,17 @@ void run_block(int fibers, int threads_of_fiber, const std::function<void(int)>&
 
 __attribute__((noinline)) void sync(Scope scope) {
   void* place = __builtin_return_address(0);
-  if (number_of(world.barriers, place) == world.faults.barrier) {
+  if (noted(world.barriers, place) == world.faults.barrier) {
     return;
   }
   wait_at(scope, place, true);
 }
 
 __attribute__((noinline)) uint64_t any(Scope scope, uint64_t word) {
-  void* place = __builtin_return_address(0);
-  const bool orders = number_of(world.barriers, place) != world.faults.barrier;
   Fiber& fiber = world.fibers[world.current];
   auto& words = world.words[fiber.votes++ % 2];
   words[world.current] = word;
-  wait_at(scope, place, orders);
+  wait_at(scope, __builtin_return_address(0), false);
   const int count = scope == Scope::warp ? fibers_of_warp() : static_cast<int>(words.size());
   const auto first = words.begin() + world.current / count * count;
   return std::accumulate(first, first + count, uint64_t{0}, std::bit_or<>{});
@@ -368,7 +365,7 @@ void copy_later(void* to, const void* from, size_t bytes, bool read) {
 }
 
 __attribute__((noinline)) void wait_for_copies() {
-  if (number_of(world.waits, __builtin_return_address(0)) == world.faults.wait) {
+  if (noted(world.waits, __builtin_return_address(0)) == world.faults.wait) {
     return;
   }
   std::shuffle(world.copies.begin(), world.copies.end(), world.random);

@@ -19,17 +19,17 @@ constexpr int kWarp = 32;
 
 enum class Scope { warp, block };
 
-// Calls to be left out, by the place in the code where they stand; −1: none.
+// Calls to be left out, by their address in the code; 0: none.
 struct Faults {
-  int barrier = -1, wait = -1;
+  uintptr_t barrier = 0, wait = 0;
 };
 
 // Before a launch: draws from `seed`, forgets what was watched.
 void begin(uint64_t seed, Faults faults);
 
-// Places in the code where barriers, or waits for copies, were called since `begin`.
-int barriers_met();
-int waits_met();
+// Addresses in the code where barriers, or waits for copies, were called since `begin`.
+std::vector<uintptr_t> barriers_met();
+std::vector<uintptr_t> waits_met();
 
 // Memory that threads share; its bytes are 0xff, a NaN in every type, if it is to be fresh.
 void watch(void* data, size_t bytes, bool fresh);
@@ -37,10 +37,9 @@ void watch(void* data, size_t bytes, bool fresh);
 // Runs body(fiber) for all fibers of a block, each of which is so many threads: 1 or 32.
 void run_block(int fibers, int threads_of_fiber, const std::function<void(int)>& body);
 
-// A barrier for the lanes of a warp or for the block, as the next three: they tell apart the places
-// that they are called from.
+// A barrier for the lanes of a warp or for the block.
 void sync(Scope scope);
-// One word from every lane, ORed; a barrier.
+// One word from every lane, ORed. All wait for it, but it does not order what they do to memory.
 uint64_t any(Scope scope, uint64_t word);
 
 // For a fiber that is a warp.

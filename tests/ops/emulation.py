@@ -22,7 +22,10 @@ WATCHED = ("-fsanitize=thread", "-O1", "-fno-optimize-sibling-calls")
 def build(
     folder: Path, name: str, kernels: str, *options: str, csrc: Path = ROOT / "csrc"
 ) -> ModuleType:
-    """The module `<name>` from <name>.cpp, <kernels>.cpp under watch and the emulation, compiled in `folder`."""
+    """The module `<name>` of <name>.cpp, of <kernels>.cpp under watch, compiled with `options`, and of the emulation.
+
+    Objects that are not under watch stay in `folder` for the next module.
+    """
     pybind11 = pytest.importorskip("pybind11")
     if COMPILER is None:
         pytest.skip("no C++ compiler")
@@ -30,15 +33,30 @@ def build(
         HERE, csrc, csrc / "include", pybind11.get_include(), sysconfig.get_path("include")
     )  # fmt: skip
     common = ["-std=c++17", "-fPIC", "-fvisibility=hidden", *(f"-I{f}" for f in folders)]
-    plain = {"emulated_lanes": ("-O2",), "emulated_warp": ("-O2",), name: ()}
-    objects = []
-    for stem, flags in (plain | {kernels: (*WATCHED, *options)}).items():
-        objects.append(str(folder / f"{stem}.o"))
-        command = [COMPILER, *common, *flags, "-c", str(HERE / f"{stem}.cpp"), "-o", objects[-1]]
-        subprocess.run(command, check=True)
-    file = folder / f"{name}.so"
-    subprocess.run([COMPILER, "-shared", *objects, "-o", str(file)], check=True)
-    spec = importlib.util.spec_from_file_location(file.stem, file)
+    objects = [folder / f"{stem}.o" for stem in ("emulated_lanes", "emulated_warp", name)]
+    for file, level in zip(objects, ("-O2", "-O2", "-O0"), strict=True):
+        if not file.exists():
+            source = HERE / f"{file.stem}.cpp"
+            subprocess.run([COMPILER, *common, level, "-c", source, "-o", file], check=True)
+    number = len(list(folder.glob("*.so")))
+    watched = folder / f"{kernels}-{number}.o"
+    flags = [*common, *WATCHED, *options]
+    subprocess.run(
+        [COMPILER, *flags, "-c", HERE / f"{kernels}.cpp", "-o", watched], check=True
+    )  # fmt: skip
+    file = folder / f"{name}-{number}.so"
+    subprocess.run([COMPILER, "-shared", *objects, watched, "-o", file], check=True)
+    spec = importlib.util.spec_from_file_location(name, file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def changed_sources(folder: Path, file: str, old: str, new: str) -> Path:
+    """A copy of csrc/ in `folder` with one place of one file changed."""
+    csrc = folder / "csrc"
+    shutil.copytree(ROOT / "csrc", csrc)
+    text = (csrc / file).read_text()
+    assert text.count(old) == 1, f"{file} has {text.count(old)} times: {old}"
+    (csrc / file).write_text(text.replace(old, new))
+    return csrc

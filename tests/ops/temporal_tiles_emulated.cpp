@@ -119,8 +119,7 @@ void run_blocks(const Plan& plan, const emulated::Launch& launch, Body body) {
     emulated::fail("a block has not the memory");
   }
   std::vector<Chunk> shared(plan.bytes() / sizeof(Chunk));
-  emulated::begin(launch.seed, {static_cast<int>(launch.skipped_barrier),
-                                static_cast<int>(launch.skipped_wait)});
+  emulated::begin(launch.seed, launch.faults);
   emulated::watch(shared.data(), plan.bytes(), true);
   for (int64_t block = 0; block < launch.blocks; ++block) {
     std::memset(static_cast<void*>(shared.data()), 0xff, plan.bytes());

@@ -4,11 +4,13 @@
 #include <cstdint>
 
 #include "cvg/temporal_args.h"
+#include "emulated_lanes.h"
 
 namespace cvg::emulated {
 
 struct Launch {
-  int64_t blocks, shared_bytes, seed, skipped_barrier, skipped_wait;
+  int64_t blocks, shared_bytes, seed;
+  Faults faults;
 };
 
 void temporal_forward(const TemporalArgs& args, const TemporalForwardOut& to, const Launch& launch);

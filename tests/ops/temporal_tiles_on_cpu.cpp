@@ -6,9 +6,10 @@
 
 PYBIND11_MODULE(temporal_tiles_on_cpu, m) {
   using namespace cvg;
-  using Where = std::array<int64_t, 5>;
+  using Where = std::array<uintptr_t, 5>;
   const auto launch = [](const Where& at) {
-    return emulated::Launch{at[0], at[1], at[2], at[3], at[4]};
+    const auto number = [&](int i) { return static_cast<int64_t>(at[i]); };
+    return emulated::Launch{number(0), number(1), number(2), {at[3], at[4]}};
   };
   m.def("shares", emulated::temporal_shares);
   m.def("barriers_met", emulated::barriers_met);

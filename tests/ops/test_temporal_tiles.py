@@ -18,17 +18,9 @@ from cvg_kernels._layout import dense_like
 from cvg_kernels.backends import Backend
 from cvg_kernels.ops import _dispatch
 from cvg_kernels.ops import _temporal_attention_native as native
-from tests.ops.emulation import build
 from tests.ops.test_temporal_attention import TILED, Case, check, regulariser, tensors
 
 SHARED = {"sm_80": 163 * 1024, "sm_89": 99 * 1024, "sm_90": 227 * 1024}  # bytes a block can have
-
-
-@pytest.fixture(scope="session")
-def tiles(tmp_path_factory) -> ModuleType:
-    """The module `temporal_tiles_on_cpu`."""
-    folder = tmp_path_factory.mktemp("tiles")
-    return build(folder, "temporal_tiles_on_cpu", "temporal_tiles_emulated")
 
 
 class Emulated:
@@ -42,7 +34,7 @@ class Emulated:
     def __init__(self, tiles: ModuleType) -> None:
         self.tiles = tiles
         self.shared_bytes = SHARED["sm_80"]
-        self.skipped_barrier = self.skipped_wait = -1
+        self.skipped_barrier = self.skipped_wait = 0
 
     def shares(self, query: torch.Tensor) -> int:
         return self.tiles.shares(query.shape[3], self.blocks)
