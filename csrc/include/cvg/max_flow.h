@@ -156,8 +156,8 @@ class MaxFlow {
     }
   }
 
-  // Finds the level of every node up to the nearest with demand, and keeps only those with demand
-  // there. Returns that level, or −1 if flow can reach none.
+  // Finds the level of every node up to the nearest with demand, and of the last layer keeps only
+  // those with demand there; no other layer of that level is looked at. Returns that level, or −1 if flow can reach none.
   CVG_HD int search() {
     const int layers = net_.layers, last = layers - 1;
     const bool lead = team_.lane() == 0;
@@ -175,10 +175,6 @@ class MaxFlow {
         if (lead) {
           level[last] = arrived;
         }
-        for (int b = team_.lane(); b < last; b += team_.size()) {
-          level[b] = 0;
-        }
-        team_.sync();
         return depth;
       }
       uint64_t news = 0;
