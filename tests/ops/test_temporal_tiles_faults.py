@@ -5,13 +5,11 @@ Faults are put in: a barrier or a wait for copies is left out while the code run
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
 import torch
 
 from cvg_kernels.ops import _temporal_attention_native as native
-from tests.ops.emulation import ROOT, build
+from tests.ops.emulation import build, changed_sources
 from tests.ops.test_temporal_attention import Case, check
 from tests.ops.test_temporal_tiles import SHARED, Emulated, replace_cuda
 
@@ -57,3 +55,30 @@ def test_no_barrier_and_no_wait_can_be_left_out(tiles, monkeypatch, name, gpu, f
                 expected = "no barrier between" if kind == "barrier" else "not waited for"
                 assert expected in str(error)
     assert not unseen
+
+
+TILES, BACKWARD = "include/cvg/tiles.h", "include/cvg/temporal_tiles_backward.h"
+CHANGES = {
+    "a-factor-turned": (BACKWARD, "load_matrix<W, Order::right, true>", "load_matrix<W, Order::down, true>"),
+    "rows-of-another-lane": (BACKWARD, "(row + lane / 4 + 8 * (i % 2))", "(row + lane / 4 + 8 * (i / 2 % 2))"),
+    "a-row-too-far": (TILES, "source += row + kRowsAtOnce < count ? step : 0", "source += step + 8"),
+    "one-chunk-short": (TILES, "const int count = d < from.dim ? rows : 0", "const int count = d + 8 < from.dim ? rows : 0"),
+    "registers-of-another-lane": (
+        TILES, "left[lane] = a[lane].at[k]", "left[lane] = a[lane ^ 1].at[k]",
+    ),
+    "beyond-the-tile": (TILES, "target = to + first * pitch + d", "target = to + first * pitch + d + 64"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_wrong_index_is_seen(emulation_folder, tmp_path, monkeypatch, change):
+    """By the watch, or by the numbers."""
+    csrc = changed_sources(tmp_path, *CHANGES[change])
+    module = build(
+        emulation_folder, "temporal_tiles_on_cpu", "temporal_tiles_emulated", "-DONLY_WARPS=2",
+        csrc=csrc,
+    )  # fmt: skip
+    replace_cuda(Emulated(module), monkeypatch)
+    with pytest.raises((AssertionError, RuntimeError)) as raised:
+        check("cuda", Case("", 5, 2, 31, 48, 48), torch.float16)
+    assert "not built" not in str(raised.value)
