@@ -374,8 +374,7 @@ __attribute__((noinline)) void wait_for_copies() {
     if (mine(copy)) {
       access(copy.to, copy.bytes, true, copy.by, true);
       mark_copy(copy.to, copy.bytes, false);
-      copy.read ? std::memcpy(copy.to, copy.from, copy.bytes)
-                : std::memset(copy.to, 0, copy.bytes);
+      copy.read ? std::memcpy(copy.to, copy.from, copy.bytes) : std::memset(copy.to, 0, copy.bytes);
     }
   }
   world.copies.erase(std::remove_if(world.copies.begin(), world.copies.end(), mine),
@@ -403,11 +402,19 @@ void fail(const char* what) {
 using cvg::emulated::access;
 using cvg::emulated::actor;
 
-#define TELL(SIZE)                                                                              \
-  void __tsan_read##SIZE(void* at) { seen(at, SIZE, false); }                                   \
-  void __tsan_write##SIZE(void* at) { seen(at, SIZE, true); }                                   \
-  void __tsan_unaligned_read##SIZE(void* at) { seen(at, SIZE, false); }                         \
-  void __tsan_unaligned_write##SIZE(void* at) { seen(at, SIZE, true); }
+#define TELL(SIZE)                              \
+  void __tsan_read##SIZE(void* at) {            \
+    seen(at, SIZE, false);                      \
+  }                                             \
+  void __tsan_write##SIZE(void* at) {           \
+    seen(at, SIZE, true);                       \
+  }                                             \
+  void __tsan_unaligned_read##SIZE(void* at) {  \
+    seen(at, SIZE, false);                      \
+  }                                             \
+  void __tsan_unaligned_write##SIZE(void* at) { \
+    seen(at, SIZE, true);                       \
+  }
 
 namespace {
 
@@ -425,8 +432,12 @@ TELL(2)
 TELL(4)
 TELL(8)
 TELL(16)
-void __tsan_read_range(void* at, size_t size) { seen(at, size, false); }
-void __tsan_write_range(void* at, size_t size) { seen(at, size, true); }
+void __tsan_read_range(void* at, size_t size) {
+  seen(at, size, false);
+}
+void __tsan_write_range(void* at, size_t size) {
+  seen(at, size, true);
+}
 void* __tsan_memcpy(void* to, const void* from, size_t size) {
   seen(const_cast<void*>(from), size, false);
   seen(to, size, true);

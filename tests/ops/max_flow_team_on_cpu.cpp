@@ -20,21 +20,19 @@ PYBIND11_MODULE(max_flow_team_on_cpu, m) {
                     py::arg("far_in_shared") = plan.far_in_shared);
   };
   m.def("barriers_met", emulated::barriers_met);
-  m.def("subgraph_max_flow",
-        [=](const FlowSizes& sizes, bool is_double, bool every_frame, double scale, double skip,
-            const Strided4& cross, const std::vector<Strided4>& temporal, Address flow, Address cut,
-            Address bad, const Where& where) {
-          return told(
-              emulated::solve_subgraphs(subgraph_args(sizes, is_double, every_frame, scale, skip,
-                                                      cross, temporal, flow, cut, bad, 0),
-                                        launch(where)));
-        });
-  m.def("max_flow",
-        [=](int64_t graphs, int nodes, int source, int sink, bool is_double, Address capacity,
-            const std::array<int64_t, 3>& stride, Address flow, Address source_side, Address bad,
-            const Where& where) {
-          return told(emulated::solve_graphs(graph_args(graphs, nodes, source, sink, is_double,
-                                                        capacity, stride, flow, source_side, bad, 0),
-                                             launch(where)));
-        });
+  m.def("subgraph_max_flow", [=](const FlowSizes& sizes, bool is_double, bool every_frame,
+                                 double scale, double skip, const Strided4& cross,
+                                 const std::vector<Strided4>& temporal, Address flow, Address cut,
+                                 Address bad, const Where& where) {
+    return told(emulated::solve_subgraphs(subgraph_args(sizes, is_double, every_frame, scale, skip,
+                                                        cross, temporal, flow, cut, bad, 0),
+                                          launch(where)));
+  });
+  m.def("max_flow", [=](int64_t graphs, int nodes, int source, int sink, bool is_double,
+                        Address capacity, const std::array<int64_t, 3>& stride, Address flow,
+                        Address source_side, Address bad, const Where& where) {
+    return told(emulated::solve_graphs(graph_args(graphs, nodes, source, sink, is_double, capacity,
+                                                  stride, flow, source_side, bad, 0),
+                                       launch(where)));
+  });
 }

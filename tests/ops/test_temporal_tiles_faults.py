@@ -62,7 +62,7 @@ CHANGES = {
     "a-factor-turned": (BACKWARD, "load_matrix<W, Order::right, true>", "load_matrix<W, Order::down, true>"),
     "rows-of-another-lane": (BACKWARD, "(row + lane / 4 + 8 * (i % 2))", "(row + lane / 4 + 8 * (i / 2 % 2))"),
     "a-row-too-far": (TILES, "source += row + kRowsAtOnce < count ? step : 0", "source += step + 8"),
-    "one-chunk-short": (TILES, "const int count = d < from.dim ? rows : 0", "const int count = d + 8 < from.dim ? rows : 0"),
+    "one-chunk-short": (TILES, "count = d < from.dim ? rows : 0", "count = d + 8 < from.dim ? rows : 0"),
     "registers-of-another-lane": (
         TILES, "left[lane] = a[lane].at[k]", "left[lane] = a[lane ^ 1].at[k]",
     ),

@@ -5,7 +5,8 @@
 // frames) there. Lanes share the breadth-first search and all copying; the depth-first search is
 // one lane's.
 //
-// `Block` and `Lanes` (of a warp) work together by lane(), sync() and any(word). On a GPU these are the instructions (csrc/cuda/max_flow.cu), in tests fibers on the CPU.
+// `Block` and `Lanes` (of a warp) work together by lane(), sync() and any(word). On a GPU these are
+// the instructions (csrc/cuda/max_flow.cu), in tests fibers on the CPU.
 #pragma once
 
 #include <algorithm>
@@ -51,8 +52,7 @@ struct FlowPlan {
     return shared + (common_in_shared ? memory.common : 0) + warp * memory.near;
   }
   CVG_HD char* far(char* shared, char* device, int warp) const {
-    return (far_in_shared ? near(shared, warps)
-                          : device + (common_in_shared ? 0 : memory.common)) +
+    return (far_in_shared ? near(shared, warps) : device + (common_in_shared ? 0 : memory.common)) +
            warp * memory.far;
   }
 };

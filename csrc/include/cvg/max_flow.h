@@ -157,7 +157,8 @@ class MaxFlow {
   }
 
   // Finds the level of every node up to the nearest with demand, and of the last layer keeps only
-  // those with demand there; no other layer of that level is looked at. Returns that level, or −1 if flow can reach none.
+  // those with demand there; no other layer of that level is looked at. Returns that level, or −1
+  // if flow can reach none.
   CVG_HD int search() {
     const int layers = net_.layers, last = layers - 1;
     const bool lead = team_.lane() == 0;

@@ -90,9 +90,9 @@ CVG_TILE Half* row_address(const Rows& rows, const Place& place, int frame) {
 
 // The warp's 16 rows of a tensor, into the same rows of shared memory; zero beyond frames and dim.
 //
-// Eight lanes share a row, each 16 bytes of it at a time, so that a quarter of the warp reads a line
-// of 128 bytes and writes all banks. A lane's rows are four apart: its addresses are counted on, and
-// no number is divided.
+// Eight lanes share a row, each 16 bytes of it at a time, so that a quarter of the warp reads a
+// line of 128 bytes and writes all banks. A lane's rows are four apart: its addresses are counted
+// on, and no number is divided.
 template <class W>
 CVG_TILE void load_rows(Half* to, int pitch, const Rows& from, const Place& place, int frames) {
   constexpr int kLanesOfRow = 8, kRowsAtOnce = kLanes / kLanesOfRow;
