@@ -209,7 +209,8 @@ def key_kernel(
     DIM: tl.constexpr, DIM_PAD: tl.constexpr, VALUE_DIM: tl.constexpr, VALUE_PAD: tl.constexpr,
     QUERY_UNIT: tl.constexpr, KEY_UNIT: tl.constexpr, VALUE_UNIT: tl.constexpr, GRAD_OUT_UNIT: tl.constexpr,
     GRAD_KEY_UNIT: tl.constexpr, GRAD_VALUE_UNIT: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, HAS_OUT: tl.constexpr, HAS_LOOP_BIAS: tl.constexpr, BAND: tl.constexpr, THROUGH_MAX: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, HAS_OUT: tl.constexpr, HAS_LOOP_BIAS: tl.constexpr,
+    BAND: tl.constexpr, THROUGH_MAX: tl.constexpr,
     NEED_KEY: tl.constexpr, NEED_VALUE: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """`key_factor` times Σ_i dS_ij q_i, and dv, of a tile of keys, from `rows_each` queries.
