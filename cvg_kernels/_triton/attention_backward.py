@@ -147,7 +147,9 @@ class _Plan:
             return []
         tile = backward_row_tile(*self.size, band=self.call.band is not None)
         rest = self.key_count % tile.columns
-        constants = {"REST": padded(rest) if rest else 0}
+        # Without tensor cores a tile that stands apart would spill, and the mask costs nothing beside the products.
+        peel = self.size[1] < 4
+        constants = {"PEEL": peel, "REST": padded(rest) if rest and peel else 0}
         programs = -(-self.queries // tile.rows) * self.batch * self.heads
         return [self._launch(row_kernel, (programs,), tile, constants=constants)]
 

@@ -18,7 +18,7 @@ def backward_row_tile(head_dim: int, element_size: int, hopper: bool, band: bool
         band: whether a band is added to every tile of scores, which takes registers.
     """
     if element_size == 4:
-        return Tile(16, 16, 4, 1) if head_dim > 64 else Tile(32, 16, 4, 1)
+        return Tile(16, 16, 8, 1) if head_dim > 64 else Tile(32, 16, 8, 1)
     if head_dim > 128:
         return Tile(64, 16, 4, 2) if hopper else Tile(16, 64, 8, 2)
     if head_dim > 64:
@@ -35,7 +35,7 @@ def backward_key_tile(head_dim: int, element_size: int, hopper: bool) -> Tile:
         hopper: whether the GPU has the products and the shared memory of Hopper's kind.
     """
     if element_size == 4:
-        return Tile(16, 32, 8, 1) if head_dim > 64 else Tile(32, 32, 4, 1)
+        return Tile(16, 32, 8, 1)
     if head_dim > 128:
         return Tile(32, 64, 4, 2) if hopper else Tile(64, 16, 8, 2)
     if head_dim > 64:

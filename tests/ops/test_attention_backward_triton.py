@@ -23,7 +23,7 @@ from cvg_kernels.ops._attention_call import (  # noqa: E402
     Band,
     Needed,
 )
-from tests.tolerance import assert_as_exact_as  # noqa: E402
+from tests.tolerance import assert_as_exact_as, relative_error  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 EVERYTHING = Needed(True, True, True, True)
@@ -121,7 +121,11 @@ def check(call, given=("out", "maps", "lse"), needed=EVERYTHING, **options) -> l
         if index == 3:
             assert found[3].is_contiguous() and found[3].dtype == torch.float32
             three = [per_key(call, grad) for grad in three]
-        assert_as_exact_as(*three, depth=depth)
+        if dtype != torch.float32 and index < 3:
+            # Out inside δ, P or dS before the product, and the result are rounded once each, as in flash attention.
+            assert relative_error(three[0], three[2]) <= 3 * torch.finfo(dtype).eps
+        else:
+            assert_as_exact_as(*three, depth=depth)
     return ran
 
 
