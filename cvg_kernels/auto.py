@@ -2,8 +2,8 @@
 
 The shipped table is `auto.json` beside this file. `cvg-kernels tune` measures a machine and writes a table of its own for
 each device into a cache folder; what it holds goes before the shipped one. A table is a list of rules for each architecture
-(`cpu`, `sm_90`, `gfx942`, …; `gpu` is any). The first rule of an operation whose conditions hold for the call gives the
-order; the reference, which takes everything, comes last in each.
+(`cpu`, `sm_90`, `gfx942`, …; what holds for every other one is under `any cpu` and `any gpu`). The first rule of an
+operation whose conditions hold for the call gives the order; the reference, which takes everything, comes last in each.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import re
 import sys
 import tempfile
 import warnings
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -47,7 +48,7 @@ class Table(NamedTuple):
     """Rules by architecture, and where they come from."""
 
     path: Path
-    made: str  #: when and how
+    made: dict[str, str]  #: when and how, by architecture
     rules: dict[str, tuple[Rule, ...]]
 
 
@@ -71,7 +72,6 @@ def traits(operation: str, facts: Facts) -> Traits:
         found["head_dim"] = _class_of(max(facts.head_dim, facts.value_dim), _DIMS)
         found["masked"] = facts.key_bias or facts.token_bias
         found["band"] = facts.band
-        found["maps"] = facts.tokens > 0
     if operation == "attention_backward":
         found["through"] = "maps" if facts.grad_maps or facts.grad_lse else "out"
         found["gradients"] = "all" if facts.need_key or facts.need_value else "query"
@@ -88,32 +88,31 @@ def order(operation: str, facts: Facts) -> tuple[Backend, ...]:
     if facts.device.type not in ("cpu", "cuda"):
         return (Backend.REFERENCE,)
     called = traits(operation, facts)
+    line = operation if operation in KERNELS else operation.removesuffix("_backward")
     for rules in _rules_of(facts.device):
         for rule in rules:
-            if rule.operation != operation and rule.operation != operation.removesuffix(
-                "_backward"
-            ):
-                continue
-            if all(called.get(name) == value for name, value in rule.when.items()):
+            if rule.operation == line and rule.when.items() <= called.items():
                 return tuple(dict.fromkeys((*rule.order, Backend.REFERENCE)))
     return (Backend.REFERENCE,)
 
 
 def _rules_of(device: torch.device) -> list[tuple[Rule, ...]]:
     """The lists of rules for a device, the one that goes first first."""
-    name = architecture(device)
+    name, others = architecture(device), "any cpu" if device.type == "cpu" else "any gpu"
     tables = [table for table in (users(device), shipped()) if table is not None]
-    lists = [table.rules[name] for table in tables if name in table.rules]
-    return lists if name == "cpu" else [*lists, shipped().rules["gpu"]]
+    return [
+        *(table.rules[name] for table in tables if name in table.rules),
+        shipped().rules[others],
+    ]
 
 
 @lru_cache
 def architecture(device: torch.device) -> str:
-    """What kernels are compiled for: `cpu`, `sm_90`, `gfx942`, …; `gpu` where no driver can be asked."""
+    """What kernels are compiled for: `cpu`, `sm_90`, `gfx942`, …; `none` where no GPU is seen."""
     if device.type == "cpu":
         return "cpu"
     if not torch.cuda.is_available():
-        return "gpu"
+        return "none"
     facts = torch.cuda.get_device_properties(device)
     if torch.version.hip:
         return facts.gcnArchName.partition(":")[0]
@@ -189,7 +188,7 @@ def read(path: Path, *, written_by: str | None = None) -> Table:
         if written_by is not None and found["version"] != written_by:
             raise BadTable(f"cvg_kernels {found['version']} wrote it, this is {written_by}")
         rules = {name: tuple(map(_rule, lines)) for name, lines in found["tables"].items()}
-        return Table(path, str(found["made"]), rules)
+        return Table(path, dict(found["made"]), rules)
     except (KeyError, TypeError, AttributeError) as error:
         raise BadTable(f"it is not as `tune` writes it ({type(error).__name__}: {error})") from None
     except BadTable:
@@ -208,28 +207,33 @@ def _rule(line: Traits) -> Rule:
     return Rule(operation, dict(line["when"]), backends)
 
 
-def write(path: Path, tables: dict[str, list[Rule]], made: str, **more: Any) -> None:
+def _line(rule: Rule) -> str:
+    """A rule as it is written: one line."""
+    order = [backend.value for backend in rule.order]
+    return "      " + json.dumps({"operation": rule.operation, "when": rule.when, "order": order})
+
+
+def write(path: Path, tables: Mapping[str, Sequence[Rule]], made: Mapping[str, str]) -> None:
     """Writes a table in one step, so that nobody reads half of it.
 
     Args:
         path: of the file; its folder is made.
         tables: rules by architecture.
-        made: when and how.
-        more: what else the file shall hold, such as the figures.
+        made: when and how, by architecture.
     """
-    lines = {
-        name: [
-            {"operation": rule.operation, "when": rule.when, "order": [b.value for b in rule.order]}
-            for rule in rules
-        ]
+    head = {"format": FORMAT, "version": __version__, "made": dict(made)}
+    lists = ",\n".join(
+        f"    {json.dumps(name)}: [\n" + ",\n".join(map(_line, rules)) + "\n    ]"
         for name, rules in tables.items()
-    }
-    content = {"format": FORMAT, "version": __version__, "made": made, **more, "tables": lines}
+    )
+    text = (
+        json.dumps(head, indent=2).removesuffix("\n}") + ',\n  "tables": {\n' + lists + "\n  }\n}\n"
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, beside = tempfile.mkstemp(dir=path.parent, prefix=path.name)
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(json.dumps(content, indent=2) + "\n")
+            file.write(text)
         os.replace(beside, path)
     except BaseException:
         os.unlink(beside)

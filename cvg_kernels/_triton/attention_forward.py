@@ -8,14 +8,15 @@ import torch
 
 from cvg_kernels._layout import dense_like
 from cvg_kernels._triton.attention_arguments import MAX_TOKENS, add_tensor, common, tiled_launch
+from cvg_kernels._triton.attention_few_keys_kernel import few_keys_kernel
 from cvg_kernels._triton.attention_forward_kernels import (
     add_maps_kernel,
     capture_kernel,
     forward_kernel,
 )
 from cvg_kernels._triton.attention_tiles import (
-    SHORT_KEYS,
     Tile,
+    capture_inside,
     few_keys_tile,
     forward_tile,
     heads_of_a_program,
@@ -57,20 +58,23 @@ def forward_launches(
         "factor": abs(call.scale) or 1.0, "turn": math.copysign(1.0, call.scale) if call.scale else 0.0,
     }  # fmt: skip
     add_tensor(arguments, constants, "out", result.out)
-    in_turn = keys <= SHORT_KEYS and (call.head_mean or tokens == 0)
     tiles = -(-queries // tile.rows)
-    heads_each = heads_of_a_program(tiles * batch, heads, processors) if in_turn else 1
+    heads_each = 1
+    if few and (call.head_mean or tokens == 0):
+        heads_each = heads_of_a_program(tiles * batch, heads, processors)
     groups = -(-heads // heads_each)
-    fused = 0 < tokens <= MAX_TOKENS and (in_turn or heads == 1 or not call.head_mean)
+    fused = 0 < tokens <= MAX_TOKENS and (
+        few is not None or heads == 1 or not call.head_mean or capture_inside(tokens, keys, dim)
+    )
     parts, additions = _parts(call, result.maps, groups if fused else 1)
     arguments |= {"heads_each": heads_each, "maps": parts}
-    last_tile = tile.rest or tile.columns
+    last = keys - (tile.columns if tile.rest else 0)
     constants |= {
         "REST": tile.rest, "STAGES": tile.stages, "TURNED": not call.scale > 0, "CAPTURE": fused,
-        "LOOP_HEADS": heads_each > 1, "FEW": few is not None,
-        "TAIL": (keys - (tile.columns if tile.rest else 0)) % last_tile != 0,
+        "TAIL": last % (tile.rest or tile.columns) != 0,
     }  # fmt: skip
-    launches = [tiled_launch(forward_kernel, (tiles * batch * groups,), arguments, constants, tile)]
+    kernel = few_keys_kernel if few else forward_kernel
+    launches = [tiled_launch(kernel, (tiles * batch * groups,), arguments, constants, tile)]
     if tokens and not fused:
         launches += _capture(call, arguments, constants, result.maps, processors)
     return [*launches, *additions], result

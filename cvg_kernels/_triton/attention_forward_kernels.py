@@ -1,11 +1,10 @@
-"""Forward kernels of the attention core.
+"""Kernels of the attention core's forward pass where keys pass by in a loop, and of the capture of maps.
 
     S' = S + m · band   or   S + key bias (+ token bias);   P = softmax(S');   out = P v;   maps = P[..., token_ids]
 
-A program takes a tile of queries through all keys, a tile of keys at a time. Where keys are few it takes several heads in
-turn and sums their maps in registers, for traffic is what counts there: the maps add 4·K bytes to a row of queries, a
-second pass over the queries would add half of what attention itself moves. Nothing of captured tokens stands in the loop
-over keys: their logits are one product with the gathered keys afterwards.
+A program takes a tile of queries of one head through all keys, a tile of keys at a time. Nothing of captured tokens stands
+in that loop: their logits are one product with the gathered keys, afterwards, and so are those of tokens with a bias, whose
+columns the loop's bias leaves out.
 
 Logits are counted in base 2. Without a bias the running maximum is that of the bare products, so that an element costs
 one fused multiply-add and one exponential; for that the factor has to be positive, and a query is turned round where
@@ -17,8 +16,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from cvg_kernels._triton.attention_forward_parts import (
+    add_tokens,
+    captured,
+    finish_head,
+    load_query,
+    products,
+    safe_base,
+    store_maps,
+)
 from cvg_kernels._triton.primitives import (
-    LN2,
     LOG2E,
     band_tile,
     dot,
@@ -27,35 +34,8 @@ from cvg_kernels._triton.primitives import (
     load_rows,
     load_token_ids,
     offset_of,
-    store_rows,
-    token_logits2,
+    place_of,
 )
-
-
-@triton.jit
-def load_query(
-    query, rows, queries, query_n, query_d, turn,
-    DIM: tl.constexpr, DIM_PAD: tl.constexpr, UNIT: tl.constexpr, TURNED: tl.constexpr,
-):  # fmt: skip
-    """A tile of queries, times `turn`, which is −1 or 0, if TURNED: exact in every dtype."""
-    q = load_rows(query, rows, queries, query_n, query_d, DIM, DIM_PAD, UNIT)
-    if TURNED:
-        q = (q.to(tl.float32) * turn).to(query.dtype.element_ty)
-    return q
-
-
-@triton.jit
-def products(
-    q, key, columns, keys, key_n, key_d,
-    DIM: tl.constexpr, DIM_PAD: tl.constexpr, UNIT: tl.constexpr, WHOLE: tl.constexpr,
-    MASK: tl.constexpr, UPCAST: tl.constexpr,
-):  # fmt: skip
-    """Bare q kᵀ of a tile [rows, columns]; −∞ beyond the keys if MASK."""
-    k = load_rows(key, columns, keys, key_n, key_d, DIM, DIM_PAD, UNIT, WHOLE)
-    s = dot(q, tl.trans(k), UPCAST)
-    if MASK and not WHOLE:
-        s = tl.where(columns[None, :] < keys, s, float("-inf"))
-    return s
 
 
 @triton.jit
@@ -74,7 +54,7 @@ def weigh(
         s = s * factor2 + load_bias2(loop_bias, columns, keys, WHOLE)[None, :]
     higher = tl.maximum(m, tl.max(s, 1))
     if HAS_LOOP_BIAS:
-        base = tl.where(higher == float("-inf"), 0.0, higher)  # −∞ − (−∞) is no number
+        base = safe_base(higher, True)
         return tl.exp2(s - base[:, None]), higher, tl.exp2(m - base)
     elif BAND:
         return tl.exp2(s - higher[:, None]), higher, tl.exp2(m - higher)
@@ -130,60 +110,12 @@ def add_tile(
     )  # fmt: skip
     l = l * fade + tl.sum(p, 1)
     if HAS_VALUE:
-        v = load_rows(value, columns, keys, value_n, value_d, VALUE_DIM, VALUE_PAD, VALUE_UNIT, WHOLE)
+        v = load_rows(
+            value, columns, keys, value_n, value_d, VALUE_DIM, VALUE_PAD, VALUE_UNIT, WHOLE
+        )
         acc = acc * fade[:, None]
         acc += dot(p.to(v.dtype), v, UPCAST)
     return m, l, acc
-
-
-@triton.jit
-def add_tokens(
-    q, key, value, m2, l, acc, token_ids, log2_repeats, key_bias, token_bias,
-    rows, queries, tokens, key_n, key_d, value_n, value_d, token_bias_k, token_bias_n, factor,
-    DIM: tl.constexpr, DIM_PAD: tl.constexpr, VALUE_DIM: tl.constexpr, VALUE_PAD: tl.constexpr,
-    KEY_UNIT: tl.constexpr, VALUE_UNIT: tl.constexpr, TOKENS_PAD: tl.constexpr,
-    HAS_VALUE: tl.constexpr, HAS_KEY_BIAS: tl.constexpr, UPCAST: tl.constexpr,
-):  # fmt: skip
-    """Maximum (base 2), sum and weighted values after the keys that have a token bias; a repeated key is shared out."""
-    for start in range(0, tokens, TOKENS_PAD):
-        ids_at = start + tl.arange(0, TOKENS_PAD)
-        ids = load_token_ids(token_ids, ids_at, tokens)
-        k = load_rows(key, ids, tokens, key_n, key_d, DIM, DIM_PAD, KEY_UNIT, True)
-        s = token_logits2(
-            q, k, ids, ids_at, rows, key_bias, token_bias, token_bias_k, token_bias_n, tokens, queries, factor,
-            HAS_KEY_BIAS, True, UPCAST,
-        )  # fmt: skip
-        repeats = tl.load(log2_repeats + ids_at, mask=ids_at < tokens, other=float("inf"))
-        s -= repeats[None, :]  # ∞ beyond the tokens
-        higher = tl.maximum(m2, tl.max(s, 1))
-        base = tl.where(higher == float("-inf"), 0.0, higher)
-        p, fade = tl.exp2(s - base[:, None]), tl.exp2(m2 - base)
-        l = l * fade + tl.sum(p, 1)
-        if HAS_VALUE:
-            v = load_rows(value, ids, tokens, value_n, value_d, VALUE_DIM, VALUE_PAD, VALUE_UNIT, True)
-            acc = acc * fade[:, None]
-            acc += dot(p.to(v.dtype), v, UPCAST)
-        m2 = higher
-    return m2, l, acc
-
-
-@triton.jit
-def captured(
-    q, key, ids, ids_at, base2, top2, row_frames, key_bias, token_bias, key_frames,
-    rows, queries, tokens, key_n, key_d, token_bias_k, token_bias_n, factor, falloff2, strength,
-    DIM: tl.constexpr, DIM_PAD: tl.constexpr, KEY_UNIT: tl.constexpr,
-    HAS_KEY_BIAS: tl.constexpr, HAS_TOKEN_BIAS: tl.constexpr, BAND: tl.constexpr, UPCAST: tl.constexpr,
-):  # fmt: skip
-    """2^(S' − base2) of chosen keys, [rows, K]: their probabilities if base2 is the log-sum-exp of the rows."""
-    k = load_rows(key, ids, tokens, key_n, key_d, DIM, DIM_PAD, KEY_UNIT, True)
-    s = token_logits2(
-        q, k, ids, ids_at, rows, key_bias, token_bias, token_bias_k, token_bias_n, tokens, queries, factor,
-        HAS_KEY_BIAS, HAS_TOKEN_BIAS, UPCAST,
-    )  # fmt: skip
-    if BAND:
-        frames = tl.load(key_frames + ids)
-        s += top2[:, None] * band_tile(row_frames, frames, falloff2, strength)
-    return tl.exp2(s - base2[:, None])
 
 
 @triton.jit
@@ -192,133 +124,89 @@ def forward_kernel(
     out, maps, lse, highest, place,
     query_b, query_h, query_n, query_d, key_b, key_h, key_n, key_d, value_b, value_h, value_n, value_d,
     out_b, out_h, out_n, out_d, token_bias_b, token_bias_k, token_bias_n,
-    batch, heads, heads_each, queries, keys, tokens, factor, turn, falloff2, strength,
+    batch, heads, queries, keys, tokens, factor, turn, falloff2, strength,
     DIM: tl.constexpr, DIM_PAD: tl.constexpr, VALUE_DIM: tl.constexpr, VALUE_PAD: tl.constexpr,
     QUERY_UNIT: tl.constexpr, KEY_UNIT: tl.constexpr, VALUE_UNIT: tl.constexpr, OUT_UNIT: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, REST: tl.constexpr, TOKENS_PAD: tl.constexpr, STAGES: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, TOKENS_PAD: tl.constexpr,
     HAS_VALUE: tl.constexpr, HAS_KEY_BIAS: tl.constexpr, HAS_LOOP_BIAS: tl.constexpr,
     HAS_TOKEN_BIAS: tl.constexpr, BAND: tl.constexpr, TURNED: tl.constexpr, CAPTURE: tl.constexpr,
-    HEAD_MEAN: tl.constexpr, LOOP_HEADS: tl.constexpr, FEW: tl.constexpr, TAIL: tl.constexpr,
-    UPCAST: tl.constexpr,
+    HEAD_MEAN: tl.constexpr, TAIL: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Out and lse of a tile of rows, of one head or of `heads_each` heads in turn; with CAPTURE also their maps.
+    """Out and lse of a tile of rows of one head, under a band m and its place; with CAPTURE also maps.
 
-    FEW: all keys fit into one tile and REST columns more, which no loop goes through; the loop over heads is pipelined.
+    Maps are the head's own, or under HEAD_MEAN its share in their mean, `[heads, batch, tokens, queries]`.
     """
-    tiles = tl.cdiv(queries, ROWS)
-    tile, entry = tl.program_id(0) % tiles, (tl.program_id(0) // tiles).to(tl.int64)
-    groups = tl.cdiv(heads, heads_each)
-    b, group = entry // groups, entry % groups
+    tile, b, h = place_of(tl.cdiv(queries, ROWS), heads)
     rows = tile * ROWS + tl.arange(0, ROWS)
-    ids_at = tl.arange(0, TOKENS_PAD)
-    ids = tl.zeros((TOKENS_PAD,), tl.int64)
-    row_frames = tl.zeros((ROWS,), tl.int32)
+    q_base = query + offset_of(b, h, query_b, query_h, QUERY_UNIT)
+    k_base = key + offset_of(b, h, key_b, key_h, KEY_UNIT)
+    v_base = k_base
+    if HAS_VALUE:
+        v_base = value + offset_of(b, h, value_b, value_h, VALUE_UNIT)
     if HAS_LOOP_BIAS:
         loop_bias += b * keys
-    if HAS_KEY_BIAS:
-        key_bias += b * keys
-    if HAS_TOKEN_BIAS:
-        log2_repeats += b * tokens
-        token_bias += b * token_bias_b
-    if HAS_TOKEN_BIAS or CAPTURE:
-        token_ids += b * tokens
-    if CAPTURE:
-        ids = load_token_ids(token_ids, ids_at, tokens)
+    q = load_query(q_base, rows, queries, query_n, query_d, turn, DIM, DIM_PAD, QUERY_UNIT, TURNED)
+    m = tl.full((ROWS,), float("-inf"), tl.float32)
+    l = tl.zeros((ROWS,), tl.float32)
+    acc = tl.zeros((ROWS, VALUE_PAD), tl.float32)
+    first_row = (b * heads + h) * queries
+    top2, row_frames = m, tl.zeros((ROWS,), tl.int32)
     if BAND:
         row_frames = load_frames(query_frames, rows, queries)
-    sums = tl.zeros((ROWS, TOKENS_PAD), tl.float32)
-    first = group * heads_each
-    last = first + 1
-    if LOOP_HEADS:
-        last = tl.minimum(first + heads_each, heads)
-
-    for h in tl.range(first, last, num_stages=STAGES if FEW else 1):
-        q_base = query + offset_of(b, h, query_b, query_h, QUERY_UNIT)
-        k_base = key + offset_of(b, h, key_b, key_h, KEY_UNIT)
-        v_base = k_base
-        if HAS_VALUE:
-            v_base = value + offset_of(b, h, value_b, value_h, VALUE_UNIT)
-        q = load_query(q_base, rows, queries, query_n, query_d, turn, DIM, DIM_PAD, QUERY_UNIT, TURNED)
-        m = tl.full((ROWS,), float("-inf"), tl.float32)
-        l = tl.zeros((ROWS,), tl.float32)
-        acc = tl.zeros((ROWS, VALUE_PAD), tl.float32)
-        top2 = m
-        at = (b * heads + h) * queries + rows
-        if BAND:
-            top, top_at = find_top(
-                q, k_base, keys, key_n, key_d, DIM, DIM_PAD, KEY_UNIT, ROWS, COLUMNS, TAIL, UPCAST
-            )  # fmt: skip
-            tl.store(place + at, top_at, mask=rows < queries)
-            tl.store(highest + at, top * factor, mask=rows < queries)
-            top2 = top * (factor * LOG2E)
-        if FEW:
-            m, l, acc = add_tile(
-                q, k_base, v_base, m, l, acc, top2, row_frames, 0, keys, key_n, key_d, value_n, value_d,
-                loop_bias, key_frames, factor * LOG2E, falloff2, strength,
-                DIM, DIM_PAD, VALUE_DIM, VALUE_PAD, KEY_UNIT, VALUE_UNIT, COLUMNS, REST > 0 or not TAIL,
-                HAS_VALUE, HAS_LOOP_BIAS, BAND, UPCAST,
-            )  # fmt: skip
-            if REST > 0:
-                m, l, acc = add_tile(
-                    q, k_base, v_base, m, l, acc, top2, row_frames, COLUMNS, keys, key_n, key_d, value_n, value_d,
-                    loop_bias, key_frames, factor * LOG2E, falloff2, strength,
-                    DIM, DIM_PAD, VALUE_DIM, VALUE_PAD, KEY_UNIT, VALUE_UNIT, REST, not TAIL,
-                    HAS_VALUE, HAS_LOOP_BIAS, BAND, UPCAST,
-                )  # fmt: skip
-        else:
-            for start in range(0, keys // COLUMNS * COLUMNS, COLUMNS):
-                m, l, acc = add_tile(
-                    q, k_base, v_base, m, l, acc, top2, row_frames, start, keys, key_n, key_d, value_n, value_d,
-                    loop_bias, key_frames, factor * LOG2E, falloff2, strength,
-                    DIM, DIM_PAD, VALUE_DIM, VALUE_PAD, KEY_UNIT, VALUE_UNIT, COLUMNS, True,
-                    HAS_VALUE, HAS_LOOP_BIAS, BAND, UPCAST,
-                )  # fmt: skip
-            if TAIL:
-                m, l, acc = add_tile(
-                    q, k_base, v_base, m, l, acc, top2, row_frames, keys // COLUMNS * COLUMNS, keys,
-                    key_n, key_d, value_n, value_d,
-                    loop_bias, key_frames, factor * LOG2E, falloff2, strength,
-                    DIM, DIM_PAD, VALUE_DIM, VALUE_PAD, KEY_UNIT, VALUE_UNIT, COLUMNS, False,
-                    HAS_VALUE, HAS_LOOP_BIAS, BAND, UPCAST,
-                )  # fmt: skip
-        if not (HAS_LOOP_BIAS or BAND):
-            m *= factor * LOG2E
-        if HAS_TOKEN_BIAS:
-            m, l, acc = add_tokens(
-                q, k_base, v_base, m, l, acc, token_ids, log2_repeats, key_bias, token_bias,
-                rows, queries, tokens, key_n, key_d, value_n, value_d, token_bias_k, token_bias_n, factor,
-                DIM, DIM_PAD, VALUE_DIM, VALUE_PAD, KEY_UNIT, VALUE_UNIT, TOKENS_PAD,
-                HAS_VALUE, HAS_KEY_BIAS, UPCAST,
-            )  # fmt: skip
-
-        tl.store(lse + at, m * LN2 + tl.log(l), mask=rows < queries)
-        share = tl.where(l > 0, 1.0 / l, 0.0)
-        if HAS_VALUE:
-            o_base = out + offset_of(b, h, out_b, out_h, OUT_UNIT)
-            store_rows(
-                o_base, acc * share[:, None], rows, queries, out_n, out_d, VALUE_DIM, VALUE_PAD, OUT_UNIT
-            )  # fmt: skip
-        if CAPTURE:
-            base2 = tl.where(m == float("-inf"), 0.0, m) if HAS_LOOP_BIAS else m
-            c = captured(
-                q, k_base, ids, ids_at, base2, top2, row_frames, key_bias, token_bias, key_frames,
-                rows, queries, tokens, key_n, key_d, token_bias_k, token_bias_n, factor, falloff2, strength,
-                DIM, DIM_PAD, KEY_UNIT, HAS_KEY_BIAS, HAS_TOKEN_BIAS, BAND, UPCAST,
-            )  # fmt: skip
-            sums += c * share[:, None]
-
+        top, top_at = find_top(
+            q, k_base, keys, key_n, key_d, DIM, DIM_PAD, KEY_UNIT, ROWS, COLUMNS, TAIL, UPCAST
+        )  # fmt: skip
+        tl.store(place + first_row + rows, top_at, mask=rows < queries)
+        tl.store(highest + first_row + rows, top * factor, mask=rows < queries)
+        top2 = top * (factor * LOG2E)
+    last = keys // COLUMNS * COLUMNS
+    for start in range(0, last, COLUMNS):
+        m, l, acc = add_tile(
+            q, k_base, v_base, m, l, acc, top2, row_frames, start, keys, key_n, key_d, value_n, value_d,
+            loop_bias, key_frames, factor * LOG2E, falloff2, strength,
+            DIM, DIM_PAD, VALUE_DIM, VALUE_PAD, KEY_UNIT, VALUE_UNIT, COLUMNS, True,
+            HAS_VALUE, HAS_LOOP_BIAS, BAND, UPCAST,
+        )  # fmt: skip
+    if TAIL:
+        m, l, acc = add_tile(
+            q, k_base, v_base, m, l, acc, top2, row_frames, last, keys, key_n, key_d, value_n, value_d,
+            loop_bias, key_frames, factor * LOG2E, falloff2, strength,
+            DIM, DIM_PAD, VALUE_DIM, VALUE_PAD, KEY_UNIT, VALUE_UNIT, COLUMNS, False,
+            HAS_VALUE, HAS_LOOP_BIAS, BAND, UPCAST,
+        )  # fmt: skip
+    if not (HAS_LOOP_BIAS or BAND):
+        m *= factor * LOG2E
+    if HAS_KEY_BIAS:
+        key_bias += b * keys
+    if HAS_TOKEN_BIAS or CAPTURE:
+        token_ids += b * tokens
+    if HAS_TOKEN_BIAS:
+        token_bias += b * token_bias_b
+        m, l, acc = add_tokens(
+            q, k_base, v_base, m, l, acc, token_ids, log2_repeats + b * tokens, key_bias, token_bias,
+            rows, queries, tokens, key_n, key_d, value_n, value_d, token_bias_k, token_bias_n, factor,
+            DIM, DIM_PAD, VALUE_DIM, VALUE_PAD, KEY_UNIT, VALUE_UNIT, TOKENS_PAD,
+            HAS_VALUE, HAS_KEY_BIAS, UPCAST,
+        )  # fmt: skip
+    o_base = out
+    if HAS_VALUE:
+        o_base = out + offset_of(b, h, out_b, out_h, OUT_UNIT)
+    share = finish_head(
+        m, l, acc, o_base, lse + first_row, rows, queries, out_n, out_d, VALUE_DIM, VALUE_PAD, OUT_UNIT, HAS_VALUE
+    )  # fmt: skip
     if CAPTURE:
+        ids_at = tl.arange(0, TOKENS_PAD)
+        ids = load_token_ids(token_ids, ids_at, tokens)
+        c = captured(
+            q, k_base, ids, ids_at, safe_base(m, HAS_LOOP_BIAS), top2, row_frames, key_bias, token_bias, key_frames,
+            rows, queries, tokens, key_n, key_d, token_bias_k, token_bias_n, factor, falloff2, strength,
+            DIM, DIM_PAD, KEY_UNIT, HAS_KEY_BIAS, HAS_TOKEN_BIAS, BAND, UPCAST,
+        )  # fmt: skip
+        entry = b * heads + h
         if HEAD_MEAN:
-            sums /= heads
-        entry = group * batch + b if HEAD_MEAN else b * groups + group
-        store_maps(maps, sums, entry, ids_at, rows, tokens, queries)
-
-
-@triton.jit
-def store_maps(maps, sums, entry, ids_at, rows, tokens, queries):
-    """A tile [rows, K] into entry `entry` of maps [entries, tokens, queries]."""
-    at = (entry * tokens + ids_at)[None, :] * queries + rows[:, None]
-    tl.store(maps + at, sums, mask=(ids_at[None, :] < tokens) & (rows[:, None] < queries))
+            share /= heads
+            entry = h * batch + b
+        store_maps(maps, c * share[:, None], entry, ids_at, rows, tokens, queries)
 
 
 @triton.jit
@@ -356,14 +244,15 @@ def capture_kernel(
         top2 = lse2
         if BAND:
             top2 = tl.load(highest + at, mask=rows < queries, other=0.0) * LOG2E
-        base2 = tl.where(lse2 == float("-inf"), 0.0, lse2) if HAS_LOOP_BIAS else lse2
         c = captured(
-            q, key + offset_of(b, h, key_b, key_h, KEY_UNIT), ids, ids_at, base2, top2, row_frames,
+            q, key + offset_of(b, h, key_b, key_h, KEY_UNIT), ids, ids_at, safe_base(lse2, HAS_LOOP_BIAS), top2, row_frames,
             key_bias, token_bias, key_frames,
             rows, queries, tokens, key_n, key_d, token_bias_k, token_bias_n, scale, falloff2, strength,
             DIM, DIM_PAD, KEY_UNIT, HAS_KEY_BIAS, HAS_TOKEN_BIAS, BAND, UPCAST,
         )  # fmt: skip
-        sums += tl.where((lse2 == float("-inf"))[:, None], 0.0, c) if HAS_LOOP_BIAS else c
+        if HAS_LOOP_BIAS:
+            c = tl.where((lse2 == float("-inf"))[:, None], 0.0, c)
+        sums += c
     if HEAD_MEAN:
         sums /= heads
     entry = group * batch + b if HEAD_MEAN else b * groups + group

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 import torch
 
-#: Keys up to which attention is bound by memory traffic, so that capture pays inside the forward kernel.
+#: Keys up to which traffic counts, so that a kernel of one head captures the head's share of the maps.
 SHORT_KEYS = 1024
 #: Keys that a program holds at once, without a loop over them.
 FEW_KEYS = 128
@@ -55,6 +55,8 @@ def forward_tile(
         return Tile(16, 32, 8, 1) if head_dim > 64 else Tile(32, 32, 8, 1)
     if head_dim > 128:
         return Tile(64, 32, 4, 1)
+    if hopper:
+        return Tile(128, 128, 8, 2)
     return Tile(128, 64, 8, 2) if head_dim > 64 else Tile(128, 64, 4, 3)
 
 
@@ -69,6 +71,15 @@ def few_keys_tile(keys: int, head_dim: int, element_size: int) -> Tile | None:
     return Tile(64, columns, 4, 2, rest)
 
 
+def capture_inside(tokens: int, keys: int, head_dim: int) -> bool:
+    """Whether a kernel of one head writes its share of the head mean, to be added up.
+
+    That moves 8 bytes for each token and row, there and back. A capture kernel reads the queries again, 2·D bytes of a
+    row; where keys are many that is nothing beside attention itself, and it needs no room for shares.
+    """
+    return keys <= SHORT_KEYS and 4 * tokens <= head_dim
+
+
 def heads_of_a_program(programs: int, heads: int, processors: int) -> int:
     """How many heads a program takes in turn: as many as leave four programs for each processor, if there are so many.
 
@@ -78,4 +89,4 @@ def heads_of_a_program(programs: int, heads: int, processors: int) -> int:
         processors: multiprocessors of the GPU.
     """
     groups = min(heads, -(-4 * processors // max(1, programs)))
-    return -(-heads // max(1, groups))
+    return max(1, -(-heads // max(1, groups)))

@@ -80,16 +80,20 @@ class FlowVariant:
             cross = torch.empty(1, self.tokens, self.frames, positions)
             hop = torch.empty(1, positions, self.frames, self.frames)
         for temperature in (None, 0.01):
-            forward, flows = path_flow.path_flow_launches(cross, [hop], temperature, "average")
+            forward, flows, hops = path_flow.path_flow_launches(
+                cross, [hop], temperature, "average"
+            )
             yield from forward
             yield from path_flow.path_flow_backward_launches(
-                flows[-1], flows, [hop], temperature, "average", [True]
+                flows[-1], flows, hops, temperature, "average", [True]
             )[0]
         flow = cross.unflatten(-1, (self.height, self.width))
-        launches, (_, sums) = token_peaks.forward_launches(flow, 100.0, 0.5)
+        launches, (blocks, sums) = token_peaks.forward_launches(flow, 100.0, 0.5)
         yield from launches
-        yield token_peaks.smooth_launch(flow, sums, 100.0, 0.5, flow)
-        yield token_peaks.pull_launch(flow, sums, flow, 100.0, 0.5, flow)
+        peaks = blocks.amax((-2, -1))
+        launch, marks = token_peaks.hit_launch(flow, sums, blocks, peaks, 100.0, 0.5)
+        yield launch
+        yield from token_peaks.gradient_launches(peaks, flow, sums, *marks, 100.0, 0.5)[0]
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ _backward_op = torch.ops.cvg_kernels.attention_backward.default
 
 def attend(call: AttentionCall, deterministic: bool, backend: Backend) -> AttentionResult:
     """Runs the registered operation: out and maps are empty tensors where they are not computed."""
-    return AttentionResult(*_attend(*_flat(call), deterministic, backend.value))
+    return AttentionResult(*_attend(*flat(call), deterministic, backend.value))
 
 
 def operation_of(call: AttentionCall) -> str:
@@ -51,7 +51,8 @@ def operation_of(call: AttentionCall) -> str:
     return "attention" if call.band is None else "frame_band_attention"
 
 
-def _flat(call: AttentionCall) -> tuple:
+def flat(call: AttentionCall) -> tuple:
+    """The call as the operation takes it."""
     band = Band(None, None, 0.0, 0.0, False) if call.band is None else call.band
     return (*call[:6], *band, call.scale, call.head_mean)
 

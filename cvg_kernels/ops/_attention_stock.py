@@ -20,7 +20,7 @@ from types import ModuleType
 import torch
 from torch.nn.functional import pad
 
-from cvg_kernels._layout import dense_like
+from cvg_kernels._layout import dense_like, lies_like
 from cvg_kernels.backends import Backend, unavailable_reason
 from cvg_kernels.errors import BackendUnavailableError
 from cvg_kernels.ops._attention_call import AttentionCall, AttentionGrads, AttentionResult, Needed
@@ -171,5 +171,4 @@ def _dense_last(tensor: torch.Tensor) -> torch.Tensor:
 
 def _laid_out(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     """The tensor in memory as `dense_like(like)`: as it is, where torch put it there already."""
-    wanted = dense_like(like, tensor.shape[-1])
-    return tensor if tensor.stride() == wanted.stride() else wanted.copy_(tensor)
+    return tensor if lies_like(tensor, like) else dense_like(like, tensor.shape[-1]).copy_(tensor)

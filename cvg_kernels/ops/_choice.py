@@ -95,6 +95,12 @@ def forget_choices() -> None:
         cached.cache_clear()
 
 
+def why_not(operation: str, backend: Backend, facts: Facts) -> str | None:
+    """Why a kernel cannot serve a call on this machine, or `None` if it can."""
+    reason = unavailable_reason(operation, backend, facts.device, facts.dtype)
+    return _refusal(operation, backend, facts) if reason is None else reason
+
+
 @lru_cache(maxsize=4096)
 def _named(operation: str, name: str, facts: Facts) -> Choice:
     backend = Backend(name)
@@ -126,8 +132,7 @@ def _candidates(operation: str, facts: Facts) -> tuple[Choice, ...]:
         Choice(backend, importlib.import_module(kernels_of(operation)[backend].module))
         for backend in auto.order(operation, facts)
         if (operation, backend, facts.device) not in _failed()
-        and unavailable_reason(operation, backend, facts.device, facts.dtype) is None
-        and _refusal(operation, backend, facts) is None
+        and why_not(operation, backend, facts) is None
     )
 
 

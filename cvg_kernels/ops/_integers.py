@@ -40,10 +40,11 @@ def integers_of(
     if isinstance(given, torch.Tensor):
         return Integers(given, _bounds(given))
     try:
-        if torch.compiler.is_compiling() or not is_real(device_of):
-            listed = torch.tensor(given)
-            return Integers(listed, _bounds(listed))
-        return _kept(_frozen(given), device_of.device)
+        numbers = None if torch.compiler.is_compiling() else _frozen(given)
+        if numbers is not None and is_real(device_of):
+            return _kept(numbers, device_of.device)
+        listed = torch.tensor(given)
+        return Integers(listed, _bounds(listed))
     except (TypeError, ValueError, RuntimeError) as error:
         raise ArgumentError(f"{name} must be integers, {shape}, got {given!r}") from error
 
@@ -56,8 +57,12 @@ def _kept(numbers: tuple, device: torch.device) -> Integers:
         return Integers(listed.to(device), _bounds(listed))
 
 
-def _frozen(numbers):
-    return tuple(map(_frozen, numbers)) if isinstance(numbers, Sequence) else numbers
+def _frozen(given: Sequence) -> tuple | None:
+    """Lists of integers as tuples; `None` for anything else: `True` and `1.0` would be found in the cache as 1."""
+    if not isinstance(given, (list, tuple, range)):
+        return None
+    frozen = tuple(one if type(one) is int else _frozen(one) for one in given)
+    return None if None in frozen else frozen
 
 
 def _bounds(tensor: torch.Tensor) -> tuple[int, int] | None:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import torch
 
+from cvg_kernels.ops._token_peaks_call import blocks_shape
 from python_ref import token_peaks as reference
 
 
 def forward(flow, sharpness, sigma):
-    """Returns the peaks `[B, K]` and the largest logit and the softmax's denominator below it `[B, 2, F, h, w]`."""
+    """Returns the peaks `[B, K]`, the largest logit and the sum below it `[B, 2, F, h, w]`, and room for blocks."""
     logits = sharpness * flow
     most = logits.amax(1)
     sums = torch.stack([most, (logits - most[:, None]).exp().sum(1)], 1)
-    return reference.token_peaks(flow, sharpness=sharpness, sigma=sigma).contiguous(), sums
+    peaks = reference.token_peaks(flow, sharpness=sharpness, sigma=sigma).contiguous()
+    return peaks, sums, flow.new_empty(blocks_shape(flow.shape))
 
 
-def backward(grad, flow, sums, sharpness, sigma):
+def backward(grad, flow, sums, blocks, sharpness, sigma):
     """The gradient of flow."""
     _, pull_back = torch.func.vjp(
         lambda flow: reference.token_peaks(flow, sharpness=sharpness, sigma=sigma), flow

@@ -31,7 +31,9 @@ def token_ids_of(
     if bounds is not None and (bounds[0] < 0 or bounds[1] >= keys):
         outside = bounds[0] if bounds[0] < 0 else bounds[1]
         raise ArgumentError(f"token_ids must lie in [0, {keys}) for {keys} keys, got {outside}")
-    return token_ids.to(query.device, torch.int64).expand(batch, -1).contiguous()
+    if token_ids.ndim == 1:
+        token_ids = token_ids.expand(batch, -1)
+    return token_ids.to(query.device, torch.int64).contiguous()
 
 
 def token_bias_of(

@@ -96,10 +96,9 @@ def attention_with_capture(
 
     Maps of cross-attention as guidance signals: Vico (flow equalization) and CVG (composition classifier).
     """
-    check_tensors(query, key, value, values=True)
     found = _attend(
-        query, key, value, token_ids, scale, key_mask, token_bias, band, head_reduction, deterministic,
-        backend,
+        query, key, value, token_ids, values=True, scale=scale, key_mask=key_mask, token_bias=token_bias,
+        band=band, head_reduction=head_reduction, deterministic=deterministic, backend=backend,
     )  # fmt: skip
     return CapturedAttention(found.out, None if token_ids is None else found.maps, found.lse)
 
@@ -136,30 +135,22 @@ def capture_maps(
         ArgumentError: if an argument does not fit.
         BackendUnavailableError: if the named backend cannot run here.
     """
-    check_tensors(query, key, None, values=False)
     if token_ids is None:
         raise ArgumentError("token_ids must name the keys whose maps are wanted, got None")
     found = _attend(
-        query,
-        key,
-        None,
-        token_ids,
-        scale,
-        key_mask,
-        token_bias,
-        band,
-        head_reduction,
-        True,
-        backend,
-    )
+        query, key, None, token_ids, values=False, scale=scale, key_mask=key_mask, token_bias=token_bias,
+        band=band, head_reduction=head_reduction, deterministic=None, backend=backend,
+    )  # fmt: skip
     return CapturedMaps(found.maps, found.lse)
 
 
 def _attend(
-    query, key, value, token_ids, scale, key_mask, token_bias, band, head_reduction, deterministic, backend
+    query, key, value, token_ids, *, values, scale, key_mask, token_bias, band, head_reduction, deterministic,
+    backend,
 ) -> AttentionResult:  # fmt: skip
-    """Checks the other arguments, then calls the registered operation, or the reference as it is."""
+    """Checks the arguments, then calls the registered operation, or the reference as it is."""
     query, key, value = cast_inputs(query, key, value)
+    check_tensors(query, key, value, values=values)
     if head_reduction not in ("mean", "none"):
         raise ArgumentError(f"head_reduction must be 'mean' or 'none', got {head_reduction!r}")
     if deterministic is None:
@@ -176,6 +167,8 @@ def _attend(
         for name, other in (("key_mask", key_mask), ("token_bias", token_bias)):
             if other is not None:
                 raise ArgumentError(f"{name} cannot be combined with a band; give one of them")
+        if backend is Backend.STOCK:
+            raise ArgumentError("a band is not served by backend 'stock'; the others serve it")
         band = checked_band(band, query, key)
     mask = mask_of(key_mask, query, key)
     dense = mask is not None and mask.dense

@@ -114,7 +114,7 @@ def test_by_name(backend):
 )
 def test_what_it_does_not_serve_is_said(options):
     query, key, value = call_of(torch.float32, device=CPU)[:3]
-    with pytest.raises(cvg.ArgumentError, match="stock"):
+    with pytest.raises(cvg.CvgError, match="stock"):
         cvg.attention_with_capture(query, key, value, [0, 1, 2], backend="stock", **options)
     with pytest.raises(cvg.ArgumentError, match="stock"):
         cvg.attention_with_capture(query, key, value[..., :8], [0], backend="stock")

@@ -39,7 +39,7 @@ def test_every_variant_compiles_for_every_target(rows):
         "forward_kernel, maps only", "query_kernel, maps only", "key_kernel, maps only",
         "hop_kernel", "ties_kernel", "flow_gradient_kernel", "hop_gradient_kernel", "hop_kernel, soft",
         "flow_gradient_kernel, soft", "hop_gradient_kernel, soft",
-        "denominator_kernel", "smooth_kernel", "pull_kernel",
+        "turn_kernel", "shares_kernel", "peak_kernel", "hit_kernel", "share_gradient_kernel",
         "temporal_forward_kernel", "temporal_forward_kernel, maps", "temporal_backward_kernel",
         "temporal_backward_kernel, maps", "temporal_backward_kernel, maps, band",
         "frame_band_forward_kernel", "frame_band_row_kernel", "frame_band_key_kernel",
