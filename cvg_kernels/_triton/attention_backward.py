@@ -16,16 +16,16 @@ import torch
 from cvg_kernels._layout import dense_like
 from cvg_kernels._triton.attention_arguments import add_tensor, common, tiled_launch
 from cvg_kernels._triton.attention_backward_kernels import key_kernel, row_kernel
-from cvg_kernels._triton.attention_backward_token_kernels import (
-    add_parts_kernel,
-    token_bias_kernel,
-    token_key_kernel,
-)
 from cvg_kernels._triton.attention_backward_tiles import (
     backward_key_tile,
     backward_row_tile,
     backward_token_tile,
     parts_of_queries,
+)
+from cvg_kernels._triton.attention_backward_token_kernels import (
+    add_parts_kernel,
+    token_bias_kernel,
+    token_key_kernel,
 )
 from cvg_kernels._triton.attention_tiles import Tile, is_hopper, processors_of
 from cvg_kernels._triton.launch import INTERPRETED, Launch, padded
@@ -147,7 +147,9 @@ class _Plan:
             return []
         tile = backward_row_tile(*self.size, band=self.call.band is not None)
         rest = self.key_count % tile.columns
-        constants = {"REST": padded(rest) if rest else 0}
+        # Without tensor cores a tile that stands apart would spill, and the mask costs nothing beside the products.
+        peel = self.size[1] < 4
+        constants = {"PEEL": peel, "REST": padded(rest) if rest and peel else 0}
         programs = -(-self.queries // tile.rows) * self.batch * self.heads
         return [self._launch(row_kernel, (programs,), tile, constants=constants)]
 

@@ -18,12 +18,12 @@ def backward_row_tile(head_dim: int, element_size: int, hopper: bool, band: bool
         band: whether a band is added to every tile of scores, which takes registers.
     """
     if element_size == 4:
-        return Tile(32, 16, 8, 1) if head_dim > 64 else Tile(32, 32, 4, 1)
+        return Tile(16, 16, 8, 1) if head_dim > 64 else Tile(32, 16, 8, 1)
     if head_dim > 128:
         return Tile(64, 16, 4, 2) if hopper else Tile(16, 64, 8, 2)
     if head_dim > 64:
         return Tile(128, 64 if hopper else 16 if band else 32, 8, 2)
-    return Tile(64, 64, 4, 2)
+    return Tile(64, 32 if band and not hopper else 64, 4, 2)
 
 
 def backward_key_tile(head_dim: int, element_size: int, hopper: bool) -> Tile:
@@ -35,7 +35,7 @@ def backward_key_tile(head_dim: int, element_size: int, hopper: bool) -> Tile:
         hopper: whether the GPU has the products and the shared memory of Hopper's kind.
     """
     if element_size == 4:
-        return Tile(16, 32, 8, 1) if head_dim > 64 else Tile(32, 32, 4, 1)
+        return Tile(16, 32, 8, 1)
     if head_dim > 128:
         return Tile(32, 64, 4, 2) if hopper else Tile(64, 16, 8, 2)
     if head_dim > 64:
@@ -46,7 +46,7 @@ def backward_key_tile(head_dim: int, element_size: int, hopper: bool) -> Tile:
 def backward_token_tile(head_dim: int, element_size: int) -> Tile:
     """The tile of the backward kernels that keep a few chosen tokens."""
     if element_size == 4:
-        return Tile(32, 16, 4, 1)
+        return Tile(32, 16, 8 if head_dim > 64 else 4, 1)
     return Tile(64, 16, 4, 1 if head_dim > 128 else 2)
 
 

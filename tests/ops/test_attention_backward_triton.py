@@ -1,4 +1,4 @@
-"""The Triton backward pass of attention against float64, on the backends' own contract, in Triton's interpreter or on a GPU."""
+"""The Triton backward pass of attention against float64, on the contract of backends."""
 
 from __future__ import annotations
 
@@ -23,17 +23,19 @@ from cvg_kernels.ops._attention_call import (  # noqa: E402
     Band,
     Needed,
 )
-from tests.tolerance import assert_as_exact_as  # noqa: E402
+from tests.tolerance import assert_as_exact_as, relative_error  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-FORWARD = Needed(True, True, True, True)
+EVERYTHING = Needed(True, True, True, True)
+QUERY_ALONE = Needed(True, False, False)
+UNBIASED = Needed(True, True, True)
 
 
 def make(
     tokens=0, *, batch=2, heads=2, queries=19, keys=35, dim=12, value_dim=20, dtype=torch.float32,
     masked=False, biased=False, row_max_grad=None, head_mean=True, heads_last=True, scale=0.3,
 ) -> AttentionCall:  # fmt: skip
-    """A call; every sample with tokens has its first one twice, a masked call a row without keys and a hole."""
+    """A call; every sample with tokens has its first one twice, a masked call a sample without keys and a hole."""
 
     def tensor(length, size):
         if heads_last:
@@ -48,7 +50,7 @@ def make(
     if masked:
         key_bias = torch.randn(batch, keys, device=DEVICE)
         key_bias[:, 3] = -torch.inf
-        key_bias[0] = -torch.inf
+        key_bias[-1] = -torch.inf
     if biased:  # by key, so that the occurrences of a key carry the same numbers
         columns = torch.randn(batch, keys, queries, device=DEVICE)
         token_bias = columns.gather(1, ids[..., None].expand(-1, -1, queries))
@@ -85,7 +87,7 @@ def run(call, result, grads, needed, **options):
     return [launch.kernel.__name__ for launch in launches], found
 
 
-def check(call, given=("out", "maps", "lse"), needed=FORWARD, **options) -> list[str]:
+def check(call, given=("out", "maps", "lse"), needed=EVERYTHING, **options) -> list[str]:
     """Compares every gradient with float64, within what the reference itself errs in the call's precision."""
     dtype = call.query.dtype
     needed = needed._replace(token_bias=needed.token_bias and call.token_bias is not None)
@@ -119,7 +121,11 @@ def check(call, given=("out", "maps", "lse"), needed=FORWARD, **options) -> list
         if index == 3:
             assert found[3].is_contiguous() and found[3].dtype == torch.float32
             three = [per_key(call, grad) for grad in three]
-        assert_as_exact_as(*three, depth=depth)
+        if dtype != torch.float32 and index < 3:
+            # Out inside δ, P or dS before the product, and the result are rounded once each, as in flash attention.
+            assert relative_error(three[0], three[2]) <= 3 * torch.finfo(dtype).eps
+        else:
+            assert_as_exact_as(*three, depth=depth)
     return ran
 
 
@@ -170,23 +176,21 @@ def test_one_gradient_alone(name):
 
 def test_only_the_query_needs_one_kernel():
     for call in (make(3), make(0), make(3, row_max_grad=True)):
-        assert check(call, needed=Needed(True, False, False)) == ["row_kernel"]
+        assert check(call, needed=QUERY_ALONE) == ["row_kernel"]
 
 
 def test_gradients_of_any_strides():
     call = make(2, heads_last=False)
     result = reference.forward(call)
     whole = torch.randn(2, 19, 2, 20, device=DEVICE).transpose(1, 2)
-    for grad in (whole, whole.transpose(2, 3).contiguous().transpose(2, 3)):
-        _, found = run(call, result, AttentionGrads(grad, None, None), FORWARD._replace(token_bias=False))  # fmt: skip
-        same = reference.backward(call, result, AttentionGrads(whole, None, None), FORWARD._replace(token_bias=False))  # fmt: skip
-        for mine, wanted in zip(found[:3], same[:3], strict=True):
-            torch.testing.assert_close(mine, wanted, rtol=1e-4, atol=1e-5)
-    ones = torch.ones((), device=DEVICE)  # as of `out.sum()`
-    _, found = run(call, result, AttentionGrads(ones.expand(whole.shape), None, None), FORWARD._replace(token_bias=False))  # fmt: skip
-    _, same = run(call, result, AttentionGrads(torch.ones_like(whole), None, None), FORWARD._replace(token_bias=False))  # fmt: skip
-    for mine, wanted in zip(found[:3], same[:3], strict=True):
-        assert torch.equal(mine, wanted)
+    apart = whole.transpose(2, 3).contiguous().transpose(2, 3)
+    one = torch.ones((), device=DEVICE).expand(whole.shape)  # as of `out.sum()`
+    for grad in (whole, apart, one):
+        grads = AttentionGrads(grad, None, None)
+        _, found = run(call, result, grads, UNBIASED)
+        wanted = reference.backward(call, result, grads, UNBIASED)
+        for mine, theirs in zip(found[:3], wanted[:3], strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
 def test_small_gradients_stay_within_float16():
@@ -196,18 +200,17 @@ def test_small_gradients_stay_within_float16():
     exact_result = reference.forward(exact_call)
     result = AttentionResult(exact_result.out.half(), None, exact_result.lse.float())
     grad = (2.0**-14 * torch.randn_like(exact_result.out)).half()
-    _, (dq, _, _, _) = run(
-        call, result, AttentionGrads(grad, None, None), Needed(True, False, False)
-    )
-    exact = reference.backward(exact_call, exact_result, AttentionGrads(grad.double(), None, None), Needed(True, False, False))[0]  # fmt: skip
+    _, (dq, _, _, _) = run(call, result, AttentionGrads(grad, None, None), QUERY_ALONE)
+    wide = AttentionGrads(grad.double(), None, None)
+    exact = reference.backward(exact_call, exact_result, wide, QUERY_ALONE)[0]
     assert (dq.double() - exact).abs().max() <= 2.0**-24  # the spacing of float16 there
 
 
 def test_every_run_gives_the_same_bits():
-    call = make(6, queries=270, keys=9, masked=True, biased=True)
+    call = make(3, batch=1, queries=270, keys=9, masked=True, biased=True)
     result = reference.forward(call)
     grads = AttentionGrads(*(torch.randn_like(t) for t in (result.out, result.maps, result.lse)))
-    first, second = (run(call, result, grads, FORWARD, processors=132)[1] for _ in range(2))
+    first, second = (run(call, result, grads, EVERYTHING, processors=132)[1] for _ in range(2))
     for one, other in zip(first, second, strict=True):
         assert torch.equal(one, other)
 
@@ -220,7 +223,7 @@ def test_nothing_in_nothing_out(sizes):
         call = call._replace(token_ids=call.token_ids[:, :0], token_bias=call.token_bias[:, :0])
     result = reference.forward(call)
     grads = AttentionGrads(*(torch.randn_like(t) for t in (result.out, result.maps, result.lse)))
-    _, found = run(call, result, grads, FORWARD)
+    _, found = run(call, result, grads, EVERYTHING)
     for grad, tensor in zip(
         found, (call.query, call.key, call.value, call.token_bias), strict=True
     ):
