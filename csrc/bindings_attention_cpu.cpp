@@ -79,8 +79,9 @@ void bind_attention(py::module_& m) {
       throw std::invalid_argument("the gradient of value needs grad_out, which is absent");
     }
     py::gil_scoped_release release;
-    kernels.backward(args, in, {target(grad_query), target(grad_key), target(grad_value),
-                                pointer<void>(grad_token_bias)});
+    kernels.backward(
+        args, in,
+        {target(grad_query), target(grad_key), target(grad_value), pointer<void>(grad_token_bias)});
   });
   m.def("attention_capture", [](const AttentionArgs& args, Address lse, Address maps) {
     py::gil_scoped_release release;

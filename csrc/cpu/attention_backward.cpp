@@ -6,8 +6,8 @@
 //   dq = scale · dS k,   dk = scale · dSᵀ q,   dv = Pᵀ dO,   dbias_κ = Σ_heads dS'[:, token_κ].
 //
 // Guidance wants dq alone, so that is a pass of its own over query tiles, of three products; dk and
-// dv come from a second pass over key tiles, which sums over the queries in one order: no atomics. P
-// is recomputed in both; dC is never spread over the heads in memory.
+// dv come from a second pass over key tiles, which sums over the queries in one order: no atomics.
+// P is recomputed in both; dC is never spread over the heads in memory.
 #include "cpu/backward_tile.h"
 #include "cpu/chosen.h"
 
@@ -204,7 +204,7 @@ class KeyPass : BackwardTile<T, ScoreOf> {
       if (to_.key.data) {
         this->template to_score_grads<false>(entry, row, rows, sums_.centre + place, nullptr);
       } else {
-        this->to_weights(entry, row, rows, nullptr);
+        this->to_weights(entry, row, rows);
       }
       // The products run over the queries: row j of the left side is column j of P and dS.
       if (to_.value.data) {
@@ -362,7 +362,7 @@ void attention_capture(const AttentionArgs& args, const void* lse, void* maps);
 }  // namespace cvg::CVG_LEVEL
 
 const cvg::AttentionKernels& cvg::CVG_OF_LEVEL(attention_kernels)() {
-  static const AttentionKernels kernels{
-      CVG_LEVEL::attention_forward, CVG_LEVEL::attention_backward, CVG_LEVEL::attention_capture};
+  static const AttentionKernels kernels{CVG_LEVEL::attention_forward, CVG_LEVEL::attention_backward,
+                                        CVG_LEVEL::attention_capture};
   return kernels;
 }

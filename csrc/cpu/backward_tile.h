@@ -74,21 +74,28 @@ class BackwardTile {
     }
   }
 
-  // q kᵀ becomes P. Where `sum` is given, Σ_j P dP of every row is written there.
+  // q kᵀ becomes P.
+  void to_weights(int64_t entry, int64_t row, int64_t rows) {
+    const int64_t width = width_;
+    each_row<true>(entry, row, rows, [&](int64_t, A* weights, const auto&, auto weight) {
+      for (int64_t j = 0; j < width; j += lanes) {
+        store(weights + j, weight(j));
+      }
+    });
+  }
+
+  // The same, and Σ_j P dP of every row.
   void to_weights(int64_t entry, int64_t row, int64_t rows, A* sum) {
+    const int64_t width = width_;
     each_row<true>(entry, row, rows, [&](int64_t r, A* weights, const auto&, auto weight) {
-      const A* grads = grads_ + r * width_;
+      const A* grads = grads_ + r * width;
       Vec<A> total{};
-      for (int64_t j = 0; j < width_; j += lanes) {
+      for (int64_t j = 0; j < width; j += lanes) {
         const Vec<A> p = weight(j);
         store(weights + j, p);
-        if (sum) {
-          total += p * load(grads + j);
-        }
+        total += p * load(grads + j);
       }
-      if (sum) {
-        sum[r] = horizontal_sum<A>(total);
-      }
+      sum[r] = horizontal_sum<A>(total);
     });
   }
 
@@ -96,9 +103,9 @@ class BackwardTile {
   // added to `through_max`, where that is given and the policy knows m.
   template <bool kMade>
   void to_score_grads(int64_t entry, int64_t row, int64_t rows, const A* centre, A* through_max) {
+    const int64_t width = width_;
     each_row<!kMade>(entry, row, rows, [&](int64_t r, A* weights, const auto& added, auto weight) {
-      A* grads = grads_ + r * width_;
-      const int64_t width = width_;
+      A* grads = grads_ + r * width;
       const Vec<A> middle = splat(centre[r]);
       Vec<A> sum{};
       for (int64_t j = 0; j < width; j += lanes) {
@@ -146,8 +153,8 @@ class BackwardTile {
   int64_t first_key_ = 0, keys_ = 0, width_ = 0;
 
  private:
-  // Calls work(r, weights, added, weight) for every row; weight(j) is P at a vector of keys, made of
-  // q kᵀ where kMake, else read. A row that sees no key has q kᵀ = −inf set for it, so P = 0.
+  // Calls work(r, weights, added, weight) for every row; weight(j) is P at a vector of keys, made
+  // of q kᵀ where kMake, else read. A row that sees no key has q kᵀ = −inf set for it, so P = 0.
   template <bool kMake, typename Work>
   void each_row(int64_t entry, int64_t row, int64_t rows, Work work) {
     constexpr A kNone = -std::numeric_limits<A>::infinity();

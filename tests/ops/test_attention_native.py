@@ -21,7 +21,7 @@ from cvg_kernels.ops._attention_call import (
     Band,
     Needed,
 )
-from tests.tolerance import assert_as_exact_as
+from tests.tolerance import assert_as_exact_as, relative_error
 
 pytestmark = pytest.mark.skipif(native.reason("cpu") is not None, reason=str(native.reason("cpu")))
 
@@ -30,9 +30,11 @@ from cvg_kernels import native
 from tests.ops.test_attention_native import CASES, check
 import torch
 assert native.load("cpu").isa() == {level!r}
-for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
-    for case in CASES:
-        torch.manual_seed({seed})
+torch.manual_seed({seed})
+for case in CASES:
+    check(case, torch.float32)
+for dtype in (torch.float64, torch.bfloat16, torch.float16):
+    for case in (CASES[0], CASES[2], CASES[6]):
         check(case, dtype)
 """
 
@@ -123,6 +125,14 @@ def summed_over_repeats(grad: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
     return total.scatter_add(1, ids[..., None].expand(grad.shape), grad)
 
 
+def assert_right(mine, plain, right, depth, factor=1.5) -> None:
+    """Asserts the budget of `plain`, which is the reference in the same precision; of float64, of sums of roundings."""
+    if mine.dtype == plain.dtype == torch.float64:
+        assert relative_error(mine, right) <= 8 * depth * torch.finfo(torch.float64).eps
+    else:
+        assert_as_exact_as(mine, plain, right, factor, depth=depth)
+
+
 def check(case: Case, dtype: torch.dtype) -> None:
     """Forward, capture and every gradient, within the budget of the reference in the same precision."""
     call = make_call(case, dtype)
@@ -137,15 +147,14 @@ def check(case: Case, dtype: torch.dtype) -> None:
         assert (mine is None) == (right is None), name
         if mine is not None:
             assert mine.dtype == plain.dtype and mine.stride() == plain.stride(), name
-            assert_as_exact_as(mine, plain, right, depth=depth)
+            assert_right(mine, plain, right, depth)
     if call.token_ids is not None:
-        for mine, known in ((native_core.capture(call, found.lse), found.maps),):
-            assert mine.is_contiguous() and mine.dtype == known.dtype
-            assert_as_exact_as(mine, stock.maps, exact.maps, depth=depth)
+        maps = native_core.capture(call, found.lse)
+        assert maps.is_contiguous() and maps.dtype == found.maps.dtype
+        assert_right(maps, stock.maps, exact.maps, depth)
 
     grads, needed = cotangents(found), everything(call)
     mine = native_core.backward(call, found, grads, needed)
-    # The reference computes out anew: what rounding out costs a kernel that reads it is stock attention's own.
     plain = reference.backward(call, stock, grads, needed)
     right = reference.backward(exact_call, exact, in_float64(grads), needed)
     assert [g is None for g in mine] == [not need for need in needed]
@@ -153,9 +162,10 @@ def check(case: Case, dtype: torch.dtype) -> None:
         if three[0] is None:
             continue
         assert three[0].dtype == three[1].dtype and three[0].stride() == three[1].stride(), kind
-        if kind == "token_bias":
+        if kind == "token_bias":  # wide, but δ is made of `out`, which has the query's precision
+            three[1] = three[1].to(dtype).to(three[1].dtype)
             three = [summed_over_repeats(g, call.token_ids) for g in three]
-        assert_as_exact_as(*three, 2.0, depth=depth)
+        assert_right(*three, depth, 2.0)
 
 
 @pytest.mark.parametrize("case", CASES, **by_name)
@@ -178,9 +188,7 @@ def test_a_gradient_is_the_same_alone(case):
     together = native_core.backward(call, result, grads, needed)
     for at, need in enumerate(needed):
         if need:
-            alone = native_core.backward(
-                call, result, grads, Needed(*(i == at for i in range(4)))
-            )
+            alone = native_core.backward(call, result, grads, Needed(*(i == at for i in range(4))))
             assert [g is None for g in alone] == [i != at for i in range(4)]
             assert torch.equal(alone[at], together[at])
 
@@ -284,7 +292,9 @@ def test_many_short_sequences():
 
 def test_ids_are_checked_before_memory_is_read():
     """Where the public check cannot look (in a compiled graph), the kernel's own check stands."""
-    query, key, value = torch.randn(3, 1, 1, 4, 8).unbind(0)
-    ids = torch.tensor([[4]])
-    with pytest.raises(IndexError, match=r"token_ids must lie in \[0, 4\), got 4"):
-        torch.ops.cvg_kernels.attention_forward(query, key, value, ids, None, 0.3, True, "native")
+    call = make_call(CASES[0], torch.float32)
+    call.token_ids[1, 2] = 21
+    known = native_core.forward(call._replace(token_ids=None))
+    for use in (native_core.forward, lambda call: native_core.capture(call, known.lse)):
+        with pytest.raises(IndexError, match=r"token_ids must lie in \[0, 21\), got 21"):
+            use(call)
