@@ -63,8 +63,9 @@ def traits(operation: str, facts: Facts) -> Traits:
         operation: a key of `KERNELS`, or one with `_backward` after it.
         facts: of the call.
     """
-    dtype = str(facts.dtype).removeprefix("torch.")
-    found: Traits = {"bits": 8 * facts.dtype.itemsize, "dtype": dtype}
+    found: Traits = {"bits": 8 * facts.dtype.itemsize}
+    if facts.device.type == "cpu":  # a GPU takes as long for one kind of 16 bits as for the other
+        found["dtype"] = str(facts.dtype).removeprefix("torch.")
     if operation.startswith("temporal_attention"):
         found["frames"] = _class_of(facts.frames, _FRAMES)
         found["head_dim"] = _class_of(max(facts.head_dim, facts.value_dim), _DIMS)

@@ -181,7 +181,9 @@ def test_tune_writes_what_it_measured(tuned, folder, capsys):
     table = auto.read(path, written_by=cvg.__version__)
     (rule,) = table.rules["cpu"]
     assert rule.operation == "attention" and rule.order == (Backend.STOCK, Backend.NATIVE)
-    assert rule.when == {"bits": 32, "keys": "long", "head_dim": 64, "masked": False, "band": False}
+    assert rule.when == {
+        "bits": 32, "dtype": "float32", "keys": "long", "head_dim": 64, "masked": False, "band": False
+    }  # fmt: skip
     assert "cvg-kernels tune" in table.made["cpu"]
     assert kernel_for("attention", "auto", LONG).backend is Backend.STOCK
     said = capsys.readouterr().out

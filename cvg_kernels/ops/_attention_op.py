@@ -15,7 +15,7 @@ from cvg_kernels.ops._attention_call import (
 )
 from cvg_kernels.ops._choice import run_kernel
 from cvg_kernels.ops._registration import refuse_second_derivative
-from cvg_kernels.ops._shortcut import directly, with_shortcut
+from cvg_kernels.ops._shortcut import directly, somebody_looks, with_shortcut
 from cvg_kernels.ops._trace import register_autograd
 
 # `None` cannot be returned by an operation: what was not computed is an empty tensor. A band is four arguments of which
@@ -42,7 +42,9 @@ _backward_op = torch.ops.cvg_kernels.attention_backward.default
 
 
 def attend(call: AttentionCall, deterministic: bool, backend: Backend) -> AttentionResult:
-    """Runs the registered operation: out and maps are empty tensors where they are not computed."""
+    """Runs the operation: out and maps are empty tensors, or `None`, where they are not computed."""
+    if not torch.is_grad_enabled() and not somebody_looks(call[:6]):
+        return _run(call, deterministic, backend.value)
     return AttentionResult(*_attend(*flat(call), deterministic, backend.value))
 
 
@@ -77,10 +79,14 @@ def _facts(call: AttentionCall, deterministic: bool, *of_backward: bool) -> Fact
     )  # fmt: skip
 
 
-def _forward(*given):
-    call, (deterministic, backend) = _call(given[:_FLAT]), given[_FLAT:]
+def _run(call: AttentionCall, deterministic: bool, backend: str) -> AttentionResult:
     facts = _facts(call, deterministic)
-    result = run_kernel(operation_of(call), backend, facts, lambda kernel: kernel.forward(call))
+    return run_kernel(operation_of(call), backend, facts, lambda kernel: kernel.forward(call))
+
+
+def _forward(*given):
+    call = _call(given[:_FLAT])
+    result = _run(call, *given[_FLAT:])
     empty = call.query.new_empty
     return tuple(empty(0) if tensor is None else tensor for tensor in result)
 

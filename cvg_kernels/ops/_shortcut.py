@@ -30,7 +30,7 @@ def directly(
     """
 
     def call(*given):
-        return (operation if _somebody_looks(given) else implementation)(*given)
+        return (operation if somebody_looks(given) else implementation)(*given)
 
     return call
 
@@ -64,7 +64,7 @@ def with_shortcut(
             return differentiate(ctx, *grads)
 
     def call(*given):
-        if _somebody_looks(given):
+        if somebody_looks(given):
             return operation(*given)
         if torch.is_grad_enabled() and any(
             one.requires_grad for one in given if isinstance(one, torch.Tensor)
@@ -75,7 +75,7 @@ def with_shortcut(
     return call
 
 
-def _somebody_looks(given: tuple) -> bool:
+def somebody_looks(given: tuple) -> bool:
     """Whether a compiler, a transform, a tracer or a profiler watches the operations of torch, or tensors are not plain."""
     return (
         not _PLAIN.issuperset(map(type, given))
