@@ -12,7 +12,6 @@ import triton
 import triton.language as tl
 
 from cvg_kernels._triton.attention_forward_parts import (
-    add_tokens,
     captured,
     finish_head,
     load_query,
@@ -32,15 +31,14 @@ from cvg_kernels._triton.primitives import (
 
 @triton.jit
 def few_keys_kernel(
-    query, key, value, token_ids, key_bias, loop_bias, token_bias, log2_repeats, out, maps, lse,
+    query, key, value, token_ids, key_bias, out, maps, lse,
     query_b, query_h, query_n, query_d, key_b, key_h, key_n, key_d, value_b, value_h, value_n, value_d,
-    out_b, out_h, out_n, out_d, token_bias_b, token_bias_k, token_bias_n,
+    out_b, out_h, out_n, out_d,
     batch, heads, heads_each, queries, keys, tokens, factor, turn,
     DIM: tl.constexpr, DIM_PAD: tl.constexpr, VALUE_DIM: tl.constexpr, VALUE_PAD: tl.constexpr,
     QUERY_UNIT: tl.constexpr, KEY_UNIT: tl.constexpr, VALUE_UNIT: tl.constexpr, OUT_UNIT: tl.constexpr,
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, REST: tl.constexpr, TOKENS_PAD: tl.constexpr, STAGES: tl.constexpr,
-    HAS_VALUE: tl.constexpr, HAS_KEY_BIAS: tl.constexpr, HAS_LOOP_BIAS: tl.constexpr,
-    HAS_TOKEN_BIAS: tl.constexpr, TURNED: tl.constexpr, CAPTURE: tl.constexpr,
+    HAS_VALUE: tl.constexpr, HAS_KEY_BIAS: tl.constexpr, TURNED: tl.constexpr, CAPTURE: tl.constexpr,
     HEAD_MEAN: tl.constexpr, TAIL: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """Out and lse of a tile of rows of `heads_each` heads; with CAPTURE also maps.
@@ -55,19 +53,13 @@ def few_keys_kernel(
     rows = tile * ROWS + tl.arange(0, ROWS)
     columns, rest = tl.arange(0, COLUMNS), tl.arange(0, REST if REST > 0 else 16) + COLUMNS
     WHOLE: tl.constexpr = REST > 0 or not TAIL
-    MASK: tl.constexpr = not HAS_LOOP_BIAS
+    MASK: tl.constexpr = not HAS_KEY_BIAS
     factor2 = factor * LOG2E
     ids_at = tl.arange(0, TOKENS_PAD)
-    if HAS_LOOP_BIAS:
-        loop_bias += b * keys
     if HAS_KEY_BIAS:
         key_bias += b * keys
-    if HAS_TOKEN_BIAS:
-        log2_repeats += b * tokens
-        token_bias += b * token_bias_b
-    if HAS_TOKEN_BIAS or CAPTURE:
-        token_ids += b * tokens
     if CAPTURE:
+        token_ids += b * tokens
         ids = load_token_ids(token_ids, ids_at, tokens)
         sums = tl.zeros((ROWS, TOKENS_PAD), tl.float32)
 
@@ -81,20 +73,20 @@ def few_keys_kernel(
         s = products(
             q, k_base, columns, keys, key_n, key_d, DIM, DIM_PAD, KEY_UNIT, WHOLE, MASK, UPCAST
         )
-        if HAS_LOOP_BIAS:
-            s = s * factor2 + load_bias2(loop_bias, columns, keys, WHOLE)[None, :]
+        if HAS_KEY_BIAS:
+            s = s * factor2 + load_bias2(key_bias, columns, keys, WHOLE)[None, :]
         m = tl.max(s, 1)
         if REST > 0:
             t = products(
                 q, k_base, rest, keys, key_n, key_d, DIM, DIM_PAD, KEY_UNIT, not TAIL, MASK, UPCAST
             )
-            if HAS_LOOP_BIAS:
-                t = t * factor2 + load_bias2(loop_bias, rest, keys, not TAIL)[None, :]
+            if HAS_KEY_BIAS:
+                t = t * factor2 + load_bias2(key_bias, rest, keys, not TAIL)[None, :]
             m = tl.maximum(m, tl.max(t, 1))
-        if not HAS_LOOP_BIAS:
+        if not HAS_KEY_BIAS:
             m *= factor2
-        base = safe_base(m, HAS_LOOP_BIAS)
-        p = weights(s, base, factor2, HAS_LOOP_BIAS)
+        base = safe_base(m, HAS_KEY_BIAS)
+        p = weights(s, base, factor2, HAS_KEY_BIAS)
         l = tl.sum(p, 1)
         acc = tl.zeros((ROWS, VALUE_PAD), tl.float32)
         v_base = k_base
@@ -105,20 +97,13 @@ def few_keys_kernel(
             )
             acc = dot(p.to(v.dtype), v, UPCAST)
         if REST > 0:
-            p = weights(t, base, factor2, HAS_LOOP_BIAS)
+            p = weights(t, base, factor2, HAS_KEY_BIAS)
             l += tl.sum(p, 1)
             if HAS_VALUE:
                 v = load_rows(
                     v_base, rest, keys, value_n, value_d, VALUE_DIM, VALUE_PAD, VALUE_UNIT, not TAIL
                 )
                 acc += dot(p.to(v.dtype), v, UPCAST)
-        if HAS_TOKEN_BIAS:
-            m, l, acc = add_tokens(
-                q, k_base, v_base, m, l, acc, token_ids, log2_repeats, key_bias, token_bias,
-                rows, queries, tokens, key_n, key_d, value_n, value_d, token_bias_k, token_bias_n, factor,
-                DIM, DIM_PAD, VALUE_DIM, VALUE_PAD, KEY_UNIT, VALUE_UNIT, TOKENS_PAD,
-                HAS_VALUE, HAS_KEY_BIAS, UPCAST,
-            )  # fmt: skip
         o_base = out
         if HAS_VALUE:
             o_base = out + offset_of(b, h, out_b, out_h, OUT_UNIT)
@@ -128,9 +113,9 @@ def few_keys_kernel(
         )  # fmt: skip
         if CAPTURE:
             c = captured(
-                q, k_base, ids, ids_at, safe_base(m, HAS_LOOP_BIAS), m, m, key_bias, token_bias, key_bias,
-                rows, queries, tokens, key_n, key_d, token_bias_k, token_bias_n, factor, 0.0, 0.0,
-                DIM, DIM_PAD, KEY_UNIT, HAS_KEY_BIAS, HAS_TOKEN_BIAS, False, UPCAST,
+                q, k_base, ids, ids_at, safe_base(m, HAS_KEY_BIAS), m, m, key_bias, key_bias, key_bias,
+                rows, queries, tokens, key_n, key_d, 0, 0, factor, 0.0, 0.0,
+                DIM, DIM_PAD, KEY_UNIT, HAS_KEY_BIAS, False, False, UPCAST,
             )  # fmt: skip
             sums += c * share[:, None]
 

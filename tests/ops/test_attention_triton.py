@@ -112,8 +112,8 @@ def test_few_keys_of_any_scale(dtype, scale):
 
 
 @pytest.mark.parametrize("options", [
-    {"masked": True}, {"biased": True}, {"masked": True, "biased": True}, {"head_mean": False}, {"values": False},
-    {"heads_last": False, "value_dim": 40}, {"tokens": None}, {"biased": True, "head_mean": False},
+    {"masked": True}, {"head_mean": False}, {"values": False}, {"heads_last": False, "value_dim": 40},
+    {"tokens": None}, {"masked": True, "head_mean": False},
 ])  # fmt: skip
 def test_few_keys_with(options):
     shape = (4, 2, 21, 70)
@@ -172,8 +172,7 @@ def test_more_tokens_than_a_program_holds(options):
 def test_a_repeated_token_has_its_bias_once(keys, masked):
     ids = torch.tensor([[3, 5, 3, 3, 9], [1, 1, 2, 2, 0]])
     call = make_call((2, 2, 70, keys), dtype=torch.float16, ids=ids, biased=True, masked=masked)
-    path = [FEW] if keys == 77 else [LONG, "add_maps_kernel"]
-    found = check(call, path)
+    found = check(call, [LONG, "add_maps_kernel"])
     assert torch.equal(found.maps[0, 0], found.maps[0, 2])
 
 
@@ -235,7 +234,8 @@ def _sparse_storage(numbers: int, dtype: torch.dtype) -> torch.UntypedStorage:
     import mmap
 
     size = numbers * dtype.itemsize
-    area = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | mmap.MAP_NORESERVE)
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0x4000)
+    area = mmap.mmap(-1, size, flags)
     return torch.frombuffer(area, dtype=torch.uint8).untyped_storage()
 
 
