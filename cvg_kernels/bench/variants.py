@@ -13,13 +13,21 @@ class Variant(Protocol):
     name: str
     dtype: str
 
-    def launches(self) -> Iterator:
-        """Every kernel launch that it makes."""
+    def launches(self, processors: int = 132, parts: tuple[str, ...] | None = None) -> Iterator:
+        """Every kernel launch that it makes.
+
+        Args:
+            processors: multiprocessors of the GPU.
+            parts: which, of the names that the variant gives them; `None`: all.
+        """
 
 
 @dataclass(frozen=True)
 class AttentionVariant:
-    """Attention with capture: forward with values and maps alone, backward to the query and to everything."""
+    """Attention with capture, on the layout that diffusers has: `[B, N, H, D]` seen as `[B, H, N, D]`.
+
+    Parts: `forward`, `maps` (without values), `query` (the gradient of the query alone) and `all` (all gradients).
+    """
 
     name: str
     dtype: str
@@ -31,30 +39,36 @@ class AttentionVariant:
     tokens: int = 8
     masked: bool = False
 
-    def launches(self) -> Iterator:
+    def launches(self, processors: int = 132, parts: tuple[str, ...] | None = None) -> Iterator:
         """See `Variant`."""
         import torch
 
         from cvg_kernels._triton import attention
 
+        parts = parts or ("forward", "maps", "query", "all")
         dtype = getattr(torch, self.dtype)
         with torch.device("meta"):
-            query = torch.empty(self.batch, self.heads, self.queries, self.dim, dtype=dtype)
-            key, value = torch.empty(
-                2, self.batch, self.heads, self.keys, self.dim, dtype=dtype
-            ).unbind(0)
+            query, key, value = (
+                torch.empty(self.batch, length, self.heads, self.dim, dtype=dtype).transpose(1, 2)
+                for length in (self.queries, self.keys, self.keys)
+            )
             ids = torch.empty(self.batch, self.tokens, dtype=torch.int64)
             bias = torch.empty(self.batch, self.keys) if self.masked else None
-        for values in (value, None):
-            launches, (out, maps, lse) = attention.forward_launches(
-                query, key, values, ids, bias, 0.1, True, processors=132
-            )
+        if "maps" in parts:
+            yield from attention.forward_launches(
+                query, key, None, ids, bias, 0.1, True, processors=processors
+            )[0]
+        launches, (out, maps, lse) = attention.forward_launches(
+            query, key, value, ids, bias, 0.1, True, processors=processors
+        )
+        if "forward" in parts:
             yield from launches
-            grad_out = None if values is None else torch.empty_like(out)
-            for everything in (False, True):
+        for part in ("query", "all"):
+            if part in parts:
+                every = part == "all"
                 yield from attention.backward_launches(
-                    grad_out, maps, None, query, key, values, ids, bias, out, lse, 0.1, True,
-                    True, everything, everything and values is not None,
+                    torch.empty_like(out), maps, None, query, key, value, ids, bias, out, lse, 0.1, True,
+                    True, every, every,
                 )[0]  # fmt: skip
 
 
@@ -69,7 +83,7 @@ class FlowVariant:
     width: int
     dtype: str = "float32"
 
-    def launches(self) -> Iterator:
+    def launches(self, processors: int = 132, parts: tuple[str, ...] | None = None) -> Iterator:
         """See `Variant`."""
         import torch
 
@@ -103,7 +117,7 @@ class TemporalVariant:
     frames: int
     dim: int
 
-    def launches(self) -> Iterator:
+    def launches(self, processors: int = 132, parts: tuple[str, ...] | None = None) -> Iterator:
         """See `Variant`."""
         import torch
 
@@ -134,7 +148,7 @@ class FrameBandVariant:
     tokens: int
     dim: int
 
-    def launches(self) -> Iterator:
+    def launches(self, processors: int = 132, parts: tuple[str, ...] | None = None) -> Iterator:
         """See `Variant`."""
         import torch
 

@@ -51,11 +51,17 @@ class AttentionCall(NamedTuple):
 class AttentionResult(NamedTuple):
     """What the forward pass gives, and what the backward pass reads."""
 
-    out: torch.Tensor | None  #: `[B, H, N, Dv]`, in memory as `dense_like(query, Dv)`; `None` without values
-    maps: torch.Tensor | None  #: wide, contiguous `[B, K, N]` or `[B, H, K, N]`; `None` without token ids
+    out: (
+        torch.Tensor | None
+    )  #: `[B, H, N, Dv]`, in memory as `dense_like(query, Dv)`; `None` without values
+    maps: (
+        torch.Tensor | None
+    )  #: wide, contiguous `[B, K, N]` or `[B, H, K, N]`; `None` without token ids
     lse: torch.Tensor  #: wide, contiguous `[B, H, N]`
     highest: torch.Tensor | None = None  #: m, wide `[B, H, N]`; `None` without a band
-    place: torch.Tensor | None = None  #: the first key that has m, int32 `[B, H, N]`; `None` without a band
+    place: torch.Tensor | None = (
+        None  #: the first key that has m, int32 `[B, H, N]`; `None` without a band
+    )
 
 
 class AttentionGrads(NamedTuple):

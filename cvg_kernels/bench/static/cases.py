@@ -1,0 +1,49 @@
+"""Which variants are compiled for which GPU: a set that covers, small enough for every run of the tests, and the whole.
+
+The whole is every layer on every target and every head_dim with every number of tokens on every target: over a thousand
+kernels. The covering set has every head_dim on every target, forward and backward; every number of tokens on every
+target, and with every head_dim somewhere; every kernel of every layer on Hopper, and on one other target.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from cvg_kernels.bench.static.compiled import TARGETS
+from cvg_kernels.bench.variants import VARIANTS, AttentionVariant, Variant
+
+Job = tuple[Variant, str, tuple[str, ...] | None]
+
+DIMS = (40, 64, 72, 80, 88, 96, 128, 160, 256)
+TOKENS = (8, 16, 33, 77)
+
+
+def grid_variant(dim: int, tokens: int) -> AttentionVariant:
+    """A layer with few keys, many of them captured.
+
+    Args:
+        dim: size of a head.
+        tokens: captured.
+    """
+    return AttentionVariant(f"D {dim}, {tokens} tokens", "bfloat16", 2, 8, 2560, 77, dim, tokens)
+
+
+def covering() -> Iterator[Job]:
+    """The set that the tests compile."""
+    for t, target in enumerate(TARGETS):
+        for d, dim in enumerate(DIMS):
+            yield grid_variant(dim, TOKENS[(d + t) % len(TOKENS)]), target, ("forward", "query")
+    others = [target for target in TARGETS if target != "sm_90"]
+    for number, variant in enumerate(VARIANTS):
+        yield variant, "sm_90", None
+        yield variant, others[number % len(others)], None
+
+
+def whole() -> Iterator[Job]:
+    """Every variant on every target."""
+    for target in TARGETS:
+        for variant in VARIANTS:
+            yield variant, target, None
+        for dim in DIMS:
+            for tokens in TOKENS:
+                yield grid_variant(dim, tokens), target, ("forward", "query", "all")
