@@ -37,8 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--static",
         action="store_true",
-        help="instead: compile the Triton kernels for GPUs that need not be there, and print registers, spills, and per loop "
-        "the instructions per score element and a modelled fraction of peak",
+        help="instead: compile the Triton kernels for GPUs that need not be there, and print registers, spills, and per "
+        "loop the instructions per score element and a modelled fraction of peak",
     )
     parser.add_argument("--targets", help="with --static: targets, separated by commas")
     parser.add_argument(

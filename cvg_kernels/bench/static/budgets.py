@@ -1,7 +1,7 @@
 """The committed table of what compilers made of the kernels, and the comparison that lets it only improve.
 
-The table is a JSON file as `cvg-kernels bench --static --json` writes it: the versions of the compilers, and a row per kernel.
-Figures of other compilers cannot be compared.
+The table is a JSON file as `cvg-kernels bench --static --json` writes it: the versions of the compilers, and a row per
+kernel. Figures of other compilers cannot be compared.
 """
 
 from __future__ import annotations
@@ -123,9 +123,7 @@ def _compare_figures(
         if is_now == was:
             continue
         line = f"{name}: {figure} was {was}, is {is_now}"
-        if is_now is None or was is None:
-            result.worse.append(line)
-        elif (is_now > was) == (figure in at_most):
+        if is_now is None or was is None or (is_now > was) == (figure in at_most):
             result.worse.append(line)
         else:
             result.better.append(line)

@@ -195,12 +195,17 @@ def product_loops(code: str, launch, architecture: model.Architecture) -> Iterab
         launch: what was compiled.
         architecture: for the model.
     """
+    exact = launch.arguments["query"].dtype.itemsize == 4 if "query" in launch.arguments else False
+
+    def has_products(loop: sass.Loop) -> bool:
+        return _products(mix_of(loop.body), exact)
+
     for outermost in sass.loops(code):
         for loop in outermost.all():
-            own = mix_of(loop.without(_has_products))
-            if not _products(own):
+            own = mix_of(loop.without(has_products))
+            if not _products(own, exact):
                 continue
-            inner = not any(_has_products(below) for below in loop.all() if below is not loop)
+            inner = not any(has_products(below) for below in loop.all() if below is not loop)
             row = LoopRow(
                 loop.depth, inner, own.total, own.opcodes, own.exp2, own.async_copies + own.tma,
                 own.narrow_loads, own.local,
@@ -220,13 +225,9 @@ def product_loops(code: str, launch, architecture: model.Architecture) -> Iterab
             )  # fmt: skip
 
 
-def _has_products(loop: sass.Loop) -> bool:
-    return _products(mix_of(loop.body))
-
-
-def _products(mix: Mix) -> bool:
-    """Whether there are matrix products; of float32, FFMA in numbers that nothing else needs."""
-    return mix.tensor > 0 or mix.fma >= 64
+def _products(mix: Mix, exact: bool) -> bool:
+    """Whether there are matrix products; of float32 (exact), FFMA in numbers that nothing else needs."""
+    return mix.tensor > 0 or (exact and mix.fma >= 64)
 
 
 def compile_job(job: tuple) -> list[StaticRow]:

@@ -26,10 +26,10 @@ Of a loop with branches both sides count. Products of float32, done without tens
 Where the constants come from: shared memory, registers, warps and blocks per processor, and the throughput of FP32 and
 MUFU from the tables "Technical Specifications per Compute Capability" and "Throughput of Native Arithmetic Instructions"
 of NVIDIA's CUDA programming guide; dense 16-bit products a clock from the peak in the data sheets divided by processors
-and boost clock (A100 312 TFLOP/s, 108, 1.41 GHz; A10 125, 72, 1.695; L40S 362, 142, 2.52; H100 SXM 989, 132, 1.83; B200 2250,
-148, 1.85; RTX PRO 6000 504, 188, 2.62). GeForce cards of sm_86, sm_89 and sm_120 sum 16-bit products in float32 at half that
-rate. L2: 5120 bytes a clock in all on A100 (its white paper) and taken for H100 and B200 also; 64 a processor elsewhere, by
-which loads reach L1.
+and boost clock, to a power of two (A100 312 TFLOP/s, 108, 1.41 GHz; A10 125, 72, 1.695; L40S 362, 142, 2.52; H100 SXM 989,
+132, 1.83; B200 2250, 148, 1.85; RTX PRO 6000 504, 188, 2.62). GeForce cards of sm_86, sm_89 and sm_120 sum such products in
+float32 at half that rate. L2: 5120 bytes a clock in all on A100 (its white paper), taken for H100 and B200 also; 64 a
+processor elsewhere, the width of an L1 fill.
 """
 
 from __future__ import annotations

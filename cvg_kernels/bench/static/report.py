@@ -25,9 +25,9 @@ def print_table(rows: Iterable[StaticRow]) -> None:
     """Prints a line per kernel, and one per loop that carries matrix products."""
     print(
         "blocks: resident on a multiprocessor; fill: share of the processors' time that the programs take; matrix: "
-        "tensor-core instructions.\nOf a loop: instructions a turn and warp, instructions a lane and score element, asynchronous"
-        " copies, and the modelled\n(not measured) fraction of peak, an upper limit, with what limits it. The model:"
-        " cvg_kernels/bench/static/model.py"
+        "tensor-core instructions.\nOf a loop: instructions a turn and warp, instructions a lane and score element, "
+        "asynchronous copies, and the modelled\n(not measured) fraction of peak, an upper limit, with what limits it. "
+        "The model: cvg_kernels/bench/static/model.py"
     )
     print(_line(_HEAD))
     for row in rows:

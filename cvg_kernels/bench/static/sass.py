@@ -1,8 +1,8 @@
 """Reads the machine code of NVIDIA GPUs (SASS) as `nvdisasm -c` prints it: control flow, loops, and what a loop does.
 
-Only what a budget of instructions needs. A loop is a strongly connected part of the graph of basic blocks, found from the
-outside inwards, so loops that the compiler entered in the middle, and blocks that it laid out elsewhere (Blackwell's waits),
-count where they run.
+Only what a budget of instructions needs. A loop is a strongly connected part of the graph of basic blocks, found from
+the outside inwards, so loops that the compiler entered in the middle, and blocks that it laid out elsewhere (Blackwell's
+waits), count where they run.
 """
 
 from __future__ import annotations
