@@ -45,6 +45,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--all", action="store_true", help="with --static: every case; takes an hour"
     )
     parser.add_argument(
+        "--objects",
+        action="store_true",
+        help="with --static: the kernels of the CUDA module that was built",
+    )
+    parser.add_argument(
         "--processes", type=int, default=2, help="with --static: compilers at work at once"
     )
 
@@ -89,8 +94,17 @@ def _measure(options: argparse.Namespace) -> int:
 
 
 def _static(options: argparse.Namespace) -> int:
-    from cvg_kernels.bench.static import budgets, cases, compiled, report
+    from cvg_kernels.bench.static import budgets, cases, compiled, objects, report
 
+    if options.objects:
+        module = objects.built_module()
+        if module is None:
+            raise ArgumentError("--objects needs the CUDA module, which was not built")
+        rows, versions = objects.module_rows(module), {"nvcc": objects.compiler(module)}
+        report.print_objects(rows)
+        if options.json is not None:
+            budgets.write(options.json, rows, versions)
+        return 0
     targets = options.targets.split(",") if options.targets else list(compiled.TARGETS)
     unknown = set(targets) - set(compiled.TARGETS)
     if unknown:
@@ -101,5 +115,5 @@ def _static(options: argparse.Namespace) -> int:
     rows = compiled.collect(jobs[:2] if options.quick else jobs, options.processes)
     report.print_table(rows)
     if options.json is not None:
-        budgets.write(options.json, rows)
+        budgets.write(options.json, rows, budgets.compilers())
     return 0

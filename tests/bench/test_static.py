@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from cvg_kernels.bench.static import model, sass
-from cvg_kernels.bench.static.budgets import compare
+from cvg_kernels.bench.static.budgets import compare, compare_objects
 from cvg_kernels.bench.static.mix import mix_of
 from cvg_kernels.bench.static.model import ARCHITECTURES, Work
+from cvg_kernels.bench.static.objects import ObjectRow, usage
 from cvg_kernels.bench.static.work import repeated_products, work_of
 
 # An outer loop (0x10 to 0x160) around an inner one (0x40 to 0xe0) that waits in a loop of two, laid out behind the end.
@@ -265,6 +267,46 @@ def test_budgets_that_are_broken(figures, told):
         worse
     )
     assert not better and not unknown
+
+
+USAGE = """
+Fatbin elf code:
+================
+arch = sm_90a
+
+Resource usage:
+ Common:
+  GLOBAL:0
+ Function _ZN3cvg41_GLOBAL__N__6528eed8_9_device_cu_f597000411double_eachEPi:
+  REG:8 STACK:16 SHARED:32 LOCAL:4 CONSTANT[0]:536 TEXTURE:0 SURFACE:0 SAMPLER:0
+
+Fatbin elf code:
+================
+arch = sm_80
+ Function _Zother:
+  REG:40 STACK:0 SHARED:0 LOCAL:0 CONSTANT[0]:536 TEXTURE:0 SURFACE:0 SAMPLER:0
+"""
+
+
+def test_listing_of_the_cuda_module():
+    assert usage(USAGE) == [
+        ObjectRow("_ZN3cvgdevice11double_eachEPi", "sm_90", 8, 20, 32),
+        ObjectRow("_Zother", "sm_80", 40, 0, 0),
+    ]
+
+
+def test_budgets_of_the_cuda_module():
+    rows = [asdict(row) for row in usage(USAGE)]
+    assert compare_objects(rows, rows) == ([], [], [])
+    grown = [rows[0] | {"stack_bytes": 24}, rows[1] | {"registers": 39}]
+    worse, better, unknown = compare_objects(grown, rows)
+    assert worse == ["_ZN3cvgdevice11double_eachEPi on sm_90: stack_bytes was 20, is 24"]
+    assert better == ["_Zother on sm_80: registers was 40, is 39"] and not unknown
+    assert compare_objects(rows[:1], rows) == ([], [], [])  # built for one GPU only
+    assert compare_objects([rows[0] | {"kernel": "new"}], rows).unknown == [
+        "only the table has _ZN3cvgdevice11double_eachEPi on sm_90",
+        "the table lacks new on sm_90",
+    ]
 
 
 def test_budgets_that_may_be_lowered_and_kernels_of_one_side():

@@ -13,11 +13,16 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from cvg_kernels.bench.static.compiled import StaticRow
+from cvg_kernels.bench.static.objects import ObjectRow
 
-#: Where the table lies in the repository.
+#: Where the tables lie in the repository: of Triton's kernels, and of the CUDA module.
 TABLE = Path("benchmarks/static_budgets.json")
+OBJECTS_TABLE = Path("benchmarks/cuda_budgets.json")
 REWRITE = f"cvg-kernels bench --static --json {TABLE}"
+REWRITE_OBJECTS = f"cvg-kernels bench --static --objects --json {OBJECTS_TABLE}"
 _KEY = ("target", "variant", "dtype", "kernel")
+_OBJECTS_KEY = ("target", "kernel")
+_OBJECTS_AT_MOST = ("registers", "stack_bytes", "shared_bytes")
 #: Figures of a kernel that may not grow, and that may not fall.
 _AT_MOST = ("registers", "spills", "shared_bytes", "narrow_loads", "repeated")
 _AT_LEAST = ("resident", "fill", "specialised")
@@ -47,27 +52,18 @@ def compilers() -> dict[str, str]:
     return {"triton": triton.__version__}
 
 
-def as_json(rows: Iterable[StaticRow]) -> dict[str, Any]:
-    """The table as plain data.
-
-    Args:
-        rows: as `collect` returns them.
-    """
-    return {"compilers": compilers(), "rows": [asdict(row) for row in rows]}
-
-
-def write(path: Path, rows: Iterable[StaticRow]) -> None:
-    """Writes the table, one row a line, sorted, so that a change shows as the lines it changes.
+def write(path: Path, rows: list[StaticRow] | list[ObjectRow], versions: dict[str, str]) -> None:
+    """Writes a table, one row a line, sorted, so that a change shows as the lines it changes.
 
     Args:
         path: of the file.
-        rows: as `collect` returns them.
+        rows: as `collect` or `module_rows` return them.
+        versions: of the compilers.
     """
-    table = as_json(rows)
-    lines = sorted(
-        json.dumps({**{name: row[name] for name in _KEY}, **row}) for row in table["rows"]
-    )
-    head = json.dumps(table["compilers"])
+    key = _KEY if rows and isinstance(rows[0], StaticRow) else _OBJECTS_KEY
+    plain = [asdict(row) for row in rows]
+    lines = sorted(json.dumps({name: row[name] for name in key} | row) for row in plain)
+    head = json.dumps(versions)
     path.write_text(
         f'{{"compilers": {head},\n "figures": "of the compiler; fraction is modelled, not measured",\n'
         f' "rows": [\n' + ",\n".join(lines) + "\n]}\n"
@@ -95,6 +91,30 @@ def compare(present: Iterable[dict], committed: Iterable[dict]) -> Comparison:
         for number, (loop, old) in enumerate(zip(loops, old_loops, strict=True)):
             name = f"{_name(key)}, loop {number}"
             _compare_figures(result, name, loop, old, _LOOP_AT_MOST, _LOOP_AT_LEAST)
+    return result
+
+
+def compare_objects(present: Iterable[dict], committed: Iterable[dict]) -> Comparison:
+    """Compares what nvcc made of the CUDA kernels, for the GPUs that both sides were built for.
+
+    Args:
+        present: rows of the built module.
+        committed: what the table has.
+    """
+    now = {tuple(row[name] for name in _OBJECTS_KEY): row for row in present}
+    then = {tuple(row[name] for name in _OBJECTS_KEY): row for row in committed}
+    targets = {target for target, _ in now} & {target for target, _ in then}
+    result = Comparison([], [], [])
+    for key in sorted(now.keys() | then.keys()):
+        if key[0] not in targets:
+            continue
+        name = f"{key[1]} on {key[0]}"
+        if key in now and key in then:
+            _compare_figures(result, name, now[key], then[key], _OBJECTS_AT_MOST, ())
+        else:
+            result.unknown.append(
+                f"{'the table lacks' if key in now else 'only the table has'} {name}"
+            )
     return result
 
 

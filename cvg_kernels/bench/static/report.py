@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from cvg_kernels.bench.static.compiled import LoopRow, StaticRow
+from cvg_kernels.bench.static.objects import ObjectRow
 
 _HEAD = (
     "target",
@@ -42,6 +43,15 @@ def print_table(rows: Iterable[StaticRow]) -> None:
         )  # fmt: skip
         for loop in row.loops:
             print("    " + _loop(loop))
+
+
+def print_objects(rows: Iterable[ObjectRow]) -> None:
+    """Prints a line per kernel of the CUDA module."""
+    for row in rows:
+        print(
+            f"{row.target:7}  {row.registers:3} registers  {row.stack_bytes:5} bytes of stack  "
+            f"{row.shared_bytes:6} of shared memory  {row.kernel}"
+        )
 
 
 def _line(cells: tuple) -> str:
