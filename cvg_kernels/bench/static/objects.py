@@ -87,21 +87,6 @@ def compiler(module: Path) -> str:
     return match[1].decode()
 
 
-def compiler(module: Path) -> str:
-    """The version of nvcc that made a module, as it stands in it.
-
-    Args:
-        module: the shared library.
-
-    Raises:
-        RuntimeError: it stands nowhere.
-    """
-    match = re.search(rb"Cuda compilation tools, release [\d.]+, V([\d.]+)", module.read_bytes())
-    if match is None:
-        raise RuntimeError(f"{module} does not tell its compiler")
-    return match[1].decode()
-
-
 def built_module() -> Path | None:
     """The package's CUDA module, if it was built."""
     import cvg_kernels
