@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -59,8 +61,10 @@ class Launch:
         )
 
     def run(self) -> None:
-        """Runs the kernel on the current device."""
-        if 0 not in self.grid:
+        """Runs the kernel on the device of its tensors, whichever device is the current one."""
+        if 0 in self.grid:
+            return
+        with _device_of(self.arguments.values()):
             self.kernel[self.grid](
                 **self.arguments,
                 **self.constants,
@@ -97,10 +101,42 @@ class Launch:
         return triton.compile(source, target=target, options=options)
 
 
+def _device_of(arguments: Iterable[Any]) -> AbstractContextManager:
+    """What makes the GPU of the first tensor the current one: Triton launches on the current device and its stream."""
+    device = next((value.device for value in arguments if isinstance(value, torch.Tensor)), None)
+    if device is None or device.type != "cuda" or device.index == torch.cuda.current_device():
+        return nullcontext()
+    return torch.cuda.device(device)
+
+
 def strides(name: str, tensor: torch.Tensor | None, axes: str = "bhnd") -> dict[str, int]:
     """The strides of a tensor as kernel arguments `<name>_<axis>`, one letter an axis."""
     values = (0,) * len(axes) if tensor is None else tensor.stride()
     return {f"{name}_{axis}": value for axis, value in zip(axes, values, strict=True)}
+
+
+def unit_strides(name: str, tensor: torch.Tensor | None) -> tuple[dict[str, int], dict[str, int]]:
+    """The strides of a tensor `[B, H, N, D]` as kernel arguments in units, and the unit as a constant.
+
+    Where the last axis is dense and every other stride divides by 8, the unit is 8 elements: the kernel multiplies by a
+    constant 8, and the compiler sees that rows begin at multiples of 16 bytes also where 16 divides no stride, as for
+    a head dimension of 40, 72 or 88. Elsewhere the unit is 1. Axes of size 1 have the stride 0, or 1 for the last one.
+
+    Returns:
+        `{<name>_b, <name>_h, <name>_n, <name>_d}`, of which the last is always in elements, and `{<NAME>_UNIT}`.
+    """
+    unit_name = f"{name.upper()}_UNIT"
+    if tensor is None:
+        return {f"{name}_{axis}": 0 for axis in "bhnd"}, {unit_name: 1}
+    sizes, steps = tensor.shape, tensor.stride()
+    outer = [step if size > 1 else 0 for size, step in zip(sizes[:-1], steps[:-1], strict=True)]
+    last = steps[-1] if sizes[-1] > 1 else 1
+    unit = 8 if last == 1 and all(step % 8 == 0 for step in outer) else 1
+    values = (*(step // unit for step in outer), last)
+    return (
+        {f"{name}_{axis}": value for axis, value in zip("bhnd", values, strict=True)},
+        {unit_name: unit},
+    )
 
 
 def padded(size: int) -> int:

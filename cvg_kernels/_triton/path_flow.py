@@ -13,6 +13,7 @@ from cvg_kernels._triton.path_flow_kernels import (
     hop_gradient_kernel,
     hop_kernel,
     ties_kernel,
+    turn_kernel,
 )
 
 #: residual → (factor of the hop, what the diagonal gains)
@@ -38,6 +39,8 @@ class Hop:
         rows_tile = min(
             _ELEMENTS // (positions_tile * middle_tile), triton.next_power_of_2(rows), 64
         )
+        if kernel is hop_kernel and triton.cdiv(rows, rows_tile) % 2 == 0:
+            rows_tile *= 2  # it holds so few numbers that twice the rows, none in vain, leave registers for many warps
         arguments = {
             **tensors, "hop": self.hop, "x": self.x,
             **_strides("hop", "blir", self.hop), **_strides("x", "bkrl", self.x), **strides,
@@ -105,26 +108,62 @@ def _strides(name: str, axes: str, tensor: torch.Tensor) -> dict[str, int]:
     return {f"{name}_{axis}": step for axis, step in zip(axes, tensor.stride(), strict=True)}
 
 
+def _positions_innermost(tensor: torch.Tensor) -> tuple[torch.Tensor, list[Launch]]:
+    """The same numbers `[B, X, Y, L]` with neighbouring positions next to each other, and the launch that copies them.
+
+    A tensor that has them so, or one number for all of them, is left as it is.
+    """
+    batch, rows, depth, positions = tensor.shape
+    if positions == 1 or tensor.stride(3) in (0, 1):
+        return tensor, []
+    turned = torch.empty_like(tensor, memory_format=torch.contiguous_format)
+    tile = {"ROWS": 4, "DEPTH": min(16, triton.next_power_of_2(depth)), "POSITIONS": _POSITIONS}
+    arguments = {
+        "given": tensor, "turned": turned, **_strides("given", "birl", tensor),
+        "rows": rows, "depth": depth, "positions": positions,
+    }  # fmt: skip
+    grid = (
+        batch * triton.cdiv(positions, tile["POSITIONS"]),
+        triton.cdiv(depth, tile["DEPTH"]),
+        triton.cdiv(rows, tile["ROWS"]),
+    )
+    return turned, [Launch(turn_kernel, grid, arguments, tile, num_warps=4, num_stages=1)]
+
+
 def path_flow_launches(cross, temporal, temperature, residual):
-    """The launches of all hops, and the flow before the first and after each."""
-    flows, launches = [cross], []
+    """The launches of all hops, the flow before the first and after each, and the hops as the kernels read them."""
+    cross, launches = _positions_innermost(cross)
+    flows, hops = [cross], []
     for hop in temporal:
+        hop, turn = _positions_innermost(hop.permute(0, 2, 3, 1))
+        hops.append(hop.permute(0, 3, 1, 2))
         flows.append(torch.empty_like(cross, memory_format=torch.contiguous_format))
-        launches.append(Hop(hop, flows[-2], *_MIXING[residual], temperature).forward(flows[-1]))
-    return launches, flows
+        launches += turn
+        launches.append(
+            Hop(hops[-1], flows[-2], *_MIXING[residual], temperature).forward(flows[-1])
+        )
+    return launches, flows, hops
 
 
-def path_flow_backward_launches(grad, flows, temporal, temperature, residual, need_temporal):
-    """The launches of the gradient, last hop first, and the gradients of cross and of the hops."""
-    launches, grad_temporal = [], [None] * len(temporal)
-    for at in reversed(range(len(temporal))):
-        hop = Hop(temporal[at], flows[at], *_MIXING[residual], temperature)
+def path_flow_backward_launches(grad, flows, hops, temperature, residual, need_temporal):
+    """The launches of the gradient, last hop first, and the gradients of cross and of the hops.
+
+    Args:
+        grad: of the last flow.
+        flows: as `path_flow_launches` returns them.
+        hops: as `path_flow_launches` returns them.
+        temperature: `None` for the hard form.
+        residual: how the skip connection enters a hop.
+        need_temporal: of which hops a gradient is wanted.
+    """
+    grad, launches = _positions_innermost(grad)
+    grad_temporal = [None] * len(hops)
+    for at in reversed(range(len(hops))):
+        hop = Hop(hops[at], flows[at], *_MIXING[residual], temperature)
         shared, ties = hop.shared_gradient(flows[at + 1], grad)
         launches += ties
         if need_temporal[at]:
-            grad_temporal[at] = torch.empty_like(
-                temporal[at], memory_format=torch.contiguous_format
-            )
+            grad_temporal[at] = torch.empty_like(hops[at], memory_format=torch.contiguous_format)
             launches.append(hop.hop_gradient(flows[at + 1], shared, grad_temporal[at]))
         grad = torch.empty_like(flows[at], memory_format=torch.contiguous_format)
         launches.append(hop.flow_gradient(flows[at + 1], shared, grad))
@@ -133,21 +172,25 @@ def path_flow_backward_launches(grad, flows, temporal, temperature, residual, ne
 
 def path_flow(cross, temporal, temperature, residual):
     """See `python_ref.path_flow.path_flow`."""
-    launches, flows = path_flow_launches(cross, temporal, temperature, residual)
+    if not temporal:
+        return cross.clone(memory_format=torch.contiguous_format)
+    launches, flows, _ = path_flow_launches(cross, temporal, temperature, residual)
     for launch in launches:
         launch.run()
-    return flows[-1].clone() if len(flows) == 1 else flows[-1]
+    return flows[-1]
 
 
 def path_flow_backward(grad, cross, temporal, temperature, residual, need_temporal):
     """The gradient of cross, and that of each hop or `None`; the flow between the hops is computed once more."""
-    forward, flows = path_flow_launches(cross, temporal, temperature, residual)
+    if not temporal:
+        return grad.clone(memory_format=torch.contiguous_format), []
+    forward, flows, hops = path_flow_launches(cross, temporal, temperature, residual)
     backward, grad_cross, grad_temporal = path_flow_backward_launches(
-        grad, flows, temporal, temperature, residual, need_temporal
+        grad, flows, hops, temperature, residual, need_temporal
     )
     for launch in (*forward, *backward):
         launch.run()
-    return (grad_cross.clone() if not temporal else grad_cross), grad_temporal
+    return grad_cross, grad_temporal
 
 
 def _product(a: torch.Tensor, b: torch.Tensor, temperature: float | None) -> Hop:

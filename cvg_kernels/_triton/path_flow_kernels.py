@@ -7,6 +7,15 @@ A hop takes the flow x of K tokens through a matrix of edges at every position,
 and the soft form puts T log Σ exp(·/T) in the place of max, and likewise of min. A tile holds rows × tokens × positions:
 positions lie next to each other in memory, and one load of an edge serves all tokens of the tile. The min-max product of
 plain matrices is the same with one token, its columns as positions, and edges that do not depend on the position.
+
+Hops come as `[B, L, F, F]`, and neighbouring positions lie F² numbers apart: a warp's load of an edge at 32 positions would
+touch 32 sectors of 32 bytes, where 4 hold its numbers. `turn_kernel` first writes such a tensor with its positions
+innermost, once for all kernels of a call, and every load and store below then moves whole sectors. Bytes of a hop forward:
+
+    floor  4 L (F² + 2 K F)        here  4 L (3 F² + 2 K F)
+
+from memory, at L = 2560, F = 16, K = 77 27.9 and 33.1 MB; the loads of edges that repeat for every 8 tokens, 4 L F² ⌈K / 8⌉,
+find them in the second-level cache.
 """
 
 from __future__ import annotations
@@ -53,10 +62,38 @@ def tile(ROWS: tl.constexpr, MIDDLE: tl.constexpr, POSITIONS: tl.constexpr, posi
 
 
 @triton.jit
+def turn_kernel(
+    given, turned, given_b, given_i, given_r, given_l, rows, depth, positions,
+    ROWS: tl.constexpr, DEPTH: tl.constexpr, POSITIONS: tl.constexpr,
+):  # fmt: skip
+    """Copies `given`, a strided [B, rows, depth, L], to a contiguous tensor; tiles are turned in shared memory."""
+    b, i, r, l = tile(ROWS, DEPTH, POSITIONS, positions)
+    inside = (i < rows) & (r < depth) & (l < positions)
+    numbers = tl.load(given + b * given_b + i * given_i + r * given_r + l * given_l, mask=inside)
+    tl.store(turned + ((b * rows + i) * depth + r) * positions + l, numbers, mask=inside)
+
+
+@triton.jit
 def load_edge(hop, i, r, l, hop_l, hop_i, hop_r, inside, share, skip):
     """Edges with the skip connection mixed in, 0 outside."""
     edge = tl.load(hop + i * hop_i + r * hop_r + l * hop_l, mask=inside, other=0.0) * share
     return edge + tl.where((i == r) & inside, skip, 0.0)
+
+
+@triton.jit
+def any_gradient(grad, at, first, end, step, inside, COUNT: tl.constexpr):
+    """Whether COUNT planes of a gradient, `step` apart, hold a number but 0.
+
+    After a maximum over all positions next to no tile has a gradient; one question to many planes, as each has to wait
+    for memory. `at` and `inside` are [X, 1, L] or [1, X, L]: the planes are put in place of the axis of size 1.
+    """
+    planes = first + tl.arange(0, COUNT)
+    if at.shape[0] == 1:
+        planes = planes[:, None, None]
+    else:
+        planes = planes[None, :, None]
+    g = tl.load(grad + at + planes.to(tl.int64) * step, mask=inside & (planes < end), other=0.0)
+    return tl.max(tl.where(g != 0, 1, 0)) > 0  # NaN is one
 
 
 @triton.jit
@@ -133,15 +170,14 @@ def flow_gradient_kernel(
 
     flow = tl.load(x + b * x_b + k * x_k + r * x_r + l * x_l, mask=inside, other=0.0)
     total = tl.zeros([ROWS, TOKENS, POSITIONS], tl.float32)
-    for i in range(rows):
-        g = tl.load(grad + k * g_k + i * g_i + l * g_l, mask=flows, other=0.0)
-        if (
-            tl.max(tl.abs(g)) > 0
-        ):  # after a maximum over all positions next to no tile has a gradient
-            edge = load_edge(hop, i, r, l, hop_l, hop_i, hop_r, edges, share, skip)
-            width = tl.load(y + k * y_k + i * y_i + l * y_l, mask=flows, other=0.0)
-            _, to_flow = pull(edge, flow, width, g, temperature, SOFT)
-            total += to_flow
+    for first in range(0, rows, ROWS):
+        if any_gradient(grad, k * g_k + l * g_l, first, rows, g_i, flows, ROWS):
+            for i in range(first, tl.minimum(first + ROWS, rows)):
+                g = tl.load(grad + k * g_k + i * g_i + l * g_l, mask=flows, other=0.0)
+                edge = load_edge(hop, i, r, l, hop_l, hop_i, hop_r, edges, share, skip)
+                width = tl.load(y + k * y_k + i * y_i + l * y_l, mask=flows, other=0.0)
+                _, to_flow = pull(edge, flow, width, g, temperature, SOFT)
+                total += to_flow
     tl.store(grad_x + b * d_b + k * d_k + r * d_r + l * d_l, total, mask=inside)
 
 
@@ -162,11 +198,12 @@ def hop_gradient_kernel(
 
     edge = load_edge(hop + b * hop_b, i, r, l, hop_l, hop_i, hop_r, inside, share, skip)
     total = tl.zeros([ROWS, DEPTH, POSITIONS], tl.float32)
-    for k in range(tokens):
-        g = tl.load(grad + k * g_k + i * g_i + l * g_l, mask=leaving, other=0.0)
-        if tl.max(tl.abs(g)) > 0:
-            flow = tl.load(x + k * x_k + r * x_r + l * x_l, mask=arriving, other=0.0)
-            width = tl.load(y + k * y_k + i * y_i + l * y_l, mask=leaving, other=0.0)
-            to_edge, _ = pull(edge, flow, width, g, temperature, SOFT)
-            total += to_edge
+    for first in range(0, tokens, DEPTH):
+        if any_gradient(grad, i * g_i + l * g_l, first, tokens, g_k, leaving, DEPTH):
+            for k in range(first, tl.minimum(first + DEPTH, tokens)):
+                g = tl.load(grad + k * g_k + i * g_i + l * g_l, mask=leaving, other=0.0)
+                flow = tl.load(x + k * x_k + r * x_r + l * x_l, mask=arriving, other=0.0)
+                width = tl.load(y + k * y_k + i * y_i + l * y_l, mask=leaving, other=0.0)
+                to_edge, _ = pull(edge, flow, width, g, temperature, SOFT)
+                total += to_edge
     tl.store(grad_hop + b * d_b + l * d_l + i * d_i + r * d_r, total * share, mask=inside)

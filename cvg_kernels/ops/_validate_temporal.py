@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 
 from cvg_kernels.errors import ArgumentError
@@ -9,6 +11,7 @@ from cvg_kernels.ops._validate import MAX_HEAD_DIM, can_look_at, check_operand
 from python_ref.temporal_attention import gaussian_band
 
 _MAX_FRAMES = 256
+_KEPT_BANDS = 64  # of at most 256 × 256 numbers each
 
 
 def check_tensors(query, key, value) -> None:
@@ -39,15 +42,17 @@ def added_logits(query, sigma, strength, bias) -> torch.Tensor | None:
     """The `[F, F]` matrix to add to the logits, contiguous, in float32 (float64 for float64), or `None`.
 
     It is made by differentiable operations of torch: a gradient that reaches it goes on to sigma and strength, or bias.
+    A band of two numbers is made once and kept: nobody may write to it.
     """
     frames, wide = query.shape[-2], torch.promote_types(query.dtype, torch.float32)
+    if sigma is not None and bias is not None:
+        raise ArgumentError("sigma and bias exclude each other: give the band or a bias")
+    strength = _checked("strength", strength)
     if sigma is not None:
-        if bias is not None:
-            raise ArgumentError("sigma and bias exclude each other: give the band or a bias")
-        sigma = _scalar("sigma", sigma, query.device, wide)
-        strength = _scalar("strength", strength, query.device, wide)
-        return strength * gaussian_band(frames, sigma)
-    _scalar("strength", strength, query.device, wide)
+        sigma = _checked("sigma", sigma)
+        if isinstance(sigma, float) and isinstance(strength, float):
+            return _band_of_numbers(query, frames, sigma, strength, wide)
+        return _band(frames, sigma, strength, wide, query.device)
     if bias is None:
         return None
     if not isinstance(bias, torch.Tensor) or not bias.is_floating_point():
@@ -62,23 +67,57 @@ def added_logits(query, sigma, strength, bias) -> torch.Tensor | None:
     return bias.to(wide).contiguous()
 
 
-def _scalar(name: str, given, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    """A number or a 0-d tensor as a 0-d tensor; checked where a look at it is free."""
+def _checked(name: str, given) -> float | torch.Tensor:
+    """A number as a float, a 0-d tensor as it is; its value is checked where a look at it is free."""
     if isinstance(given, torch.Tensor):
         if given.ndim != 0 or not given.is_floating_point():
             raise ArgumentError(
                 f"{name} must be a number or a 0-d floating-point tensor, got {given.dtype} {tuple(given.shape)}"
             )
         number = given.item() if can_look_at(given) else None
-        scalar = given.to(device, dtype)
     else:
         try:
-            number = float(given)
+            given = number = float(given)
         except (TypeError, ValueError) as error:
             raise ArgumentError(
                 f"{name} must be a number or a 0-d tensor, got {given!r}"
             ) from error
-        scalar = torch.full((), number, dtype=dtype, device=device)
     if name == "sigma" and number is not None and not number > 0:
         raise ArgumentError(f"sigma must be above 0, got {number}")
-    return scalar
+    return given
+
+
+def _band(frames: int, sigma, strength, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """The band strength · exp(−(i − j)² / 2σ²) of two numbers or 0-d tensors."""
+    sigma, strength = (
+        given.to(device, dtype)
+        if isinstance(given, torch.Tensor)
+        else torch.full((), given, dtype=dtype, device=device)
+        for given in (sigma, strength)
+    )
+    return strength * gaussian_band(frames, sigma)
+
+
+@lru_cache(maxsize=_KEPT_BANDS)
+def _kept_band(frames, sigma, strength, dtype, device, stream) -> torch.Tensor:
+    """The band of two numbers, a plain tensor also if it is first wanted under inference mode.
+
+    One for each stream of a GPU: another stream could read it before it is written, or after it is given up.
+    """
+    with torch.inference_mode(False), torch.no_grad():
+        return _band(frames, sigma, strength, dtype, device)
+
+
+def _band_of_numbers(query, frames: int, sigma: float, strength: float, dtype) -> torch.Tensor:
+    """The band of two numbers, kept unless the call is being traced or captured: such a tensor belongs to its graph."""
+    stream = None
+    if torch.compiler.is_compiling() or type(query) is not torch.Tensor:
+        return _band(frames, sigma, strength, dtype, query.device)
+    if query.device.type == "cuda":
+        if torch.cuda.is_current_stream_capturing():
+            return _band(frames, sigma, strength, dtype, query.device)
+        stream = torch.cuda.current_stream(query.device).cuda_stream
+    band = _kept_band(frames, sigma, strength, dtype, query.device, stream)
+    if type(band) is not torch.Tensor or torch._C._functorch.is_functorch_wrapped_tensor(band):
+        _kept_band.cache_clear()  # made under a mode or transform of torch, which ends with this call
+    return band

@@ -226,6 +226,25 @@ def test_sparse_gradients(backend, temperature):
 
 @pytest.mark.parametrize("backend", KERNELS)
 @pytest.mark.parametrize("temperature", [None, 0.01])
+def test_a_nan_among_zeros_of_a_gradient_is_not_lost(backend, temperature):
+    """What passes over tiles without a gradient must not take NaN for none."""
+    tensors = graph((1, 3, 9, 34, 1), device=device_of(backend))
+    grad = torch.zeros_like(tensors[0])
+    grad[0, 2, 7, 33] = torch.nan
+
+    def kernel(cross, *temporal):
+        return cvg.path_flow(cross, temporal, temperature=temperature, backend=backend)
+
+    with cvg.trace_backends() as ran:
+        _, grad_cross, grad_hop = results(kernel, tensors, grad)
+    assert ran[0] == ("path_flow", backend)
+    # The narrower of the two edges has the gradient.
+    assert grad_cross[0, 2, :, 33].isnan().any() or grad_hop[0, 33, 7].isnan().any()
+    assert not grad_cross[0, :2].isnan().any() and not grad_hop[0, :33].isnan().any()
+
+
+@pytest.mark.parametrize("backend", KERNELS)
+@pytest.mark.parametrize("temperature", [None, 0.01])
 def test_any_strides(backend, temperature):
     """Views as capture makes them, and worse: the same numbers to the bit."""
     tensors = graph((2, 5, 4, 18, 2), device=device_of(backend))
