@@ -7,6 +7,9 @@ CVG_BUILD decides what is built:
     cuda  the CPU and the CUDA module; a failure of either is fatal
     none  pure Python
 
+CVG_CUDA_ARCHITECTURES names the GPUs of the CUDA module, as CMake's CUDA_ARCHITECTURES ("90a-real", "native"); by default all
+that are supported.
+
 The modules are two CMake builds of their own, so that nothing in the CUDA build can take the CPU module down.
 """
 
@@ -107,6 +110,7 @@ def cmake_build(target: str, output: Path, build: Path) -> None:
     }
     if target == "cuda":
         options["CMAKE_CUDA_COMPILER"] = find_nvcc()
+        options["CVG_CUDA_ARCHITECTURES"] = os.environ.get("CVG_CUDA_ARCHITECTURES", "")
     build.mkdir(parents=True, exist_ok=True)
     output.mkdir(parents=True, exist_ok=True)
     log = build / "build.log"

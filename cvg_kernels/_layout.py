@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 
@@ -16,11 +17,27 @@ def dense_like(tensor: torch.Tensor, last: int | None = None) -> torch.Tensor:
         tensor: of any strides.
         last: the size of the last axis, if it is not that of `tensor`.
     """
-    leading = range(tensor.ndim - 1)
-    order = [*sorted(leading, key=lambda axis: -tensor.stride(axis)), tensor.ndim - 1]
+    order, back = _orders(tensor.stride())
     sizes = [*tensor.shape[:-1], tensor.shape[-1] if last is None else last]
-    back = sorted(range(tensor.ndim), key=order.__getitem__)
     return tensor.new_empty([sizes[axis] for axis in order]).permute(back)
+
+
+def lies_like(tensor: torch.Tensor, like: torch.Tensor) -> bool:
+    """Whether a tensor of the leading sizes of `like` lies in memory as `dense_like` would put it."""
+    size = 1
+    for axis in reversed(_orders(like.stride())[0]):
+        if tensor.stride(axis) != size and tensor.shape[axis] != 1:
+            return False
+        size *= tensor.shape[axis]
+    return True
+
+
+@lru_cache(4096)
+def _orders(strides: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The axes of a tensor as they lie in memory, outermost first and the last one innermost, and the way back."""
+    last = len(strides) - 1
+    order = (*sorted(range(last), key=lambda axis: -strides[axis]), last)
+    return order, tuple(sorted(range(last + 1), key=order.__getitem__))
 
 
 def laid_out(

@@ -4,37 +4,22 @@ from __future__ import annotations
 
 import importlib
 import os
-from enum import Enum
 from typing import TYPE_CHECKING
 
 from cvg_kernels import native
 from cvg_kernels.errors import ArgumentError, BackendUnavailableError
+from cvg_kernels.kernels import KERNELS, Backend, kernels_of
 
 if TYPE_CHECKING:
     import torch
 
+__all__ = ["OPERATIONS", "Backend", "parse_backend", "require", "unavailable_reason"]
 
-class Backend(str, Enum):
-    """Who computes an operation."""
-
-    AUTO = "auto"  #: the fastest one that can
-    REFERENCE = "reference"  #: plain PyTorch, the definition
-    NATIVE = "native"  #: C++ on CPU tensors
-    TRITON = "triton"  #: Triton on GPU tensors
-    CUDA = "cuda"  #: CUDA C++ on NVIDIA GPU tensors
-
-
-#: Every operation and the backends it has.
+#: Every operation that users call and the backends it has, the reference first.
 OPERATIONS: dict[str, tuple[Backend, ...]] = {
-    "attention": (Backend.REFERENCE, Backend.NATIVE, Backend.TRITON),
-    "path_flow": (Backend.REFERENCE, Backend.NATIVE, Backend.TRITON),
-    "token_peaks": (Backend.REFERENCE, Backend.NATIVE, Backend.TRITON),
-    "coupled_flow": (Backend.REFERENCE, Backend.NATIVE),
-    "max_flow": (Backend.REFERENCE, Backend.NATIVE, Backend.CUDA),
-    "temporal_attention": (Backend.REFERENCE, Backend.NATIVE, Backend.TRITON, Backend.CUDA),
-    "frame_band_attention": (Backend.REFERENCE, Backend.NATIVE, Backend.TRITON),
-    "guidance_mix": (Backend.REFERENCE, Backend.NATIVE, Backend.TRITON),
-    "structure": (Backend.REFERENCE,),
+    operation: tuple(there)
+    for operation, there in KERNELS.items()
+    if not operation.endswith("_backward")
 }
 
 
@@ -52,18 +37,25 @@ def parse_backend(backend: str | Backend) -> Backend:
 
 
 def unavailable_reason(
-    operation: str, backend: Backend, device: torch.device | None = None
+    operation: str,
+    backend: Backend,
+    device: torch.device | None = None,
+    dtype: torch.dtype | None = None,
 ) -> str | None:
     """Why `backend` cannot serve `operation`, or `None` if it can.
 
     Args:
-        operation: a key of `OPERATIONS`.
+        operation: a key of `OPERATIONS`, or the backward pass of one.
         backend: which one.
         device: of the tensors; `None` asks about this machine as a whole.
+        dtype: of the tensors; `None` is float32. Only torch's own attention makes a difference here.
     """
-    if backend not in OPERATIONS[operation]:
-        there = ", ".join(member.value for member in OPERATIONS[operation])
-        return f"{operation} has no {backend.value} kernel; it has {there}"
+    there = kernels_of(operation)
+    if backend not in there:
+        names = ", ".join(member.value for member in there)
+        return f"{operation} has no {backend.value} kernel; it has {names}"
+    if there[backend].asks:
+        return _asked_reason(there[backend].module, there[backend].devices, device, dtype)
     if backend is Backend.NATIVE:
         if device is not None and device.type != "cpu":
             return f"the native kernels take CPU tensors, these are on {device}"
@@ -86,6 +78,27 @@ def require(operation: str, backend: Backend, device: torch.device | None = None
     reason = unavailable_reason(operation, backend, device)
     if reason is not None:
         raise BackendUnavailableError(f"backend {backend.value!r} cannot run {operation}: {reason}")
+
+
+def _asked_reason(
+    module: str,
+    devices: tuple[str, ...],
+    device: torch.device | None,
+    dtype: torch.dtype | None,
+) -> str | None:
+    """What the module of a kernel says itself."""
+    import torch
+
+    if device is not None and device.type not in devices:
+        return f"its kernels take tensors on {' or '.join(devices)}, these are on {device}"
+    try:
+        asked = importlib.import_module(module)
+    except ImportError as error:
+        return f"{module} cannot be imported: {error}"
+    return asked.reason(
+        torch.device("cpu") if device is None else device,
+        torch.float32 if dtype is None else dtype,
+    )
 
 
 def _triton_reason(device: torch.device | None) -> str | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from cvg_kernels import __version__, native
 from cvg_kernels.backends import OPERATIONS, unavailable_reason
+from cvg_kernels.kernels import KERNELS
 
 _PACKAGES = (
     "torch",
@@ -39,7 +40,7 @@ def devices() -> dict[str, str]:
     """The processor and every GPU that torch can use, or why there is none."""
     import torch
 
-    found = {"cpu": f"{_processor()}, {torch.get_num_threads()} threads"}
+    found = {"cpu": f"{processor()}, {torch.get_num_threads()} threads"}
     for index in range(torch.cuda.device_count()):
         facts = torch.cuda.get_device_properties(index)
         kind = getattr(facts, "gcnArchName", "") if torch.version.hip else ""
@@ -84,6 +85,53 @@ def backends() -> dict[str, dict[str, str]]:
     }
 
 
+def kernels() -> dict[str, dict[str, dict[str, Any]]]:
+    """The table of kernels as plain data: per operation and backend what it takes, and "yes" or why it cannot run here."""
+    return {
+        operation: {
+            backend.value: {
+                "module": kernel.module,
+                "devices": list(kernel.devices) or ["any"],
+                "dtypes": list(kernel.dtypes) or ["any floating point"],
+                "limits": [limit.says for limit in kernel.limits],
+                "available": unavailable_reason(operation, backend) or "yes",
+            }
+            for backend, kernel in there.items()
+        }
+        for operation, there in KERNELS.items()
+    }
+
+
+def automatic() -> dict[str, dict[str, str]]:
+    """Per device which table `auto` goes by: whose it is, the file, and when and how it was made."""
+    import torch
+
+    from cvg_kernels import auto
+
+    found = {}
+    names = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    for name, device in zip(names, map(torch.device, names), strict=True):
+        shipped, users, architecture = auto.shipped(), auto.users(device), auto.architecture(device)
+        rules = f"any {'cpu' if device.type == 'cpu' else 'gpu'}"
+        rules = architecture if architecture in shipped.rules else rules
+        facts = {
+            "table": "shipped",
+            "path": str(shipped.path),
+            "made": shipped.made.get(rules, "?"),
+        }
+        if users is not None:
+            made = users.made.get(architecture, "?")
+            facts = {
+                "table": "the user's, then the shipped one",
+                "path": str(users.path),
+                "made": made,
+            }
+        else:
+            facts["user's table"] = f"none: {auto.user_path(device)} is not there or not used"
+        found[name] = {"architecture": architecture, **facts}
+    return found
+
+
 def report() -> dict[str, Any]:
     """Everything `info` shows, as plain data."""
     return {
@@ -91,10 +139,13 @@ def report() -> dict[str, Any]:
         "devices": devices(),
         "native modules": modules(),
         "backends": backends(),
+        "kernels": kernels(),
+        "auto": automatic(),
     }
 
 
-def _processor() -> str:
+def processor() -> str:
+    """The processor's name."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -1,73 +1,126 @@
 """Attention that also returns the probabilities of chosen keys: the definition.
 
-    P    = softmax(scale · q kᵀ + mask)          over the keys
+    S    = scale · q kᵀ + mask,   m_i = max_j S_ij
+    S'   = S + m · band                          a band over pairs of tokens, of `python_ref.frame_band_attention`
+    S'[..., token_ids] += token_bias             a key that occurs twice gets both
+    P    = softmax(S')                           over the keys
     out  = P v
     maps = P[..., token_ids]                     averaged over heads, or per head
-    lse  = log Σ exp(scale · q kᵀ + mask)        over the keys
+    lse  = log Σ_j exp S'_ij
 
-A row whose keys are all masked has P = 0, out = 0, maps = 0 and lse = −∞. Everything here holds the N×M matrix, can be
-differentiated twice, and is written to be read.
+A row whose keys are all masked has P = 0, out = 0, maps = 0 and lse = −∞. Where several keys tie for the row's maximum,
+the gradient of m goes to the first of them. Everything here holds the N×M matrix, can be differentiated twice, and is
+written to be read.
 """
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 
 
+class Attended(NamedTuple):
+    """What attention gives; float32 except for `out`, or float64 for float64 input."""
+
+    out: torch.Tensor | None  #: `[B, H, N, Dv]` in the query's dtype, `None` without values
+    maps: torch.Tensor | None  #: `[B, K, N]` or `[B, H, K, N]`, `None` without token ids
+    lse: torch.Tensor  #: `[B, H, N]`
+    highest: torch.Tensor  #: m `[B, H, N]`
+    place: torch.Tensor  #: the first key that has m, int64 `[B, H, N]`
+
+
+class Weights(NamedTuple):
+    """The probabilities of all keys, and what they were made of."""
+
+    weights: torch.Tensor  #: P `[B, H, N, M]`
+    lse: torch.Tensor
+    highest: torch.Tensor
+    place: torch.Tensor
+
+
 def probabilities(
-    query: torch.Tensor, key: torch.Tensor, mask: torch.Tensor | None, scale: float
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """P `[B, H, N, M]` and lse `[B, H, N]`, float32 at least.
+    query: torch.Tensor,
+    key: torch.Tensor,
+    *,
+    scale: float,
+    mask: torch.Tensor | None = None,
+    token_ids: torch.Tensor | None = None,
+    token_bias: torch.Tensor | None = None,
+    band: torch.Tensor | None = None,
+    row_max_grad: bool = True,
+) -> Weights:
+    """P and what it is made of, float32 at least.
 
     Args:
         query: `[B, H, N, D]`.
         key: `[B, H, M, D]`.
-        mask: additive, broadcastable to `[B, H, N, M]`, −∞ where a key is not seen.
         scale: factor of the logits.
+        mask: additive, broadcastable to `[B, H, N, M]`, −∞ where a key is not seen.
+        token_ids: int64 `[B, K]`, the keys of the token bias.
+        token_bias: `[B, K, N]`, added to the logits of these keys.
+        band: `[N, M]`, the factor of m.
+        row_max_grad: whether a gradient flows through m.
     """
     wide = torch.promote_types(query.dtype, torch.float32)
     scores = scale * (query.to(wide) @ key.to(wide).mT)  # [B, H, N, M]
     if mask is not None:
         scores = scores + mask.to(wide)
+    highest, place = scores.max(-1)
+    if band is not None:
+        factor = highest if row_max_grad else highest.detach()
+        scores = scores + factor[..., None] * band.to(wide)
+    if token_bias is not None:
+        columns = token_ids[:, None, None, :].expand(*scores.shape[:-1], -1)
+        scores = scores.scatter_add(
+            -1, columns, token_bias.to(wide).mT[:, None].expand(columns.shape)
+        )
     # A masked row is replaced before the softmax, not after, so that no NaN reaches its gradient.
     unseen = (scores == -torch.inf).all(-1, keepdim=True)
     scores = scores.masked_fill(unseen, 0.0)
     weights = scores.softmax(-1).masked_fill(unseen, 0.0)
-    return weights, scores.logsumexp(-1).masked_fill(unseen[..., 0], -torch.inf)
+    lse = scores.logsumexp(-1).masked_fill(unseen[..., 0], -torch.inf)
+    return Weights(weights, lse, highest, place)
 
 
 def attention_with_capture(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor | None,
-    token_ids: torch.Tensor,
+    token_ids: torch.Tensor | None,
     *,
     scale: float,
     mask: torch.Tensor | None = None,
+    token_bias: torch.Tensor | None = None,
+    band: torch.Tensor | None = None,
+    row_max_grad: bool = True,
     head_mean: bool = True,
-) -> tuple[torch.Tensor | None, torch.Tensor, torch.Tensor]:
+) -> Attended:
     """Attention, the maps of chosen keys, and the log-sum-exp of the logits.
 
     Args:
         query: `[B, H, N, D]`.
         key: `[B, H, M, D]`.
         value: `[B, H, M, Dv]`, or `None` to compute the maps only.
-        token_ids: int64 `[B, K]`, indices of keys; an index may occur twice.
+        token_ids: int64 `[B, K]`, indices of keys; an index may occur twice. `None`: no maps.
         scale: factor of the logits.
         mask: additive, broadcastable to `[B, H, N, M]`.
+        token_bias: `[B, K, N]`, added to the logits of the chosen keys.
+        band: `[N, M]`, the factor of m.
+        row_max_grad: whether a gradient flows through m.
         head_mean: average the maps over the heads.
-
-    Returns:
-        out `[B, H, N, Dv]` in the query's dtype (or `None`), maps `[B, K, N]` or `[B, H, K, N]` and lse `[B, H, N]`,
-        both float32, or float64 for float64 input.
     """
-    weights, lse = probabilities(query, key, mask, scale)
-    chosen = token_ids[:, None, None, :].expand(*weights.shape[:-1], -1)  # [B, H, N, K]
-    maps = weights.gather(-1, chosen).mT  # [B, H, K, N]
-    if head_mean:
-        maps = maps.mean(1)
+    weights, *rows = probabilities(
+        query, key, scale=scale, mask=mask, token_ids=token_ids, token_bias=token_bias, band=band,
+        row_max_grad=row_max_grad,
+    )  # fmt: skip
+    maps = None
+    if token_ids is not None:
+        chosen = token_ids[:, None, None, :].expand(*weights.shape[:-1], -1)  # [B, H, N, K]
+        maps = weights.gather(-1, chosen).mT  # [B, H, K, N]
+        maps = maps.mean(1) if head_mean else maps
     out = None if value is None else (weights @ value.to(weights.dtype)).to(query.dtype)
-    return out, maps, lse
+    return Attended(out, maps, *rows)
 
 
 def attention_with_capture_backward(
@@ -77,16 +130,21 @@ def attention_with_capture_backward(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor | None,
-    token_ids: torch.Tensor,
+    token_ids: torch.Tensor | None,
     *,
     scale: float,
     mask: torch.Tensor | None = None,
+    token_bias: torch.Tensor | None = None,
+    band: torch.Tensor | None = None,
+    row_max_grad: bool = True,
     head_mean: bool = True,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
     """The gradient in closed form, what every kernel computes.
 
-        dP_ij = dO_i · V_j + Σ_κ [j = token_κ] dC_iκ
-        dS    = P ∘ (dP − Σ_j P_ij dP_ij + dlse_i)
+        dP_ij  = dO_i · V_j + Σ_κ [j = token_κ] dC_iκ
+        dS'    = P ∘ (dP − Σ_j P_ij dP_ij + dlse_i)
+        dbias  = Σ_h dS'[..., token_ids]
+        dS_ij  = dS'_ij + [j = argmax_l S_il] · Σ_l band_il dS'_il       the second term with m's gradient only
         dq = scale · dS k,   dk = scale · dSᵀ q,   dv = Pᵀ dO
 
     Args:
@@ -96,32 +154,45 @@ def attention_with_capture_backward(
         query: as in the forward pass, and so are the rest.
         key: `[B, H, M, D]`.
         value: `[B, H, M, Dv]` or `None`.
-        token_ids: int64 `[B, K]`.
+        token_ids: int64 `[B, K]` or `None`.
         scale: factor of the logits.
         mask: additive.
+        token_bias: `[B, K, N]`.
+        band: `[N, M]`.
+        row_max_grad: whether a gradient flows through m.
         head_mean: whether the maps were averaged.
 
     Returns:
-        The gradients of query, key and value (`None` without values), each in the dtype of its tensor.
+        The gradients of query, key and value (`None` without values), each in the dtype of its tensor, and that of the
+        token bias `[B, K, N]` (`None` without one).
     """
-    weights, _ = probabilities(query, key, mask, scale)
+    weights, _, _, place = probabilities(
+        query, key, scale=scale, mask=mask, token_ids=token_ids, token_bias=token_bias, band=band
+    )
     wide = weights.dtype
     grad_weights = torch.zeros_like(weights)  # dP
     grad_value = None if value is None else torch.zeros_like(value)
+    chosen = None
+    if token_ids is not None:
+        chosen = token_ids[:, None, None, :].expand(*weights.shape[:-1], -1)  # [B, H, N, K]
     if grad_out is not None:
         grad_weights = grad_out.to(wide) @ value.to(wide).mT
         grad_value = (weights.mT @ grad_out.to(wide)).to(value.dtype)
     if grad_maps is not None:
-        heads = query.shape[1]
-        per_head = grad_maps[:, None] / heads if head_mean else grad_maps  # [B, 1 | H, K, N]
-        chosen = token_ids[:, None, None, :].expand(*weights.shape[:-1], -1)
+        per_head = (
+            grad_maps[:, None] / query.shape[1] if head_mean else grad_maps
+        )  # [B, 1 | H, K, N]
         grad_weights = grad_weights.scatter_add(
             -1, chosen, per_head.to(wide).mT.expand(chosen.shape)
         )
     centre = (weights * grad_weights).sum(-1, keepdim=True)
     if grad_lse is not None:
         centre = centre - grad_lse[..., None].to(wide)
-    grad_scores = weights * (grad_weights - centre)
+    grad_scores = weights * (grad_weights - centre)  # dS'
+    grad_bias = None if token_bias is None else grad_scores.gather(-1, chosen).sum(1).mT
+    if band is not None and row_max_grad:
+        through_max = (band.to(wide) * grad_scores).sum(-1, keepdim=True)
+        grad_scores = grad_scores.scatter_add(-1, place[..., None], through_max)
     grad_query = (scale * grad_scores @ key.to(wide)).to(query.dtype)
     grad_key = (scale * grad_scores.mT @ query.to(wide)).to(key.dtype)
-    return grad_query, grad_key, grad_value
+    return grad_query, grad_key, grad_value, grad_bias

@@ -1,8 +1,9 @@
 #!/usr/bin/env python3
-"""Builds in place, tests and measures on a machine with a GPU: `make gpu`.
+"""Builds in place, tests, checks, tunes and measures on a machine with a GPU: `make gpu`.
 
-Needs python3 with torch, and nvcc, and no network. What needs a package that is absent is skipped, by name. Everything
-ends within the time of `--minutes`; what was measured until then is in benchmarks/results/<device>-<date>.json.
+Needs python3 with torch, and nvcc, and no network. What needs a package or a tool that is absent is skipped, by name.
+Everything ends within the time of `--minutes`; what was found until then is in benchmarks/results/<device>-<date>.json,
+written again after every step, and what a running step has found in the folder .parts beside it.
 """
 
 from __future__ import annotations
@@ -13,24 +14,35 @@ import importlib.util
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
-import xml.etree.ElementTree as ElementTree
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+SCRIPTS = Path(__file__).resolve().parent
+ROOT = SCRIPTS.parent
+sys.path.insert(0, str(SCRIPTS))
+
+import gpu_tables  # noqa: E402
+import gpu_tests  # noqa: E402
+
 BUILD_PACKAGES = ("setuptools", "cmake", "ninja", "pybind11")
-#: The share of the remaining time that a step may take. The benchmarks take what is left.
-SHARES = {"build": 0.4, "tests": 0.5}
+#: The share of the remaining time that a step may take. The benchmarks take what is left, by their weights.
+SHARES = {"build": 0.3, "tests": 0.4, "sanitizer": 0.2, "tune": 0.2}
+#: What compute-sanitizer runs: every kernel once, forward and backward, on small layers of odd sizes.
+SANITIZED = ["tests/ops/test_gpu.py", "-k", "every_kernel"]
+SANITIZERS = ("memcheck", "racecheck", "synccheck")
 #: Operation → the program that measures it, which takes `--device` and `--json`: all of benchmarks/ but pytest's.
 BENCHMARKS = {
     path.stem: ["-m", "cvg_kernels", "bench", path.stem]
     for path in sorted((ROOT / "benchmarks").glob("*.py"))
     if path.stem != "kernels"
 }
+#: How the benchmarks divide their time; 1 for those that are not here.
+WEIGHTS = {"attention": 5, "frame_band_attention": 2, "temporal_attention": 2}
 #: What a benchmark needs beyond torch.
 NEEDS = {"guidance": ("diffusers", "transformers")}
 
@@ -42,6 +54,10 @@ class Report:
         self.path = path
         self.facts = facts
         self.failures: list[str] = []
+        self.parts = path.with_suffix(".parts")
+        shutil.rmtree(self.parts, ignore_errors=True)
+        self.parts.mkdir(parents=True)
+        self.write()
 
     def add(self, step: str, result: dict) -> None:
         self.facts[step] = result
@@ -49,27 +65,46 @@ class Report:
             self.failures.append(f"{step}: {result['failure']}")
         for name, reason in result.get("skipped", {}).items():
             print(f"skipped {name}: {reason}", flush=True)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text(json.dumps(self.facts, indent=2) + "\n")
+        self.write()
+
+    def write(self) -> None:
+        written = self.path.with_suffix(".new")
+        written.write_text(json.dumps(self.facts, indent=2) + "\n")
+        written.replace(self.path)
+
+
+def start(command: list[str], *, log: Path | None = None, **environment: str) -> subprocess.Popen:
+    """Starts a program in a group of processes of its own, its output here or in a file."""
+    paths = {"PYTHONPATH": os.pathsep.join((str(ROOT), str(SCRIPTS))), "PYTHONUNBUFFERED": "1"}
+    with nullcontext() if log is None else log.open("a") as file:
+        return subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=os.environ | paths | environment,
+            start_new_session=True,
+            stdout=file,
+            stderr=file,
+        )
+
+
+def stop(process: subprocess.Popen) -> None:
+    """Ends a program and everything it started."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def run(arguments: list[str], seconds: float, **environment: str) -> str | None:
     """Runs this Python with arguments, all of it ended after `seconds`; why it failed, or `None`."""
     print(f"+ python {' '.join(arguments)}   (at most {seconds:.0f} s)", flush=True)
-    process = subprocess.Popen(
-        [sys.executable, *arguments],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"} | environment,
-        start_new_session=True,
-    )
+    process = start([sys.executable, *arguments], **environment)
     try:
         code = process.wait(timeout=max(seconds, 1))
-    except BaseException as error:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        if isinstance(error, subprocess.TimeoutExpired):
-            return f"ended after {seconds:.0f} s, its share of the time"
-        raise
+    except subprocess.TimeoutExpired:
+        return f"ended after {seconds:.0f} s, its share of the time"
+    finally:
+        if process.poll() is None:
+            stop(process)
     return None if code == 0 else f"exit code {code}"
 
 
@@ -78,46 +113,101 @@ def absent(packages: tuple[str, ...]) -> list[str]:
 
 
 def build(seconds: float) -> dict:
-    """Builds the native modules in place."""
+    """Builds the native modules in place, for the GPU of this machine only."""
     missing = absent(BUILD_PACKAGES)
     if missing:
         return {"skipped": {"native modules": f"{', '.join(missing)} not installed"}}
-    start = time.monotonic()
-    failure = run(["setup.py", "-q", "build_ext", "--inplace"], seconds, CVG_BUILD="cuda")
-    return {"seconds": round(time.monotonic() - start, 1), "failure": failure}
+    began = time.monotonic()
+    options = {"CVG_BUILD": "cuda", "CVG_CUDA_ARCHITECTURES": "native"}
+    failure = run(["setup.py", "-q", "build_ext", "--inplace"], seconds, **options)
+    return {"seconds": round(time.monotonic() - began, 1), "failure": failure}
 
 
-def tests(seconds: float) -> dict:
-    """Runs the tests marked `gpu`."""
+def tests(seconds: float, parts: Path) -> dict:
+    """Runs the tests marked `gpu`, in several processes."""
     if absent(("pytest",)):
         return {"skipped": {"tests": "pytest not installed"}}
-    start = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "tests.xml"
-        failure = run(["-m", "pytest", "-m", "gpu", "-q", f"--junitxml={file}"], seconds)
-        cases = list(ElementTree.parse(file).iter("testcase")) if file.exists() else []
-    outcome = {"passed": 0, "failed": [], "skipped": {}}
-    for case in cases:
-        name = f"{case.get('classname')}::{case.get('name')}"
-        bad = case.find("failure") if case.find("failure") is not None else case.find("error")
-        if bad is not None:
-            outcome["failed"].append(name)
-        elif case.find("skipped") is not None:
-            outcome["skipped"][name] = case.find("skipped").get("message", "")
-        else:
-            outcome["passed"] += 1
-    if failure is None and not outcome["passed"]:
-        failure = "no test ran"
-    return outcome | {"seconds": round(time.monotonic() - start, 1), "failure": failure}
+    began = time.monotonic()
+    processes = max(1, min(8, (os.cpu_count() or 1) // 2))
+    print(f"+ pytest -m gpu, {processes} processes   (at most {seconds:.0f} s)", flush=True)
+    result = gpu_tests.run(
+        parts / "tests",
+        ["-m", "gpu"],
+        processes,
+        seconds,
+        lambda arguments: start(
+            [sys.executable, *arguments], log=parts / "pytest.txt", OMP_NUM_THREADS="2"
+        ),
+        stop,
+    )
+    numbers = (f"{len(result[name])} {name}" for name in ("failed", "skipped", "unfinished"))
+    print(f"{result['passed']} passed, {', '.join(numbers)}", flush=True)
+    for name, why in result["failed"].items():
+        print(f"FAILED {name}\n{why}\n", flush=True)
+    return result | {"seconds": round(time.monotonic() - began, 1)}
 
 
-def benchmark(command: list[str], seconds: float) -> dict:
-    """Runs one benchmark; its own JSON is the result."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "benchmark.json"
-        failure = run([*command, "--device", "cuda", "--json", str(file)], seconds)
-        measured = json.loads(file.read_text()) if file.exists() else None
-    return {"failure": failure, "measured": measured}
+def find_sanitizer() -> str | None:
+    """compute-sanitizer, on the PATH or beside nvcc."""
+    nvcc = os.environ.get("CUDACXX") or shutil.which("nvcc")
+    folders = [os.environ.get("PATH", ""), nvcc and str(Path(nvcc).resolve().parent)]
+    homes = (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda")
+    folders += [str(Path(home) / "bin") for home in homes if home]
+    return shutil.which("compute-sanitizer", path=os.pathsep.join(filter(None, folders)))
+
+
+def sanitizer(seconds: float, parts: Path) -> dict:
+    """Runs every kernel under each tool of compute-sanitizer, all tools at once."""
+    program = find_sanitizer()
+    if program is None or absent(("pytest",)):
+        missing = "compute-sanitizer not found" if program is None else "pytest not installed"
+        return {"skipped": {"compute-sanitizer": missing}}
+    print(f"+ compute-sanitizer, {', '.join(SANITIZERS)}   (at most {seconds:.0f} s)", flush=True)
+    end = time.monotonic() + seconds
+    pytest = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu"]
+    running = {
+        tool: start(
+            [program, "--tool", tool, "--error-exitcode", "9", *pytest, *SANITIZED],
+            log=parts / f"{tool}.txt",
+            PYTORCH_NO_CUDA_MEMORY_CACHING="1",  # else it sees one large block, and no end of a tensor
+            OMP_NUM_THREADS="2",
+        )
+        for tool in SANITIZERS
+    }
+    said, bad = {}, []
+    for tool, process in running.items():
+        try:
+            code = process.wait(timeout=max(end - time.monotonic(), 0.1))
+        except subprocess.TimeoutExpired:
+            code = f"ended after {seconds:.0f} s, its share of the time"
+        finally:
+            if process.poll() is None:
+                stop(process)
+        said[tool] = {
+            "exit": code,
+            "output": (parts / f"{tool}.txt").read_text(errors="replace")[-3000:],
+        }
+        if code != 0:
+            bad.append(f"{tool}: {code if isinstance(code, str) else f'exit code {code}'}")
+            print(f"{tool}\n{said[tool]['output']}", flush=True)
+    return {"tools": said, "failure": "; ".join(bad) or None}
+
+
+def measured(command: list[str], seconds: float, file: Path) -> dict:
+    """Runs one program that writes JSON as it goes; what it wrote is the result."""
+    failure = run([*command, "--device", "cuda", "--json", str(file)], seconds)
+    try:
+        found = json.loads(file.read_text())
+    except (OSError, ValueError):  # nothing yet, or killed while it wrote
+        found = None
+    return {"failure": failure, "measured": found}
+
+
+def tune(seconds: float, parts: Path) -> dict:
+    """Measures which backend is the fastest here: the table that `auto` reads."""
+    if not (ROOT / "cvg_kernels" / "cli" / "tune.py").exists():
+        return {"skipped": {"tune": "this version has no `cvg-kernels tune`"}}
+    return measured(["-m", "cvg_kernels", "tune"], seconds, parts / "tune.json")
 
 
 def slug(name: str) -> str:
@@ -156,17 +246,23 @@ def main() -> int:
         {"device": name, "date": date, "torch": torch_version},
     )
     report.add("build", build(SHARES["build"] * left()))
-    run(["-m", "cvg_kernels", "info"], 60)
-    report.add("tests", tests(SHARES["tests"] * left()))
-    for number, (operation, command) in enumerate(BENCHMARKS.items()):
-        share = left() / (len(BENCHMARKS) - number)
+    run(["-m", "cvg_kernels", "info"], min(60, left()))
+    report.add("tests", tests(SHARES["tests"] * left(), report.parts))
+    report.add("sanitizer", sanitizer(SHARES["sanitizer"] * left(), report.parts))
+    report.add("tune", tune(SHARES["tune"] * left(), report.parts))
+    weights = {operation: WEIGHTS.get(operation, 1) for operation in BENCHMARKS}
+    for operation, command in BENCHMARKS.items():
+        share = left() * weights[operation] / sum(weights.values())
+        del weights[operation]
         step = f"benchmark of {operation}"
         if missing := absent(NEEDS.get(operation, ())):
             reason = f"{', '.join(missing)} not installed"
             report.add(step, {"skipped": {step: reason}})
         else:
-            report.add(step, benchmark(command, share))
+            report.add(step, measured(command, share, report.parts / f"{operation}.json"))
+    shutil.rmtree(report.parts)  # all of it is in the result
 
+    print("\n".join(gpu_tables.tables(report.facts)))
     for failure in report.failures:
         print(f"FAILED {failure}")
     print(f"wrote {report.path} in {(60 * options.minutes - left()):.0f} s")

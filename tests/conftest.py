@@ -16,6 +16,8 @@ import torch
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# `auto` is the shipped table, whatever this machine's user has tuned.
+os.environ["CVG_AUTO_DIR"] = os.path.join(os.path.dirname(__file__), "no-such-folder")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 _FUNCTIONS = ("empty", "empty_like", "empty_strided", "empty_permuted")
@@ -99,6 +101,16 @@ def _poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(torch, name, _poisoned(getattr(torch, name)))
     for name in _METHODS:
         monkeypatch.setattr(torch.Tensor, name, _poisoned(getattr(torch.Tensor, name)))
+
+
+@pytest.fixture(autouse=True)
+def _fresh_choices() -> None:
+    """Tests change what can run here: nothing that was decided before holds in the next one."""
+    from cvg_kernels.ops._choice import forget_choices
+
+    forget_choices()
+    yield
+    forget_choices()
 
 
 @pytest.fixture

@@ -8,10 +8,12 @@ import sys
 import types
 
 import pytest
+import torch
 
 import cvg_kernels
-from cvg_kernels import backends
+from cvg_kernels import auto, backends
 from cvg_kernels.cli import main
+from cvg_kernels.kernels import KERNELS
 
 
 @pytest.fixture
@@ -32,13 +34,16 @@ def test_info_prints_every_operation_with_each_backend(capsys):
     said = capsys.readouterr().out
     for title in ("versions", "devices", "native modules"):
         assert f"{title}\n" in said
-    for operation, there in backends.OPERATIONS.items():
-        part = said.partition(f"backends of {operation}\n")[2].splitlines()
-        for backend, line in zip(there, part, strict=False):
-            name, _, answer = line.strip().partition(" ")
-            assert name == backend.value
+    assert "auto on cpu\n" in said
+    for operation, there in KERNELS.items():
+        part = said.partition(f"kernels of {operation}\n")[2].partition("kernels of ")[0]
+        for backend, kernel in there.items():
             reason = backends.unavailable_reason(operation, backend)
-            assert answer.strip() == (reason or "yes")
+            line, _, rest = part.partition(f"  {backend.value:16}")[2].partition("\n")
+            assert line == (reason or "yes")
+            taken = rest.splitlines()[0]
+            assert all(name in taken for name in (*kernel.devices, *kernel.dtypes))
+            assert all(f"takes {limit.says}\n" in rest for limit in kernel.limits)
 
 
 def test_info_json(capsys):
@@ -49,6 +54,20 @@ def test_info_json(capsys):
     assert set(facts["native modules"]) == {"cpu", "cuda"}
     assert set(facts["backends"]) == set(backends.OPERATIONS)
     assert all(answers["reference"] == "yes" for answers in facts["backends"].values())
+    assert set(facts["kernels"]) == set(KERNELS)
+    assert facts["kernels"]["temporal_attention"]["cuda"]["limits"][0] == "frames 16 to 128"
+    assert facts["auto"]["cpu"]["table"] == "shipped"
+    assert facts["auto"]["cpu"]["path"] == str(auto.shipped().path)
+
+
+def test_info_names_the_users_table(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("CVG_AUTO_DIR", str(tmp_path))
+    path = auto.user_path(torch.device("cpu"))
+    auto.write(path, {"cpu": []}, {"cpu": "on a Tuesday"})
+    assert main(["info", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)["auto"]["cpu"]
+    assert (facts["path"], facts["made"]) == (str(path), "on a Tuesday")
+    assert facts["table"].startswith("the user's")
 
 
 def test_info_without_native_modules_says_why(capsys, monkeypatch):
@@ -75,10 +94,10 @@ def test_help_names_every_command(capsys):
         main(["--help"])
     assert stop.value.code == 0
     said = capsys.readouterr().out
-    assert all(name in said for name in ("info", "bench", "shapes", "generate"))
+    assert all(name in said for name in ("info", "tune", "bench", "shapes", "generate"))
 
 
-@pytest.mark.parametrize("name", ["info", "bench", "shapes", "generate"])
+@pytest.mark.parametrize("name", ["info", "tune", "bench", "shapes", "generate"])
 def test_every_command_has_help(name, capsys):
     with pytest.raises(SystemExit) as stop:
         main([name, "--help"])

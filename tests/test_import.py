@@ -9,7 +9,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 import cvg_kernels
 
@@ -82,7 +81,8 @@ def test_first_use_of_an_operation_loads_operations_only(tmp_path):
     loaded = loaded_by("import cvg_kernels; cvg_kernels.attention_with_capture", tmp_path)
     rooms = {".".join(name.split(".")[:2]) for name in loaded if name.startswith("cvg_kernels.")}
     assert rooms == {
-        f"cvg_kernels.{room}" for room in ("ops", "backends", "errors", "native", "_layout")
+        f"cvg_kernels.{room}"
+        for room in ("ops", "backends", "kernels", "auto", "errors", "native", "_layout")
     }
     assert {name.partition(".")[0] for name in loaded} == {"cvg_kernels", "python_ref"}
 
@@ -150,22 +150,8 @@ def test_backend_names():
     from cvg_kernels.backends import OPERATIONS, parse_backend
 
     assert parse_backend("native") is parse_backend(cvg_kernels.Backend.NATIVE)
-    with pytest.raises(cvg_kernels.ArgumentError, match="'auto', 'reference', 'native', 'triton'"):
+    with pytest.raises(
+        cvg_kernels.ArgumentError, match="'auto', 'reference', 'stock', 'native', 'triton'"
+    ):
         parse_backend("fastest")
     assert all(there[0] is cvg_kernels.Backend.REFERENCE for there in OPERATIONS.values())
-
-
-@pytest.mark.parametrize("device", ["cpu", "cuda", "mps"])
-def test_auto_is_decided_for_every_operation(device):
-    """On each device its kernels where they take the dtype and can run, else the reference."""
-    from cvg_kernels.backends import OPERATIONS, Backend
-    from cvg_kernels.ops._dispatch import choose_backend
-
-    kernels = {"cpu": {Backend.NATIVE}, "cuda": {Backend.TRITON, Backend.CUDA}}.get(device, set())
-    for operation, there in OPERATIONS.items():
-        for dtype in (torch.float32, torch.float64, torch.bfloat16):
-            found = choose_backend(operation, device, dtype, lambda backend: True)
-            assert found in there and (found in kernels or found is Backend.REFERENCE)
-            if dtype is torch.float32:
-                assert (found is Backend.REFERENCE) == (not kernels & set(there)), operation
-            assert choose_backend(operation, device, dtype, lambda _: False) is Backend.REFERENCE

@@ -38,6 +38,7 @@ foreach(needed Python_EXECUTABLE pybind11_DIR CVG_OUTPUT_DIR)
         message(FATAL_ERROR "${needed} is no path: ${${needed}}")
     endif()
 endforeach()
+file(WRITE ${CMAKE_BINARY_DIR}/architectures "${CVG_CUDA_ARCHITECTURES}")
 add_custom_target(module ALL COMMAND ${CMAKE_COMMAND} -E touch ${CVG_OUTPUT_DIR}/_native_${name}.so)
 """
 
@@ -104,6 +105,13 @@ def test_both_modules(project, tools):
         _, info, modules = build_in_place(project, tools, mode, FAKE_CUDA="works")
         assert modules == ["_native_cpu.so", "_native_cuda.so"]
         assert (info["cpu"], info["cuda"]) == (None, None)
+
+
+def test_the_gpus_to_build_for_reach_cmake(project, tools):
+    for asked in ("native", ""):
+        build_in_place(project, tools, "cuda", FAKE_CUDA="works", CVG_CUDA_ARCHITECTURES=asked)
+        (file,) = project.glob("build/*/cuda/architectures")
+        assert file.read_text() == asked
 
 
 def test_cuda_makes_its_failure_fatal(project, tools):

@@ -1,217 +1,225 @@
-"""Backward kernels of attention with capture.
+"""Launchers of the backward pass of attention: they allocate, plan and launch.
 
-    δ  = Σ_d dO·O + Σ_κ dC·C − dlse            (delta_kernel)
-    dP = dO vᵀ + dC E,   E_κj = [token_κ = j]
-    dS = scale · P ∘ (dP − δ)
-    dq = dS k                                   (query_kernel: a program per query tile)
-    dk = dSᵀ q,  dv = Pᵀ dO                     (key_kernel: a program per key tile)
+    row_kernel          δ; t under a band; dq                        a program per tile of queries
+    token_key_kernel    rows that chosen tokens add to dk and dv      a program per chunk of the queries
+    key_kernel          dk and dv                                    a program per tile of keys, or per part of its queries
+    add_parts_kernel    the sum of those parts                       a program per tile of keys
+    token_bias_kernel   the gradient of the token bias               a program per tile of queries, all heads
 
-Captured columns enter as the product dC E with a one-hot E, only in tiles that hold a captured key; a key captured twice
-adds up, and nothing needs an atomic. Guidance asks for dq only and then runs two kernels of these three.
+Guidance asks for dq only, and then runs the first alone.
 """
 
 from __future__ import annotations
 
-import triton
-import triton.language as tl
+import torch
 
-from cvg_kernels._triton.primitives import (
-    captured_logits2,
-    dot,
-    load_rows,
-    logits2,
-    probabilities,
-    store_rows,
+from cvg_kernels._layout import dense_like
+from cvg_kernels._triton.attention_arguments import add_tensor, common, tiled_launch
+from cvg_kernels._triton.attention_backward_kernels import key_kernel, row_kernel
+from cvg_kernels._triton.attention_backward_token_kernels import (
+    add_parts_kernel,
+    token_bias_kernel,
+    token_key_kernel,
 )
+from cvg_kernels._triton.attention_backward_tiles import (
+    backward_key_tile,
+    backward_row_tile,
+    backward_token_tile,
+    parts_of_queries,
+)
+from cvg_kernels._triton.attention_tiles import Tile, is_hopper, processors_of
+from cvg_kernels._triton.launch import INTERPRETED, Launch, padded
+from cvg_kernels.ops._attention_call import AttentionCall, AttentionGrads, AttentionResult, Needed
+
+#: Tokens that a program takes at once: their gathered keys and products take registers beside what it holds anyway.
+_TOKENS_AT_ONCE = 16
 
 
-@triton.jit
-def load_map_grads(grad_maps, ids_at, rows, tokens, queries, heads, HEAD_MEAN: tl.constexpr):
-    """DC of one head, a tile [rows, K]; the gradient of a head mean is shared out evenly."""
-    at = ids_at[None, :].to(tl.int64) * queries + rows[:, None]
-    inside = (ids_at[None, :] < tokens) & (rows[:, None] < queries)
-    grads = tl.load(grad_maps + at, mask=inside, other=0.0)
-    if HEAD_MEAN:
-        grads = grads / heads
-    return grads
+def backward_launches(
+    call: AttentionCall, result: AttentionResult, grads: AttentionGrads, needed: Needed,
+    *, processors: int | None = None, hopper: bool | None = None,
+) -> tuple[list[Launch], tuple[torch.Tensor | None, ...]]:  # fmt: skip
+    """The launches of the backward pass, and the gradients that they fill, in the order of `Needed`.
+
+    Args:
+        call: the arguments.
+        result: what the forward pass gave.
+        grads: the gradients that come in.
+        needed: which gradients go out.
+        processors: multiprocessors to plan for; `None` asks the device.
+        hopper: whether to plan for Hopper's products and shared memory; `None` asks the device.
+    """
+    if processors is None:
+        processors = 1 if INTERPRETED else processors_of(call.query.device)
+    if hopper is None:
+        hopper = not INTERPRETED and is_hopper(call.query.device)
+    asked = call
+    if call.token_ids is not None and call.token_ids.shape[1] == 0:
+        call, grads = call._replace(token_ids=None, token_bias=None), grads._replace(maps=None)
+    found = {
+        "query": dense_like(call.query) if needed.query else None,
+        "key": dense_like(call.key) if needed.key else None,
+        "value": dense_like(call.value) if needed.value else None,
+        "token_bias": _empty_token_grads(asked) if needed.token_bias else None,
+    }
+    plan = _Plan(call, result, grads, needed, found, processors, hopper)
+    launches = [*plan.rows(), *plan.keys(), *plan.token_bias()]
+    return launches, tuple(found.values())
 
 
-@triton.jit
-def add_map_grads(
-    dp, grad_maps, token_ids, rows, columns, tokens, queries, heads,
-    TOKENS_PAD: tl.constexpr, HEAD_MEAN: tl.constexpr,
-):  # fmt: skip
-    """DP + dC E for a tile [rows, columns]."""
-    for start in range(0, tokens, TOKENS_PAD):
-        ids_at = start + tl.arange(0, TOKENS_PAD)
-        ids = tl.load(token_ids + ids_at, mask=ids_at < tokens, other=-1)
-        one_hot = (ids[:, None] == columns[None, :]).to(tl.float32)  # [K, columns]
-        if tl.sum(one_hot) > 0:
-            dc = load_map_grads(grad_maps, ids_at, rows, tokens, queries, heads, HEAD_MEAN)
-            dp += tl.dot(dc, one_hot, input_precision="ieee")
-    return dp
+def backward(
+    call: AttentionCall, result: AttentionResult, grads: AttentionGrads, needed: Needed
+) -> tuple[torch.Tensor | None, ...]:
+    """Returns the gradients asked for; see `AttentionCall`."""
+    launches, found = backward_launches(call, result, grads, needed)
+    for launch in launches:
+        launch.run()
+    return found
 
 
-@triton.jit
-def delta_kernel(
-    query, key, token_ids, bias, out, lse, grad_out, grad_maps, grad_lse, delta,
-    query_b, query_h, query_n, query_d, key_b, key_h, key_n, key_d,
-    out_b, out_h, out_n, out_d, grad_b, grad_h, grad_n, grad_d,
-    heads, queries, keys, tokens, scale,
-    DIM: tl.constexpr, DIM_PAD: tl.constexpr, VALUE_DIM: tl.constexpr, VALUE_PAD: tl.constexpr,
-    ROWS: tl.constexpr, TOKENS_PAD: tl.constexpr, HAS_OUT: tl.constexpr, HAS_MAPS: tl.constexpr,
-    HAS_LSE: tl.constexpr, HAS_BIAS: tl.constexpr, HEAD_MEAN: tl.constexpr, UPCAST: tl.constexpr,
-):  # fmt: skip
-    """δ of a tile of rows of one head; the captured columns are recomputed from the captured keys."""
-    tiles = tl.cdiv(queries, ROWS)
-    tile, entry = tl.program_id(0) % tiles, (tl.program_id(0) // tiles).to(tl.int64)
-    b, h = entry // heads, entry % heads
-    rows = tile * ROWS + tl.arange(0, ROWS)
-    place = entry * queries + rows
-    total = tl.zeros((ROWS,), tl.float32)
-    if HAS_OUT:
-        o = load_rows(
-            out + b * out_b + h * out_h, rows, queries, out_n, out_d, VALUE_DIM, VALUE_PAD
+def _empty_token_grads(call: AttentionCall) -> torch.Tensor:
+    return call.token_bias.new_empty(call.token_bias.shape)
+
+
+class _Plan:
+    """The launches of one backward pass, and what they share."""
+
+    def __init__(self, call, result, grads, needed, found, processors, hopper) -> None:
+        self.call, self.grads, self.needed, self.found = call, grads, needed, found
+        self.processors = processors
+        self.batch, self.heads, self.queries, self.dim = call.query.shape
+        self.key_count = call.key.shape[2]
+        self.value_dim = self.dim if call.value is None else call.value.shape[3]
+        self.tokens = 0 if call.token_ids is None else call.token_ids.shape[1]
+        self.size = (max(self.dim, self.value_dim), call.query.element_size(), hopper)
+        self.token_rows = self.tokens > 0 and (grads.maps is not None or call.token_bias is not None)
+        through_max = call.band is not None and call.band.row_max_grad
+        self.through_max = through_max and (needed.query or needed.key)
+        self.keep_delta = needed.key or needed.token_bias
+        self.arguments, self.constants = common(call)
+        self._add(result)
+
+    def _add(self, result: AttentionResult) -> None:
+        """Adds what only the backward pass has to the arguments."""
+        arguments, constants, grads = self.arguments, self.constants, self.grads
+        grad_out = grads.out
+        if grad_out is not None and grad_out.stride(-1) != 1:
+            grad_out = grad_out.contiguous()
+        arguments |= {
+            "lse": result.lse, "highest": result.highest, "place": result.place,
+            "grad_maps": None if grads.maps is None else grads.maps.contiguous(),
+            "grad_lse": None if grads.lse is None else grads.lse.contiguous(),
+            "delta": torch.empty_like(result.lse) if self.keep_delta else None,
+            "through_max": torch.empty_like(result.lse) if self.through_max else None,
+            "grad_token_bias": self.found["token_bias"], "batch": self.batch,
+        }  # fmt: skip
+        add_tensor(arguments, constants, "grad_out", grad_out)
+        add_tensor(arguments, constants, "out", None if grad_out is None else result.out)
+        for name in ("query", "key", "value"):
+            add_tensor(arguments, constants, f"grad_{name}", self.found[name])
+        constants |= {
+            "HAS_OUT": grad_out is not None,
+            "HAS_MAPS": grads.maps is not None,
+            "HAS_LSE": grads.lse is not None,
+            "TOKENS_PAD": _TOKENS_AT_ONCE,
+            "THROUGH_MAX": self.through_max,
+            "KEEP_DELTA": self.keep_delta,
+            "NEED_QUERY": self.needed.query,
+        }  # fmt: skip
+
+    def _launch(self, kernel, grid: tuple[int, ...], tile: Tile, arguments=None, constants=None) -> Launch:  # fmt: skip
+        arguments, constants = self.arguments | (arguments or {}), self.constants | (constants or {})
+        return tiled_launch(kernel, grid, arguments, constants, tile)
+
+    def rows(self) -> list[Launch]:
+        """δ, t and dq; nothing if only dv is needed."""
+        if not (self.needed.query or self.keep_delta):
+            return []
+        tile = backward_row_tile(*self.size)
+        rest = self.key_count % tile.columns
+        constants = {"REST": padded(rest) if rest else 0}
+        programs = -(-self.queries // tile.rows) * self.batch * self.heads
+        return [self._launch(row_kernel, (programs,), tile, constants=constants)]
+
+    def keys(self) -> list[Launch]:
+        """Dk and dv."""
+        wanted = {"key": self.needed.key, "value": self.needed.value}
+        if not any(wanted.values()):
+            return []
+        launches = self._token_keys()
+        # Above 128 the sums of both do not fit into the registers of a program that computes each product once.
+        together = self.size[0] <= 128 or self.size[1] == 4 or not all(wanted.values())
+        for names in (("key", "value"),) if together else (("key",), ("value",)):
+            launches += self._keys_of([name for name in names if wanted[name]])
+        return launches
+
+    def _token_keys(self) -> list[Launch]:
+        """The rows that chosen tokens add to dk and dv."""
+        to_key = self.needed.key and self.token_rows
+        to_value = self.needed.value and self.token_rows and self.call.token_bias is not None
+        self.added = {"key": to_key, "value": to_value}
+        self.arguments |= {"chunks": 1, "token_key_parts": None, "token_value_parts": None}
+        if not (to_key or to_value):
+            return []
+        tile = backward_token_tile(*self.size[:2])
+        blocks = -(-self.tokens // _TOKENS_AT_ONCE)
+        programs = self.batch * self.heads * blocks
+        chunks, rows_each = parts_of_queries(programs, self.queries, tile.rows, self.processors)
+        self.arguments["chunks"] = chunks
+        for name, dim in (("key", self.dim), ("value", self.value_dim)):
+            if self.added[name]:
+                self.arguments[f"token_{name}_parts"] = self._parts(chunks, self.tokens, dim)
+        grid = (chunks * self.batch * self.heads, blocks)
+        constants = {"NEED_KEY": to_key, "NEED_VALUE": to_value}
+        return [self._launch(token_key_kernel, grid, tile, {"rows_each": rows_each}, constants)]
+
+    def _parts(self, count: int, length: int, dim: int) -> torch.Tensor:
+        """Sums over parts of the queries, before they are added up."""
+        return self.call.query.new_empty(
+            (count, self.batch, self.heads, length, dim), dtype=torch.float32
         )
-        do = load_rows(
-            grad_out + b * grad_b + h * grad_h, rows, queries, grad_n, grad_d, VALUE_DIM, VALUE_PAD
-        )
-        total += tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
-    if HAS_LSE:
-        total -= tl.load(grad_lse + place, mask=rows < queries, other=0.0)
-    if HAS_MAPS:
-        if HAS_BIAS:
-            bias += b * keys
-        grad_maps += (b if HEAD_MEAN else entry) * tokens * queries
-        row_lse = tl.load(lse + place, mask=rows < queries, other=0.0)
-        q = load_rows(
-            query + b * query_b + h * query_h, rows, queries, query_n, query_d, DIM, DIM_PAD
-        )
-        for start in range(0, tokens, TOKENS_PAD):
-            ids_at = start + tl.arange(0, TOKENS_PAD)
-            wanted = ids_at < tokens
-            ids = tl.load(token_ids + b * tokens + ids_at, mask=wanted, other=0)
-            s = captured_logits2(
-                q, key + b * key_b + h * key_h, key_n, key_d, ids, wanted, bias, scale,
-                DIM, DIM_PAD, HAS_BIAS, UPCAST,
-            )  # fmt: skip
-            dc = load_map_grads(grad_maps, ids_at, rows, tokens, queries, heads, HEAD_MEAN)
-            total += tl.sum(probabilities(s, row_lse) * dc, 1)
-    tl.store(delta + place, total, mask=rows < queries)
 
+    def _keys_of(self, names: list[str]) -> list[Launch]:
+        """One pass over the queries, for dk, dv or both, and what finishes it."""
+        tile = backward_key_tile(*self.size, both=len(names) == 2)
+        programs = -(-self.key_count // tile.columns) * self.batch * self.heads
+        parts, rows_each = parts_of_queries(programs, self.queries, tile.rows, self.processors)
+        split = parts > 1
+        arguments = {"rows_each": rows_each}
+        dims = {"key": self.dim, "value": self.value_dim}
+        if split:
+            arguments |= {
+                f"grad_{name}": self._parts(parts, self.key_count, dims[name]) for name in names
+            }
+        constants = {
+            "NEED_KEY": "key" in names,
+            "NEED_VALUE": "value" in names,
+            "ADD_TOKEN_KEYS": self.added["key"] and "key" in names and not split,
+            "ADD_TOKEN_VALUES": self.added["value"] and "value" in names and not split,
+            "SPLIT": split,
+        }  # fmt: skip
+        launches = [self._launch(key_kernel, (programs, parts), tile, arguments, constants)]
+        for name in names if split else ():
+            finish, told = dict(self.arguments), dict(self.constants)
+            add_tensor(finish, told, "grad", self.found[name])
+            finish |= {
+                "parts": arguments[f"grad_{name}"], "count": parts, "factor": self.call.scale if name == "key" else 1.0,
+                "token_parts": self.arguments[f"token_{name}_parts"],
+            }  # fmt: skip
+            told |= {
+                "DIM": dims[name],
+                "DIM_PAD": padded(dims[name]),
+                "ADD_TOKENS": self.added[name],
+            }
+            tile = Tile(rows=0, columns=32, warps=4, stages=1)
+            grid = (-(-self.key_count // tile.columns) * self.batch * self.heads,)
+            launches.append(tiled_launch(add_parts_kernel, grid, finish, told, tile))
+        return launches
 
-@triton.jit
-def weights_and_score_grads(
-    q, k, do, v, row_lse, row_delta, rows, columns, bias, grad_maps, token_ids,
-    heads, queries, keys, tokens, scale,
-    TOKENS_PAD: tl.constexpr, HAS_OUT: tl.constexpr, HAS_MAPS: tl.constexpr, HAS_BIAS: tl.constexpr,
-    HEAD_MEAN: tl.constexpr, UPCAST: tl.constexpr,
-):  # fmt: skip
-    """P and dS of a tile [rows, columns], float32."""
-    p = probabilities(logits2(q, k, columns, bias, keys, scale, HAS_BIAS, UPCAST), row_lse)
-    dp = tl.zeros_like(p)
-    if HAS_OUT:
-        dp = dot(do, tl.trans(v), UPCAST)
-    if HAS_MAPS:
-        dp = add_map_grads(
-            dp, grad_maps, token_ids, rows, columns, tokens, queries, heads, TOKENS_PAD, HEAD_MEAN
-        )
-    return p, p * (dp - row_delta[:, None]) * scale
-
-
-@triton.jit
-def query_kernel(
-    query, key, value, token_ids, bias, lse, grad_out, grad_maps, delta, grad_query,
-    query_b, query_h, query_n, query_d, key_b, key_h, key_n, key_d, value_b, value_h, value_n, value_d,
-    grad_b, grad_h, grad_n, grad_d,
-    heads, queries, keys, tokens, scale,
-    DIM: tl.constexpr, DIM_PAD: tl.constexpr, VALUE_DIM: tl.constexpr, VALUE_PAD: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, TOKENS_PAD: tl.constexpr,
-    HAS_OUT: tl.constexpr, HAS_MAPS: tl.constexpr, HAS_BIAS: tl.constexpr, HEAD_MEAN: tl.constexpr,
-    UPCAST: tl.constexpr,
-):  # fmt: skip
-    """Dq = Σ_j dS_ij k_j of a tile of rows."""
-    tiles = tl.cdiv(queries, ROWS)
-    tile, entry = tl.program_id(0) % tiles, (tl.program_id(0) // tiles).to(tl.int64)
-    b, h = entry // heads, entry % heads
-    rows = tile * ROWS + tl.arange(0, ROWS)
-    if HAS_BIAS:
-        bias += b * keys
-    if HAS_MAPS:
-        grad_maps += (b if HEAD_MEAN else entry) * tokens * queries
-        token_ids += b * tokens
-    q = load_rows(query + b * query_b + h * query_h, rows, queries, query_n, query_d, DIM, DIM_PAD)
-    do = q
-    if HAS_OUT:
-        do = load_rows(
-            grad_out + b * grad_b + h * grad_h, rows, queries, grad_n, grad_d, VALUE_DIM, VALUE_PAD
-        )
-    row_lse = tl.load(lse + entry * queries + rows, mask=rows < queries, other=float("-inf"))
-    row_delta = tl.load(delta + entry * queries + rows, mask=rows < queries, other=0.0)
-    dq = tl.zeros((ROWS, DIM_PAD), tl.float32)
-    for start in range(0, keys, COLUMNS):
-        columns = start + tl.arange(0, COLUMNS)
-        k = load_rows(key + b * key_b + h * key_h, columns, keys, key_n, key_d, DIM, DIM_PAD)
-        v = k
-        if HAS_OUT:
-            v_base = value + b * value_b + h * value_h
-            v = load_rows(v_base, columns, keys, value_n, value_d, VALUE_DIM, VALUE_PAD)
-        _, ds = weights_and_score_grads(
-            q, k, do, v, row_lse, row_delta, rows, columns, bias, grad_maps, token_ids,
-            heads, queries, keys, tokens, scale, TOKENS_PAD, HAS_OUT, HAS_MAPS, HAS_BIAS, HEAD_MEAN, UPCAST,
-        )  # fmt: skip
-        dq += dot(ds.to(k.dtype), k, UPCAST)
-    store_rows(grad_query + entry * queries * DIM, dq, rows, queries, DIM, DIM_PAD)
-
-
-@triton.jit
-def key_kernel(
-    query, key, value, token_ids, bias, lse, grad_out, grad_maps, delta, grad_key, grad_value,
-    query_b, query_h, query_n, query_d, key_b, key_h, key_n, key_d, value_b, value_h, value_n, value_d,
-    grad_b, grad_h, grad_n, grad_d,
-    heads, queries, keys, tokens, scale,
-    DIM: tl.constexpr, DIM_PAD: tl.constexpr, VALUE_DIM: tl.constexpr, VALUE_PAD: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, TOKENS_PAD: tl.constexpr,
-    HAS_OUT: tl.constexpr, HAS_MAPS: tl.constexpr, HAS_BIAS: tl.constexpr, HEAD_MEAN: tl.constexpr,
-    NEED_KEY: tl.constexpr, NEED_VALUE: tl.constexpr, UPCAST: tl.constexpr,
-):  # fmt: skip
-    """Dk = Σ_i dS_ij q_i and dv = Σ_i P_ij dO_i of a tile of keys."""
-    tiles = tl.cdiv(keys, COLUMNS)
-    tile, entry = tl.program_id(0) % tiles, (tl.program_id(0) // tiles).to(tl.int64)
-    b, h = entry // heads, entry % heads
-    columns = tile * COLUMNS + tl.arange(0, COLUMNS)
-    if HAS_BIAS:
-        bias += b * keys
-    if HAS_MAPS:
-        grad_maps += (b if HEAD_MEAN else entry) * tokens * queries
-        token_ids += b * tokens
-    k = load_rows(key + b * key_b + h * key_h, columns, keys, key_n, key_d, DIM, DIM_PAD)
-    v = k
-    if HAS_OUT:
-        v_base = value + b * value_b + h * value_h
-        v = load_rows(v_base, columns, keys, value_n, value_d, VALUE_DIM, VALUE_PAD)
-    dk = tl.zeros((COLUMNS, DIM_PAD), tl.float32)
-    dv = tl.zeros((COLUMNS, VALUE_PAD), tl.float32)
-    for start in range(0, queries, ROWS):
-        rows = start + tl.arange(0, ROWS)
-        q = load_rows(
-            query + b * query_b + h * query_h, rows, queries, query_n, query_d, DIM, DIM_PAD
-        )
-        do = q
-        if HAS_OUT:
-            do_base = grad_out + b * grad_b + h * grad_h
-            do = load_rows(do_base, rows, queries, grad_n, grad_d, VALUE_DIM, VALUE_PAD)
-        row_lse = tl.load(lse + entry * queries + rows, mask=rows < queries, other=float("-inf"))
-        row_delta = tl.load(delta + entry * queries + rows, mask=rows < queries, other=0.0)
-        p, ds = weights_and_score_grads(
-            q, k, do, v, row_lse, row_delta, rows, columns, bias, grad_maps, token_ids,
-            heads, queries, keys, tokens, scale, TOKENS_PAD, HAS_OUT, HAS_MAPS, HAS_BIAS, HEAD_MEAN, UPCAST,
-        )  # fmt: skip
-        if NEED_VALUE:
-            dv += dot(tl.trans(p.to(do.dtype)), do, UPCAST)
-        if NEED_KEY:
-            dk += dot(tl.trans(ds.to(q.dtype)), q, UPCAST)
-    if NEED_KEY:
-        store_rows(grad_key + entry * keys * DIM, dk, columns, keys, DIM, DIM_PAD)
-    if NEED_VALUE:
-        store_rows(grad_value + entry * keys * VALUE_DIM, dv, columns, keys, VALUE_DIM, VALUE_PAD)
+    def token_bias(self) -> list[Launch]:
+        """The gradient of the token bias."""
+        if not self.needed.token_bias or not self.tokens:
+            return []
+        tile = backward_token_tile(*self.size[:2])
+        grid = (-(-self.queries // tile.rows) * self.batch, -(-self.tokens // _TOKENS_AT_ONCE))
+        return [self._launch(token_bias_kernel, grid, tile)]

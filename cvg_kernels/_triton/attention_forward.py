@@ -1,132 +1,176 @@
-"""Forward kernels of attention with capture.
-
-Counting bytes: flash attention reads q, k, v and writes out; with K captured tokens, head mean, the maps add 4·K bytes per
-query row, against 4·H·D (16 bit) for q and out: 3 % for K = 8, H = 5, D = 64. Done apart, the capture reads q once more,
-+50 % where keys are few and traffic is what counts. So there are two ways:
-
-* fused: a program takes a query tile through all heads, sums the maps in registers, and writes them once;
-* apart: one program per tile and head (long keys: arithmetic is what counts, and parallelism), then a capture kernel
-  that needs only q, the captured keys and lse, K/M of the arithmetic.
-
-Neither uses atomics or holds maps per head.
-"""
+"""Launchers of the forward pass of attention and of the capture of maps: they allocate, plan and launch."""
 
 from __future__ import annotations
 
-import triton
-import triton.language as tl
+import math
 
-from cvg_kernels._triton.primitives import (
-    LN2,
-    captured_logits2,
-    dot,
-    load_rows,
-    logits2,
-    probabilities,
-    store_rows,
+import torch
+
+from cvg_kernels._layout import dense_like
+from cvg_kernels._triton.attention_arguments import MAX_TOKENS, add_tensor, common, tiled_launch
+from cvg_kernels._triton.attention_few_keys_kernel import few_keys_kernel
+from cvg_kernels._triton.attention_forward_kernels import (
+    add_maps_kernel,
+    capture_kernel,
+    forward_kernel,
 )
+from cvg_kernels._triton.attention_tiles import (
+    Tile,
+    capture_inside,
+    few_keys_tile,
+    forward_tile,
+    heads_of_a_program,
+    is_hopper,
+    processors_of,
+)
+from cvg_kernels._triton.launch import INTERPRETED, Launch
+from cvg_kernels.ops._attention_call import AttentionCall, AttentionResult
+
+_ADDED_AT_ONCE = 1024
 
 
-@triton.jit
-def forward_kernel(
-    query, key, value, token_ids, bias, out, maps, lse,
-    query_b, query_h, query_n, query_d, key_b, key_h, key_n, key_d, value_b, value_h, value_n, value_d,
-    heads, queries, keys, tokens, scale,
-    DIM: tl.constexpr, DIM_PAD: tl.constexpr, VALUE_DIM: tl.constexpr, VALUE_PAD: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, TOKENS_PAD: tl.constexpr,
-    HAS_VALUE: tl.constexpr, HAS_BIAS: tl.constexpr, ALL_HEADS: tl.constexpr, CAPTURE: tl.constexpr,
-    UPCAST: tl.constexpr,
-):  # fmt: skip
-    """Out = softmax(scale · q kᵀ + bias) v and lse; with CAPTURE also maps, of one head or of the mean of ALL_HEADS."""
-    program = tl.program_id(0)
-    tiles = tl.cdiv(queries, ROWS)
-    tile, entry = program % tiles, (program // tiles).to(tl.int64)
-    rows = tile * ROWS + tl.arange(0, ROWS)  # [ROWS]
-    if ALL_HEADS:
-        b, first_head, count = entry, 0, heads
-    else:
-        b, first_head, count = entry // heads, (entry % heads).to(tl.int32), 1
-    if HAS_BIAS:
-        bias += b * keys
-    ids_at = tl.arange(0, TOKENS_PAD)
-    wanted = ids_at < tokens
-    ids = tl.load(token_ids + b * tokens + ids_at, mask=wanted, other=0)  # [K]
-    captured = tl.zeros((ROWS, TOKENS_PAD), tl.float32)
+def forward_launches(
+    call: AttentionCall, *, processors: int | None = None, hopper: bool | None = None
+) -> tuple[list[Launch], AttentionResult]:
+    """The launches of the forward pass, and the tensors they fill.
 
-    for h in range(first_head, first_head + count):
-        q = load_rows(
-            query + b * query_b + h * query_h, rows, queries, query_n, query_d, DIM, DIM_PAD
-        )
-        k_base = key + b * key_b + h * key_h
-        m = tl.full((ROWS,), float("-inf"), tl.float32)  # running maximum, base 2
-        l = tl.zeros((ROWS,), tl.float32)
-        acc = tl.zeros((ROWS, VALUE_PAD), tl.float32)
-        for start in range(0, keys, COLUMNS):
-            columns = start + tl.arange(0, COLUMNS)
-            k = load_rows(k_base, columns, keys, key_n, key_d, DIM, DIM_PAD)  # [COLUMNS, D]
-            s = logits2(q, k, columns, bias, keys, scale, HAS_BIAS, UPCAST)  # [ROWS, COLUMNS]
-            higher = tl.maximum(m, tl.max(s, 1))
-            base = tl.where(higher == float("-inf"), 0.0, higher)  # −∞ − (−∞) is no number
-            p = tl.exp2(s - base[:, None])
-            fade = tl.exp2(m - base)
-            l = l * fade + tl.sum(p, 1)
-            if HAS_VALUE:
-                v_base = value + b * value_b + h * value_h
-                v = load_rows(v_base, columns, keys, value_n, value_d, VALUE_DIM, VALUE_PAD)
-                acc = acc * fade[:, None] + dot(p.to(v.dtype), v, UPCAST)
-            m = higher
+    Args:
+        call: the arguments.
+        processors: multiprocessors to plan for; `None` asks the device.
+        hopper: whether to plan for Hopper's products and shared memory; `None` asks the device.
+    """
+    processors, hopper = _machine(call, processors, hopper)
+    batch, heads, queries, dim = call.query.shape
+    keys = call.key.shape[2]
+    tokens = 0 if call.token_ids is None else call.token_ids.shape[1]
+    value_dim = dim if call.value is None else call.value.shape[3]
+    wide, element_size = max(dim, value_dim), call.query.element_size()
+    few = None if call.band is not None else few_keys_tile(keys, wide, element_size)
+    tile = few or forward_tile(
+        wide, element_size, hopper=hopper, biased=call.key_bias is not None or call.token_bias is not None,
+        band=call.band is not None,
+    )  # fmt: skip
 
-        place = (b * heads + h) * queries
-        share = tl.where(l > 0, 1.0 / l, 0.0)
-        tl.store(lse + place + rows, m * LN2 + tl.log(l), mask=rows < queries)
-        if HAS_VALUE:
-            store_rows(
-                out + place * VALUE_DIM, acc * share[:, None], rows, queries, VALUE_DIM, VALUE_PAD
-            )
-        if CAPTURE:
-            s = captured_logits2(
-                q, k_base, key_n, key_d, ids, wanted, bias, scale, DIM, DIM_PAD, HAS_BIAS, UPCAST
-            )
-            base = tl.where(m == float("-inf"), 0.0, m)
-            captured += tl.exp2(s - base[:, None]) * share[:, None]
-
-    if CAPTURE:
-        at = (entry * tokens + ids_at)[None, :] * queries + rows[:, None]
-        tl.store(maps + at, captured / count, mask=wanted[None, :] & (rows[:, None] < queries))
+    result = _empty_result(call)
+    arguments, constants = common(call)
+    arguments |= {
+        "lse": result.lse, "highest": result.highest, "place": result.place, "batch": batch,
+        "factor": abs(call.scale) or 1.0, "turn": math.copysign(1.0, call.scale) if call.scale else 0.0,
+    }  # fmt: skip
+    add_tensor(arguments, constants, "out", result.out)
+    tiles = -(-queries // tile.rows)
+    heads_each = 1
+    if few and (call.head_mean or tokens == 0):
+        heads_each = heads_of_a_program(tiles * batch, heads, processors)
+    groups = -(-heads // heads_each)
+    fused = 0 < tokens <= MAX_TOKENS and (
+        few is not None or heads == 1 or not call.head_mean or capture_inside(tokens, keys, dim)
+    )
+    parts, additions = _parts(call, result.maps, groups if fused else 1)
+    arguments |= {"heads_each": heads_each, "maps": parts}
+    last = keys - (tile.columns if tile.rest else 0)
+    constants |= {
+        "REST": tile.rest, "STAGES": tile.stages, "TURNED": not call.scale > 0, "CAPTURE": fused,
+        "TAIL": last % (tile.rest or tile.columns) != 0,
+    }  # fmt: skip
+    kernel = few_keys_kernel if few else forward_kernel
+    launches = [tiled_launch(kernel, (tiles * batch * groups,), arguments, constants, tile)]
+    if tokens and not fused:
+        launches += _capture(call, arguments, constants, result.maps, processors)
+    return [*launches, *additions], result
 
 
-@triton.jit
-def capture_kernel(
-    query, key, token_ids, bias, maps, lse,
-    query_b, query_h, query_n, query_d, key_b, key_h, key_n, key_d,
-    heads, queries, keys, tokens, scale,
-    DIM: tl.constexpr, DIM_PAD: tl.constexpr, ROWS: tl.constexpr, TOKENS_PAD: tl.constexpr,
-    HAS_BIAS: tl.constexpr, ALL_HEADS: tl.constexpr, UPCAST: tl.constexpr,
-):  # fmt: skip
-    """Maps = exp(scale · q k_selᵀ + bias − lse), of one head or of the mean of ALL_HEADS, TOKENS_PAD tokens a program."""
-    program = tl.program_id(0)
-    tiles = tl.cdiv(queries, ROWS)
-    tile, entry = program % tiles, (program // tiles).to(tl.int64)
-    rows = tile * ROWS + tl.arange(0, ROWS)
-    ids_at = tl.program_id(1) * TOKENS_PAD + tl.arange(0, TOKENS_PAD)
-    wanted = ids_at < tokens
-    if ALL_HEADS:
-        b, first_head, count = entry, 0, heads
-    else:
-        b, first_head, count = entry // heads, (entry % heads).to(tl.int32), 1
-    if HAS_BIAS:
-        bias += b * keys
-    ids = tl.load(token_ids + b * tokens + ids_at, mask=wanted, other=0)
-    captured = tl.zeros((ROWS, TOKENS_PAD), tl.float32)
-    for h in range(first_head, first_head + count):
-        q = load_rows(
-            query + b * query_b + h * query_h, rows, queries, query_n, query_d, DIM, DIM_PAD
-        )
-        k_base = key + b * key_b + h * key_h
-        s = captured_logits2(
-            q, k_base, key_n, key_d, ids, wanted, bias, scale, DIM, DIM_PAD, HAS_BIAS, UPCAST
-        )
-        row_lse = tl.load(lse + (b * heads + h) * queries + rows, mask=rows < queries, other=0.0)
-        captured += probabilities(s, row_lse)
-    at = (entry * tokens + ids_at)[None, :] * queries + rows[:, None]
-    tl.store(maps + at, captured / count, mask=wanted[None, :] & (rows[:, None] < queries))
+def capture_launches(
+    call: AttentionCall, lse: torch.Tensor, *, processors: int | None = None
+) -> tuple[list[Launch], torch.Tensor]:
+    """The launches that make the maps of a call without a band from its log-sum-exp, and the maps.
+
+    Args:
+        call: the arguments; its values are not looked at.
+        lse: wide, contiguous `[B, H, N]`.
+        processors: multiprocessors to plan for; `None` asks the device.
+    """
+    processors, _ = _machine(call, processors, False)
+    arguments, constants = common(call)
+    arguments |= {"lse": lse, "highest": None, "batch": call.query.shape[0]}
+    maps = _empty_maps(call)
+    return _capture(call, arguments, constants, maps, processors), maps
+
+
+def _machine(call, processors: int | None, hopper: bool | None) -> tuple[int, bool]:
+    """Multiprocessors, and whether they are Hopper's, as given or as the device says."""
+    if INTERPRETED:
+        return processors or 1, bool(hopper)
+    if processors is None:
+        processors = processors_of(call.query.device)
+    if hopper is None:
+        hopper = call.query.device.type == "cuda" and is_hopper(call.query.device)
+    return processors, hopper
+
+
+def _empty_maps(call: AttentionCall) -> torch.Tensor | None:
+    if call.token_ids is None:
+        return None
+    batch, heads, queries, _ = call.query.shape
+    tokens = call.token_ids.shape[1]
+    shape = (batch, tokens, queries) if call.head_mean else (batch, heads, tokens, queries)
+    return call.query.new_empty(shape, dtype=torch.float32)
+
+
+def _empty_result(call: AttentionCall) -> AttentionResult:
+    rows = call.query.shape[:3]
+    lse = call.query.new_empty(rows, dtype=torch.float32)
+    out = None if call.value is None else dense_like(call.query, call.value.shape[3])
+    if call.band is None:
+        return AttentionResult(out, _empty_maps(call), lse)
+    place = lse.new_empty(rows, dtype=torch.int32)
+    return AttentionResult(out, _empty_maps(call), lse, torch.empty_like(lse), place)
+
+
+def _parts(call: AttentionCall, maps: torch.Tensor | None, groups: int):
+    """Where programs write maps: the maps themselves, or the shares of groups of heads and a launch that adds them."""
+    if maps is None or groups == 1 or not call.head_mean:
+        return maps, []
+    parts = maps.new_empty(groups, *maps.shape)
+    arguments = {"parts": parts, "maps": maps, "count": groups, "numbers": maps.numel()}
+    grid = (-(-maps.numel() // _ADDED_AT_ONCE),)
+    return parts, [Launch(add_maps_kernel, grid, arguments, {"BLOCK": _ADDED_AT_ONCE}, 4, 1)]
+
+
+def _capture(
+    call, arguments: dict, constants: dict, maps: torch.Tensor, processors: int
+) -> list[Launch]:
+    """The launches that fill `maps` from `lse`, given the arguments of a forward pass or of none."""
+    batch, heads, queries, dim = call.query.shape
+    blocks = -(-call.token_ids.shape[1] // constants["TOKENS_PAD"])
+    tile = Tile(64, constants["TOKENS_PAD"], 4, 2)
+    if call.query.element_size() == 4:
+        tile = Tile(32, constants["TOKENS_PAD"], 4, 1)
+    tiles = -(-queries // tile.rows)
+    heads_each = 1
+    if call.head_mean:
+        heads_each = heads_of_a_program(tiles * batch * blocks, heads, processors)
+    groups = -(-heads // heads_each)
+    parts, additions = _parts(call, maps, groups)
+    arguments = {**arguments, "heads_each": heads_each, "maps": parts}
+    constants = {**constants, "STAGES": tile.stages}
+    grid = (tiles * batch * groups, blocks)
+    return [tiled_launch(capture_kernel, grid, arguments, constants, tile), *additions]
+
+
+def forward(call: AttentionCall) -> AttentionResult:
+    """Out, maps and lse of a call, and under a band m and its place; see `cvg_kernels.ops._attention_call`."""
+    launches, result = forward_launches(call)
+    for launch in launches:
+        launch.run()
+    return result
+
+
+def capture(call: AttentionCall, lse: torch.Tensor) -> torch.Tensor:
+    """The maps of a call whose log-sum-exp is known; under a band its row maxima are found anew."""
+    if call.band is not None:
+        return forward(call._replace(value=None)).maps
+    launches, maps = capture_launches(call, lse)
+    for launch in launches:
+        launch.run()
+    return maps

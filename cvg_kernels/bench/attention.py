@@ -1,28 +1,42 @@
 """Attention with capture against what people use today, on layers of real models.
 
-Every arm returns the layer's output and the maps of eight tokens, averaged over heads:
+Query, key and value lie as diffusers' layers give them, `[B, N, H, D]` seen as `[B, H, N, D]`, and every arm makes of its
+output what those layers do next, `[B, N, H·D]`: an arm whose output lies otherwise pays for the copy. Every arm returns
+that and the maps of eight tokens, averaged over heads:
 
 * eager: softmax(q kᵀ) in full, as DAAM, Attend-and-Excite and Vico do;
 * sdpa+softmax: stock attention for the output, a separate softmax for the maps;
 * v-augmented: one-hot columns appended to v, so that stock attention returns the maps as extra columns;
-* flex+lse (GPU): FlexAttention returns the log-sum-exp, and the maps are recomputed from it.
+* flex+lse (GPU): FlexAttention returns the log-sum-exp, and the maps are recomputed from it;
+* cvg_kernels and a backend: ours by that backend; cvg_kernels alone is as `auto` chooses.
 
-`sdpa alone` makes no maps: it is the floor that capture is measured against.
+Arms that are stock attention alone make no maps: the fastest of them is the floor that capture is measured against. There
+is `sdpa alone`, as torch chooses, one for each of torch's backends, and flash_attn's where that package is installed.
+
+On a GPU every arm is timed as it is called and, but for those that hold the N×M matrix, as a CUDA graph, where no Python is
+waited for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
+from cvg_kernels.backends import OPERATIONS, Backend, unavailable_reason
+from cvg_kernels.bench import host_cost
 from cvg_kernels.bench.harness import (
+    as_layers_have_it,
+    as_layers_take_it,
     assert_agreement,
     extra_bytes,
     forward,
     forward_backward,
+    graphed_where_possible,
     median_seconds,
 )
 from cvg_kernels.ops import attention_with_capture
@@ -31,6 +45,17 @@ KIND, ROUNDS = "layers", {"cpu": 7, "gpu": 50}
 TOKENS = 8
 FLOOR = "sdpa alone"
 OURS = "cvg_kernels"
+#: Arms that hold the N×M matrix. A graph keeps its memory, and these would leave none for the others.
+_LARGE = ("eager", "sdpa+softmax")
+#: torch's own backends, by the kind of device.
+STOCK = {
+    "cpu": {"flash": SDPBackend.FLASH_ATTENTION, "math": SDPBackend.MATH},
+    "cuda": {
+        "cudnn": SDPBackend.CUDNN_ATTENTION,
+        "flash": SDPBackend.FLASH_ATTENTION,
+        "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    },
+}
 
 
 class Shape(NamedTuple):
@@ -55,31 +80,38 @@ CPU_SHAPES = (
     Shape("Wan-1.3B cross, a quarter", 1, 12, 8190, 512, 128),
     Shape("CogVideoX-2B joint, an eighth", 1, 30, 2274, 2274, 64),
 )
-GPU_SHAPES = (
+GPU_SHAPES = (  # what matters most first: time may end
+    Shape("CogVideoX-2B joint", 1, 30, 17776, 17776, 64),
+    Shape("Wan-1.3B cross", 1, 12, 32760, 512, 128),
     Shape("VideoCrafter2 40×64 cross", 16, 5, 2560, 77, 64),
     Shape("AnimateDiff 64×64 cross", 16, 8, 4096, 77, 40),
-    Shape("Wan-1.3B cross", 1, 12, 32760, 512, 128),
-    Shape("CogVideoX-2B joint", 1, 30, 17776, 17776, 64),
+    Shape("LTX-Video cross", 1, 32, 4992, 128, 64),
+    Shape("Mochi's width, 256 keys of text", 1, 24, 22528, 256, 128),
+    Shape("CogVideoX-2B, its 226 keys of text", 1, 30, 17550, 226, 64),
 )
 QUICK_SHAPES = (Shape("quick cross", 2, 2, 96, 20, 16), Shape("quick joint", 1, 2, 600, 600, 16))
 
 
-def ours(q, k, v, ids):
-    """attention_with_capture."""
-    captured = attention_with_capture(q, k, v, ids)
-    return captured.out, captured.maps
+def ours_by(backend: str) -> Callable:
+    """attention_with_capture by one backend."""
+
+    def ours(q, k, v, ids):
+        captured = attention_with_capture(q, k, v, ids, backend=backend)
+        return as_layers_take_it(captured.out), captured.maps
+
+    return ours
 
 
 def eager(q, k, v, ids):
     """The whole probability matrix."""
     p = (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1)
-    return p @ v, p[..., ids].mean(1).mT
+    return as_layers_take_it(p @ v), p[..., ids].mean(1).mT
 
 
 def sdpa_and_softmax(q, k, v, ids):
     """Stock attention, and the probabilities once more."""
     p = (q @ k.mT * q.shape[-1] ** -0.5).softmax(-1)
-    return scaled_dot_product_attention(q, k, v), p[..., ids].mean(1).mT
+    return as_layers_take_it(scaled_dot_product_attention(q, k, v)), p[..., ids].mean(1).mT
 
 
 def v_augmented(q, k, v, ids):
@@ -88,45 +120,88 @@ def v_augmented(q, k, v, ids):
     hot[ids, torch.arange(TOKENS, device=v.device)] = 1
     wide = torch.cat([v, hot.expand(*v.shape[:2], -1, -1)], -1)
     out = scaled_dot_product_attention(q, k, wide, scale=q.shape[-1] ** -0.5)
-    return out[..., : v.shape[-1]], out[..., v.shape[-1] :].mean(1).mT
+    return as_layers_take_it(out[..., : v.shape[-1]]), out[..., v.shape[-1] :].mean(1).mT
 
 
 def sdpa_alone(q, k, v, ids):
-    """No maps: the floor."""
-    return (scaled_dot_product_attention(q, k, v),)
+    """No maps: a floor."""
+    return (as_layers_take_it(scaled_dot_product_attention(q, k, v)),)
 
 
-def flex_and_lse(q, k, v, ids):
+def sdpa_by(backend: SDPBackend) -> Callable:
+    """No maps, by one of torch's backends."""
+
+    def sdpa(q, k, v, ids):
+        with sdpa_kernel(backend):
+            return sdpa_alone(q, k, v, ids)
+
+    return sdpa
+
+
+def flash_attn_alone(q, k, v, ids):
+    """No maps, by the package flash_attn, which takes `[B, N, H, D]`."""
+    from flash_attn import flash_attn_func
+
+    out = flash_attn_func(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+    return (out.flatten(2),)
+
+
+def flex_and_lse() -> Callable:
     """FlexAttention with its log-sum-exp, maps recomputed from it."""
-    from torch.nn.attention.flex_attention import AuxRequest
+    from torch.nn.attention.flex_attention import AuxRequest, flex_attention
 
-    out, aux = _compiled_flex()(q, k, v, return_aux=AuxRequest(lse=True))
-    logits = (q @ k[:, :, ids].mT).float() * q.shape[-1] ** -0.5
-    return out, (logits - aux.lse[..., None]).exp().mean(1).mT
+    compiled = torch.compile(flex_attention)
+
+    def flex(q, k, v, ids):
+        out, aux = compiled(q, k, v, return_aux=AuxRequest(lse=True))
+        logits = (q @ k[:, :, ids].mT).float() * q.shape[-1] ** -0.5
+        return as_layers_take_it(out), (logits - aux.lse[..., None]).exp().mean(1).mT
+
+    return flex
 
 
-def _compiled_flex() -> Callable:
-    from torch.nn.attention.flex_attention import flex_attention
+def floors_for(device: torch.device) -> dict[str, Callable]:
+    """The arms that make no maps."""
+    floors = {FLOOR: sdpa_alone}
+    floors |= {f"sdpa {name}": sdpa_by(backend) for name, backend in STOCK[device.type].items()}
+    if device.type == "cuda" and find_spec("flash_attn") is not None:
+        floors["flash_attn alone"] = flash_attn_alone
+    return floors
 
-    return torch.compile(flex_attention)
 
-
-def arms_for(device: torch.device) -> dict[str, Callable]:
+def arms_for(device: torch.device, dtype: torch.dtype) -> dict[str, Callable]:
     """The arms of a device, ours last."""
-    arms = {
-        FLOOR: sdpa_alone,
-        "eager": eager,
-        "sdpa+softmax": sdpa_and_softmax,
-        "v-augmented": v_augmented,
-    }
+    arms = floors_for(device)
+    arms |= {"eager": eager, "sdpa+softmax": sdpa_and_softmax, "v-augmented": v_augmented}
     if device.type == "cuda":
-        arms["flex+lse"] = flex_and_lse
-    return arms | {OURS: ours}
+        arms["flex+lse"] = flex_and_lse()
+    for backend in OPERATIONS["attention"]:
+        at_full_speed = backend is not Backend.TRITON or device.type == "cuda"  # not interpreted
+        if backend is Backend.REFERENCE or not at_full_speed:
+            continue
+        if unavailable_reason("attention", backend, device, dtype) is None:
+            arms[f"{OURS} {backend.value}"] = ours_by(backend.value)
+    return arms | {OURS: ours_by("auto")}
 
 
 def cases(device: torch.device, quick: bool) -> tuple[Shape, ...]:
     """The layers of a device."""
     return QUICK_SHAPES if quick else CPU_SHAPES if device.type == "cpu" else GPU_SHAPES
+
+
+def once(device: torch.device, dtype: torch.dtype, rounds: int = 21) -> dict[str, Any]:
+    """Measures and prints what a call costs in Python, without and with gradients."""
+    q, k, v = (as_layers_have_it(1, 2, 16, 16, device, dtype) for _ in range(3))
+    ids = torch.arange(2, device=device)
+    cost = host_cost.python_cost(
+        lambda q, k, v: attention_with_capture(q, k, v, ids).out,
+        scaled_dot_product_attention,
+        (q, k, v),
+        device,
+        rounds,
+    )
+    host_cost.show(cost)
+    return {"python_cost": cost}
 
 
 def measure(shape: Shape, device: torch.device, dtype: torch.dtype, rounds: int) -> dict[str, Any]:
@@ -136,49 +211,73 @@ def measure(shape: Shape, device: torch.device, dtype: torch.dtype, rounds: int)
         AssertionError: if an arm does not compute what ours computes: a wrong result is not timed.
     """
     b, h, n, m, d = shape[1:]
-    q = torch.randn(b, h, n, d, device=device).to(dtype)
-    k, v = (torch.randn(b, h, m, d, device=device).to(dtype) for _ in range(2))
+    q, k, v = (as_layers_have_it(b, h, tokens, d, device, dtype) for tokens in (n, m, m))
     ids = torch.arange(TOKENS, device=device)
     inputs = (q, k, v, ids)
-    arms = arms_for(device)
-    calls = {name: forward(arm, inputs) for name, arm in arms.items()}
+    arms = arms_for(device, dtype)
+    calls = {
+        "forward": {name: forward(arm, inputs) for name, arm in arms.items()},
+        "forward_backward": {name: forward_backward(arm, inputs) for name, arm in arms.items()},
+    }
     # maps of the rivals in bfloat16 are good to a few percent only
-    assert_agreement(calls, 2e-4 if dtype == torch.float32 else 3e-2)
+    assert_agreement(calls["forward"], 2e-4 if dtype == torch.float32 else 3e-2)
     result = {
         "shape": shape._asdict(),
         "dtype": str(dtype).removeprefix("torch."),
         "output_bytes": q.numel() * q.element_size() + 4 * b * n * (TOKENS + h),
-        "forward": median_seconds(calls, device, rounds),
-        "forward_backward": median_seconds(
-            {name: forward_backward(arm, inputs) for name, arm in arms.items()}, device, rounds
-        ),
-        "stock_forward_full_backward": median_seconds(
-            {FLOOR: forward_backward(sdpa_alone, inputs, (0, 1, 2))}, device, rounds
-        )[FLOOR],
-        "forward_extra_bytes": {},
+        "floors": list(floors_for(device)),
     }
-    for name, call in calls.items():
-        if isinstance(result["forward"][name], float):
-            result["forward_extra_bytes"][name] = extra_bytes(call, device)
+    for kind, timed in calls.items():
+        result[kind] = median_seconds(timed, device, rounds)
+        if device.type == "cuda":
+            small = {name: call for name, call in timed.items() if name not in _LARGE}
+            result[f"{kind}_graph"] = median_seconds(graphed_where_possible(small), device, rounds)
+    result["stock_forward_full_backward"] = median_seconds(
+        {FLOOR: forward_backward(sdpa_alone, inputs, (0, 1, 2))}, device, rounds
+    )[FLOOR]
+    result["forward_extra_bytes"] = {
+        name: extra_bytes(call, device)
+        for name, call in calls["forward"].items()
+        if isinstance(result["forward"][name], float)
+    }
     return result
 
 
 def show(layer: dict[str, Any], report: dict[str, Any]) -> None:
-    """Prints one layer's arms."""
+    """Prints one layer's arms, and ours against the fastest that makes no maps."""
     shape, peak = Shape(**layer["shape"]), report["matrix_product_flops"]
     b, h, n, m, d = shape[1:]
     print(f"{shape.name}  [{b}, {h}, {n}×{m}, {d}] {layer['dtype']}, {TOKENS} tokens, head mean")
     print(
-        f"  {'':14}  {'forward':>10}  {'of a@b':>7}  {'+ backward to q':>15}  {'extra memory / outputs':>22}"
+        f"  {'':18}  {'forward':>10}  {'of a@b':>7}  {'+ backward to q':>15}  {'extra memory / outputs':>22}"
+        + (f"  {'CUDA graph':>11}  {'+ backward to q':>15}" if "forward_graph" in layer else "")
     )
-    for name in layer["forward"]:
-        forward, both = layer["forward"][name], layer["forward_backward"][name]
-        if isinstance(forward, str):
-            print(f"  {name:14}  {forward}")
+    for name, took in layer["forward"].items():
+        if isinstance(took, str):
+            print(f"  {name:18}  {took}")
             continue
         extra = layer["forward_extra_bytes"].get(name)
         share = "-" if extra is None else f"{extra / layer['output_bytes']:.2f}"
-        later = both if isinstance(both, str) else f"{both * 1e3:.2f} ms"
-        print(
-            f"  {name:14}  {forward * 1e3:7.2f} ms  {shape.flops / forward / peak:7.0%}  {later:>15}  {share:>22}"
-        )
+        cells = [
+            f"{_ms(took):>10}",
+            f"{shape.flops / took / peak:7.0%}",
+            f"{_ms(layer['forward_backward'][name]):>15}",
+            f"{share:>22}",
+        ]
+        if "forward_graph" in layer:
+            cells.append(f"{_ms(layer['forward_graph'].get(name, '-')):>11}")
+            cells.append(f"{_ms(layer['forward_backward_graph'].get(name, '-')):>15}")
+        print(f"  {name:18}  {'  '.join(cells)}")
+    for kind in ("forward", "forward_graph", "forward_backward", "forward_backward_graph"):
+        times = {name: took for name, took in layer.get(kind, {}).items() if isinstance(took, float)}  # fmt: skip
+        stock = {name: times[name] for name in layer["floors"] if name in times}
+        if stock and OURS in times:
+            fastest = min(stock, key=stock.get)
+            ratio = times[OURS] / stock[fastest]
+            print(
+                f"  {kind.replace('_', ' ')}: ×{ratio:.2f} of {fastest}, the fastest without maps"
+            )
+
+
+def _ms(took: float | str) -> str:
+    return took.partition(":")[0] if isinstance(took, str) else f"{took * 1e3:.2f} ms"

@@ -15,6 +15,7 @@ import torch
 
 Arm = Callable[[], Any]
 _L2_FLUSH_BYTES = 256 * 2**20
+_GPU_SECONDS = 10.0
 _FAILURES = (RuntimeError, ValueError, NotImplementedError)  # of an arm, out of memory among them
 
 
@@ -43,6 +44,57 @@ def forward_backward(arm: Callable, inputs: tuple, needed: tuple[int, ...] = (0,
     return call
 
 
+def as_layers_have_it(
+    batch: int, heads: int, tokens: int, dim: int, device: torch.device, dtype: torch.dtype
+) -> torch.Tensor:
+    """Random `[B, H, N, D]` in memory as diffusers' layers give it to attention: a view of `[B, N, H, D]`."""
+    return torch.randn(batch, tokens, heads, dim, device=device).to(dtype).transpose(1, 2)
+
+
+def as_layers_take_it(out: torch.Tensor) -> torch.Tensor:
+    """What diffusers' layers make of an output `[B, H, N, D]` before the next projection: `[B, N, H·D]`, a copy or none."""
+    return out.transpose(1, 2).flatten(2)
+
+
+def graphed(arm: Arm) -> Arm:
+    """An arm as a CUDA graph: its replay costs no Python, so its time is that of the GPU alone.
+
+    Raises:
+        RuntimeError: if the arm waits for the GPU or copies from the host's memory; such an arm cannot be captured.
+    """
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        for _ in range(3):  # compiles, and fills caches
+            arm()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        kept = arm()
+
+    def replay() -> Any:
+        graph.replay()
+        return kept
+
+    return replay
+
+
+def graphed_where_possible(arms: Mapping[str, Arm]) -> dict[str, Arm]:
+    """The arms as CUDA graphs; one that cannot be captured raises its error when it is called."""
+    torch.cuda.empty_cache()  # what other calls left is of no use to a graph
+    found = {}
+    for name, arm in arms.items():
+        try:
+            found[name] = graphed(arm)
+        except _FAILURES as error:
+
+            def refuse(error=error):
+                raise error
+
+            found[name] = refuse
+    return found
+
+
 def _time_cpu(arm: Arm) -> float:
     began = time.perf_counter()
     arm()
@@ -68,8 +120,9 @@ def median_seconds(
     Args:
         arms: name → what is timed.
         device: where it runs.
-        rounds: timed rounds, after two that are not.
+        rounds: timed rounds, after two that are not; on a GPU at least five, and no further one after ten seconds.
     """
+    end = time.perf_counter() + (_GPU_SECONDS if device.type == "cuda" else float("inf"))
     flush = (
         torch.empty(_L2_FLUSH_BYTES, dtype=torch.int8, device=device)
         if device.type == "cuda"
@@ -78,6 +131,8 @@ def median_seconds(
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     errors: dict[str, str] = {}
     for round_ in range(rounds + 2):
+        if round_ >= 7 and time.perf_counter() > end:
+            break
         for name, arm in arms.items():
             if name in errors:
                 continue

@@ -7,6 +7,10 @@ A module that measures an operation has
     cases(device, quick)                            what to measure; quick: something tiny, to see that everything works
     measure(case, device, dtype, rounds) -> dict    the figures of one case; AssertionError for a wrong result
     show(figures, report)                           prints them
+
+and may have
+
+    once(device, dtype) -> dict                     figures of the report that belong to no case, which it prints
 """
 
 from __future__ import annotations
@@ -44,6 +48,8 @@ def run(
     name = benchmark.__name__.rpartition(".")[2]
     report = {"benchmark": name, **machine(device), "rounds": rounds}
     report["matrix_product_flops"] = peak_flops(device, dtype)
+    if hasattr(benchmark, "once"):
+        report |= benchmark.once(device, dtype)
     report[benchmark.KIND] = []
     for case in benchmark.cases(device, quick):
         figures = benchmark.measure(case, device, dtype, rounds)

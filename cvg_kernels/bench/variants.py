@@ -102,10 +102,12 @@ class FlowVariant:
                 flows[-1], flows, hops, temperature, "average", [True]
             )[0]
         flow = cross.unflatten(-1, (self.height, self.width))
-        launches, (_, sums) = token_peaks.forward_launches(flow, 100.0, 0.5)
+        launches, (blocks, sums) = token_peaks.forward_launches(flow, 100.0, 0.5)
         yield from launches
-        yield token_peaks.smooth_launch(flow, sums, 100.0, 0.5, flow)
-        yield token_peaks.pull_launch(flow, sums, flow, 100.0, 0.5, flow)
+        peaks = blocks.amax((-2, -1))
+        launch, marks = token_peaks.hit_launch(flow, sums, blocks, peaks, 100.0, 0.5)
+        yield launch
+        yield from token_peaks.gradient_launches(peaks, flow, sums, *marks, 100.0, 0.5)[0]
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""`cvg-kernels info`: what is installed, what it runs on, and which backends work."""
+"""`cvg-kernels info`: what is installed, what it runs on, which kernels work, and which table `auto` goes by."""
 
 from __future__ import annotations
 
@@ -20,9 +20,17 @@ def run(options: argparse.Namespace) -> int:
         print(json.dumps(facts, indent=2))
         return 0
     tables = {title: facts[title] for title in ("versions", "devices", "native modules")}
-    tables |= {f"backends of {name}": answers for name, answers in facts["backends"].items()}
+    for device, rows in facts["auto"].items():
+        tables[f"auto on {device}"] = rows
     for title, rows in tables.items():
         print(title)
         for name, value in rows.items():
             print(f"  {name:16}{value}")
+    for operation, there in facts["kernels"].items():
+        print(f"kernels of {operation}")
+        for backend, line in there.items():
+            print(f"  {backend:16}{line['available']}")
+            print(f"  {'':16}on {', '.join(line['devices'])}: {', '.join(line['dtypes'])}")
+            for limit in line["limits"]:
+                print(f"  {'':16}takes {limit}")
     return 0

@@ -19,7 +19,8 @@ COMMANDS = {
     "shapes": "train or score the built-in world of moving shapes",
     "cvg": "train the classifier that CVG guides by",
     "bench": "measure the kernels against what people use today",
-    "info": "versions, devices, and which backends can run here",
+    "tune": "measure which kernels are fastest here, for `auto` to go by",
+    "info": "versions, devices, which kernels can run here, and what `auto` goes by",
 }
 
 

@@ -8,7 +8,7 @@ from cvg_kernels.ops.attention import (
     capture_maps,
 )
 from cvg_kernels.ops.coupled_flow import CoupledFlow, coupled_max_flow
-from cvg_kernels.ops.frame_band_attention import FrameBandAttention, frame_band_attention
+from cvg_kernels.ops.frame_band_attention import FrameBand, FrameBandAttention, frame_band_attention
 from cvg_kernels.ops.guidance_mix import guidance_mix
 from cvg_kernels.ops.max_flow import MaxFlow, SubgraphFlow, max_flow, subgraph_max_flow
 from cvg_kernels.ops.min_max_matmul import min_max_matmul
@@ -21,6 +21,7 @@ __all__ = [
     "CapturedAttention",
     "CapturedMaps",
     "CoupledFlow",
+    "FrameBand",
     "FrameBandAttention",
     "MaxFlow",
     "SubgraphFlow",

@@ -40,8 +40,8 @@ class AttentionCall(NamedTuple):
     value: torch.Tensor | None  #: `[B, H, M, Dv]`; `None`: maps only
     token_ids: torch.Tensor | None  #: contiguous int64 `[B, K]`, repeats allowed; `None`: no maps
     key_bias: torch.Tensor | None  #: wide, contiguous `[B, M]`, −∞ where a key is not seen
-    #: Wide `[B, K, N]`, any strides (expanded ones too). Of a key that occurs twice in `token_ids` both occurrences carry
-    #: the same numbers, and the key has them once.
+    #: Wide `[B, K, N]`, any strides (expanded ones too), −∞ where a key is not seen. Of a key that occurs twice in
+    #: `token_ids` both occurrences carry the same numbers, and the key has them once.
     token_bias: torch.Tensor | None
     band: Band | None
     scale: float

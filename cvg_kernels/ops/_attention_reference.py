@@ -2,37 +2,80 @@
 
 from __future__ import annotations
 
+import torch
+
+from cvg_kernels._layout import dense_like, laid_out
+from cvg_kernels.ops._attention_call import AttentionCall, AttentionGrads, AttentionResult, Needed
 from cvg_kernels.ops._autocast import autocast_off
 from python_ref import attention as reference
+from python_ref.frame_band_attention import frame_band
 
 
-def attend(query, key, value, token_ids, mask, scale, head_mean):
-    """See `python_ref.attention.attention_with_capture`; `mask` may be dense."""
-    with autocast_off(query.device):
-        out, maps, lse = reference.attention_with_capture(
-            query, key, value, token_ids, scale=scale, mask=mask, head_mean=head_mean
-        )
-        return out, maps.contiguous(), lse
+def attend(call: AttentionCall, mask: torch.Tensor | None = None) -> AttentionResult:
+    """Attention in plain operations of torch, for autograd to differentiate; see `python_ref.attention`.
+
+    Args:
+        call: the arguments.
+        mask: additive and broadcastable to `[B, H, N, M]`, in place of the call's key bias.
+    """
+    with autocast_off(call.query.device):
+        found = reference.attention_with_capture(
+            call.query, call.key, call.value, call.token_ids, head_mean=call.head_mean, **_options(call, mask)
+        )  # fmt: skip
+    place = None if call.band is None else found.place.to(torch.int32)
+    highest = None if call.band is None else found.highest
+    return AttentionResult(found.out, found.maps, found.lse, highest, place)
 
 
-def forward(query, key, value, token_ids, bias, scale, head_mean):
-    """See `python_ref.attention.attention_with_capture`."""
-    mask = None if bias is None else bias[:, None, None]
-    return attend(query, key, value, token_ids, mask, scale, head_mean)
+def forward(call: AttentionCall) -> AttentionResult:
+    """As `attend`, its results laid out as the contract of backends says."""
+    found = attend(call)
+    out = None
+    if found.out is not None:
+        out = dense_like(call.query, call.value.shape[-1]).copy_(found.out)
+    maps = None if found.maps is None else found.maps.contiguous()
+    return found._replace(out=out, maps=maps)
 
 
 def backward(
-    grad_out, grad_maps, grad_lse, query, key, value, token_ids, bias, out, lse, scale, head_mean,
-    need_query, need_key, need_value,
-):  # fmt: skip
-    """See `python_ref.attention.attention_with_capture_backward`."""
-    mask = None if bias is None else bias[:, None, None]
-    with autocast_off(query.device):
-        grads = reference.attention_with_capture_backward(
-            grad_out, grad_maps, grad_lse, query, key, value, token_ids,
-            scale=scale, mask=mask, head_mean=head_mean,
+    call: AttentionCall, result: AttentionResult, grads: AttentionGrads, needed: Needed
+) -> tuple[torch.Tensor | None, ...]:
+    """The gradients asked for; the result is computed anew."""
+    with autocast_off(call.query.device):
+        *found, grad_bias = reference.attention_with_capture_backward(
+            *grads, call.query, call.key, call.value, call.token_ids, head_mean=call.head_mean, **_options(call)
         )  # fmt: skip
-    needed = (need_query, need_key, need_value)
-    return tuple(
-        grad.contiguous() if need else None for grad, need in zip(grads, needed, strict=True)
-    )
+    tensors = (call.query, call.key, call.value)
+    laid = laid_out(found, tensors, needed[:3])
+    if not needed.token_bias:
+        return (*laid, None)
+    return (*laid, _shared_out(grad_bias.contiguous(), call.token_ids))
+
+
+def capture(call: AttentionCall, lse: torch.Tensor) -> torch.Tensor:
+    """The maps of the call, whose log-sum-exp is known."""
+    del lse
+    return forward(call._replace(value=None)).maps
+
+
+def _options(call: AttentionCall, mask: torch.Tensor | None = None) -> dict:
+    """The keyword arguments that both passes of the reference share."""
+    options = {"scale": call.scale, "mask": mask, "token_bias": None, "band": None}
+    if mask is None and call.key_bias is not None:
+        options["mask"] = call.key_bias[:, None, None]
+    if (
+        call.token_bias is not None
+    ):  # of a repeated key it is there twice, and belongs to the logits once
+        options["token_bias"] = _shared_out(call.token_bias, call.token_ids)
+    if call.band is not None:
+        band = call.band
+        wide = torch.promote_types(call.query.dtype, torch.float32)
+        matrix = frame_band(band.query_frames, band.key_frames, band.sigma, wide)
+        options |= {"band": band.strength * matrix, "row_max_grad": band.row_max_grad}
+    return options
+
+
+def _shared_out(numbers: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
+    """Numbers `[B, K, N]` divided by how often the key of each occurs among the ids."""
+    times = (token_ids[:, :, None] == token_ids[:, None, :]).sum(-1)
+    return numbers / times[..., None]

@@ -8,6 +8,7 @@ import torch
 
 from cvg_kernels import native
 from cvg_kernels.ops._native_call import DTYPE_CODES
+from cvg_kernels.ops._token_peaks_call import blocks_shape
 
 
 def _call(flow, sharpness, sigma) -> tuple:
@@ -18,17 +19,17 @@ def _call(flow, sharpness, sigma) -> tuple:
 
 
 def forward(flow, sharpness, sigma):
-    """Returns the peaks `[B, K]` and the largest logit and the softmax's denominator below it `[B, 2, F, h, w]`."""
+    """Returns the peaks `[B, K]`, the softmax's largest logit and sum below it `[B, 2, F, h, w]`, and room for blocks."""
     flow = flow.contiguous()
     peaks = flow.new_empty(flow.shape[:2])
     sums = flow.new_empty(flow.shape[0], 2, *flow.shape[2:])
     native.load("cpu").token_peaks(
         *_call(flow, sharpness, sigma), peaks.data_ptr(), sums.data_ptr()
     )
-    return peaks, sums
+    return peaks, sums, flow.new_empty(blocks_shape(flow.shape))
 
 
-def backward(grad, flow, sums, sharpness, sigma):
+def backward(grad, flow, sums, blocks, sharpness, sigma):
     """The gradient of flow."""
     flow, grad = flow.contiguous(), grad.contiguous()
     grad_flow = torch.empty_like(flow)

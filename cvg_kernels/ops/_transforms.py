@@ -44,11 +44,15 @@ def backend_under_transforms(
         ArgumentError: for a name that is none.
         BackendUnavailableError: if the named backend, or none at all, can run under the transforms of this call.
     """
-    name = parse_backend(backend).value
+    parsed = parse_backend(backend)
     if torch.compiler.is_compiling():
-        return Backend(_decide_compiled(operation, name, kernels, reference))
+        return Backend(_decide_compiled(operation, parsed.value, kernels, reference))
+    if not torch._C._are_functorch_transforms_active() and forward_ad._current_level < 0:
+        return parsed
     active = _active(tensors)
-    return Backend(_decide(operation, name, active, kernels, reference) if active else name)
+    return (
+        Backend(_decide(operation, parsed.value, active, kernels, reference)) if active else parsed
+    )
 
 
 def _decide(operation: str, name: str, active: set[Transform], kernels, reference) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -43,6 +42,8 @@ def check_operand(name: str, tensor, query, ranks: tuple[int, ...], layout: str)
 
 def check_tensors(query, key, value, *, values: bool) -> None:
     """Checks shapes, dtypes and devices of query, key and, where the operation has them, values."""
+    if _fit(query, key, value if values else key):
+        return
     tensors = {"query": query, "key": key} | ({"value": value} if values else {})
     for name, tensor in tensors.items():
         check_operand(name, tensor, query, (4,), "[B, H, length, head_dim]")
@@ -69,15 +70,35 @@ def check_tensors(query, key, value, *, values: bool) -> None:
         )
 
 
+def _fit(query, key, value) -> bool:
+    """What `check_tensors` asks for, in one look that costs little."""
+    tensors = (query, key, value)
+    if not all(isinstance(tensor, torch.Tensor) for tensor in tensors):
+        return False
+    if not query.ndim == key.ndim == value.ndim == 4 or query.dtype not in DTYPES:
+        return False
+    if not (query.dtype == key.dtype == value.dtype and query.device == key.device == value.device):
+        return False
+    (batch, heads, _, dim), (b, h, keys, key_dim), (c, g, length, value_dim) = (
+        tensor.shape for tensor in tensors
+    )
+    return (
+        b == c == batch and g == h == heads >= 1 and length == keys >= 1
+        and 1 <= key_dim == dim <= MAX_HEAD_DIM and 1 <= value_dim <= MAX_HEAD_DIM
+    )  # fmt: skip
+
+
+def is_real(tensor: torch.Tensor) -> bool:
+    """Whether it holds numbers: a fake tensor is of a class of its own."""
+    real = type(tensor) in (torch.Tensor, torch.nn.Parameter)
+    return real and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+
+
 def can_look_at(tensor: torch.Tensor) -> bool:
     """Whether its numbers can be read at no cost: not on a GPU, in a compiled graph, of a fake tensor or under vmap."""
     if torch.compiler.is_compiling() or tensor.device.type != "cpu" or tensor.numel() == 0:
         return False
-    real = type(tensor) in (
-        torch.Tensor,
-        torch.nn.Parameter,
-    )  # a fake tensor is of a class of its own
-    return real and not torch._C._functorch.is_functorch_wrapped_tensor(tensor)
+    return is_real(tensor)
 
 
 def scale_of(scale: float | None, query: torch.Tensor) -> float:
@@ -88,39 +109,6 @@ def scale_of(scale: float | None, query: torch.Tensor) -> float:
         return float(scale)
     except (TypeError, ValueError) as error:
         raise ArgumentError(f"scale must be a number or None, got {scale!r}") from error
-
-
-def token_ids_of(
-    token_ids: torch.Tensor | Sequence[int], query: torch.Tensor, key: torch.Tensor
-) -> torch.Tensor:
-    """Ids as contiguous int64 `[B, K]` on the query's device, checked where a look at them is free."""
-    batch, keys = query.shape[0], key.shape[2]
-    if not isinstance(token_ids, torch.Tensor):
-        try:
-            token_ids = torch.tensor(token_ids)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise ArgumentError(
-                f"token_ids must be integers, [K] or [B, K], got {token_ids!r}"
-            ) from error
-    if token_ids.ndim not in (1, 2):
-        raise ArgumentError(
-            f"token_ids must have shape [K] or [B, K] with B = {batch}, got {tuple(token_ids.shape)}"
-        )
-    if token_ids.shape[-1] == 0:
-        raise ArgumentError("token_ids must name at least one key, got none")
-    if token_ids.dtype not in (torch.int64, torch.int32):
-        raise ArgumentError(f"token_ids must be int64 or int32, got {token_ids.dtype}")
-    if token_ids.ndim == 2 and token_ids.shape[0] != batch:
-        raise ArgumentError(
-            f"token_ids must have shape [K] or [B, K] with B = {batch}, got {tuple(token_ids.shape)}"
-        )
-    if can_look_at(token_ids):
-        low, high = (int(bound) for bound in torch.aminmax(token_ids))
-        if low < 0 or high >= keys:
-            raise ArgumentError(
-                f"token_ids must lie in [0, {keys}) for {keys} keys, got {low if low < 0 else high}"
-            )
-    return token_ids.to(query.device, torch.int64).expand(batch, -1).contiguous()
 
 
 def mask_of(key_mask: torch.Tensor | None, query: torch.Tensor, key: torch.Tensor) -> Mask | None:

@@ -1,4 +1,4 @@
-"""Attention with capture: the public functions, their checks, their registration with torch, and their backends."""
+"""Attention with capture: the public functions and their checks."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from cvg_kernels.backends import Backend, require
+from cvg_kernels.backends import Backend
 from cvg_kernels.errors import ArgumentError
+from cvg_kernels.ops import _attention_op as operation
 from cvg_kernels.ops import _attention_reference as reference
+from cvg_kernels.ops._attention_call import AttentionCall, AttentionResult
 from cvg_kernels.ops._autocast import cast_inputs
-from cvg_kernels.ops._dispatch import (
-    KERNEL_DEVICES,
-    attention_module,
-    refuse_second_derivative,
-)
+from cvg_kernels.ops._registration import backend_on
 from cvg_kernels.ops._trace import note_backend
 from cvg_kernels.ops._transforms import backend_under_transforms
-from cvg_kernels.ops._validate import check_tensors, mask_of, scale_of, token_ids_of
+from cvg_kernels.ops._validate import check_tensors, mask_of, scale_of
+from cvg_kernels.ops._validate_tokens import token_bias_of, token_ids_of
+from cvg_kernels.ops.frame_band_attention import FrameBand, checked_band
 
 HeadReduction = Literal["mean", "none"]
 
@@ -27,7 +27,9 @@ class CapturedAttention(NamedTuple):
     """What `attention_with_capture` returns."""
 
     out: torch.Tensor  #: `[B, H, N, Dv]`, the dtype of the query
-    maps: torch.Tensor  #: `[B, K, N]` (mean over heads) or `[B, H, K, N]`, float32
+    maps: (
+        torch.Tensor | None
+    )  #: `[B, K, N]` (mean over heads) or `[B, H, K, N]`, float32; `None` without token ids
     lse: torch.Tensor  #: `[B, H, N]`, float32, natural logarithm
 
 
@@ -42,38 +44,48 @@ def attention_with_capture(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    token_ids: torch.Tensor | Sequence[int],
+    token_ids: torch.Tensor | Sequence[int] | None,
     *,
     scale: float | None = None,
     key_mask: torch.Tensor | None = None,
+    token_bias: torch.Tensor | None = None,
+    band: FrameBand | None = None,
     head_reduction: HeadReduction = "mean",
+    deterministic: bool | None = None,
     backend: str | Backend = "auto",
 ) -> CapturedAttention:
     """Scaled dot-product attention that also returns the attention maps of chosen keys.
 
-        P = softmax(scale · q kᵀ + mask);  out = P v;  maps = P[..., token_ids]
+        S = scale · q kᵀ + mask;  S[..., token_ids] += token_bias
+        P = softmax(S);  out = P v;  maps = P[..., token_ids]
 
     The N×M matrix P is never held (except by the reference backend), and the maps are float32 whatever the dtype of
-    the inputs (float64 for float64). Differentiable in query, key and value through `out`, `maps` and `lse`; a gradient
-    that nobody asks for is not computed. The kernels give first derivatives; `backend="reference"` is differentiable
-    twice. Under autocast the inputs are cast as those of torch's own attention are.
+    the inputs (float64 for float64). Differentiable in query, key, value and token bias through `out`, `maps` and `lse`; a
+    gradient that nobody asks for is not computed. The kernels give first derivatives; `backend="reference"` is
+    differentiable twice. Under autocast the inputs are cast as those of torch's own attention are.
 
     Args:
         query: `[B, H, N, D]`, float32, bfloat16, float16 or float64 (float64: CPU kernels and reference only), with any
             strides; `[B, N, H, D].transpose(1, 2)` costs no copy.
         key: `[B, H, M, D]`.
         value: `[B, H, M, Dv]`.
-        token_ids: which keys to capture: `[K]` for the whole batch or `[B, K]`, integers in [0, M); repeats allowed.
-            On a GPU a tensor of ids is trusted, since a look at it would wait for the device; on the CPU, and as a
-            list, it is checked.
+        token_ids: which keys to capture: `[K]` for the whole batch or `[B, K]`, integers in [0, M); repeats allowed;
+            `None` captures none. On a GPU a tensor of ids is trusted, since a look at it would wait for the device; on
+            the CPU, and as a list, it is checked. A list is copied to the GPU once and kept.
         scale: factor of the logits; `None` is `D ** -0.5`.
         key_mask: `None`; bool `[B, M]`, `True` where a key is seen; or additive float `[B, 1, 1, M]`. A denser additive
             or bool mask, broadcastable to `[B, H, N, M]`, is served by the reference only, since the kernels read one
             row of it per sample. A row with no key seen gives out = 0, maps = 0, lse = −∞ and zero gradients. Only the
             reference gives the mask a gradient.
+        token_bias: added to the logits of the chosen keys, floating point `[K]`, `[B, K]` or `[B, K, N]`: a key that
+            occurs twice gets both. log w re-weights a token by w; a bias per query is a layout. Not with a band.
+        band: attention under a band by the distance of frames, as `frame_band_attention` has it; not with a mask.
         head_reduction: `"mean"` averages the maps over the heads, `"none"` keeps them.
-        backend: `"auto"`, or the name of one, which then never falls back: `"reference"`, `"native"` (C++, CPU tensors)
-            or `"triton"` (GPU tensors).
+        deterministic: whether gradients must be the same bit by bit in every run; `None` is what
+            `torch.use_deterministic_algorithms` says. Our own kernels always are; torch's fused ones on a GPU are not, and
+            are then left aside.
+        backend: `"auto"`, or the name of one, which then never falls back: `"reference"`, `"native"` (C++, CPU tensors),
+            `"triton"` (GPU tensors) or `"stock"` (torch's fused attention, and the maps from its log-sum-exp).
 
     Returns:
         `CapturedAttention(out, maps, lse)`.
@@ -84,10 +96,11 @@ def attention_with_capture(
 
     Maps of cross-attention as guidance signals: Vico (flow equalization) and CVG (composition classifier).
     """
-    out, maps, lse = _attend(
-        query, key, value, token_ids, scale, key_mask, head_reduction, backend, values=True
-    )
-    return CapturedAttention(out, maps, lse)
+    found = _attend(
+        query, key, value, token_ids, values=True, scale=scale, key_mask=key_mask, token_bias=token_bias,
+        band=band, head_reduction=head_reduction, deterministic=deterministic, backend=backend,
+    )  # fmt: skip
+    return CapturedAttention(found.out, None if token_ids is None else found.maps, found.lse)
 
 
 def capture_maps(
@@ -97,6 +110,8 @@ def capture_maps(
     *,
     scale: float | None = None,
     key_mask: torch.Tensor | None = None,
+    token_bias: torch.Tensor | None = None,
+    band: FrameBand | None = None,
     head_reduction: HeadReduction = "mean",
     backend: str | Backend = "auto",
 ) -> CapturedMaps:
@@ -108,6 +123,8 @@ def capture_maps(
         token_ids: `[K]` or `[B, K]`.
         scale: factor of the logits; `None` is `D ** -0.5`.
         key_mask: as for `attention_with_capture`.
+        token_bias: as for `attention_with_capture`.
+        band: as for `attention_with_capture`.
         head_reduction: `"mean"` or `"none"`.
         backend: as for `attention_with_capture`.
 
@@ -118,22 +135,41 @@ def capture_maps(
         ArgumentError: if an argument does not fit.
         BackendUnavailableError: if the named backend cannot run here.
     """
-    _, maps, lse = _attend(
-        query, key, None, token_ids, scale, key_mask, head_reduction, backend, values=False
-    )
-    return CapturedMaps(maps, lse)
+    if token_ids is None:
+        raise ArgumentError("token_ids must name the keys whose maps are wanted, got None")
+    found = _attend(
+        query, key, None, token_ids, values=False, scale=scale, key_mask=key_mask, token_bias=token_bias,
+        band=band, head_reduction=head_reduction, deterministic=None, backend=backend,
+    )  # fmt: skip
+    return CapturedMaps(found.maps, found.lse)
 
 
-def _attend(query, key, value, token_ids, scale, key_mask, head_reduction, backend, *, values):
+def _attend(
+    query, key, value, token_ids, *, values, scale, key_mask, token_bias, band, head_reduction, deterministic,
+    backend,
+) -> AttentionResult:  # fmt: skip
     """Checks the arguments, then calls the registered operation, or the reference as it is."""
     query, key, value = cast_inputs(query, key, value)
     check_tensors(query, key, value, values=values)
     if head_reduction not in ("mean", "none"):
         raise ArgumentError(f"head_reduction must be 'mean' or 'none', got {head_reduction!r}")
-    head_mean = head_reduction == "mean"
+    if deterministic is None:
+        deterministic = torch.are_deterministic_algorithms_enabled()
     scale = scale_of(scale, query)
-    backend = backend_under_transforms("attention", backend, (query, key, value, key_mask))
-    token_ids = token_ids_of(token_ids, query, key)
+    backend = backend_under_transforms(
+        "attention", backend, (query, key, value, key_mask, token_bias)
+    )
+    if token_ids is not None:
+        token_ids = token_ids_of(token_ids, query, key)
+    if token_bias is not None:
+        token_bias = token_bias_of(token_bias, token_ids, query)
+    if band is not None:
+        for name, other in (("key_mask", key_mask), ("token_bias", token_bias)):
+            if other is not None:
+                raise ArgumentError(f"{name} cannot be combined with a band; give one of them")
+        if backend is Backend.STOCK:
+            raise ArgumentError("a band is not served by backend 'stock'; the others serve it")
+        band = checked_band(band, query, key)
     mask = mask_of(key_mask, query, key)
     dense = mask is not None and mask.dense
     if dense and backend not in (Backend.AUTO, Backend.REFERENCE):
@@ -141,121 +177,21 @@ def _attend(query, key, value, token_ids, scale, key_mask, head_reduction, backe
             f"key_mask of shape {tuple(key_mask.shape)} depends on the query or the head; backend "
             f"{backend.value!r} takes bool [B, M] or additive [B, 1, 1, M] only (the reference takes any)"
         )
-    if query.device.type not in KERNEL_DEVICES:
-        if backend is not Backend.AUTO:
-            require("attention", backend, query.device)
-        backend = Backend.REFERENCE
+    backend = backend_on("attention", backend, query.device)
     additive = None if mask is None else mask.values
+    head_mean = head_reduction == "mean"
+    call = AttentionCall(query, key, value, token_ids, None, token_bias, band, scale, head_mean)
     if dense or backend is Backend.REFERENCE:
-        note_backend("attention", "reference")
-        out, maps, lse = reference.attend(query, key, value, token_ids, additive, scale, head_mean)
+        note_backend(operation.operation_of(call), "reference")
+        found = reference.attend(call, additive)
     else:
         if additive is not None:
             if additive.requires_grad:
                 raise ArgumentError(
                     "key_mask must not require a gradient, except with backend='reference'"
                 )
-            additive = additive[:, 0, 0].contiguous()
-        out, maps, lse = _forward_op(
-            query, key, value, token_ids, additive, scale, head_mean, backend.value
-        )
+            call = call._replace(key_bias=additive[:, 0, 0].contiguous())
+        found = operation.attend(call, deterministic, backend)
     if mask is not None and mask.shift is not None:
-        lse = lse + mask.shift
-    return out, maps, lse
-
-
-# --- registration ----------------------------------------------------------------------------------------------------
-# `None` cannot be returned by an operation: what was not computed is an empty tensor.
-
-torch.library.define(
-    "cvg_kernels::attention_forward",
-    "(Tensor query, Tensor key, Tensor? value, Tensor token_ids, Tensor? bias, float scale, bool head_mean, "
-    "str backend) -> (Tensor out, Tensor maps, Tensor lse)",
-)
-torch.library.define(
-    "cvg_kernels::attention_backward",
-    "(Tensor? grad_out, Tensor? grad_maps, Tensor? grad_lse, Tensor query, Tensor key, Tensor? value, "
-    "Tensor token_ids, Tensor? bias, Tensor out, Tensor lse, float scale, bool head_mean, bool need_query, "
-    "bool need_key, bool need_value, str backend) -> (Tensor grad_query, Tensor grad_key, Tensor grad_value)",
-)
-
-_forward_op = torch.ops.cvg_kernels.attention_forward.default
-_backward_op = torch.ops.cvg_kernels.attention_backward.default
-
-
-@torch.library.impl("cvg_kernels::attention_forward", ("cpu", "cuda"))
-def _forward(query, key, value, token_ids, bias, scale, head_mean, backend):
-    chosen, module = attention_module(Backend(backend), query)
-    note_backend("attention", chosen.value)
-    out, maps, lse = module.forward(query, key, value, token_ids, bias, scale, head_mean)
-    return (query.new_empty(0) if out is None else out), maps, lse
-
-
-@torch.library.register_fake("cvg_kernels::attention_forward")
-def _forward_fake(query, key, value, token_ids, bias, scale, head_mean, backend):
-    batch, heads, queries, _ = query.shape
-    wide = torch.promote_types(query.dtype, torch.float32)
-    captured = (batch, token_ids.shape[1], queries)
-    maps_shape = captured if head_mean else (batch, heads, *captured[1:])
-    out_shape = (0,) if value is None else (batch, heads, queries, value.shape[3])
-    return (
-        query.new_empty(out_shape),
-        query.new_empty(maps_shape, dtype=wide),
-        query.new_empty((batch, heads, queries), dtype=wide),
-    )
-
-
-@torch.library.impl("cvg_kernels::attention_backward", ("cpu", "cuda"))
-def _backward(grad_out, grad_maps, grad_lse, query, key, value, token_ids, bias, out, lse, scale,
-              head_mean, need_query, need_key, need_value, backend):  # fmt: skip
-    chosen, module = attention_module(Backend(backend), query)
-    note_backend("attention_backward", chosen.value)
-    if grad_out is None and need_value:
-        raise ValueError("need_value: the gradient of value flows through grad_out, which is None")
-    grads = module.backward(
-        grad_out, grad_maps, grad_lse, query, key, value, token_ids, bias, out, lse, scale, head_mean,
-        need_query, need_key, need_value,
-    )  # fmt: skip
-    return tuple(query.new_empty(0) if grad is None else grad for grad in grads)
-
-
-@torch.library.register_fake("cvg_kernels::attention_backward")
-def _backward_fake(grad_out, grad_maps, grad_lse, query, key, value, token_ids, bias, out, lse, scale,
-                   head_mean, need_query, need_key, need_value, backend):  # fmt: skip
-    def like(tensor, needed):
-        return query.new_empty(tensor.shape if needed else (0,))
-
-    return like(query, need_query), like(key, need_key), like(value, need_value)
-
-
-def _remember(ctx, inputs, output) -> None:
-    query, key, value, token_ids, bias, scale, head_mean, backend = inputs
-    out, _, lse = output
-    ctx.save_for_backward(query, key, value, token_ids, bias, out, lse)
-    ctx.options = (scale, head_mean, backend)
-    ctx.set_materialize_grads(False)  # an output without a gradient costs no work
-
-
-def _differentiate(ctx, grad_out, grad_maps, grad_lse):
-    query, key, value, token_ids, bias, out, lse = ctx.saved_tensors
-    scale, head_mean, backend = ctx.options
-    if value is None:
-        grad_out = None
-    need_query, need_key, need_value = ctx.needs_input_grad[:3]
-    need_value = need_value and grad_out is not None
-    arrived = any(grad is not None for grad in (grad_out, grad_maps, grad_lse))
-    if not (arrived and (need_query or need_key or need_value)):
-        return (None,) * 8
-    grads = _backward_op(
-        grad_out, grad_maps, grad_lse, query, key, value, token_ids, bias, out, lse, scale, head_mean,
-        need_query, need_key, need_value, backend,
-    )  # fmt: skip
-    needed = (need_query, need_key, need_value)
-    grads = [grad if need else None for grad, need in zip(grads, needed, strict=True)]
-    return (*grads, None, None, None, None, None)
-
-
-torch.library.register_autograd(
-    "cvg_kernels::attention_forward", _differentiate, setup_context=_remember
-)
-refuse_second_derivative("attention")
+        found = found._replace(lse=found.lse + mask.shift)
+    return found

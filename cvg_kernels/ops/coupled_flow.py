@@ -7,15 +7,13 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from cvg_kernels import native
 from cvg_kernels.backends import Backend
 from cvg_kernels.errors import ArgumentError
-from cvg_kernels.ops._dispatch import backend_for
-from cvg_kernels.ops._native_call import address
-from cvg_kernels.ops._trace import note_backend
+from cvg_kernels.kernels import Facts
+from cvg_kernels.ops._choice import run_kernel
+from cvg_kernels.ops._trace import register_autograd
 from cvg_kernels.ops._transforms import backend_under_transforms
 from cvg_kernels.ops.max_flow import check_entries
-from python_ref import coupled_flow as reference
 from python_ref.path_flow import residual_hop
 
 
@@ -83,10 +81,9 @@ def coupled_max_flow(
     backend = backend_under_transforms(
         "coupled_max_flow", backend, (cross, spatial, *temporal), kernels=(), reference=()
     )
-    chosen = backend_for("coupled_flow", backend, cross)
     hops = [residual_hop(hop.double(), residual) for hop in temporal]
     inside = None if spatial is None else residual_hop(spatial.double(), residual)
-    flow, cut = _forward_op(cross.double(), inside, hops, chosen.value)
+    flow, cut = _forward_op(cross.double(), inside, hops, backend.value)
     return CoupledFlow(flow.to(cross.dtype), cut)
 
 
@@ -102,24 +99,13 @@ _forward_op = torch.ops.cvg_kernels.coupled_max_flow.default
 
 @torch.library.impl("cvg_kernels::coupled_max_flow", ("cpu", "cuda"))
 def _forward(cross, spatial, temporal, backend):
-    note_backend("coupled_flow", backend)
-    given = {"cross": cross, "temporal": temporal}
-    given |= {} if spatial is None else {"spatial": spatial}
-    if backend == Backend.REFERENCE.value:
-        check_entries(**given)
-        return reference.coupled_max_flow(cross, spatial, temporal)
-    batch, tokens, frames, positions = cross.shape
-    layers = 1 + (spatial is not None) + len(temporal)
-    flow = cross.new_empty(batch, tokens)
-    cut = cross.new_empty(batch, tokens, layers, frames, positions, dtype=torch.bool)
-    cross, hops = cross.contiguous(), [hop.contiguous() for hop in temporal]
-    spatial = None if spatial is None else spatial.contiguous()
-    good = native.load("cpu").coupled_flow(
-        (batch, tokens, frames, positions), cross.data_ptr(), address(spatial),
-        [hop.data_ptr() for hop in hops], torch.get_num_threads(), flow.data_ptr(), cut.data_ptr(),
+    flow, cut, good = run_kernel(
+        "coupled_flow", backend, Facts(cross.device, cross.dtype),
+        lambda module: module.forward(cross, spatial, temporal),
     )  # fmt: skip
     if not good:
-        check_entries(**given)
+        given = {"cross": cross, "temporal": temporal}
+        check_entries(**given, **({} if spatial is None else {"spatial": spatial}))
     return flow, cut
 
 
@@ -155,6 +141,4 @@ def _differentiate(ctx, grad, _):
     return grad_cross, grad_spatial, grad_temporal, None
 
 
-torch.library.register_autograd(
-    "cvg_kernels::coupled_max_flow", _differentiate, setup_context=_remember
-)
+register_autograd("cvg_kernels::coupled_max_flow", _differentiate, setup_context=_remember)

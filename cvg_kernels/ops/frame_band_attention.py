@@ -1,4 +1,4 @@
-"""Attention with a band by frame distance: the public function, its checks, its registration, and its backends."""
+"""Attention with a band by frame distance: the public function and its checks."""
 
 from __future__ import annotations
 
@@ -8,24 +8,37 @@ from typing import NamedTuple
 
 import torch
 
-from cvg_kernels._layout import dense_like
-from cvg_kernels.backends import Backend, require
+from cvg_kernels.backends import Backend
 from cvg_kernels.errors import ArgumentError
-from cvg_kernels.ops import _frame_band_attention_reference as reference
+from cvg_kernels.ops import _attention_op as operation
+from cvg_kernels.ops import _attention_reference as reference
+from cvg_kernels.ops._attention_call import AttentionCall, Band
 from cvg_kernels.ops._autocast import cast_inputs
-from cvg_kernels.ops._dispatch import (
-    KERNEL_DEVICES,
-    frame_band_attention_module,
-    refuse_second_derivative,
-)
+from cvg_kernels.ops._integers import integers_of
+from cvg_kernels.ops._registration import backend_on
 from cvg_kernels.ops._trace import note_backend
 from cvg_kernels.ops._transforms import backend_under_transforms
-from cvg_kernels.ops._validate import can_look_at, check_tensors, scale_of
+from cvg_kernels.ops._validate import check_tensors, scale_of
 
 #: The largest frame number: distances are exact in float32.
 _MAX_FRAME = 2**24 - 1
 #: A narrower band is this one: exp(−1 / 2σ²) is 0 in float64 already.
 _NARROWEST = 0.01
+
+
+class FrameBand(NamedTuple):
+    """A band by the distance of frames: strength · m · exp(−(f_i − f_j)² / 2σ²) is added to the logits.
+
+    See `frame_band_attention` for what the fields mean.
+    """
+
+    query_frames: (
+        torch.Tensor | Sequence[int]
+    )  #: the frame of each query, `[N]`, −1 for a token of no frame
+    key_frames: torch.Tensor | Sequence[int]  #: the frame of each key, `[M]`
+    sigma: float  #: width in frames, above 0
+    strength: float = 1.0  #: factor of the band
+    row_max_grad: bool = True  #: whether a gradient flows through m
 
 
 class FrameBandAttention(NamedTuple):
@@ -89,24 +102,39 @@ def frame_band_attention(
     query, key, value = cast_inputs(query, key, value)
     check_tensors(query, key, value, values=True)
     scale = scale_of(scale, query)
-    sigma, strength = _number("sigma", sigma), _number("strength", strength)
+    band = FrameBand(query_frames, key_frames, sigma, strength, row_max_grad)
+    band = checked_band(band, query, key)
+    backend = backend_under_transforms("frame_band_attention", backend, (query, key, value))
+    backend = backend_on("frame_band_attention", backend, query.device)
+    call = AttentionCall(query, key, value, None, None, None, band, scale, True)
+    if backend is Backend.REFERENCE:
+        note_backend("frame_band_attention", "reference")
+        found = reference.attend(call)
+    else:
+        found = operation.attend(call, True, backend)
+    return FrameBandAttention(found.out, found.lse)
+
+
+def checked_band(band: FrameBand, query: torch.Tensor, key: torch.Tensor) -> Band:
+    """A band as the backends take it.
+
+    Raises:
+        ArgumentError: if one of its fields does not fit.
+    """
+    if not isinstance(band, FrameBand):
+        raise ArgumentError(f"band must be a FrameBand or None, got {type(band).__name__}")
+    sigma, strength = _number("sigma", band.sigma), _number("strength", band.strength)
     if not sigma > 0:
         raise ArgumentError(f"sigma must be above 0, got {sigma}")
     if not math.isfinite(strength):
         raise ArgumentError(f"strength must be finite, got {strength}")
-    query_frames = _frames_of("query_frames", query_frames, query.shape[2], query.device)
-    key_frames = _frames_of("key_frames", key_frames, key.shape[2], query.device)
-    backend = backend_under_transforms("frame_band_attention", backend, (query, key, value))
-    call = (query, key, value, query_frames, key_frames, scale, max(sigma, _NARROWEST), strength)
-    if query.device.type not in KERNEL_DEVICES:
-        if backend is not Backend.AUTO:
-            require("frame_band_attention", backend, query.device)
-        backend = Backend.REFERENCE
-    if backend is Backend.REFERENCE:
-        note_backend("frame_band_attention", "reference")
-        return FrameBandAttention(*reference.attend(*call, row_max_grad))
-    out, lse, _, _ = _forward_op(*call, row_max_grad, backend.value)
-    return FrameBandAttention(out, lse)
+    return Band(
+        _frames_of("query_frames", band.query_frames, query.shape[2], query),
+        _frames_of("key_frames", band.key_frames, key.shape[2], query),
+        max(sigma, _NARROWEST),
+        strength,
+        bool(band.row_max_grad),
+    )
 
 
 def _number(name: str, given) -> float:
@@ -116,113 +144,14 @@ def _number(name: str, given) -> float:
         raise ArgumentError(f"{name} must be a number, got {given!r}") from error
 
 
-def _frames_of(name: str, frames, length: int, device: torch.device) -> torch.Tensor:
-    """Frames as contiguous int32 on the device, checked where a look at them is free."""
-    if not isinstance(frames, torch.Tensor):
-        try:
-            frames = torch.tensor(frames)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise ArgumentError(f"{name} must be integers, got {frames!r}") from error
+def _frames_of(name: str, frames, length: int, query: torch.Tensor) -> torch.Tensor:
+    """Frames as contiguous int32 on the query's device, checked where a look at them is free."""
+    frames, bounds = integers_of(name, frames, query, f"[{length}]")
     if frames.ndim != 1 or frames.shape[0] != length:
         raise ArgumentError(f"{name} must have shape {(length,)}, got {tuple(frames.shape)}")
     if length and frames.dtype not in (torch.int64, torch.int32):
         raise ArgumentError(f"{name} must be int64 or int32, got {frames.dtype}")
-    if can_look_at(frames):
-        low, high = (int(bound) for bound in torch.aminmax(frames))
-        if low < -1 or high > _MAX_FRAME:
-            raise ArgumentError(
-                f"{name} must lie in [-1, {_MAX_FRAME}], got {low if low < -1 else high}"
-            )
-    return frames.to(device, torch.int32).contiguous()
-
-
-# --- registration ----------------------------------------------------------------------------------------------------
-# Besides out and lse the forward pass gives what the backward pass needs: m and its place among the keys.
-
-torch.library.define(
-    "cvg_kernels::frame_band_attention_forward",
-    "(Tensor query, Tensor key, Tensor value, Tensor query_frames, Tensor key_frames, float scale, float sigma, "
-    "float strength, bool row_max_grad, str backend) -> (Tensor out, Tensor lse, Tensor highest, Tensor place)",
-)
-torch.library.define(
-    "cvg_kernels::frame_band_attention_backward",
-    "(Tensor? grad_out, Tensor? grad_lse, Tensor query, Tensor key, Tensor value, Tensor query_frames, "
-    "Tensor key_frames, Tensor out, Tensor lse, Tensor highest, Tensor place, float scale, float sigma, "
-    "float strength, bool row_max_grad, bool need_query, bool need_key, bool need_value, str backend) "
-    "-> (Tensor grad_query, Tensor grad_key, Tensor grad_value)",
-)
-
-_forward_op = torch.ops.cvg_kernels.frame_band_attention_forward.default
-_backward_op = torch.ops.cvg_kernels.frame_band_attention_backward.default
-
-
-@torch.library.impl("cvg_kernels::frame_band_attention_forward", ("cpu", "cuda"))
-def _forward(query, key, value, query_frames, key_frames, scale, sigma, strength, row_max_grad,
-             backend):  # fmt: skip
-    chosen, module = frame_band_attention_module(Backend(backend), query)
-    note_backend("frame_band_attention", chosen.value)
-    return module.forward(query, key, value, query_frames, key_frames, scale, sigma, strength)
-
-
-@torch.library.register_fake("cvg_kernels::frame_band_attention_forward")
-def _forward_fake(query, key, value, query_frames, key_frames, scale, sigma, strength, row_max_grad,
-                  backend):  # fmt: skip
-    wide, rows = torch.promote_types(query.dtype, torch.float32), query.shape[:3]
-    return (
-        dense_like(query, value.shape[3]),
-        query.new_empty(rows, dtype=wide),
-        query.new_empty(rows, dtype=wide),
-        query.new_empty(rows, dtype=torch.int32),
-    )
-
-
-@torch.library.impl("cvg_kernels::frame_band_attention_backward", ("cpu", "cuda"))
-def _backward(grad_out, grad_lse, query, key, value, query_frames, key_frames, out, lse, highest,
-              place, scale, sigma, strength, row_max_grad, need_query, need_key, need_value,
-              backend):  # fmt: skip
-    chosen, module = frame_band_attention_module(Backend(backend), query)
-    note_backend("frame_band_attention_backward", chosen.value)
-    if grad_out is None and need_value:
-        raise ValueError("need_value: the gradient of value flows through grad_out, which is None")
-    grads = module.backward(
-        grad_out, grad_lse, query, key, value, query_frames, key_frames, out, lse, highest, place,
-        scale, sigma, strength, row_max_grad, need_query, need_key, need_value,
-    )  # fmt: skip
-    return tuple(query.new_empty(0) if grad is None else grad for grad in grads)
-
-
-@torch.library.register_fake("cvg_kernels::frame_band_attention_backward")
-def _backward_fake(grad_out, grad_lse, query, key, value, query_frames, key_frames, out, lse,
-                   highest, place, scale, sigma, strength, row_max_grad, need_query, need_key,
-                   need_value, backend):  # fmt: skip
-    def like(tensor, needed):
-        return dense_like(tensor) if needed else query.new_empty(0)
-
-    return like(query, need_query), like(key, need_key), like(value, need_value)
-
-
-def _remember(ctx, inputs, output) -> None:
-    *tensors, scale, sigma, strength, row_max_grad, backend = inputs
-    ctx.save_for_backward(*tensors, *output)
-    ctx.mark_non_differentiable(*output[2:])
-    ctx.options = (scale, sigma, strength, row_max_grad, backend)
-    ctx.set_materialize_grads(False)  # an output without a gradient costs no work
-
-
-def _differentiate(ctx, grad_out, grad_lse, grad_highest, grad_place):
-    *options, backend = ctx.options
-    need_query, need_key, need_value = ctx.needs_input_grad[:3]
-    needed = (need_query, need_key, need_value and grad_out is not None)
-    if not ((grad_out is not None or grad_lse is not None) and any(needed)):
-        return (None,) * 10
-    grads = _backward_op(grad_out, grad_lse, *ctx.saved_tensors, *options, *needed, backend)
-    return (
-        *(grad if need else None for grad, need in zip(grads, needed, strict=True)),
-        *(None,) * 7,
-    )
-
-
-torch.library.register_autograd(
-    "cvg_kernels::frame_band_attention_forward", _differentiate, setup_context=_remember
-)
-refuse_second_derivative("frame_band_attention")
+    if bounds is not None and (bounds[0] < -1 or bounds[1] > _MAX_FRAME):
+        outside = bounds[0] if bounds[0] < -1 else bounds[1]
+        raise ArgumentError(f"{name} must lie in [-1, {_MAX_FRAME}], got {outside}")
+    return frames.to(query.device, torch.int32).contiguous()

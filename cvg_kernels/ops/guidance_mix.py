@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from types import ModuleType
 
 import torch
 
-from cvg_kernels.backends import Backend, require, unavailable_reason
+from cvg_kernels.backends import Backend
 from cvg_kernels.errors import ArgumentError
-from cvg_kernels.ops._dispatch import KERNEL_DEVICES, choose_backend
-from cvg_kernels.ops._trace import note_backend
+from cvg_kernels.kernels import Facts
+from cvg_kernels.ops._choice import run_kernel
+from cvg_kernels.ops._registration import backend_on
+from cvg_kernels.ops._trace import note_backend, register_autograd
 from cvg_kernels.ops._transforms import backend_under_transforms
 from python_ref import guidance_mix as reference
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-#: Predictions that the Triton kernel takes.
-_TRITON_PREDICTIONS = 4
 
 
 def guidance_mix(
@@ -67,10 +66,9 @@ def guidance_mix(
     backend = backend_under_transforms(
         "guidance_mix", backend, (*predictions, per_sample), kernels=()
     )
-    if backend is not Backend.AUTO:
-        require("guidance_mix", backend, device)
+    backend = backend_on("guidance_mix", backend, device)
     steps = numbers if per_sample is None else per_sample
-    if backend is Backend.REFERENCE or device.type not in KERNEL_DEVICES:
+    if backend is Backend.REFERENCE:
         return _reference(predictions, steps, rescale)
     if _needs_reference(predictions, per_sample, rescale):
         if backend is not Backend.AUTO:
@@ -162,43 +160,8 @@ torch.library.define(
 _mix_op = torch.ops.cvg_kernels.guidance_mix.default
 
 
-def _module(
-    backend: Backend, first: torch.Tensor, count: int, rescale: float
-) -> tuple[Backend, ModuleType | None]:
-    """The backend that serves a call and its module; `None` stands for the reference."""
-    by_triton = first.dtype != torch.float64 and count <= _TRITON_PREDICTIONS and not rescale
-    if backend is Backend.AUTO:
-
-        def usable(kernel: Backend) -> bool:
-            fits = by_triton or kernel is not Backend.TRITON
-            return fits and unavailable_reason("guidance_mix", kernel, first.device) is None
-
-        backend = choose_backend("guidance_mix", first.device.type, first.dtype, usable)
-        if backend is Backend.REFERENCE:
-            return backend, None
-    if backend is Backend.NATIVE:
-        from cvg_kernels.ops import _guidance_mix_native as module
-
-        return backend, module
-    if not by_triton:
-        raise ArgumentError(
-            f"backend 'triton' mixes up to {_TRITON_PREDICTIONS} predictions of float32, bfloat16 or float16 without "
-            f"rescale, got {count} of {first.dtype} with rescale={rescale}"
-        )
-    from cvg_kernels._triton import guidance_mix as module
-
-    return backend, module
-
-
 def _mix(predictions, scales, sample_scales, rescale, backend):
-    chosen, module = _module(Backend(backend), predictions[0], len(predictions), rescale)
-    if module is None:
-        steps = scales if sample_scales is None else sample_scales
-        return _reference(predictions, steps, rescale)
-    note_backend("guidance_mix", chosen.value)
     out = torch.empty_like(predictions[0])
-    if out.numel() == 0:
-        return out
     # Kernels walk through memory, one sample after the other, all tensors alike.
     samples_apart = out.shape[0] == 1 or out.stride(0) * out.shape[0] == out.numel()
     mix = out if samples_apart else torch.empty_like(out, memory_format=torch.contiguous_format)
@@ -206,7 +169,11 @@ def _mix(predictions, scales, sample_scales, rescale, backend):
         tensor if tensor.stride() == mix.stride() else torch.empty_like(mix).copy_(tensor)
         for tensor in predictions
     ]
-    module.forward(alike, scales, sample_scales, rescale, mix)
+    run_kernel(
+        "guidance_mix", backend,
+        Facts(out.device, out.dtype, predictions=len(predictions), rescale=bool(rescale)),
+        lambda module: mix.numel() and module.forward(alike, scales, sample_scales, rescale, mix),
+    )  # fmt: skip
     return out if samples_apart else out.copy_(mix)
 
 
@@ -237,6 +204,4 @@ def _differentiate(ctx, grad):
     return [(weight * grad).to(grad.dtype) for weight in weights], None, None, None, None
 
 
-torch.library.register_autograd(
-    "cvg_kernels::guidance_mix", _differentiate, setup_context=_remember
-)
+register_autograd("cvg_kernels::guidance_mix", _differentiate, setup_context=_remember)

@@ -7,19 +7,16 @@ from typing import Literal, NamedTuple
 
 import torch
 
-from cvg_kernels.backends import Backend, require, unavailable_reason
+from cvg_kernels.backends import Backend
 from cvg_kernels.errors import ArgumentError
-from cvg_kernels.ops import _max_flow_native as kernels
-from cvg_kernels.ops._dispatch import choose_backend
-from cvg_kernels.ops._trace import note_backend
+from cvg_kernels.kernels import Facts
+from cvg_kernels.ops._choice import run_kernel
+from cvg_kernels.ops._trace import note_backend, register_autograd
 from cvg_kernels.ops._transforms import backend_under_transforms
 from python_ref import max_flow as reference
 
 Residual = Literal["average", "add"]
 Sink = Literal["video", "frame"]
-
-_MAX_WIDTH = 64  # nodes of a layer: the kernels keep a set of them in a word
-_MAX_HOPS = 16
 
 
 class SubgraphFlow(NamedTuple):
@@ -185,25 +182,6 @@ def check_entries(**arguments: torch.Tensor | Sequence[torch.Tensor]) -> None:
                 )
 
 
-def _chosen(backend: str, device: torch.device, width: int, hops: int) -> Backend:
-    """The backend that serves a call; `auto` is the device's kernels where they are there and take the size."""
-    named = Backend(backend)
-    fits = width <= _MAX_WIDTH and hops <= _MAX_HOPS
-    if named is not Backend.AUTO:
-        require("max_flow", named, device)
-        if named is not Backend.REFERENCE and not fits:
-            raise ArgumentError(
-                f"backend {backend!r} takes at most {_MAX_WIDTH} frames (or nodes) and {_MAX_HOPS} hops, got {width} "
-                f"and {hops} (the reference takes any)"
-            )
-        return named
-
-    def usable(kernel: Backend) -> bool:
-        return fits and unavailable_reason("max_flow", kernel, device) is None
-
-    return choose_backend("max_flow", device.type, torch.float64, usable)  # inside it is float64
-
-
 # --- registration ----------------------------------------------------------------------------------------------------
 
 torch.library.define(
@@ -231,13 +209,11 @@ _graphs_backward_op = torch.ops.cvg_kernels.max_flow_backward.default
 
 @torch.library.impl("cvg_kernels::subgraph_max_flow_forward", "default")
 def _subgraph_forward(cross, temporal, residual, sink, backend):
-    chosen = _chosen(backend, cross.device, cross.shape[2], len(temporal))
-    note_backend("max_flow", chosen.value)
-    if chosen is Backend.REFERENCE:
-        check_entries(cross=cross, temporal=temporal)
-        flow, cut = reference.subgraph_max_flow(cross, temporal, residual=residual, sink=sink)
-        return flow.contiguous(), cut.contiguous()
-    flow, cut, good = kernels.subgraph_forward(cross, temporal, residual, sink)
+    flow, cut, good = run_kernel(
+        "max_flow", backend,
+        Facts(cross.device, cross.dtype, frames=cross.shape[2], hops=len(temporal)),
+        lambda module: module.subgraph_forward(cross, temporal, residual, sink),
+    )  # fmt: skip
     if not good:
         check_entries(cross=cross, temporal=temporal)
     return flow, cut
@@ -256,19 +232,18 @@ def _subgraph_fake(cross, temporal, residual, sink, backend):
 
 @torch.library.impl("cvg_kernels::subgraph_max_flow_backward", "default")
 def _subgraph_backward(grad_flow, cut, residual, sink, need_cross, need_temporal, backend):
-    chosen = _chosen(backend, cut.device, cut.shape[-1], cut.shape[-2] - 1)
-    note_backend("max_flow_backward", chosen.value)
-    if chosen is Backend.REFERENCE:
-        cross, temporal = reference.subgraph_gradients(grad_flow, cut, residual, sink)
-    else:
-        cross, temporal = kernels.subgraph_backward(
+    cross, temporal = run_kernel(
+        "max_flow_backward", backend,
+        Facts(cut.device, grad_flow.dtype, frames=cut.shape[-1], hops=cut.shape[-2] - 1),
+        lambda module: module.subgraph_backward(
             grad_flow, cut, residual, sink, need_cross, need_temporal
-        )
+        ),
+    )  # fmt: skip
 
-    def result(grad, needed):  # `None` cannot be returned by an operation
-        return grad.contiguous() if needed else grad_flow.new_empty(0)
+    def result(grad):  # `None` cannot be returned by an operation
+        return grad_flow.new_empty(0) if grad is None else grad
 
-    return result(cross, need_cross), list(map(result, temporal, need_temporal))
+    return result(cross), list(map(result, temporal))
 
 
 @torch.library.register_fake("cvg_kernels::subgraph_max_flow_backward")
@@ -283,12 +258,10 @@ def _subgraph_backward_fake(grad_flow, cut, residual, sink, need_cross, need_tem
 
 @torch.library.impl("cvg_kernels::max_flow_forward", "default")
 def _graphs_forward(capacity, source, sink, backend):
-    chosen = _chosen(backend, capacity.device, capacity.shape[1], 0)
-    note_backend("max_flow", chosen.value)
-    if chosen is Backend.REFERENCE:
-        check_entries(capacity=capacity)
-        return reference.max_flow(capacity, source, sink)
-    flow, side, good = kernels.forward(capacity, source, sink)
+    flow, side, good = run_kernel(
+        "max_flow", backend, Facts(capacity.device, capacity.dtype, frames=capacity.shape[1]),
+        lambda module: module.forward(capacity, source, sink),
+    )  # fmt: skip
     if not good:
         check_entries(capacity=capacity)
     return flow, side
@@ -348,7 +321,5 @@ for _name, _differentiate, _remember in (
     ("subgraph_max_flow", _differentiate_subgraph, _remember_subgraph),
     ("max_flow", _differentiate_graphs, _remember_graphs),
 ):
-    torch.library.register_autograd(
-        f"cvg_kernels::{_name}_forward", _differentiate, setup_context=_remember
-    )
+    register_autograd(f"cvg_kernels::{_name}_forward", _differentiate, setup_context=_remember)
     torch.library.register_autograd(f"cvg_kernels::{_name}_backward", _no_second_derivative)

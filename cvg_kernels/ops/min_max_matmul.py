@@ -6,9 +6,11 @@ import torch
 
 from cvg_kernels.backends import Backend
 from cvg_kernels.errors import ArgumentError
-from cvg_kernels.ops._dispatch import backend_for, refuse_second_derivative
-from cvg_kernels.ops._flow import check_temperature, flow_module
-from cvg_kernels.ops._trace import note_backend
+from cvg_kernels.kernels import Facts
+from cvg_kernels.ops._choice import run_kernel
+from cvg_kernels.ops._flow import check_temperature
+from cvg_kernels.ops._registration import backend_on, refuse_second_derivative
+from cvg_kernels.ops._trace import note_backend, register_autograd
 from cvg_kernels.ops._transforms import backend_under_transforms
 from python_ref import path_flow as reference
 
@@ -57,11 +59,11 @@ def min_max_matmul(
         )
     check_temperature(temperature)
     backend = backend_under_transforms("min_max_matmul", backend, (a, b))
-    chosen = backend_for("path_flow", backend, a)
-    if chosen is Backend.REFERENCE:
+    backend = backend_on("min_max_matmul", backend, a.device)
+    if backend is Backend.REFERENCE:
         note_backend("min_max_matmul", "reference")
         return reference.min_max_matmul(a, b, temperature, correct_bias)
-    flow = _forward_op(a, b, temperature, chosen.value)
+    flow = _forward_op(a, b, temperature, backend.value)
     return flow - reference.soft_bias(temperature, a.shape[2]) if correct_bias else flow
 
 
@@ -83,8 +85,10 @@ _backward_op = torch.ops.cvg_kernels.min_max_matmul_backward.default
 
 @torch.library.impl("cvg_kernels::min_max_matmul", ("cpu", "cuda"))
 def _forward(a, b, temperature, backend):
-    note_backend("min_max_matmul", backend)
-    return flow_module(backend).min_max_matmul(a, b, temperature)
+    return run_kernel(
+        "min_max_matmul", backend, Facts(a.device, a.dtype),
+        lambda module: module.min_max_matmul(a, b, temperature),
+    )  # fmt: skip
 
 
 @torch.library.register_fake("cvg_kernels::min_max_matmul")
@@ -94,8 +98,10 @@ def _forward_fake(a, b, temperature, backend):
 
 @torch.library.impl("cvg_kernels::min_max_matmul_backward", ("cpu", "cuda"))
 def _backward(grad, a, b, temperature, need_a, need_b, backend):
-    note_backend("min_max_matmul_backward", backend)
-    grads = flow_module(backend).min_max_matmul_backward(grad, a, b, temperature, need_a, need_b)
+    grads = run_kernel(
+        "min_max_matmul_backward", backend, Facts(a.device, a.dtype),
+        lambda module: module.min_max_matmul_backward(grad, a, b, temperature, need_a, need_b),
+    )  # fmt: skip
     return tuple(a.new_empty(0) if grad is None else grad for grad in grads)
 
 
@@ -116,7 +122,5 @@ def _differentiate(ctx, grad):
     return grad_a if need_a else None, grad_b if need_b else None, None, None
 
 
-torch.library.register_autograd(
-    "cvg_kernels::min_max_matmul", _differentiate, setup_context=_remember
-)
+register_autograd("cvg_kernels::min_max_matmul", _differentiate, setup_context=_remember)
 refuse_second_derivative("min_max_matmul")

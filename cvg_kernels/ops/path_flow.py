@@ -9,9 +9,11 @@ import torch
 
 from cvg_kernels.backends import Backend
 from cvg_kernels.errors import ArgumentError
-from cvg_kernels.ops._dispatch import backend_for, refuse_second_derivative
-from cvg_kernels.ops._flow import check_temperature, flow_module
-from cvg_kernels.ops._trace import note_backend
+from cvg_kernels.kernels import Facts
+from cvg_kernels.ops._choice import run_kernel
+from cvg_kernels.ops._flow import check_temperature
+from cvg_kernels.ops._registration import backend_on, refuse_second_derivative
+from cvg_kernels.ops._trace import note_backend, register_autograd
 from cvg_kernels.ops._transforms import backend_under_transforms
 from cvg_kernels.ops.min_max_matmul import min_max_matmul
 from python_ref import path_flow as reference
@@ -94,17 +96,17 @@ def path_flow(
     )  # vmap cannot split its list of hops
     if spatial is not None:
         cross = _spatial_hop(cross, spatial, temperature, residual, correct_bias, backend)
-    chosen = backend_for("path_flow", backend, cross)
-    if chosen is Backend.REFERENCE:
+    backend = backend_on("path_flow", backend, cross.device)
+    if backend is Backend.REFERENCE:
         note_backend("path_flow", "reference")
         return reference.path_flow(
             cross, temporal, temperature=temperature, residual=residual, correct_bias=correct_bias,
             order=order,
         )  # fmt: skip
     if order == "hops_first" and len(temporal) > 1:
-        temporal = [_product_of(temporal, temperature, residual, correct_bias, chosen)]
+        temporal = [_product_of(temporal, temperature, residual, correct_bias, backend)]
         residual = None  # it holds the skip connections
-    return _through(cross, temporal, temperature, residual, correct_bias, chosen)
+    return _through(cross, temporal, temperature, residual, correct_bias, backend)
 
 
 def _through(cross, temporal, temperature, residual, correct_bias, backend) -> torch.Tensor:
@@ -160,8 +162,10 @@ _backward_op = torch.ops.cvg_kernels.path_flow_backward.default
 
 @torch.library.impl("cvg_kernels::path_flow", ("cpu", "cuda"))
 def _forward(cross, temporal, temperature, residual, backend):
-    note_backend("path_flow", backend)
-    return flow_module(backend).path_flow(cross, temporal, temperature, residual)
+    return run_kernel(
+        "path_flow", backend, Facts(cross.device, cross.dtype),
+        lambda module: module.path_flow(cross, temporal, temperature, residual),
+    )  # fmt: skip
 
 
 @torch.library.register_fake("cvg_kernels::path_flow")
@@ -171,10 +175,12 @@ def _forward_fake(cross, temporal, temperature, residual, backend):
 
 @torch.library.impl("cvg_kernels::path_flow_backward", ("cpu", "cuda"))
 def _backward(grad, cross, temporal, temperature, residual, need_temporal, backend):
-    note_backend("path_flow_backward", backend)
-    grad_cross, grad_temporal = flow_module(backend).path_flow_backward(
-        grad, cross, temporal, temperature, residual, need_temporal
-    )
+    grad_cross, grad_temporal = run_kernel(
+        "path_flow_backward", backend, Facts(cross.device, cross.dtype),
+        lambda module: module.path_flow_backward(
+            grad, cross, temporal, temperature, residual, need_temporal
+        ),
+    )  # fmt: skip
     # `None` cannot be returned by an operation: what was not computed is an empty tensor.
     return grad_cross, [cross.new_empty(0) if hop is None else hop for hop in grad_temporal]
 
@@ -203,5 +209,5 @@ def _differentiate(ctx, grad):
     return grad_cross, hops, None, None, None
 
 
-torch.library.register_autograd("cvg_kernels::path_flow", _differentiate, setup_context=_remember)
+register_autograd("cvg_kernels::path_flow", _differentiate, setup_context=_remember)
 refuse_second_derivative("path_flow")

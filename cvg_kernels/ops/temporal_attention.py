@@ -7,15 +7,13 @@ from typing import NamedTuple
 import torch
 
 from cvg_kernels._layout import dense_like
-from cvg_kernels.backends import Backend, require
+from cvg_kernels.backends import Backend
+from cvg_kernels.kernels import Facts
 from cvg_kernels.ops import _temporal_attention_reference as reference
 from cvg_kernels.ops._autocast import cast_inputs
-from cvg_kernels.ops._dispatch import (
-    KERNEL_DEVICES,
-    refuse_second_derivative,
-    temporal_attention_module,
-)
-from cvg_kernels.ops._trace import note_backend
+from cvg_kernels.ops._choice import run_kernel
+from cvg_kernels.ops._registration import backend_on, refuse_second_derivative
+from cvg_kernels.ops._trace import note_backend, register_autograd
 from cvg_kernels.ops._transforms import backend_under_transforms
 from cvg_kernels.ops._validate import scale_of
 from cvg_kernels.ops._validate_temporal import added_logits, check_tensors
@@ -87,10 +85,7 @@ def temporal_attention(
     added = added_logits(query, sigma, strength, bias)
     by_row_max = sigma is not None
     backend = backend_under_transforms("temporal_attention", backend, (query, key, value, added))
-    if query.device.type not in KERNEL_DEVICES:
-        if backend is not Backend.AUTO:
-            require("temporal_attention", backend, query.device)
-        backend = Backend.REFERENCE
+    backend = backend_on("temporal_attention", backend, query.device)
     if backend is Backend.REFERENCE:
         note_backend("temporal_attention", "reference")
         return TemporalAttention(
@@ -127,11 +122,19 @@ _forward_op = torch.ops.cvg_kernels.temporal_attention_forward.default
 _backward_op = torch.ops.cvg_kernels.temporal_attention_backward.default
 
 
+def _facts(query: torch.Tensor, value: torch.Tensor) -> Facts:
+    frames, head_dim = query.shape[-2:]
+    return Facts(
+        query.device, query.dtype, frames=frames, head_dim=head_dim, value_dim=value.shape[-1]
+    )
+
+
 @torch.library.impl("cvg_kernels::temporal_attention_forward", ("cpu", "cuda"))
 def _forward(query, key, value, added, scale, by_row_max, row_max_grad, capture, backend):
-    chosen, module = temporal_attention_module(Backend(backend), query, value)
-    note_backend("temporal_attention", chosen.value)
-    out, maps = module.forward(query, key, value, added, scale, by_row_max, capture)
+    out, maps = run_kernel(
+        "temporal_attention", backend, _facts(query, value),
+        lambda module: module.forward(query, key, value, added, scale, by_row_max, capture),
+    )  # fmt: skip
     return out, (query.new_empty(0) if maps is None else maps)
 
 
@@ -148,13 +151,14 @@ def _forward_fake(query, key, value, added, scale, by_row_max, row_max_grad, cap
 @torch.library.impl("cvg_kernels::temporal_attention_backward", ("cpu", "cuda"))
 def _backward(grad_out, grad_maps, query, key, value, added, scale, by_row_max, row_max_grad,
               need_query, need_key, need_value, need_added, backend):  # fmt: skip
-    chosen, module = temporal_attention_module(Backend(backend), query, value)
-    note_backend("temporal_attention_backward", chosen.value)
     if grad_out is None and need_value:
         raise ValueError("need_value: the gradient of value flows through grad_out, which is None")
-    grads = module.backward(
-        grad_out, grad_maps, query, key, value, added, scale, by_row_max, row_max_grad,
-        need_query, need_key, need_value, need_added,
+    grads = run_kernel(
+        "temporal_attention_backward", backend, _facts(query, value),
+        lambda module: module.backward(
+            grad_out, grad_maps, query, key, value, added, scale, by_row_max, row_max_grad,
+            need_query, need_key, need_value, need_added,
+        ),
     )  # fmt: skip
     return tuple(query.new_empty(0) if grad is None else grad for grad in grads)
 
@@ -190,7 +194,7 @@ def _differentiate(ctx, grad_out, grad_maps):
     return (*grads, None, None, None, None, None)
 
 
-torch.library.register_autograd(
+register_autograd(
     "cvg_kernels::temporal_attention_forward", _differentiate, setup_context=_remember
 )
 refuse_second_derivative("temporal_attention")

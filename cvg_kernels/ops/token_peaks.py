@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from types import ModuleType
-
 import torch
 
 from cvg_kernels.backends import Backend
 from cvg_kernels.errors import ArgumentError
-from cvg_kernels.ops._dispatch import backend_for, refuse_second_derivative
-from cvg_kernels.ops._trace import note_backend
+from cvg_kernels.kernels import Facts
+from cvg_kernels.ops._choice import run_kernel
+from cvg_kernels.ops._registration import backend_on, refuse_second_derivative
+from cvg_kernels.ops._token_peaks_call import blocks_shape
+from cvg_kernels.ops._trace import note_backend, register_autograd
 from cvg_kernels.ops._transforms import backend_under_transforms
 from python_ref import token_peaks as reference
 
@@ -50,31 +51,24 @@ def token_peaks(
     if not sigma > 0:
         raise ArgumentError(f"sigma must be positive, got {sigma!r}")
     backend = backend_under_transforms("token_peaks", backend, (flow,))
-    chosen = backend_for("token_peaks", backend, flow)
-    if chosen is Backend.REFERENCE:
+    backend = backend_on("token_peaks", backend, flow.device)
+    if backend is Backend.REFERENCE:
         note_backend("token_peaks", "reference")
         return reference.token_peaks(flow, sharpness=sharpness, sigma=sigma)
-    peaks, _ = _forward_op(flow, float(sharpness), float(sigma), chosen.value)
+    peaks, *_ = _forward_op(flow, float(sharpness), float(sigma), backend.value)
     return peaks
 
 
-def _module(backend: str) -> ModuleType:
-    if backend == Backend.NATIVE.value:
-        from cvg_kernels.ops import _token_peaks_native as module
-    else:
-        from cvg_kernels._triton import token_peaks as module
-    return module
-
-
 # --- registration ----------------------------------------------------------------------------------------------------
+# What the backward pass starts from is returned too; see `_token_peaks_call`.
 
 torch.library.define(
     "cvg_kernels::token_peaks",
-    "(Tensor flow, float sharpness, float sigma, str backend) -> (Tensor peaks, Tensor sums)",
+    "(Tensor flow, float sharpness, float sigma, str backend) -> (Tensor peaks, Tensor sums, Tensor blocks)",
 )
 torch.library.define(
     "cvg_kernels::token_peaks_backward",
-    "(Tensor grad, Tensor flow, Tensor sums, float sharpness, float sigma, str backend) -> Tensor",
+    "(Tensor grad, Tensor flow, Tensor sums, Tensor blocks, float sharpness, float sigma, str backend) -> Tensor",
 )
 
 _forward_op = torch.ops.cvg_kernels.token_peaks.default
@@ -83,36 +77,44 @@ _backward_op = torch.ops.cvg_kernels.token_peaks_backward.default
 
 @torch.library.impl("cvg_kernels::token_peaks", ("cpu", "cuda"))
 def _forward(flow, sharpness, sigma, backend):
-    note_backend("token_peaks", backend)
-    return _module(backend).forward(flow, sharpness, sigma)
+    return run_kernel(
+        "token_peaks", backend, Facts(flow.device, flow.dtype),
+        lambda module: module.forward(flow, sharpness, sigma),
+    )  # fmt: skip
 
 
 @torch.library.register_fake("cvg_kernels::token_peaks")
 def _forward_fake(flow, sharpness, sigma, backend):
-    return flow.new_empty(flow.shape[:2]), flow.new_empty((flow.shape[0], 2, *flow.shape[2:]))
+    peaks, sums = (
+        flow.new_empty(flow.shape[:2]),
+        flow.new_empty((flow.shape[0], 2, *flow.shape[2:])),
+    )
+    return peaks, sums, flow.new_empty(blocks_shape(flow.shape))
 
 
 @torch.library.impl("cvg_kernels::token_peaks_backward", ("cpu", "cuda"))
-def _backward(grad, flow, sums, sharpness, sigma, backend):
-    note_backend("token_peaks_backward", backend)
-    return _module(backend).backward(grad, flow, sums, sharpness, sigma)
+def _backward(grad, flow, sums, blocks, sharpness, sigma, backend):
+    return run_kernel(
+        "token_peaks_backward", backend, Facts(flow.device, flow.dtype),
+        lambda module: module.backward(grad, flow, sums, blocks, sharpness, sigma),
+    )  # fmt: skip
 
 
 @torch.library.register_fake("cvg_kernels::token_peaks_backward")
-def _backward_fake(grad, flow, sums, sharpness, sigma, backend):
+def _backward_fake(grad, flow, sums, blocks, sharpness, sigma, backend):
     return flow.new_empty(flow.shape)
 
 
 def _remember(ctx, inputs, output) -> None:
     flow, *ctx.options = inputs
-    _, sums = output
-    ctx.mark_non_differentiable(sums)
-    ctx.save_for_backward(flow, sums)
+    _, *kept = output
+    ctx.mark_non_differentiable(*kept)
+    ctx.save_for_backward(flow, *kept)
 
 
-def _differentiate(ctx, grad, _):
+def _differentiate(ctx, grad, *_):
     return _backward_op(grad, *ctx.saved_tensors, *ctx.options), None, None, None
 
 
-torch.library.register_autograd("cvg_kernels::token_peaks", _differentiate, setup_context=_remember)
+register_autograd("cvg_kernels::token_peaks", _differentiate, setup_context=_remember)
 refuse_second_derivative("token_peaks")

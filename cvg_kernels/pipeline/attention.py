@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
-from torch.nn.functional import pad
+from torch.nn.functional import pad, scaled_dot_product_attention
 
+from cvg_kernels.backends import Backend, parse_backend
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.ops import (
+    FrameBand,
     attention_with_capture,
     capture_maps,
     frame_band_attention,
@@ -124,15 +127,12 @@ def _under_band(attention, band, requests, backend) -> torch.Tensor:
     _refuse_mask("attention over a video", attention.mask)
     frames = band["frames"]
     options = {name: value for name, value in band.items() if name != "frames"}
-    out, lse = frame_band_attention(
-        attention.query, attention.key, attention.value, frames, frames, scale=attention.scale,
-        backend=backend, **options,
-    )  # fmt: skip
-    for request in requests:
-        maps = _text_maps(attention, lse, request.token_ids)
-        maps = maps.mean(1) if request.head_reduction == "mean" else maps
-        _hand_over(maps, request)
-    return out
+    if not requests:
+        return frame_band_attention(
+            attention.query, attention.key, attention.value, frames, frames, scale=attention.scale,
+            backend=backend, **options,
+        ).out  # fmt: skip
+    return _captured(attention, requests, backend, band=FrameBand(frames, frames, **options))
 
 
 def _within_frames(attention, requests, backend) -> torch.Tensor:
@@ -149,15 +149,22 @@ def _within_frames(attention, requests, backend) -> torch.Tensor:
 
 
 def _to_text(attention, requests, backend) -> torch.Tensor:
-    options = {
-        "scale": attention.scale,
-        "key_mask": per_key_mask(attention.mask),
-        "backend": backend,
-    }
-    if not requests:
-        return attention_with_capture(
-            attention.query, attention.key, attention.value, [0], **options
-        ).out
+    mask = per_key_mask(attention.mask)
+    if requests:
+        return _captured(attention, requests, backend, key_mask=mask)
+    if parse_backend(backend) is Backend.AUTO:  # nothing is wanted but the output
+        return scaled_dot_product_attention(
+            attention.query, attention.key, attention.value, attn_mask=attention.mask, scale=attention.scale
+        )  # fmt: skip
+    return attention_with_capture(
+        attention.query, attention.key, attention.value, None,
+        scale=attention.scale, key_mask=mask, backend=backend,
+    ).out  # fmt: skip
+
+
+def _captured(attention, requests, backend, **options) -> torch.Tensor:
+    """The output, with the maps of the first request in the same pass; those of others by themselves."""
+    options |= {"scale": attention.scale, "backend": backend}
     out = None
     for request in requests:
         ids = request.token_ids
@@ -187,24 +194,11 @@ def _hand_over(maps: torch.Tensor, request: MapRequest) -> None:
     request.receive(maps.unflatten(-1, grid[1:]), grid)
 
 
-def _text_maps(attention: Attention, lse: torch.Tensor, token_ids: torch.Tensor) -> torch.Tensor:
-    """Maps `[B, H, K, N]` of text tokens under a band: exp(S − lse), since their logits S have no band.
-
-    Args:
-        attention: the layer's call.
-        lse: `[B, H, N]`, of the attention with its band.
-        token_ids: `[B, K]`, of text tokens.
-    """
-    query, key, scale = attention.query, attention.key, attention.scale
-    chosen = key.take_along_dim(token_ids[:, None, :, None], dim=2)  # [B, H, K, D]
-    scale = query.shape[-1] ** -0.5 if scale is None else scale
-    with torch.autocast(query.device.type, enabled=False):
-        logits = scale * (chosen.to(lse.dtype) @ query.to(lse.dtype).mT)
-        return (logits - lse[:, :, None]).exp()
-
-
+@lru_cache(64)
 def token_frames(grid: Grid, tokens: int, device: torch.device) -> torch.Tensor:
     """Returns the frame of each token, int32 `[tokens]`; −1 for the tokens of a text, which come before those of the video.
+
+    It is made once for all layers and steps, and not to be written into.
 
     Args:
         grid: (F, h, w), filled frame by frame.
@@ -217,8 +211,9 @@ def token_frames(grid: Grid, tokens: int, device: torch.device) -> torch.Tensor:
     text = tokens - math.prod(grid)
     if text < 0:
         raise ArgumentError(f"a layer of {tokens} tokens cannot hold a video of {grid}")
-    frames = torch.arange(grid[0], dtype=torch.int32, device=device)
-    return pad(frames.repeat_interleave(grid[1] * grid[2]), (text, 0), value=-1)
+    with torch.inference_mode(False):  # else a later call with gradients could not keep it
+        frames = torch.arange(grid[0], dtype=torch.int32, device=device)
+        return pad(frames.repeat_interleave(grid[1] * grid[2]), (text, 0), value=-1)
 
 
 def per_key_mask(mask: torch.Tensor | None) -> torch.Tensor | None:

@@ -13,7 +13,7 @@ from python_ref import attention as reference
 from tests.ops.backends import DEVICE, backends, device_of
 from tests.tolerance import assert_as_exact_as, assert_maps_exact, relative_error
 
-BACKENDS = backends("attention")
+BACKENDS = backends("attention", "reference", "native", "triton")
 
 
 class Case(NamedTuple):
@@ -95,10 +95,9 @@ def exact_attention(case, query, key, value, mask, head_mean):
     """The definition in float64 on the very same (rounded) inputs; leaves for gradients included."""
     leaves = [t.detach().double().requires_grad_() for t in (query, key, value)]
     ids = torch.tensor(case.tokens, device=query.device).expand(case.batch, -1)
-    outputs = reference.attention_with_capture(
-        *leaves, ids, scale=case.dim**-0.5, mask=additive(mask), head_mean=head_mean
-    )
-    weights, _ = reference.probabilities(leaves[0], leaves[1], additive(mask), case.dim**-0.5)
+    options = {"scale": case.dim**-0.5, "mask": additive(mask)}
+    outputs = reference.attention_with_capture(*leaves, ids, head_mean=head_mean, **options)[:3]
+    weights = reference.probabilities(*leaves[:2], **options).weights
     peak = weights.detach().amax(-1)  # [B, H, N]
     return leaves, outputs, peak.mean(1) if head_mean else peak
 
@@ -182,7 +181,7 @@ def check(backend, case, dtype, head_reduction, map_bound):
     eager = reference.attention_with_capture(
         *wide, ids, scale=case.dim**-0.5, mask=bias, head_mean=head_mean
     )
-    from_maps = torch.autograd.grad(eager[1:], wide[:2], [grad_maps, grad_lse])
+    from_maps = torch.autograd.grad(eager[1:3], wide[:2], [grad_maps, grad_lse])
     from_out = torch.autograd.grad(stock_out, stock_leaves, grad_out)
     stock = [from_out[0].float() + from_maps[0], from_out[1].float() + from_maps[1], from_out[2]]
     # For tensor cores dS is rounded to 16 bit, with all three gradients that flow into it; the budget rounds dO's only.

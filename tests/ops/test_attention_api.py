@@ -13,8 +13,10 @@ from torch.nn.functional import scaled_dot_product_attention
 import cvg_kernels as cvg
 from cvg_kernels import native
 from cvg_kernels.backends import Backend, unavailable_reason
-from cvg_kernels.ops import _attention_native, _attention_reference
-from cvg_kernels.ops._dispatch import choose_backend
+from cvg_kernels.kernels import Facts
+from cvg_kernels.ops import _attention_native, _choice
+from cvg_kernels.ops import _attention_op as operation
+from cvg_kernels.ops._attention_call import AttentionCall
 
 NATIVE = pytest.mark.skipif(native.reason("cpu") is not None, reason=str(native.reason("cpu")))
 CPU_BACKENDS = ["reference", pytest.param("native", marks=NATIVE)]
@@ -30,24 +32,29 @@ def inputs(dtype: torch.dtype = torch.float32, *, requires_grad: bool = True, qu
 
 
 @pytest.mark.parametrize(
-    "values, masked, head_mean, dtype, requires_grad, backend",
+    "values, masked, biased, head_mean, dtype, requires_grad, backend",
     [
-        (True, True, False, torch.float32, True, "auto"),
-        (True, False, True, torch.bfloat16, True, "auto"),
-        (True, True, True, torch.float64, False, "auto"),
-        (False, True, True, torch.float32, True, "auto"),
-        (False, False, False, torch.float32, True, "reference"),
-        (True, True, True, torch.float32, True, "reference"),
+        (True, True, False, False, torch.float32, True, "auto"),
+        (True, False, False, True, torch.bfloat16, True, "auto"),
+        (True, True, False, True, torch.float64, False, "auto"),
+        (False, True, False, True, torch.float32, True, "auto"),
+        (True, True, True, True, torch.float32, True, "auto"),
+        (False, False, False, False, torch.float32, True, "reference"),
+        (True, True, True, True, torch.float32, True, "reference"),
     ],
-    ids=["all", "bf16", "fp64-no-grad", "maps-only", "reference-maps-only", "reference"],
+    ids=["all", "bf16", "fp64-no-grad", "maps-only", "token-bias", "reference-maps-only", "reference"],
 )
-def test_opcheck_forward(values, masked, head_mean, dtype, requires_grad, backend):
+def test_opcheck_forward(values, masked, biased, head_mean, dtype, requires_grad, backend):
     query, key, value = inputs(dtype, requires_grad=requires_grad)
     query = query.transpose(1, 2).contiguous().transpose(1, 2)
-    bias = torch.randn(2, 7, dtype=torch.promote_types(dtype, torch.float32)) if masked else None
-    arguments = (query, key, value if values else None, torch.tensor([[1, 2], [0, 0]]), bias, 0.3)
+    wide = torch.promote_types(dtype, torch.float32)
+    mask = torch.randn(2, 7, dtype=wide) if masked else None
+    bias = torch.randn(2, 2, 1, dtype=wide).expand(-1, -1, 5) if biased else None
+    ids = torch.tensor([[1, 2], [0, 3]])
+    call = AttentionCall(query, key, value if values else None, ids, mask, bias, None, 0.3, head_mean)
     torch.library.opcheck(
-        torch.ops.cvg_kernels.attention_forward.default, (*arguments, head_mean, backend)
+        torch.ops.cvg_kernels.attention_forward.default,
+        (*operation.flat(call), False, backend),
     )
 
 
@@ -63,14 +70,18 @@ def test_opcheck_forward(values, masked, head_mean, dtype, requires_grad, backen
 )
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_opcheck_backward(arriving, needed, backend):
-    query, key, value = inputs(requires_grad=False)
-    ids = torch.tensor([[1, 2], [0, 0]])
-    module = {"native": _attention_native, "reference": _attention_reference}[backend]
-    results = module.forward(query, key, value, ids, None, 0.3, True)
-    grads = [torch.randn_like(r) if yes else None for r, yes in zip(results, arriving, strict=True)]
-    out, _, lse = results
-    arguments = (*grads, query, key, value, ids, None, out, lse, 0.3, True, *needed, backend)
-    torch.library.opcheck(torch.ops.cvg_kernels.attention_backward.default, arguments)
+    bias = torch.randn(2, 2, 5)
+    ids = torch.tensor([[1, 2], [0, 3]])
+    call = AttentionCall(*inputs(requires_grad=False), ids, None, bias, None, 0.3, True)
+    call = operation.flat(call)
+    results = torch.ops.cvg_kernels.attention_forward.default(*call, False, backend)
+    grads = [
+        torch.randn_like(r) if yes else None for r, yes in zip(results[:3], arriving, strict=True)
+    ]
+    torch.library.opcheck(
+        torch.ops.cvg_kernels.attention_backward.default,
+        (*grads, *call, *results, [*needed, True], False, backend),
+    )
 
 
 @pytest.mark.parametrize(
@@ -105,12 +116,12 @@ def test_no_gradient_is_computed_that_nobody_asks_for(outputs, needed, monkeypat
         loss = sum(getattr(found, name).sum() for name in outputs)
         grads = torch.autograd.grad(loss, wanted, allow_unused=True)
     assert ran == [("attention", "native"), ("attention_backward", "native")]
-    (arguments,) = told
-    assert [grad is not None for grad in arguments[:3]] == [
+    ((_, _, arriving, asked),) = told
+    assert [grad is not None for grad in arriving] == [
         name in outputs for name in ("out", "maps", "lse")
     ]
     used = [name in needed and (name != "value" or "out" in outputs) for name in names]
-    assert list(arguments[-3:]) == used
+    assert list(asked) == [*used, False]
     assert [grad is not None for grad in grads] == [
         use for use, name in zip(used, names, strict=True) if name in needed
     ]
@@ -226,9 +237,14 @@ def test_compiled_kernels_are_traced():
         ("mps", torch.float32, {"native", "triton"}, "reference"),
     ],
 )
-def test_choice_of_auto(device, dtype, usable, chosen):
-    found = choose_backend("attention", device, dtype, lambda backend: backend.value in usable)
-    assert found.value == chosen
+def test_choice_of_auto(device, dtype, usable, chosen, monkeypatch):
+    monkeypatch.setattr(
+        _choice,
+        "unavailable_reason",
+        lambda _, backend, *call: None if backend.value in {*usable, "reference"} else "no",
+    )
+    facts = Facts(torch.device(device), dtype, keys=16, head_dim=64, value_dim=64)
+    assert _choice.kernel_for("attention", "auto", facts).backend.value == chosen
 
 
 def test_without_compiled_code(monkeypatch):

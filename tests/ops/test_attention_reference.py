@@ -53,7 +53,7 @@ def test_against_arithmetic_written_out(head_mean):
     mask[1] = -math.inf  # a sample without keys
     out, maps, lse = reference.attention_with_capture(
         query, key, value, ids, scale=0.7, mask=mask[:, None, None], head_mean=head_mean
-    )
+    )[:3]
     by_hand_out, by_hand_maps, by_hand_lse = by_hand(query, key, value, ids, 0.7, mask)
     torch.testing.assert_close(out, by_hand_out)
     torch.testing.assert_close(maps, by_hand_maps.mean(1) if head_mean else by_hand_maps)
@@ -73,7 +73,7 @@ def test_against_stock_attention(shape):
     ids = torch.arange(keys).expand(batch, -1)
     out, maps, lse = reference.attention_with_capture(
         query, key, value, ids, scale=0.3, head_mean=False
-    )
+    )[:3]
     hot = torch.eye(keys, dtype=torch.float64).expand(batch, heads, -1, -1)
     torch.testing.assert_close(out, scaled_dot_product_attention(query, key, value, scale=0.3))
     torch.testing.assert_close(maps.mT, scaled_dot_product_attention(query, key, hot, scale=0.3))
@@ -94,7 +94,7 @@ def test_dtypes(dtype, wide):
     query, key, value = torch.randn(3, 1, 2, 5, 8).to(dtype).unbind(0)
     out, maps, lse = reference.attention_with_capture(
         query, key, value, torch.tensor([[2]]), scale=0.3
-    )
+    )[:3]
     assert (out.dtype, maps.dtype, lse.dtype) == (dtype, wide, wide)
 
 
@@ -106,7 +106,7 @@ def test_rows_without_keys_have_zero_gradients():
     ids = torch.tensor([[0, 4]])
     out, maps, lse = reference.attention_with_capture(
         *inputs, ids, scale=0.5, mask=mask, head_mean=False
-    )
+    )[:3]
     assert (out[0, 1, 2] == 0).all() and (maps[0, 1, :, 2] == 0).all()
     assert lse[0, 1, 2] == -math.inf and torch.isfinite(lse).sum() == 5
     lse_seen = lse[torch.isfinite(lse)]
@@ -121,9 +121,10 @@ def test_rows_without_keys_have_zero_gradients():
 @pytest.mark.parametrize("level", [-1e4, TINY, 1e4])
 def test_masks_of_large_numbers_keep_rows_normalised(level):
     """P comes from a softmax, not from exp(score − lse), whose rounding grows with the logits."""
-    weights, _ = reference.probabilities(
-        torch.randn(1, 1, 4, 8), torch.randn(1, 1, 6, 8), torch.full((1, 1, 1, 6), level), 0.3
-    )
+    mask = torch.full((1, 1, 1, 6), level)
+    weights = reference.probabilities(
+        torch.randn(1, 1, 4, 8), torch.randn(1, 1, 6, 8), scale=0.3, mask=mask
+    ).weights
     torch.testing.assert_close(weights.sum(-1), torch.ones(1, 1, 4), rtol=1e-6, atol=0)
 
 
@@ -140,7 +141,7 @@ def test_gradients_of_first_and_second_order(dense, values):
         results = reference.attention_with_capture(
             query, key, rest[0] if values else None, ids, scale=0.6, mask=rest[-1], head_mean=dense
         )
-        return results if values else results[1:]
+        return results[:3] if values else results[1:3]
 
     assert torch.autograd.gradcheck(attend, inputs)
     assert torch.autograd.gradgradcheck(attend, inputs)
@@ -148,17 +149,22 @@ def test_gradients_of_first_and_second_order(dense, values):
 
 @pytest.mark.parametrize("arriving", ["out", "maps", "lse", "out maps", "out maps lse"])
 @pytest.mark.parametrize("head_mean", [True, False], ids=["mean", "none"])
-@pytest.mark.parametrize("masked", [False, True], ids=["unmasked", "masked"])
-def test_closed_form_is_the_gradient(arriving, head_mean, masked):
+@pytest.mark.parametrize("policy", ["plain", "masked", "token bias", "band", "band, m constant"])
+def test_closed_form_is_the_gradient(arriving, head_mean, policy):
     inputs = [doubles(2, 3, n, 6).requires_grad_() for n in (5, 7, 7)]
     ids = torch.tensor([[1, 1, 6], [0, 2, 0]])
-    mask = None
-    if masked:
-        mask = doubles(2, 1, 1, 7)
-        mask[0, ..., 3] = -math.inf
-        mask[1] = -math.inf
-    options = {"scale": 0.4, "mask": mask, "head_mean": head_mean}
-    results = reference.attention_with_capture(*inputs, ids, **options)
+    options = {"scale": 0.4, "head_mean": head_mean}
+    if policy == "masked":
+        options["mask"] = doubles(2, 1, 1, 7)
+        options["mask"][0, ..., 3] = -math.inf
+        options["mask"][1] = -math.inf
+    elif policy == "token bias":
+        options["token_bias"] = doubles(2, 3, 5).requires_grad_()
+        inputs.append(options["token_bias"])
+    elif policy != "plain":
+        options["band"] = doubles(5, 7)
+        options["row_max_grad"] = policy == "band"
+    results = reference.attention_with_capture(*inputs[:3], ids, **options)[:3]
     arrives = [name in arriving for name in ("out", "maps", "lse")]
     cotangents = [torch.randn_like(result) for result in results]
     grads = torch.autograd.grad(
@@ -169,10 +175,30 @@ def test_closed_form_is_the_gradient(arriving, head_mean, masked):
     )
     closed = reference.attention_with_capture_backward(
         *(cotangent if yes else None for cotangent, yes in zip(cotangents, arrives, strict=True)),
-        *(tensor.detach() for tensor in inputs), ids, **options,
+        *(tensor.detach() for tensor in inputs[:3]), ids, **options,
     )  # fmt: skip
-    for found, exact, tensor in zip(closed, grads, inputs, strict=True):
+    for found, exact, tensor in zip(closed, grads, inputs, strict=False):
         torch.testing.assert_close(found, torch.zeros_like(tensor) if exact is None else exact)
+    assert (closed[3] is not None) == (policy == "token bias")
+
+
+def test_token_bias_by_hand():
+    """A key that is named twice gets both biases; −∞ takes a key away."""
+    query, key, value = doubles(1, 2, 3, 4), doubles(1, 2, 5, 4), doubles(1, 2, 5, 3)
+    bias = doubles(1, 3, 3)
+    bias[0, 2] = -math.inf
+    ids = torch.tensor([[1, 1, 4]])
+    found = reference.attention_with_capture(
+        query, key, value, ids, scale=0.3, token_bias=bias, head_mean=False
+    )
+    scores = 0.3 * query @ key.mT
+    scores[..., 1] += bias[0, 0] + bias[0, 1]
+    weights = scores[..., :4].softmax(-1)
+    torch.testing.assert_close(found.out, weights @ value[:, :, :4])
+    torch.testing.assert_close(found.maps[:, :, 0], weights[..., 1])
+    assert (
+        torch.equal(found.maps[:, :, 0], found.maps[:, :, 1]) and (found.maps[:, :, 2] == 0).all()
+    )
 
 
 def test_definitions_import_torch_only():

@@ -13,7 +13,8 @@ from torch._dynamo.backends.common import aot_autograd
 
 import cvg_kernels as cvg
 from cvg_kernels import native
-from cvg_kernels.ops import _frame_band_attention_native, _frame_band_attention_reference
+from cvg_kernels.ops import _attention_op as operation
+from cvg_kernels.ops._attention_call import AttentionCall, Band
 
 NATIVE = pytest.mark.skipif(
     native.reason("cpu") is not None, reason=f"native: {native.reason('cpu')}"
@@ -21,7 +22,11 @@ NATIVE = pytest.mark.skipif(
 CPU_BACKENDS = ["reference", pytest.param("native", marks=NATIVE)]
 QUERY_FRAMES = torch.tensor([-1, 0, 0, 1, 1, 2, 2], dtype=torch.int32)
 KEY_FRAMES = torch.tensor([-1, -1, 0, 0, 2], dtype=torch.int32)
-BAND = (0.3, 1.5, 0.8)  # scale, sigma, strength
+BAND = Band(QUERY_FRAMES, KEY_FRAMES, 1.5, 0.8, True)
+
+
+def call_of(tensors) -> AttentionCall:
+    return AttentionCall(*tensors, torch.tensor([[1, 1], [0, 4]]), None, None, BAND, 0.3, True)
 
 
 def inputs(dtype=torch.float32, requires_grad=True):
@@ -71,32 +76,31 @@ def test_the_reference_is_differentiable_twice():
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_opcheck_forward(backend, dtype):
     torch.library.opcheck(
-        torch.ops.cvg_kernels.frame_band_attention_forward.default,
-        (*inputs(dtype), QUERY_FRAMES, KEY_FRAMES, *BAND, True, backend),
+        torch.ops.cvg_kernels.attention_forward.default,
+        (*operation.flat(call_of(inputs(dtype))), True, backend),
     )
 
 
 @pytest.mark.parametrize(
     "arriving, needed",
     [
-        ((True, True), (True, True, True)),
-        ((True, False), (True, False, False)),
-        ((True, False), (False, False, True)),
-        ((False, True), (False, True, False)),
+        ((True, True, True), (True, True, True)),
+        ((True, False, False), (True, False, False)),
+        ((True, False, True), (False, False, True)),
+        ((False, True, True), (False, True, False)),
     ],
-    ids=["everything", "to-query", "to-value", "lse-to-key"],
+    ids=["everything", "to-query", "to-value", "maps-and-lse-to-key"],
 )
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_opcheck_backward(arriving, needed, backend):
-    given = [t.detach() for t in inputs()]
-    module = {"native": _frame_band_attention_native, "reference": _frame_band_attention_reference}
-    results = module[backend].forward(*given, QUERY_FRAMES, KEY_FRAMES, *BAND)
+    call = operation.flat(call_of(inputs(requires_grad=False)))
+    results = torch.ops.cvg_kernels.attention_forward.default(*call, True, backend)
     grads = [
-        torch.randn_like(r) if yes else None for r, yes in zip(results[:2], arriving, strict=True)
+        torch.randn_like(r) if yes else None for r, yes in zip(results[:3], arriving, strict=True)
     ]
     torch.library.opcheck(
-        torch.ops.cvg_kernels.frame_band_attention_backward.default,
-        (*grads, *given, QUERY_FRAMES, KEY_FRAMES, *results, *BAND, True, *needed, backend),
+        torch.ops.cvg_kernels.attention_backward.default,
+        (*grads, *call, *results, [*needed, False], True, backend),
     )
 
 

@@ -8,8 +8,8 @@ import torch
 pytest.importorskip("triton")
 
 from cvg_kernels._triton import temporal_attention  # noqa: E402
-from cvg_kernels.backends import Backend  # noqa: E402
-from cvg_kernels.ops import _dispatch  # noqa: E402
+from cvg_kernels.kernels import Facts  # noqa: E402
+from cvg_kernels.ops import _choice  # noqa: E402
 from python_ref import temporal_attention as reference  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -88,15 +88,8 @@ def test_offsets_are_counted_in_64_bits():
 def test_auto_leaves_to_the_reference_what_the_kernels_do_not_hold(
     frames, dim, dtype, chosen, monkeypatch
 ):
-    monkeypatch.setattr(_dispatch, "unavailable_reason", lambda *call: None)
-
-    class OnGpu:
-        """A tensor, as far as the choice looks at it."""
-
-        device = torch.device("cuda")
-        shape = (1, 2, 3, frames, dim)
-
-    OnGpu.dtype = dtype
-    backend, module = _dispatch.temporal_attention_module(Backend.AUTO, OnGpu(), OnGpu())
+    monkeypatch.setattr(_choice, "unavailable_reason", lambda *call: None)
+    facts = Facts(torch.device("cuda"), dtype, frames=frames, head_dim=dim, value_dim=dim)
+    backend, module = _choice.kernel_for("temporal_attention", "auto", facts)
     assert backend.value == chosen
     assert module.__name__.startswith(f"cvg_kernels.{'_triton' if chosen == 'triton' else 'ops'}.")

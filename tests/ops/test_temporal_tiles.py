@@ -20,7 +20,8 @@ from torch.nn.functional import scaled_dot_product_attention
 import cvg_kernels as cvg
 from cvg_kernels._layout import dense_like
 from cvg_kernels.backends import Backend
-from cvg_kernels.ops import _dispatch
+from cvg_kernels.kernels import Facts
+from cvg_kernels.ops import _choice
 from cvg_kernels.ops import _temporal_attention_native as native
 from tests.ops.test_temporal_attention import TILED, Case, check, regulariser, tensors
 
@@ -262,13 +263,8 @@ def test_half_a_million_sequences(backend):
 # --- who is served ---------------------------------------------------------------------------------------------------
 
 
-class OnGpu:
-    """A tensor on a GPU, as far as the choice of a backend looks at it."""
-
-    device = torch.device("cuda")
-
-    def __init__(self, frames: int, dim: int, dtype: torch.dtype) -> None:
-        self.shape, self.dtype = (1, 2, 3, frames, dim), dtype
+def on_gpu(frames: int, dim: int, dtype: torch.dtype) -> Facts:
+    return Facts(torch.device("cuda"), dtype, frames=frames, head_dim=dim, value_dim=dim)
 
 
 @pytest.mark.parametrize(
@@ -281,20 +277,17 @@ class OnGpu:
     ],
 )
 def test_limits_are_named(monkeypatch, served, refused):
-    monkeypatch.setattr(_dispatch, "unavailable_reason", lambda *call: None)
-    monkeypatch.setattr(_dispatch, "require", lambda *call: None)
-    chosen, module = _dispatch.temporal_attention_module(
-        Backend.CUDA, OnGpu(*served), OnGpu(*served)
-    )
-    assert (chosen, module) == (Backend.CUDA, native)
+    monkeypatch.setattr(_choice, "unavailable_reason", lambda *call: None)
+    chosen = _choice.kernel_for("temporal_attention", "cuda", on_gpu(*served))
+    assert chosen == (Backend.CUDA, native)
     what, *sizes = refused
     with pytest.raises(cvg.ArgumentError, match=what) as raised:
-        _dispatch.temporal_attention_module(Backend.CUDA, OnGpu(*sizes), OnGpu(*sizes))
+        _choice.kernel_for("temporal_attention", "cuda", on_gpu(*sizes))
     assert "'cuda'" in str(raised.value)
 
 
 def test_auto_is_not_the_cuda_kernels(monkeypatch):
     """Nobody has measured that they are faster."""
-    monkeypatch.setattr(_dispatch, "unavailable_reason", lambda *call: None)
-    given = OnGpu(16, 64, torch.float16)
-    assert _dispatch.temporal_attention_module(Backend.AUTO, given, given)[0] is Backend.TRITON
+    monkeypatch.setattr(_choice, "unavailable_reason", lambda *call: None)
+    chosen = _choice.kernel_for("temporal_attention", "auto", on_gpu(16, 64, torch.float16))
+    assert chosen.backend is Backend.TRITON

@@ -1,0 +1,240 @@
+"""The table of kernels: per operation and backend the module, the devices, the dtypes and the limits.
+
+Whatever chooses, names or prints a kernel reads it here: `auto`, a named backend's refusals, `cvg-kernels info` and `tune`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Backend(str, Enum):
+    """Who computes an operation."""
+
+    AUTO = "auto"  #: the fastest one that can, by the table of `cvg_kernels.auto`
+    REFERENCE = "reference"  #: plain PyTorch, the definition
+    STOCK = "stock"  #: torch's own fused attention; the maps by our capture kernel
+    NATIVE = "native"  #: C++ on CPU tensors
+    TRITON = "triton"  #: Triton on GPU tensors
+    CUDA = "cuda"  #: CUDA C++ on NVIDIA GPU tensors
+
+
+class Facts(NamedTuple):
+    """What is known of a call: all that a choice of its kernel may depend on. Hashable; absent sizes are 0."""
+
+    device: torch.device
+    dtype: torch.dtype
+    batch: int = 0
+    heads: int = 0
+    queries: int = 0
+    keys: int = 0
+    head_dim: int = 0
+    value_dim: int = 0  #: 0: no values, maps only
+    tokens: int = 0  #: captured ones
+    frames: int = 0  #: of maximum flow also the nodes
+    hops: int = 0
+    predictions: int = 0
+    key_bias: bool = False
+    token_bias: bool = False
+    band: bool = False
+    rescale: bool = False
+    need_query: bool = False  #: of a backward pass: which gradients go out
+    need_key: bool = False
+    need_value: bool = False
+    need_token_bias: bool = False
+    grad_out: bool = False  #: of a backward pass: which gradients come in
+    grad_maps: bool = False
+    grad_lse: bool = False
+    deterministic: bool = False  #: the same numbers in every run are asked for
+
+
+@dataclass(frozen=True)
+class Limit:
+    """What a kernel does not take.
+
+    Attributes:
+        says: as `cvg-kernels info` prints it.
+        refusal: a call's facts → what of it is refused, or `None`.
+    """
+
+    says: str
+    refusal: Callable[[Facts], str | None]
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A line of the table.
+
+    Attributes:
+        module: where its functions are; imported when it is first used.
+        devices: types of device whose tensors it takes; none: every one.
+        dtypes: those it computes in; none: every floating point type.
+        limits: what it does not take.
+        asks: whether the module itself knows if it can run: `reason(device, dtype) -> str | None`.
+    """
+
+    module: str
+    devices: tuple[str, ...] = ()
+    dtypes: tuple[str, ...] = ()
+    limits: tuple[Limit, ...] = ()
+    asks: bool = False
+
+    def refusal(self, facts: Facts) -> tuple[str, str] | None:
+        """What of a call this kernel does not take, and what it takes; or `None`."""
+        if self.dtypes and str(facts.dtype).removeprefix("torch.") not in self.dtypes:
+            return f"in dtype {facts.dtype}", ", ".join(self.dtypes)
+        for limit in self.limits:
+            refused = limit.refusal(facts)
+            if refused is not None:
+                return f"with {refused}", limit.says
+        return None
+
+
+# --- limits ----------------------------------------------------------------------------------------------------------
+
+
+def _between(least: int, most: int, name: str, called: str | None = None) -> Limit:
+    """A size lies between two numbers; `called` is its name in words."""
+    called = called or name
+
+    def refusal(facts: Facts) -> str | None:
+        size = getattr(facts, name)
+        return None if least <= size <= most else f"{called} {size}"
+
+    return Limit(f"{called} {least} to {most}", refusal)
+
+
+def _without(flag: str, what: str) -> Limit:
+    """A thing that calls may have and this kernel cannot do."""
+    return Limit(f"calls without {what}", lambda facts: what if getattr(facts, flag) else None)
+
+
+def _frames_in_registers(facts: Facts) -> str | None:
+    most = 32 if facts.dtype.itemsize == 4 else 128
+    if 1 <= facts.frames <= most:
+        return None
+    return f"frames {facts.frames} in {facts.dtype}"
+
+
+def _no_values(facts: Facts) -> str | None:
+    return None if facts.value_dim else "no values"
+
+
+def _unequal_dims(facts: Facts) -> str | None:
+    if facts.value_dim in (0, facts.head_dim):
+        return None
+    return f"head_dim {facts.head_dim} and {facts.value_dim} of value"
+
+
+def _odd_dims(facts: Facts) -> str | None:
+    if facts.device.type != "cuda" or (facts.head_dim % 8 == 0 and facts.head_dim <= 256):
+        return None
+    return f"head_dim {facts.head_dim} on a GPU"
+
+
+def _unordered_sums(facts: Facts) -> str | None:
+    if facts.deterministic and facts.device.type == "cuda":
+        return "a deterministic backward pass on a GPU"
+    return None
+
+
+_STOCK_LIMITS = (
+    _without("key_bias", "a key mask"),
+    _without("token_bias", "a bias on tokens"),
+    _without("band", "a band"),
+    Limit("calls with values", _no_values),
+    Limit("values with as many channels as keys", _unequal_dims),
+    Limit("on a GPU head_dim up to 256 that 8 divides", _odd_dims),
+)
+_STOCK_BACKWARD_LIMITS = (
+    *_STOCK_LIMITS,
+    Limit(
+        "on a GPU calls that need not be deterministic: its sums come in any order", _unordered_sums
+    ),
+)
+
+# --- the table -------------------------------------------------------------------------------------------------------
+
+_HALVES = ("bfloat16", "float16")
+_WIDE = ("float32", "float64")
+_ALL = (*_WIDE, *_HALVES)
+_GPU = ("float32", *_HALVES)
+
+
+def _reference(module: str) -> dict[Backend, Kernel]:
+    return {Backend.REFERENCE: Kernel(f"cvg_kernels.ops._{module}_reference")}
+
+
+def _native(module: str, dtypes: tuple[str, ...], *limits: Limit) -> dict[Backend, Kernel]:
+    kernel = Kernel(f"cvg_kernels.ops._{module}_native", ("cpu",), dtypes, limits)
+    return {Backend.NATIVE: kernel}
+
+
+def _triton(module: str, dtypes: tuple[str, ...], *limits: Limit) -> dict[Backend, Kernel]:
+    return {Backend.TRITON: Kernel(f"cvg_kernels._triton.{module}", ("cuda",), dtypes, limits)}
+
+
+def _cuda(module: str, dtypes: tuple[str, ...], *limits: Limit) -> dict[Backend, Kernel]:
+    kernel = Kernel(f"cvg_kernels.ops._{module}_native", ("cuda",), dtypes, limits)
+    return {Backend.CUDA: kernel}
+
+
+def _stock(*limits: Limit) -> dict[Backend, Kernel]:
+    kernel = Kernel("cvg_kernels.ops._attention_stock", ("cpu", "cuda"), _ALL, limits, asks=True)
+    return {Backend.STOCK: kernel}
+
+
+_CORE = _reference("attention") | _native("attention", _ALL) | _triton("attention", _GPU)
+_PATHS = _reference("path_flow") | _native("path_flow", _WIDE) | _triton("path_flow", ("float32",))
+_CUTS = (_between(1, 64, "frames", "frames (or nodes)"), _between(0, 16, "hops"))
+
+#: Operation → backend → kernel. A backward pass that has no line of its own has that of its operation.
+KERNELS: dict[str, dict[Backend, Kernel]] = {
+    "attention": _CORE | _stock(*_STOCK_LIMITS),
+    "attention_backward": _CORE | _stock(*_STOCK_BACKWARD_LIMITS),
+    "frame_band_attention": _CORE,
+    "temporal_attention": _reference("temporal_attention")
+    | _native("temporal_attention", _ALL)
+    | _triton(
+        "temporal_attention", _GPU,
+        Limit("frames 1 to 128, in float32 to 32", _frames_in_registers),
+        _between(1, 128, "head_dim"), _between(1, 128, "value_dim", "head_dim of value"),
+    )
+    | _cuda(
+        "temporal_attention", _HALVES,
+        _between(16, 128, "frames"), _between(1, 160, "head_dim"),
+        _between(1, 160, "value_dim", "head_dim of value"),
+    ),
+    "path_flow": _PATHS,
+    "min_max_matmul": _PATHS,
+    "token_peaks": _reference("token_peaks")
+    | _native("token_peaks", _WIDE)
+    | _triton("token_peaks", ("float32",)),
+    "max_flow": _reference("max_flow")
+    | _native("max_flow", _WIDE, *_CUTS)
+    | _cuda("max_flow", _WIDE, *_CUTS),
+    "coupled_flow": _reference("coupled_flow") | _native("coupled_flow", _WIDE),
+    "guidance_mix": _reference("guidance_mix")
+    | _native("guidance_mix", _ALL)
+    | _triton(
+        "guidance_mix", _GPU,
+        _between(2, 4, "predictions"), _without("rescale", "a rescale"),
+    ),
+    "structure": {Backend.REFERENCE: Kernel("python_ref.structure")},
+}  # fmt: skip
+
+
+def kernels_of(operation: str) -> dict[Backend, Kernel]:
+    """The kernels of an operation, or of its backward pass.
+
+    Args:
+        operation: a key of `KERNELS`, or one with `_backward` after it.
+    """
+    there = KERNELS.get(operation)
+    return KERNELS[operation.removesuffix("_backward")] if there is None else there

@@ -1,0 +1,25 @@
+"""Scores of tokens by the reference, as a backend: its gradient comes from torch, below the operation."""
+
+from __future__ import annotations
+
+import torch
+
+from cvg_kernels.ops._token_peaks_call import blocks_shape
+from python_ref import token_peaks as reference
+
+
+def forward(flow, sharpness, sigma):
+    """Returns the peaks `[B, K]`, the largest logit and the sum below it `[B, 2, F, h, w]`, and room for blocks."""
+    logits = sharpness * flow
+    most = logits.amax(1)
+    sums = torch.stack([most, (logits - most[:, None]).exp().sum(1)], 1)
+    peaks = reference.token_peaks(flow, sharpness=sharpness, sigma=sigma).contiguous()
+    return peaks, sums, flow.new_empty(blocks_shape(flow.shape))
+
+
+def backward(grad, flow, sums, blocks, sharpness, sigma):
+    """The gradient of flow."""
+    _, pull_back = torch.func.vjp(
+        lambda flow: reference.token_peaks(flow, sharpness=sharpness, sigma=sigma), flow
+    )
+    return pull_back(grad)[0].contiguous()
