@@ -62,6 +62,9 @@ def backward_launches(
         "value": dense_like(call.value) if needed.value else None,
         "token_bias": _empty_token_grads(asked) if needed.token_bias else None,
     }
+    if needed.value and grads.out is None:
+        found["value"].zero_()
+        needed = needed._replace(value=False)
     plan = _Plan(call, result, grads, needed, found, processors, hopper)
     launches = [*plan.rows(), *plan.keys(), *plan.token_bias()]
     return launches, tuple(found.values())
@@ -96,7 +99,9 @@ class _Plan:
         through_max = call.band is not None and call.band.row_max_grad
         self.through_max = through_max and (needed.query or needed.key)
         self.keep_delta = needed.key or needed.token_bias
-        self.arguments, self.constants = common(call)
+        arguments, self.constants = common(call)
+        no_band = {"query_frames": None, "key_frames": None, "falloff2": 0.0, "strength": 0.0}
+        self.arguments = no_band | arguments
         self._add(result)
 
     def _add(self, result: AttentionResult) -> None:
