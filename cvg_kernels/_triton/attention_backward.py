@@ -16,16 +16,16 @@ import torch
 from cvg_kernels._layout import dense_like
 from cvg_kernels._triton.attention_arguments import add_tensor, common, tiled_launch
 from cvg_kernels._triton.attention_backward_kernels import key_kernel, row_kernel
-from cvg_kernels._triton.attention_backward_token_kernels import (
-    add_parts_kernel,
-    token_bias_kernel,
-    token_key_kernel,
-)
 from cvg_kernels._triton.attention_backward_tiles import (
     backward_key_tile,
     backward_row_tile,
     backward_token_tile,
     parts_of_queries,
+)
+from cvg_kernels._triton.attention_backward_token_kernels import (
+    add_parts_kernel,
+    token_bias_kernel,
+    token_key_kernel,
 )
 from cvg_kernels._triton.attention_tiles import Tile, is_hopper, processors_of
 from cvg_kernels._triton.launch import INTERPRETED, Launch, padded
@@ -95,7 +95,9 @@ class _Plan:
         self.value_dim = self.dim if call.value is None else call.value.shape[3]
         self.tokens = 0 if call.token_ids is None else call.token_ids.shape[1]
         self.size = (max(self.dim, self.value_dim), call.query.element_size(), hopper)
-        self.token_rows = self.tokens > 0 and (grads.maps is not None or call.token_bias is not None)
+        self.token_rows = self.tokens > 0 and (
+            grads.maps is not None or call.token_bias is not None
+        )
         through_max = call.band is not None and call.band.row_max_grad
         self.through_max = through_max and (needed.query or needed.key)
         self.keep_delta = needed.key or needed.token_bias
@@ -133,7 +135,10 @@ class _Plan:
         }  # fmt: skip
 
     def _launch(self, kernel, grid: tuple[int, ...], tile: Tile, arguments=None, constants=None) -> Launch:  # fmt: skip
-        arguments, constants = self.arguments | (arguments or {}), self.constants | (constants or {})
+        arguments, constants = (
+            self.arguments | (arguments or {}),
+            self.constants | (constants or {}),
+        )
         return tiled_launch(kernel, grid, arguments, constants, tile)
 
     def rows(self) -> list[Launch]:

@@ -61,7 +61,9 @@ def add_keys(
         s = tl.where(columns[None, :] < keys, s, float("-inf"))
     p = tl.exp2(s - lse2[:, None])
     if HAS_OUT:
-        v = load_rows(value, columns, keys, value_n, value_d, VALUE_DIM, VALUE_PAD, VALUE_UNIT, WHOLE)
+        v = load_rows(
+            value, columns, keys, value_n, value_d, VALUE_DIM, VALUE_PAD, VALUE_UNIT, WHOLE
+        )
         ds = p * (dot(do, tl.trans(v), UPCAST) - row_delta[:, None])
     else:
         ds = -p * row_delta[:, None]
@@ -141,7 +143,9 @@ def row_kernel(
                 token_bias_k, token_bias_n, tokens, queries, scale, falloff2, strength,
                 HAS_KEY_BIAS, HAS_TOKEN_BIAS, BAND, UPCAST,
             )  # fmt: skip
-            weighted = c * load_map_grads(grad_maps, ids_at, rows, tokens, queries, heads, HEAD_MEAN)
+            weighted = c * load_map_grads(
+                grad_maps, ids_at, rows, tokens, queries, heads, HEAD_MEAN
+            )
             row_delta += tl.sum(weighted, 1)
             if THROUGH_MAX:
                 t += tl.sum(weighted * band, 1)
@@ -156,7 +160,9 @@ def row_kernel(
             k = load_rows(k_base, ids, keys, key_n, key_d, DIM, DIM_PAD, KEY_UNIT, True)
             v = k
             if HAS_OUT:
-                v = load_rows(v_base, ids, keys, value_n, value_d, VALUE_DIM, VALUE_PAD, VALUE_UNIT, True)
+                v = load_rows(
+                    v_base, ids, keys, value_n, value_d, VALUE_DIM, VALUE_PAD, VALUE_UNIT, True
+                )
             ds, _ = token_score_grads(
                 q, k, do, v, ids, ids_at, rows, lse2, row_delta, top2, row_frames,
                 key_bias, token_bias, log2_repeats, key_frames, grad_maps,

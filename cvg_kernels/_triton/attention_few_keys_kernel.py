@@ -20,7 +20,14 @@ from cvg_kernels._triton.attention_forward_parts import (
     safe_base,
     store_maps,
 )
-from cvg_kernels._triton.primitives import LOG2E, dot, load_bias2, load_rows, load_token_ids, offset_of
+from cvg_kernels._triton.primitives import (
+    LOG2E,
+    dot,
+    load_bias2,
+    load_rows,
+    load_token_ids,
+    offset_of,
+)
 
 
 @triton.jit
@@ -68,13 +75,19 @@ def few_keys_kernel(
     for h in tl.range(first, tl.minimum(first + heads_each, heads), num_stages=STAGES):
         k_base = key + offset_of(b, h, key_b, key_h, KEY_UNIT)
         q_base = query + offset_of(b, h, query_b, query_h, QUERY_UNIT)
-        q = load_query(q_base, rows, queries, query_n, query_d, turn, DIM, DIM_PAD, QUERY_UNIT, TURNED)
-        s = products(q, k_base, columns, keys, key_n, key_d, DIM, DIM_PAD, KEY_UNIT, WHOLE, MASK, UPCAST)
+        q = load_query(
+            q_base, rows, queries, query_n, query_d, turn, DIM, DIM_PAD, QUERY_UNIT, TURNED
+        )
+        s = products(
+            q, k_base, columns, keys, key_n, key_d, DIM, DIM_PAD, KEY_UNIT, WHOLE, MASK, UPCAST
+        )
         if HAS_LOOP_BIAS:
             s = s * factor2 + load_bias2(loop_bias, columns, keys, WHOLE)[None, :]
         m = tl.max(s, 1)
         if REST > 0:
-            t = products(q, k_base, rest, keys, key_n, key_d, DIM, DIM_PAD, KEY_UNIT, not TAIL, MASK, UPCAST)
+            t = products(
+                q, k_base, rest, keys, key_n, key_d, DIM, DIM_PAD, KEY_UNIT, not TAIL, MASK, UPCAST
+            )
             if HAS_LOOP_BIAS:
                 t = t * factor2 + load_bias2(loop_bias, rest, keys, not TAIL)[None, :]
             m = tl.maximum(m, tl.max(t, 1))
@@ -87,13 +100,17 @@ def few_keys_kernel(
         v_base = k_base
         if HAS_VALUE:
             v_base = value + offset_of(b, h, value_b, value_h, VALUE_UNIT)
-            v = load_rows(v_base, columns, keys, value_n, value_d, VALUE_DIM, VALUE_PAD, VALUE_UNIT, WHOLE)
+            v = load_rows(
+                v_base, columns, keys, value_n, value_d, VALUE_DIM, VALUE_PAD, VALUE_UNIT, WHOLE
+            )
             acc = dot(p.to(v.dtype), v, UPCAST)
         if REST > 0:
             p = weights(t, base, factor2, HAS_LOOP_BIAS)
             l += tl.sum(p, 1)
             if HAS_VALUE:
-                v = load_rows(v_base, rest, keys, value_n, value_d, VALUE_DIM, VALUE_PAD, VALUE_UNIT, not TAIL)
+                v = load_rows(
+                    v_base, rest, keys, value_n, value_d, VALUE_DIM, VALUE_PAD, VALUE_UNIT, not TAIL
+                )
                 acc += dot(p.to(v.dtype), v, UPCAST)
         if HAS_TOKEN_BIAS:
             m, l, acc = add_tokens(

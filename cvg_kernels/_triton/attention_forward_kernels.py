@@ -110,7 +110,9 @@ def add_tile(
     )  # fmt: skip
     l = l * fade + tl.sum(p, 1)
     if HAS_VALUE:
-        v = load_rows(value, columns, keys, value_n, value_d, VALUE_DIM, VALUE_PAD, VALUE_UNIT, WHOLE)
+        v = load_rows(
+            value, columns, keys, value_n, value_d, VALUE_DIM, VALUE_PAD, VALUE_UNIT, WHOLE
+        )
         acc = acc * fade[:, None]
         acc += dot(p.to(v.dtype), v, UPCAST)
     return m, l, acc

@@ -66,7 +66,9 @@ def add_tokens(
         p, fade = tl.exp2(s - base[:, None]), tl.exp2(m2 - base)
         l = l * fade + tl.sum(p, 1)
         if HAS_VALUE:
-            v = load_rows(value, ids, tokens, value_n, value_d, VALUE_DIM, VALUE_PAD, VALUE_UNIT, True)
+            v = load_rows(
+                value, ids, tokens, value_n, value_d, VALUE_DIM, VALUE_PAD, VALUE_UNIT, True
+            )
             acc = acc * fade[:, None]
             acc += dot(p.to(v.dtype), v, UPCAST)
         m2 = higher
@@ -101,7 +103,9 @@ def finish_head(
     tl.store(lse + rows, m2 * LN2 + tl.log(l), mask=rows < queries)
     share = tl.where(l > 0, 1.0 / l, 0.0)
     if HAS_VALUE:
-        store_rows(out, acc * share[:, None], rows, queries, out_n, out_d, VALUE_DIM, VALUE_PAD, OUT_UNIT)
+        store_rows(
+            out, acc * share[:, None], rows, queries, out_n, out_d, VALUE_DIM, VALUE_PAD, OUT_UNIT
+        )
     return share
 
 

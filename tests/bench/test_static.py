@@ -138,7 +138,7 @@ def _mix(**counts):
 def test_model_of_the_forward_loop_of_flash_attention():
     """128 × 64 scores, D = 64, four warps, 706 instructions: 706 clocks of issue against 512 of products on H100."""
     elements = 128 * 64
-    work = Work(elements, 2 * elements * 128, 2 * elements * 128)
+    work = Work("keys", elements, 2 * elements * 128, 2 * elements * 128)
     mix = _mix(
         total=706,
         tensor=16,
@@ -164,7 +164,7 @@ def test_model_of_the_forward_loop_of_flash_attention():
 def test_model_counts_useful_products_only():
     """Each product twice, and head_dim 40 padded to 64: 40 / 128 of what is executed is useful."""
     elements = 64 * 64
-    work = Work(elements, 2 * elements * 40, 2 * elements * 64)
+    work = Work("keys", elements, 2 * elements * 40, 2 * elements * 64)
     mix = _mix(total=1, tensor=8, tensor_flops=2 * 2 * elements * 64 // 8)
     said = model.modelled(mix, work, 8, ARCHITECTURES["sm_80"])
     assert (said.limit, said.repeated) == ("tensor", 2)
@@ -173,7 +173,7 @@ def test_model_counts_useful_products_only():
 
 def test_model_of_warps_that_share_a_tile_and_of_float32():
     elements = 128 * 64
-    work = Work(elements, 2 * elements * 128, 2 * elements * 128)
+    work = Work("keys", elements, 2 * elements * 128, 2 * elements * 128)
     half = _mix(
         total=400, tensor=8, tensor_flops=work.flops // 2 // 4
     )  # four warps do half the rows
@@ -204,15 +204,18 @@ def test_work_is_told_by_the_products_of_a_loop():
     launch = SimpleNamespace(
         kernel=SimpleNamespace(fn=forward_kernel),
         num_warps=4,
+        arguments={"tokens": 8},
         constants={
             "ROWS": 64, "COLUMNS": 32, "TOKENS_PAD": 16, "DIM": 40, "DIM_PAD": 64, "VALUE_DIM": 40, "VALUE_PAD": 64,
-            "HAS_VALUE": True, "CAPTURE": True,
+            "HAS_VALUE": True, "BAND": False, "HAS_TOKEN_BIAS": True,
         },
     )  # fmt: skip
     elements = 64 * 32
     assert work_of(launch, _mix(tensor_flops=2 * elements * 128 // 4)) == Work(
-        elements, 2 * elements * 80, 2 * elements * 128
+        "keys", elements, 2 * elements * 80, 2 * elements * 128
     )
+    few = work_of(launch, _mix(tensor_flops=2 * 64 * 16 * 128 // 4))  # 8 tokens in 16 columns
+    assert few == Work("tokens", 64 * 8, 2 * 64 * 8 * 80, 2 * 64 * 16 * 128)
     forward_kernel.__name__ = "no_such_kernel"
     assert work_of(launch, _mix()) is None
 

@@ -42,7 +42,15 @@ def inputs(dtype: torch.dtype = torch.float32, *, requires_grad: bool = True, qu
         (False, False, False, False, torch.float32, True, "reference"),
         (True, True, True, True, torch.float32, True, "reference"),
     ],
-    ids=["all", "bf16", "fp64-no-grad", "maps-only", "token-bias", "reference-maps-only", "reference"],
+    ids=[
+        "all",
+        "bf16",
+        "fp64-no-grad",
+        "maps-only",
+        "token-bias",
+        "reference-maps-only",
+        "reference",
+    ],
 )
 def test_opcheck_forward(values, masked, biased, head_mean, dtype, requires_grad, backend):
     query, key, value = inputs(dtype, requires_grad=requires_grad)
@@ -51,7 +59,9 @@ def test_opcheck_forward(values, masked, biased, head_mean, dtype, requires_grad
     mask = torch.randn(2, 7, dtype=wide) if masked else None
     bias = torch.randn(2, 2, 1, dtype=wide).expand(-1, -1, 5) if biased else None
     ids = torch.tensor([[1, 2], [0, 3]])
-    call = AttentionCall(query, key, value if values else None, ids, mask, bias, None, 0.3, head_mean)
+    call = AttentionCall(
+        query, key, value if values else None, ids, mask, bias, None, 0.3, head_mean
+    )
     torch.library.opcheck(
         torch.ops.cvg_kernels.attention_forward.default,
         (*operation.flat(call), False, backend),

@@ -26,6 +26,7 @@ class LoopRow:
     Attributes:
         depth: 0 for an outermost loop.
         inner: whether no loop inside carries products.
+        of: what it goes over, `keys` for instance; `None` where that is not known.
         instructions: of a warp.
         tensor: tensor instructions by opcode.
         exp2: MUFU.EX2.
@@ -40,6 +41,7 @@ class LoopRow:
 
     depth: int
     inner: bool
+    of: str | None
     instructions: int
     tensor: dict[str, int]
     exp2: int
@@ -206,11 +208,11 @@ def product_loops(code: str, launch, architecture: model.Architecture) -> Iterab
             if not _products(own, exact):
                 continue
             inner = not any(has_products(below) for below in loop.all() if below is not loop)
-            row = LoopRow(
-                loop.depth, inner, own.total, own.opcodes, own.exp2, own.async_copies + own.tma,
-                own.narrow_loads, own.local,
-            )  # fmt: skip
             purpose = work.work_of(launch, own) if inner else None
+            row = LoopRow(
+                loop.depth, inner, purpose.of if purpose else None, own.total, own.opcodes, own.exp2,
+                own.async_copies + own.tma, own.narrow_loads, own.local,
+            )  # fmt: skip
             if purpose is None:
                 yield row
                 continue
@@ -241,7 +243,7 @@ def compile_job(job: tuple) -> list[StaticRow]:
     architecture = model.ARCHITECTURES.get(target)
     processors = architecture.processors if architecture else 304
     rows = {}
-    for launch in variant.launches(processors, parts):
+    for launch in variant.launches(processors, target == "sm_90", parts):
         name = work.label(launch)
         if name not in rows:
             rows[name] = row_of(variant.name, variant.dtype, target, launch)

@@ -35,6 +35,7 @@ processor elsewhere, the width of an L1 fill.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from cvg_kernels.bench.static.mix import Mix
 
@@ -86,16 +87,17 @@ ARCHITECTURES = {
 AMD_SHARED = {"gfx942": 64 << 10}
 
 
-@dataclass(frozen=True)
-class Work:
+class Work(NamedTuple):
     """What one turn of a loop is for.
 
     Attributes:
+        of: what the loop goes over: `keys`, `queries`, `heads` or `tokens`.
         elements: scores.
         flops: operations of its products by the formula, with the true head_dim.
         padded_flops: the same with head_dim padded to what the kernel computes.
     """
 
+    of: str
     elements: int
     flops: int
     padded_flops: int

@@ -59,7 +59,8 @@ def _line(cells: tuple) -> str:
 
 
 def _loop(loop: LoopRow) -> str:
-    text = f"loop, depth {loop.depth}: {loop.instructions} instructions, {loop.async_copies} asynchronous copies"
+    over = f" over {loop.of}" if loop.of else ""
+    text = f"loop{over}, depth {loop.depth}: {loop.instructions} instructions, {loop.async_copies} copies"
     if loop.per_element is not None:
         text += f", {loop.per_element} a score element, modelled {loop.fraction:.2f} of peak by {loop.limit}"
     if loop.repeated not in (None, 1.0):

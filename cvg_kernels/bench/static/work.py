@@ -3,49 +3,99 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from cvg_kernels.bench.static.mix import Mix
 from cvg_kernels.bench.static.model import Work
 
-#: Constants that say nothing of which kernel it is: sizes, or true in the interpreter only.
+#: Constants that say nothing of which kernel it is: true in the interpreter only.
 _SILENT = ("UPCAST",)
 
-Products = dict[str, int]
+
+def _work(
+    of: str, rows: int, columns: int, depths: tuple[int, int], real: int | None = None
+) -> Work:
+    """Products of a tile of scores.
+
+    Args:
+        of: what the loop goes over.
+        rows: of the tile.
+        columns: of the tile.
+        depths: summed over the products of a score, by the formula and as computed.
+        real: columns that there really are, if fewer.
+    """
+    real = columns if real is None else min(real, columns)
+    return Work(of, rows * real, 2 * rows * real * depths[0], 2 * rows * columns * depths[1])
 
 
-def _forward(c: dict) -> list[tuple[int, int, int, int]]:
-    """(elements, true depth, padded depth) of a loop, depth summed over its products."""
-    value = (c["VALUE_DIM"], c["VALUE_PAD"]) if c["HAS_VALUE"] else (0, 0)
-    return [(c["ROWS"] * c["COLUMNS"], c["DIM"] + value[0], c["DIM_PAD"] + value[1])]
+def _depths(c: dict, keys: int, values: int = 0) -> tuple[int, int]:
+    """Summed depth, true and padded, of so many products over the head_dim of keys and of values."""
+    return (
+        keys * c["DIM"] + values * c["VALUE_DIM"],
+        keys * c["DIM_PAD"] + values * c["VALUE_PAD"],
+    )
 
 
-def _capture(c: dict):
-    return [(c["ROWS"] * c["TOKENS_PAD"], c["DIM"], c["DIM_PAD"])]
+def _tokens(c: dict, a: dict, depths: tuple[int, int]) -> Work:
+    return _work("tokens", c["ROWS"], c["TOKENS_PAD"], depths, a["tokens"])
 
 
-def _query(c: dict):
-    value = (c["VALUE_DIM"], c["VALUE_PAD"]) if c["HAS_OUT"] else (0, 0)
-    return [(c["ROWS"] * c["COLUMNS"], 2 * c["DIM"] + value[0], 2 * c["DIM_PAD"] + value[1])]
+def _forward(c: dict, a: dict) -> Iterator[Work]:
+    depths = _depths(c, 1, c["HAS_VALUE"])
+    yield _work("keys", c["ROWS"], c["COLUMNS"], depths)
+    if c["BAND"]:  # the row maxima
+        yield _work("keys", c["ROWS"], c["COLUMNS"], _depths(c, 1))
+    if c["HAS_TOKEN_BIAS"]:
+        yield _tokens(c, a, depths)
 
 
-def _key(c: dict):
-    keys, values = 1 + c["NEED_KEY"], c["HAS_OUT"] + c["NEED_VALUE"]
-    return [
-        (
-            c["ROWS"] * c["COLUMNS"],
-            keys * c["DIM"] + values * c["VALUE_DIM"],
-            keys * c["DIM_PAD"] + values * c["VALUE_PAD"],
-        )
-    ]
+def _few_keys(c: dict, a: dict) -> Iterator[Work]:
+    depths = _depths(c, 1, c["HAS_VALUE"])
+    work = _work("heads", c["ROWS"], c["COLUMNS"] + c["REST"], depths, a["keys"])
+    if c["CAPTURE"]:
+        more = _tokens(c, a, _depths(c, 1))
+        flops, padded = work.flops + more.flops, work.padded_flops + more.padded_flops
+        work = Work("heads", work.elements, flops, padded)
+    yield work
+    if c["HAS_TOKEN_BIAS"]:
+        yield _tokens(c, a, depths)
 
 
-_LOOPS: dict[str, Callable] = {
+def _capture(c: dict, a: dict) -> Iterator[Work]:
+    yield Work("heads", *_tokens(c, a, _depths(c, 1))[1:])
+
+
+def _row(c: dict, a: dict) -> Iterator[Work]:
+    yield _work("keys", c["ROWS"], c["COLUMNS"], _depths(c, 1 + c["NEED_QUERY"], c["HAS_OUT"]))
+    yield _tokens(c, a, _depths(c, 1 + (c["NEED_QUERY"] and not c["HAS_TOKEN_BIAS"])))
+    if c["HAS_TOKEN_BIAS"]:
+        yield _tokens(c, a, _depths(c, 2, c["HAS_OUT"]))
+
+
+def _key(c: dict, a: dict) -> Iterator[Work]:
+    values = c["NEED_VALUE"] + (c["NEED_KEY"] and c["HAS_OUT"])
+    yield _work("queries", c["ROWS"], c["COLUMNS"], _depths(c, 1 + c["NEED_KEY"], values))
+
+
+def _token_key(c: dict, a: dict) -> Iterator[Work]:
+    values = c["HAS_TOKEN_BIAS"] * (c["HAS_OUT"] + c["NEED_VALUE"])
+    work = _tokens(c, a, _depths(c, 1 + c["NEED_KEY"], values))
+    yield Work("queries", *work[1:])
+
+
+def _token_bias(c: dict, a: dict) -> Iterator[Work]:
+    yield Work("heads", *_tokens(c, a, _depths(c, 1, c["HAS_OUT"]))[1:])
+
+
+#: What a turn of the loops of each kernel is for, from its constants and arguments; its main loop first.
+_LOOPS: dict[str, Callable[[dict, dict], Iterator[Work]]] = {
     "forward_kernel": _forward,
+    "few_keys_kernel": _few_keys,
     "capture_kernel": _capture,
-    "delta_kernel": _capture,
-    "query_kernel": _query,
+    "row_kernel": _row,
     "key_kernel": _key,
+    "token_key_kernel": _token_key,
+    "token_bias_kernel": _token_bias,
 }
 
 
@@ -68,10 +118,9 @@ def work_of(launch, mix: Mix) -> Work | None:
     loops = _LOOPS.get(launch.kernel.fn.__name__)
     if loops is None:
         return None
-    works = [
-        Work(elements, 2 * elements * depth, 2 * elements * padded)
-        for elements, depth, padded in loops(launch.constants)
-    ]
+    works = list(loops(launch.constants, launch.arguments))
+    if mix.unsized:
+        return works[0]
     executed = mix.tensor_flops * launch.num_warps
     return min(works, key=lambda work: abs(work.padded_flops - executed))
 
