@@ -112,8 +112,9 @@ def _static(options: argparse.Namespace) -> int:
             f"--targets must be of {', '.join(compiled.TARGETS)}, got {', '.join(sorted(unknown))}"
         )
     jobs = [job for job in (cases.whole if options.all else cases.covering)() if job[1] in targets]
-    rows = compiled.collect(jobs[:2] if options.quick else jobs, options.processes)
-    report.print_table(rows)
+    rows = report.print_table(
+        compiled.collect(jobs[:2] if options.quick else jobs, options.processes)
+    )
     if options.json is not None:
         budgets.write(options.json, rows, budgets.compilers())
     return 0

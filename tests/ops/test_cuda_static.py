@@ -17,7 +17,10 @@ def test_registers_and_stack_are_no_worse_than_the_table():
     module = objects.built_module()
     if module is None:
         pytest.skip("the CUDA module was not built")
-    table = json.loads((Path(__file__).parents[2] / budgets.OBJECTS_TABLE).read_text())
+    path = Path(__file__).parents[2] / budgets.OBJECTS_TABLE
+    if not path.exists():
+        pytest.skip(f"there is no table yet: {budgets.REWRITE_OBJECTS}")
+    table = json.loads(path.read_text())
     versions = {"nvcc": objects.compiler(module)}
     if table["compilers"] != versions:
         pytest.skip(f"the table is of {table['compilers']}, the module of {versions}")

@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from math import prod
@@ -189,7 +189,7 @@ def _nvidia(compiled, target: str, launch) -> dict[str, Any]:
     }
 
 
-def product_loops(code: str, launch, architecture: model.Architecture) -> Iterable[LoopRow]:
+def product_loops(code: str, launch, architecture: model.Architecture) -> Iterator[LoopRow]:
     """The loops of a kernel that carry matrix products of their own, by address.
 
     Args:
@@ -250,8 +250,8 @@ def compile_job(job: tuple) -> list[StaticRow]:
     return list(rows.values())
 
 
-def collect(jobs: Iterable[tuple], processes: int = 2) -> list[StaticRow]:
-    """Compiles the kernels of many cases.
+def collect(jobs: Iterable[tuple], processes: int = 2) -> Iterator[StaticRow]:
+    """Compiles the kernels of many cases, and yields them as they come.
 
     Args:
         jobs: variant, target and parts, as in `cases`.
@@ -263,4 +263,5 @@ def collect(jobs: Iterable[tuple], processes: int = 2) -> list[StaticRow]:
     if os.environ.get("TRITON_INTERPRET") == "1":
         raise RuntimeError("unset TRITON_INTERPRET: interpreted kernels cannot be compiled")
     with ProcessPoolExecutor(processes) as pool:
-        return [row for rows in pool.map(compile_job, jobs) for row in rows]
+        for rows in pool.map(compile_job, jobs):
+            yield from rows

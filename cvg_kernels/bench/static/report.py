@@ -22,8 +22,9 @@ _HEAD = (
 _WIDTHS = (7, 24, 9, 46, 4, 6, 7, 6, 5, 6)
 
 
-def print_table(rows: Iterable[StaticRow]) -> None:
-    """Prints a line per kernel, and one per loop that carries matrix products."""
+def print_table(rows: Iterable[StaticRow]) -> list[StaticRow]:
+    """Prints a line per kernel, and one per loop that carries matrix products, as they come; returns them."""
+    shown = []
     print(
         "blocks: resident on a multiprocessor; fill: share of the processors' time that the programs take; matrix: "
         "tensor-core instructions.\nOf a loop: instructions a turn and warp, instructions a lane and score element, "
@@ -42,7 +43,9 @@ def print_table(rows: Iterable[StaticRow]) -> None:
             )
         )  # fmt: skip
         for loop in row.loops:
-            print("    " + _loop(loop))
+            print("    " + _loop(loop), flush=True)
+        shown.append(row)
+    return shown
 
 
 def print_objects(rows: Iterable[ObjectRow]) -> None:
