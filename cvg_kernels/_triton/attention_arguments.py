@@ -52,13 +52,14 @@ def common(call: AttentionCall) -> tuple[dict, dict]:
     }
     for name, tensor in {"query": query, "key": key, "value": value}.items():
         add_tensor(arguments, constants, name, tensor)
-    if call.band is not None:
-        band = call.band
-        arguments |= {
-            "query_frames": band.query_frames, "key_frames": band.key_frames,
-            "falloff2": -0.5 * _LOG2E / band.sigma**2, "strength": band.strength,
-        }  # fmt: skip
-        constants["ROW_MAX_GRAD"] = band.row_max_grad
+    band = call.band
+    arguments |= {
+        "query_frames": None if band is None else band.query_frames,
+        "key_frames": None if band is None else band.key_frames,
+        "falloff2": 0.0 if band is None else -0.5 * _LOG2E / band.sigma**2,
+        "strength": 0.0 if band is None else band.strength,
+    }  # fmt: skip
+    constants["ROW_MAX_GRAD"] = band is not None and band.row_max_grad
     return arguments, constants
 
 

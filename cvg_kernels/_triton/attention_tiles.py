@@ -89,4 +89,4 @@ def heads_of_a_program(programs: int, heads: int, processors: int) -> int:
         processors: multiprocessors of the GPU.
     """
     groups = min(heads, -(-4 * processors // max(1, programs)))
-    return -(-heads // max(1, groups))
+    return max(1, -(-heads // max(1, groups)))
