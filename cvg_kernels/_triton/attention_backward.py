@@ -190,41 +190,36 @@ class _Plan:
         )
 
     def _keys_of(self, names: list[str]) -> list[Launch]:
-        """One pass over the queries, for dk, dv or both, and what finishes it."""
+        """One pass over the queries, for dk, dv or both, and what adds up parts and rows of tokens."""
         tile = backward_key_tile(*self.size, both=len(names) == 2)
         programs = -(-self.key_count // tile.columns) * self.batch * self.heads
-        parts, rows_each = parts_of_queries(programs, self.queries, tile.rows, self.processors)
-        split = parts > 1
-        arguments = {"rows_each": rows_each}
-        dims = {"key": self.dim, "value": self.value_dim}
-        if split:
-            arguments |= {
-                f"grad_{name}": self._parts(parts, self.key_count, dims[name]) for name in names
-            }
-        constants = {
-            "NEED_KEY": "key" in names,
-            "NEED_VALUE": "value" in names,
-            "ADD_TOKEN_KEYS": self.added["key"] and "key" in names and not split,
-            "ADD_TOKEN_VALUES": self.added["value"] and "value" in names and not split,
-            "SPLIT": split,
+        count, rows_each = parts_of_queries(programs, self.queries, tile.rows, self.processors)
+        arguments = {"rows_each": rows_each, "key_factor": self.call.scale}
+        constants = {"NEED_KEY": "key" in names, "NEED_VALUE": "value" in names}
+        finish = []
+        for name in names:
+            if count > 1 or self.added[name]:
+                dim = self.dim if name == "key" else self.value_dim
+                parts = self._parts(count, self.key_count, dim)
+                add_tensor(arguments, constants, f"grad_{name}", parts[0])
+                finish.append(self._add_parts(name, parts))
+                if name == "key":
+                    arguments["key_factor"] = 1.0
+        return [self._launch(key_kernel, (programs, count), tile, arguments, constants), *finish]
+
+    def _add_parts(self, name: str, parts: torch.Tensor) -> Launch:
+        """The sum of parts `[parts, B, H, M, D]` and of what tokens add to it."""
+        arguments, constants = {}, {}
+        add_tensor(arguments, constants, "grad", self.found[name])
+        arguments |= {
+            "parts": parts, "count": parts.shape[0], "factor": self.call.scale if name == "key" else 1.0,
+            "token_parts": self.arguments[f"token_{name}_parts"],
         }  # fmt: skip
-        launches = [self._launch(key_kernel, (programs, parts), tile, arguments, constants)]
-        for name in names if split else ():
-            finish, told = dict(self.arguments), dict(self.constants)
-            add_tensor(finish, told, "grad", self.found[name])
-            finish |= {
-                "parts": arguments[f"grad_{name}"], "count": parts, "factor": self.call.scale if name == "key" else 1.0,
-                "token_parts": self.arguments[f"token_{name}_parts"],
-            }  # fmt: skip
-            told |= {
-                "DIM": dims[name],
-                "DIM_PAD": padded(dims[name]),
-                "ADD_TOKENS": self.added[name],
-            }
-            tile = Tile(rows=0, columns=32, warps=4, stages=1)
-            grid = (-(-self.key_count // tile.columns) * self.batch * self.heads,)
-            launches.append(tiled_launch(add_parts_kernel, grid, finish, told, tile))
-        return launches
+        dim = parts.shape[-1]
+        constants |= {"DIM": dim, "DIM_PAD": padded(dim), "ADD_TOKENS": self.added[name]}
+        tile = Tile(rows=0, columns=32, warps=4, stages=1)
+        grid = (-(-self.key_count // tile.columns) * self.batch * self.heads,)
+        return self._launch(add_parts_kernel, grid, tile, arguments, constants)
 
     def token_bias(self) -> list[Launch]:
         """The gradient of the token bias."""

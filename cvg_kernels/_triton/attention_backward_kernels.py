@@ -19,7 +19,6 @@ import triton
 import triton.language as tl
 
 from cvg_kernels._triton.attention_backward_token_kernels import (
-    add_token_rows,
     load_lse2,
     load_map_grads,
     token_probabilities,
@@ -201,24 +200,22 @@ def row_kernel(
 
 @triton.jit
 def key_kernel(
-    query, key, value, token_ids, loop_bias, query_frames, key_frames, lse, highest, place,
-    grad_out, delta, through_max, token_key_parts, token_value_parts, grad_key, grad_value,
+    query, key, value, loop_bias, query_frames, key_frames, lse, highest, place,
+    grad_out, delta, through_max, grad_key, grad_value,
     query_b, query_h, query_n, query_d, key_b, key_h, key_n, key_d, value_b, value_h, value_n, value_d,
     grad_out_b, grad_out_h, grad_out_n, grad_out_d,
     grad_key_b, grad_key_h, grad_key_n, grad_key_d, grad_value_b, grad_value_h, grad_value_n, grad_value_d,
-    batch, heads, queries, keys, tokens, chunks, rows_each, scale, falloff2, strength,
+    batch, heads, queries, keys, rows_each, scale, key_factor, falloff2, strength,
     DIM: tl.constexpr, DIM_PAD: tl.constexpr, VALUE_DIM: tl.constexpr, VALUE_PAD: tl.constexpr,
     QUERY_UNIT: tl.constexpr, KEY_UNIT: tl.constexpr, VALUE_UNIT: tl.constexpr, GRAD_OUT_UNIT: tl.constexpr,
     GRAD_KEY_UNIT: tl.constexpr, GRAD_VALUE_UNIT: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, TOKENS_PAD: tl.constexpr,
-    HAS_OUT: tl.constexpr, HAS_LOOP_BIAS: tl.constexpr, BAND: tl.constexpr, THROUGH_MAX: tl.constexpr,
-    NEED_KEY: tl.constexpr, NEED_VALUE: tl.constexpr, ADD_TOKEN_KEYS: tl.constexpr,
-    ADD_TOKEN_VALUES: tl.constexpr, SPLIT: tl.constexpr, UPCAST: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, HAS_OUT: tl.constexpr, HAS_LOOP_BIAS: tl.constexpr, BAND: tl.constexpr, THROUGH_MAX: tl.constexpr,
+    NEED_KEY: tl.constexpr, NEED_VALUE: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Dk and dv of a tile of keys, from `rows_each` queries.
+    """`key_factor` times Σ_i dS_ij q_i, and dv, of a tile of keys, from `rows_each` queries.
 
-    SPLIT: the grid's second axis goes over parts of the queries, and the sums go as they are into `grad_key` and
-    `grad_value`, float32 `[parts, B, H, M, D]`; `add_parts_kernel` finishes them.
+    The grid's second axis goes over parts of the queries, whose sums lie one after another in `grad_key` and
+    `grad_value`; the strides are those of one part. `add_parts_kernel` adds them up.
     """
     tile, b, h = place_of(tl.cdiv(keys, COLUMNS), heads)
     columns = tile * COLUMNS + tl.arange(0, COLUMNS)
@@ -275,34 +272,16 @@ def key_kernel(
                 ds += tl.where(top_at[None, :] == columns[:, None], t[None, :], 0.0)
             dk += dot(ds.to(q.dtype), q, UPCAST)
 
-    if ADD_TOKEN_KEYS or ADD_TOKEN_VALUES:
-        token_ids += b * tokens
-    entries = batch * heads
+    part_entries = part.to(tl.int64) * batch * heads
     if NEED_VALUE:
-        if SPLIT:
-            to_base = grad_value + (part * entries + entry) * keys * VALUE_DIM
-            store_rows(to_base, dv, columns, keys, VALUE_DIM, 1, VALUE_DIM, VALUE_PAD, 1)
-        else:
-            if ADD_TOKEN_VALUES:
-                dv = add_token_rows(
-                    dv, columns, token_ids, token_value_parts, entry, entries, chunks, tokens,
-                    VALUE_DIM, VALUE_PAD, TOKENS_PAD,
-                )  # fmt: skip
-            to_base = grad_value + offset_of(b, h, grad_value_b, grad_value_h, GRAD_VALUE_UNIT)
-            store_rows(
-                to_base, dv, columns, keys, grad_value_n, grad_value_d, VALUE_DIM, VALUE_PAD, GRAD_VALUE_UNIT
-            )  # fmt: skip
+        to_base = grad_value + part_entries * keys * VALUE_DIM
+        to_base += offset_of(b, h, grad_value_b, grad_value_h, GRAD_VALUE_UNIT)
+        store_rows(
+            to_base, dv, columns, keys, grad_value_n, grad_value_d, VALUE_DIM, VALUE_PAD, GRAD_VALUE_UNIT
+        )  # fmt: skip
     if NEED_KEY:
-        if SPLIT:
-            to_base = grad_key + (part * entries + entry) * keys * DIM
-            store_rows(to_base, dk, columns, keys, DIM, 1, DIM, DIM_PAD, 1)
-        else:
-            if ADD_TOKEN_KEYS:
-                dk = add_token_rows(
-                    dk, columns, token_ids, token_key_parts, entry, entries, chunks, tokens,
-                    DIM, DIM_PAD, TOKENS_PAD,
-                )  # fmt: skip
-            to_base = grad_key + offset_of(b, h, grad_key_b, grad_key_h, GRAD_KEY_UNIT)
-            store_rows(
-                to_base, dk * scale, columns, keys, grad_key_n, grad_key_d, DIM, DIM_PAD, GRAD_KEY_UNIT
-            )  # fmt: skip
+        to_base = grad_key + part_entries * keys * DIM
+        to_base += offset_of(b, h, grad_key_b, grad_key_h, GRAD_KEY_UNIT)
+        store_rows(
+            to_base, dk * key_factor, columns, keys, grad_key_n, grad_key_d, DIM, DIM_PAD, GRAD_KEY_UNIT
+        )  # fmt: skip
