@@ -116,26 +116,28 @@ def strides(name: str, tensor: torch.Tensor | None, axes: str = "bhnd") -> dict[
     return {f"{name}_{axis}": value for axis, value in zip(axes, values, strict=True)}
 
 
-def unit_strides(name: str, tensor: torch.Tensor | None) -> tuple[dict[str, int], dict[str, int]]:
-    """The strides of a tensor `[B, H, N, D]` as kernel arguments in units, and the unit as a constant.
+def unit_strides(
+    name: str, tensor: torch.Tensor | None, axes: str = "bhnd"
+) -> tuple[dict[str, int], dict[str, int]]:
+    """The strides of a tensor as kernel arguments in units, one letter an axis, and the unit as a constant.
 
     Where the last axis is dense and every other stride divides by 8, the unit is 8 elements: the kernel multiplies by a
     constant 8, and the compiler sees that rows begin at multiples of 16 bytes also where 16 divides no stride, as for
     a head dimension of 40, 72 or 88. Elsewhere the unit is 1. Axes of size 1 have the stride 0, or 1 for the last one.
 
     Returns:
-        `{<name>_b, <name>_h, <name>_n, <name>_d}`, of which the last is always in elements, and `{<NAME>_UNIT}`.
+        `{<name>_<axis>: …}`, of which the last is always in elements, and `{<NAME>_UNIT: …}`.
     """
     unit_name = f"{name.upper()}_UNIT"
     if tensor is None:
-        return {f"{name}_{axis}": 0 for axis in "bhnd"}, {unit_name: 1}
+        return {f"{name}_{axis}": 0 for axis in axes}, {unit_name: 1}
     sizes, steps = tensor.shape, tensor.stride()
     outer = [step if size > 1 else 0 for size, step in zip(sizes[:-1], steps[:-1], strict=True)]
     last = steps[-1] if sizes[-1] > 1 else 1
     unit = 8 if last == 1 and all(step % 8 == 0 for step in outer) else 1
     values = (*(step // unit for step in outer), last)
     return (
-        {f"{name}_{axis}": value for axis, value in zip("bhnd", values, strict=True)},
+        {f"{name}_{axis}": value for axis, value in zip(axes, values, strict=True)},
         {unit_name: unit},
     )
 

@@ -8,7 +8,7 @@ import torch
 import triton
 
 from cvg_kernels._layout import dense_like
-from cvg_kernels._triton.launch import INTERPRETED, Launch, padded, strides
+from cvg_kernels._triton.launch import INTERPRETED, Launch, padded, unit_strides
 from cvg_kernels._triton.temporal_attention_kernels import (
     temporal_backward_kernel,
     temporal_forward_kernel,
@@ -50,16 +50,24 @@ def _common(query, key, value, added, scale, by_row_max, *, backward) -> tuple[d
     tile = tile_of(frames, max(dim, value_dim), query.element_size(), backward=backward)
     arguments = {
         "query": query, "key": key, "value": value, "added": added,
-        **strides("query", query, "bphfd"), **strides("key", key, "bphfd"), **strides("value", value, "bphfd"),
         "positions": positions, "total": batch * positions, "heads": heads,
-        "tiles": triton.cdiv(batch * positions, tile.sequences), "scale": scale,
+        "tiles": -(-batch * positions // tile.sequences), "scale": scale,
     }  # fmt: skip
     constants = {
         "FRAMES": frames, "DIM": dim, "DIM_PAD": padded(dim), "VALUE_DIM": value_dim, "VALUE_PAD": padded(value_dim),
         "ROWS": tile.rows, "SEQUENCES": tile.sequences, "HAS_ADDED": added is not None,
         "BY_ROW_MAX": by_row_max, "UPCAST": INTERPRETED and query.dtype != torch.float32,
     }  # fmt: skip
+    for name in ("query", "key", "value"):
+        _add_strides(name, arguments[name], arguments, constants)
     return arguments, constants, tile
+
+
+def _add_strides(name: str, tensor: torch.Tensor | None, arguments: dict, constants: dict) -> None:
+    """Adds the strides of a tensor `[B, P, H, F, D]`, and their unit."""
+    steps, unit = unit_strides(name, tensor, "bphfd")
+    arguments.update(steps)
+    constants.update(unit)
 
 
 def forward_launch(query, key, value, added, scale, by_row_max, capture):
@@ -81,7 +89,8 @@ def forward_launch(query, key, value, added, scale, by_row_max, capture):
     arguments, constants, tile = _common(
         query, key, value, added, scale, by_row_max, backward=False
     )
-    arguments |= {"out": out, "maps": maps, **strides("out", out, "bphfd")}
+    arguments |= {"out": out, "maps": maps}
+    _add_strides("out", out, arguments, constants)
     constants["MAPS"] = capture
     grid = (arguments["tiles"] * (1 if capture else heads),)
     launch = Launch.matching(temporal_forward_kernel, grid, arguments, constants, tile.warps, 1)
@@ -101,12 +110,14 @@ def backward_launch(
         tile = replace(tile, warps=8)
         programs = min(programs, _SUMMING_PROGRAMS)
         sums = query.new_empty((programs, tile.rows, tile.rows), dtype=torch.float32)
-    arguments |= {
-        "grad_out": grad_out, "grad_maps": None if grad_maps is None else grad_maps.contiguous(), "sums": sums,
-        **strides("grad", grad_out, "bphfd"),
-    }  # fmt: skip
+    if grad_out is not None and grad_out.stride(-1) != 1:
+        grad_out = grad_out.contiguous()  # of a sum all strides are 0: no load would be of more than one number
+    grad_maps = None if grad_maps is None else grad_maps.contiguous()
+    arguments |= {"grad_out": grad_out, "grad_maps": grad_maps, "sums": sums}
+    _add_strides("grad", grad_out, arguments, constants)
     for name, grad in grads.items():
-        arguments |= {f"grad_{name}": grad, **strides(f"to_{name}", grad, "bphfd")}
+        arguments[f"grad_{name}"] = grad
+        _add_strides(f"to_{name}", grad, arguments, constants)
         constants[f"NEED_{name.upper()}"] = needed[name]
     constants |= {
         "ROW_MAX_GRAD": row_max_grad,

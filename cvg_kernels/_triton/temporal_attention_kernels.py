@@ -31,35 +31,38 @@ def place_rows(
 @triton.jit
 def tile_places(
     base, b, p, h, frame, inside, stride_b, stride_p, stride_h, stride_f, stride_d,
-    DIM: tl.constexpr, DIM_PAD: tl.constexpr,
+    DIM: tl.constexpr, DIM_PAD: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
-    """Where the rows of a tile, [ROWS, DIM_PAD], of one head of a strided [B, P, H, F, DIM] tensor lie, and which do."""
+    """Where the rows of a tile, [ROWS, DIM_PAD], of one head of a strided [B, P, H, F, DIM] tensor lie, and which do.
+
+    All strides but the last count UNITs of elements.
+    """
     dims = tl.arange(0, DIM_PAD)
     rows = b * stride_b + p * stride_p + tl.cast(h, tl.int64) * stride_h
-    rows += frame.to(tl.int64) * stride_f
+    rows = (rows + frame.to(tl.int64) * stride_f) * UNIT
     return base + rows[:, None] + dims[None, :] * stride_d, inside[:, None] & (dims[None, :] < DIM)
 
 
 @triton.jit
 def load_tile(
     base, b, p, h, frame, inside, stride_b, stride_p, stride_h, stride_f, stride_d,
-    DIM: tl.constexpr, DIM_PAD: tl.constexpr,
+    DIM: tl.constexpr, DIM_PAD: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
     """The rows of a tile; zero outside."""
     places, mask = tile_places(
-        base, b, p, h, frame, inside, stride_b, stride_p, stride_h, stride_f, stride_d, DIM, DIM_PAD
-    )
+        base, b, p, h, frame, inside, stride_b, stride_p, stride_h, stride_f, stride_d, DIM, DIM_PAD, UNIT
+    )  # fmt: skip
     return tl.load(places, mask=mask, other=0.0)
 
 
 @triton.jit
 def store_tile(
     base, tile, b, p, h, frame, inside, stride_b, stride_p, stride_h, stride_f,
-    DIM: tl.constexpr, DIM_PAD: tl.constexpr,
+    DIM: tl.constexpr, DIM_PAD: tl.constexpr, UNIT: tl.constexpr,
 ):  # fmt: skip
     """The inverse of load_tile, in the dtype of the tensor, whose last axis is contiguous."""
     places, mask = tile_places(
-        base, b, p, h, frame, inside, stride_b, stride_p, stride_h, stride_f, 1, DIM, DIM_PAD
+        base, b, p, h, frame, inside, stride_b, stride_p, stride_h, stride_f, 1, DIM, DIM_PAD, UNIT
     )
     tl.store(places, tile.to(base.dtype.element_ty), mask=mask)
 
@@ -95,6 +98,7 @@ def temporal_forward_kernel(
     positions, total, heads, scale,
     FRAMES: tl.constexpr, DIM: tl.constexpr, DIM_PAD: tl.constexpr, VALUE_DIM: tl.constexpr,
     VALUE_PAD: tl.constexpr, ROWS: tl.constexpr, SEQUENCES: tl.constexpr,
+    QUERY_UNIT: tl.constexpr, KEY_UNIT: tl.constexpr, VALUE_UNIT: tl.constexpr, OUT_UNIT: tl.constexpr,
     HAS_ADDED: tl.constexpr, BY_ROW_MAX: tl.constexpr, MAPS: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """Out of a tile of one head; with MAPS of all heads, whose maps are summed in registers and written once."""
@@ -108,9 +112,12 @@ def temporal_forward_kernel(
     captured = tl.zeros((ROWS, ROWS), tl.float32)
     for h in range(first_head, first_head + count):
         q = load_tile(
-            query, b, p, h, frame, inside, query_b, query_p, query_h, query_f, query_d, DIM, DIM_PAD
+            query, b, p, h, frame, inside, query_b, query_p, query_h, query_f, query_d,
+            DIM, DIM_PAD, QUERY_UNIT,
+        )  # fmt: skip
+        k = load_tile(
+            key, b, p, h, frame, inside, key_b, key_p, key_h, key_f, key_d, DIM, DIM_PAD, KEY_UNIT
         )
-        k = load_tile(key, b, p, h, frame, inside, key_b, key_p, key_h, key_f, key_d, DIM, DIM_PAD)
         s = dot(q, tl.trans(k), UPCAST) * (scale * LOG2E)  # [ROWS, ROWS]
         if HAS_ADDED:
             s, _ = regularised(s, together, added, frame, BY_ROW_MAX, FRAMES)
@@ -119,10 +126,10 @@ def temporal_forward_kernel(
         weights, share = softmax(s)
         v = load_tile(
             value, b, p, h, frame, inside, value_b, value_p, value_h, value_f, value_d,
-            VALUE_DIM, VALUE_PAD,
+            VALUE_DIM, VALUE_PAD, VALUE_UNIT,
         )  # fmt: skip
         o = dot(weights.to(v.dtype), v, UPCAST) * share[:, None]
-        store_tile(out, o, b, p, h, frame, inside, out_b, out_p, out_h, out_f, VALUE_DIM, VALUE_PAD)
+        store_tile(out, o, b, p, h, frame, inside, out_b, out_p, out_h, out_f, VALUE_DIM, VALUE_PAD, OUT_UNIT)
         if MAPS:
             captured += weights * share[:, None]
     if MAPS:
@@ -140,6 +147,8 @@ def temporal_backward_kernel(
     positions, total, heads, tiles, scale,
     FRAMES: tl.constexpr, DIM: tl.constexpr, DIM_PAD: tl.constexpr, VALUE_DIM: tl.constexpr,
     VALUE_PAD: tl.constexpr, ROWS: tl.constexpr, SEQUENCES: tl.constexpr,
+    QUERY_UNIT: tl.constexpr, KEY_UNIT: tl.constexpr, VALUE_UNIT: tl.constexpr, GRAD_UNIT: tl.constexpr,
+    TO_QUERY_UNIT: tl.constexpr, TO_KEY_UNIT: tl.constexpr, TO_VALUE_UNIT: tl.constexpr,
     HAS_ADDED: tl.constexpr, BY_ROW_MAX: tl.constexpr, ROW_MAX_GRAD: tl.constexpr,
     HAS_OUT: tl.constexpr, MAPS: tl.constexpr, NEED_QUERY: tl.constexpr, NEED_KEY: tl.constexpr,
     NEED_VALUE: tl.constexpr, NEED_ADDED: tl.constexpr, UPCAST: tl.constexpr,
@@ -161,9 +170,12 @@ def temporal_backward_kernel(
         )
         together = (sequence[:, None] == sequence[None, :]) & inside[:, None] & inside[None, :]
         q = load_tile(
-            query, b, p, h, frame, inside, query_b, query_p, query_h, query_f, query_d, DIM, DIM_PAD
+            query, b, p, h, frame, inside, query_b, query_p, query_h, query_f, query_d,
+            DIM, DIM_PAD, QUERY_UNIT,
+        )  # fmt: skip
+        k = load_tile(
+            key, b, p, h, frame, inside, key_b, key_p, key_h, key_f, key_d, DIM, DIM_PAD, KEY_UNIT
         )
-        k = load_tile(key, b, p, h, frame, inside, key_b, key_p, key_h, key_f, key_d, DIM, DIM_PAD)
         s = tl.where(together, dot(q, tl.trans(k), UPCAST) * (scale * LOG2E), float("-inf"))
         first = columns[:, None]
         if BY_ROW_MAX and ROW_MAX_GRAD:  # the first key that reaches the maximum
@@ -179,18 +191,18 @@ def temporal_backward_kernel(
         if HAS_OUT:
             v = load_tile(
                 value, b, p, h, frame, inside, value_b, value_p, value_h, value_f, value_d,
-                VALUE_DIM, VALUE_PAD,
+                VALUE_DIM, VALUE_PAD, VALUE_UNIT,
             )  # fmt: skip
             do = load_tile(
                 grad_out, b, p, h, frame, inside, grad_b, grad_p, grad_h, grad_f, grad_d,
-                VALUE_DIM, VALUE_PAD,
+                VALUE_DIM, VALUE_PAD, GRAD_UNIT,
             )  # fmt: skip
             grads = dot(do, tl.trans(v), UPCAST)
             if NEED_VALUE:
                 dv = dot(tl.trans(weights.to(do.dtype)), do, UPCAST)
                 store_tile(
                     grad_value, dv, b, p, h, frame, inside,
-                    to_value_b, to_value_p, to_value_h, to_value_f, VALUE_DIM, VALUE_PAD,
+                    to_value_b, to_value_p, to_value_h, to_value_f, VALUE_DIM, VALUE_PAD, TO_VALUE_UNIT,
                 )  # fmt: skip
         if MAPS:
             place = (at * FRAMES + frame)[:, None] * FRAMES + frame[None, :]
@@ -207,13 +219,13 @@ def temporal_backward_kernel(
             dq = dot(grads.to(k.dtype), k, UPCAST)
             store_tile(
                 grad_query, dq, b, p, h, frame, inside,
-                to_query_b, to_query_p, to_query_h, to_query_f, DIM, DIM_PAD,
+                to_query_b, to_query_p, to_query_h, to_query_f, DIM, DIM_PAD, TO_QUERY_UNIT,
             )  # fmt: skip
         if NEED_KEY:
             dk = dot(tl.trans(grads.to(q.dtype)), q, UPCAST)
             store_tile(
                 grad_key, dk, b, p, h, frame, inside,
-                to_key_b, to_key_p, to_key_h, to_key_f, DIM, DIM_PAD,
+                to_key_b, to_key_p, to_key_h, to_key_f, DIM, DIM_PAD, TO_KEY_UNIT,
             )  # fmt: skip
     if NEED_ADDED:
         mine = program * ROWS * ROWS
