@@ -17,11 +17,15 @@ Job = tuple[Variant, str, tuple[str, ...] | None]
 DIMS = (40, 64, 72, 80, 88, 96, 128, 160, 256)
 TOKENS = (8, 16, 33, 77)
 #: Where every head_dim is compiled backward too; elsewhere every second one.
-_BACKWARD = ("sm_80", "sm_90", "sm_120")
+_BACKWARD = ("sm_80", "sm_90")
 #: Layers of which every part is compiled, of the others forward and the gradients of everything.
 _EVERY_PART = ("VideoCrafter2 cross", "CogVideoX-2B joint")
-#: Layers whose kernels differ from another layer's in nothing but sizes.
-_WHOLE_ONLY = ("Wan 480p flow",)
+#: Layers whose kernels are those of another layer, but for sizes.
+_WHOLE_ONLY = tuple(
+    variant
+    for variant in VARIANTS
+    if variant.name == "Wan 480p flow" or (variant.dtype == "float32" and "Wan" in variant.name)
+)
 
 
 def grid_variant(dim: int, tokens: int) -> AttentionVariant:
@@ -41,11 +45,11 @@ def covering() -> Iterator[Job]:
             parts = ("forward", "query") if target in _BACKWARD or (d + t) % 2 else ("forward",)
             yield grid_variant(dim, TOKENS[(d + t) % len(TOKENS)]), target, parts
     others = [target for target in TARGETS if target != "sm_90"]
-    for number, variant in enumerate(VARIANTS):
+    for number, variant in enumerate(v for v in VARIANTS if v not in _WHOLE_ONLY):
         if isinstance(variant, AttentionVariant):
             every = variant.name in _EVERY_PART and variant.dtype != "float32"
             yield variant, "sm_90", None if every else ("forward", "all")
-        elif variant.name not in _WHOLE_ONLY:
+        else:
             yield variant, "sm_90", None
             yield variant, others[number % len(others)], None
 

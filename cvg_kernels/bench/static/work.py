@@ -30,6 +30,8 @@ def _work(
 
 def _depths(c: dict, keys: int, values: int = 0) -> tuple[int, int]:
     """Summed depth, true and padded, of so many products over the head_dim of keys and of values."""
+    if not values:  # a kernel without values does not know their size
+        return keys * c["DIM"], keys * c["DIM_PAD"]
     return (
         keys * c["DIM"] + values * c["VALUE_DIM"],
         keys * c["DIM_PAD"] + values * c["VALUE_PAD"],
