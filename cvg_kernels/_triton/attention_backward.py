@@ -145,9 +145,11 @@ class _Plan:
         """δ, t and dq; nothing if only dv is needed."""
         if not (self.needed.query or self.keep_delta):
             return []
-        tile = backward_row_tile(*self.size)
+        tile = backward_row_tile(*self.size, band=self.call.band is not None)
         rest = self.key_count % tile.columns
-        constants = {"REST": padded(rest) if rest else 0}
+        # Without tensor cores a tile that stands apart would spill, and the mask costs nothing beside the products.
+        peel = self.size[1] < 4
+        constants = {"PEEL": peel, "REST": padded(rest) if rest and peel else 0}
         programs = -(-self.queries // tile.rows) * self.batch * self.heads
         return [self._launch(row_kernel, (programs,), tile, constants=constants)]
 
@@ -191,7 +193,7 @@ class _Plan:
 
     def _keys_of(self, names: list[str]) -> list[Launch]:
         """One pass over the queries, for dk, dv or both, and what adds up parts and rows of tokens."""
-        tile = backward_key_tile(*self.size, both=len(names) == 2)
+        tile = backward_key_tile(*self.size)
         programs = -(-self.key_count // tile.columns) * self.batch * self.heads
         count, rows_each = parts_of_queries(programs, self.queries, tile.rows, self.processors)
         arguments = {"rows_each": rows_each, "key_factor": self.call.scale}

@@ -87,9 +87,13 @@ def row_kernel(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, REST: tl.constexpr, TOKENS_PAD: tl.constexpr,
     HAS_OUT: tl.constexpr, HAS_MAPS: tl.constexpr, HAS_LSE: tl.constexpr, HAS_KEY_BIAS: tl.constexpr,
     HAS_LOOP_BIAS: tl.constexpr, HAS_TOKEN_BIAS: tl.constexpr, HEAD_MEAN: tl.constexpr, BAND: tl.constexpr,
-    THROUGH_MAX: tl.constexpr, NEED_QUERY: tl.constexpr, KEEP_DELTA: tl.constexpr, UPCAST: tl.constexpr,
+    THROUGH_MAX: tl.constexpr, NEED_QUERY: tl.constexpr, KEEP_DELTA: tl.constexpr, PEEL: tl.constexpr,
+    UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """δ of a tile of rows, kept if KEEP_DELTA; t if THROUGH_MAX; dq if NEED_QUERY. REST: columns of the last tile."""
+    """δ of a tile of rows, kept if KEEP_DELTA; t if THROUGH_MAX; dq if NEED_QUERY.
+
+    PEEL: the last tile of keys, of REST columns, stands apart and alone is masked.
+    """
     tile, b, h = place_of(tl.cdiv(queries, ROWS), heads)
     rows = tile * ROWS + tl.arange(0, ROWS)
     inside = rows < queries
@@ -171,11 +175,14 @@ def row_kernel(
             dq += dot(ds.to(k.dtype), k, UPCAST)
 
     if NEED_QUERY or THROUGH_MAX:
-        for start in range(0, keys // COLUMNS * COLUMNS, COLUMNS):
+        end = keys
+        if PEEL:
+            end = keys // COLUMNS * COLUMNS
+        for start in range(0, end, COLUMNS):
             dq, t = add_keys(
                 q, do, k_base, v_base, dq, t, lse2, row_delta, top2, row_frames, start, keys,
                 key_n, key_d, value_n, value_d, loop_bias, key_frames, scale, falloff2, strength,
-                DIM, DIM_PAD, VALUE_DIM, VALUE_PAD, KEY_UNIT, VALUE_UNIT, COLUMNS, True,
+                DIM, DIM_PAD, VALUE_DIM, VALUE_PAD, KEY_UNIT, VALUE_UNIT, COLUMNS, PEEL,
                 HAS_OUT, HAS_LOOP_BIAS, BAND, THROUGH_MAX, NEED_QUERY, UPCAST,
             )  # fmt: skip
         if REST > 0:
@@ -209,7 +216,8 @@ def key_kernel(
     DIM: tl.constexpr, DIM_PAD: tl.constexpr, VALUE_DIM: tl.constexpr, VALUE_PAD: tl.constexpr,
     QUERY_UNIT: tl.constexpr, KEY_UNIT: tl.constexpr, VALUE_UNIT: tl.constexpr, GRAD_OUT_UNIT: tl.constexpr,
     GRAD_KEY_UNIT: tl.constexpr, GRAD_VALUE_UNIT: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, HAS_OUT: tl.constexpr, HAS_LOOP_BIAS: tl.constexpr, BAND: tl.constexpr, THROUGH_MAX: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, HAS_OUT: tl.constexpr, HAS_LOOP_BIAS: tl.constexpr,
+    BAND: tl.constexpr, THROUGH_MAX: tl.constexpr,
     NEED_KEY: tl.constexpr, NEED_VALUE: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """`key_factor` times Σ_i dS_ij q_i, and dv, of a tile of keys, from `rows_each` queries.

@@ -140,7 +140,7 @@ def token_key_kernel(
         q = load_rows(q_base, rows, queries, query_n, query_d, DIM, DIM_PAD, QUERY_UNIT)
         do = q
         lse2 = load_lse2(lse, at, inside)
-        row_delta = lse2
+        row_delta = tl.zeros((ROWS,), tl.float32)
         top2 = lse2
         row_frames = rows
         if HAS_TOKEN_BIAS:
