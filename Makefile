@@ -4,7 +4,8 @@
 #   make test    the same set-up, then the tests, on all cores            (PYTEST_ARGS='-m "not slow"')
 #   make bench   the kernels against what people use today
 #   make microbench    every backend of every kernel on a small layer     (PYTEST_ARGS='--benchmark-autosave')
-#   make gpu     build in place, GPU tests and benchmarks on a machine with an NVIDIA GPU, torch and nvcc; no network
+#   make gpu     on a machine with an NVIDIA GPU, torch and nvcc, without network: build in place, GPU tests, compute-sanitizer,
+#                the table of the fastest kernels, benchmarks; in 9 minutes       (GPU_ARGS='--minutes 20')
 #   make lint    ruff and clang-format
 #   make clean   remove what the targets above made
 #
@@ -17,6 +18,7 @@ TORCH_SPEC ?= torch==2.13.0
 PIP_TORCH_ARGS ?=
 PIP_ARGS ?=
 PYTEST_ARGS ?=
+GPU_ARGS ?=
 OUT ?= out
 PROMPT ?= a red triangle moving right and a green square moving left
 GUIDANCE ?= cvg
@@ -49,7 +51,7 @@ microbench: $(VENV)/benchmarks
 	$(BIN)/python -m pytest -p no:xdist benchmarks/kernels.py --benchmark-columns=median,iqr,rounds $(PYTEST_ARGS)
 
 gpu:
-	$(PYTHON) scripts/gpu.py
+	$(PYTHON) scripts/gpu.py $(GPU_ARGS)
 
 lint: $(VENV)/linters
 	$(BIN)/ruff check .

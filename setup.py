@@ -7,8 +7,8 @@ CVG_BUILD decides what is built:
     cuda  the CPU and the CUDA module; a failure of either is fatal
     none  pure Python
 
-CVG_CUDA_ARCHITECTURES names the GPUs of the CUDA module, as CMake's CUDA_ARCHITECTURES ("90a-real", "native"); by default all
-that are supported.
+CVG_CUDA_ARCHITECTURES names the GPUs that the CUDA module is for: `native`, or numbers as CMake takes them ("80;90a-real");
+default: all that nvcc knows of those supported. One takes a sixth of the time.
 
 The modules are two CMake builds of their own, so that nothing in the CUDA build can take the CPU module down.
 """

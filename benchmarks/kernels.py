@@ -23,21 +23,26 @@ def softmax(*shape: int, dim: int = -1) -> torch.Tensor:
     return torch.randn(shape).softmax(dim)
 
 
+def heads(*shape: int) -> torch.Tensor:
+    """`[B, N, H, D]` seen as `[B, H, N, D]`, as layers have it."""
+    return torch.randn(shape).transpose(1, 2)
+
+
 #: Eight frames of 64 tokens.
 FRAMES = torch.arange(8, dtype=torch.int32, device=DEVICE).repeat_interleave(64)
 
 #: Operation → its inputs, and the call that takes them and a backend. Gradients go to all inputs.
 CASES = {
     "attention": (
-        lambda: [torch.randn(2, 5, 640, 64), *(torch.randn(2, 5, 77, 64) for _ in range(2))],
+        lambda: [heads(2, 640, 5, 64), *(heads(2, 77, 5, 64) for _ in range(2))],
         lambda q, k, v, backend: cvg.attention_with_capture(q, k, v, [2, 5], backend=backend)[:2],
     ),
     "temporal_attention": (
-        lambda: [torch.randn(160, 5, 16, 64, dtype=LOW) for _ in range(3)],
+        lambda: [heads(160, 16, 5, 64).to(LOW) for _ in range(3)],
         lambda q, k, v, backend: cvg.temporal_attention(q, k, v, sigma=4.0, backend=backend).out,
     ),
     "frame_band_attention": (
-        lambda: [torch.randn(1, 4, 512, 64) for _ in range(3)],
+        lambda: [heads(1, 512, 4, 64) for _ in range(3)],
         lambda *qkv, backend: cvg.frame_band_attention(
             *qkv, FRAMES, FRAMES, sigma=2.0, backend=backend
         ).out,

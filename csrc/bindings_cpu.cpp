@@ -59,6 +59,5 @@ PYBIND11_MODULE(_native_cpu, m) {
   bind_coupled_flow(m);
   bind_max_flow(m);
   bind_temporal_attention(m);
-  bind_frame_band_attention(m);
   bind_guidance_mix(m);
 }

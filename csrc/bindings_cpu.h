@@ -26,7 +26,6 @@ int level();
 
 void bind_attention(py::module_& m);
 void bind_coupled_flow(py::module_& m);
-void bind_frame_band_attention(py::module_& m);
 void bind_flow(py::module_& m);
 void bind_max_flow(py::module_& m);
 void bind_temporal_attention(py::module_& m);

@@ -17,7 +17,7 @@ def dense_like(tensor: torch.Tensor, last: int | None = None) -> torch.Tensor:
         tensor: of any strides.
         last: the size of the last axis, if it is not that of `tensor`.
     """
-    order, back = _orders(tensor.stride())
+    order, back = _orders(tensor)
     sizes = [*tensor.shape[:-1], tensor.shape[-1] if last is None else last]
     return tensor.new_empty([sizes[axis] for axis in order]).permute(back)
 
@@ -25,19 +25,27 @@ def dense_like(tensor: torch.Tensor, last: int | None = None) -> torch.Tensor:
 def lies_like(tensor: torch.Tensor, like: torch.Tensor) -> bool:
     """Whether a tensor of the leading sizes of `like` lies in memory as `dense_like` would put it."""
     size = 1
-    for axis in reversed(_orders(like.stride())[0]):
+    for axis in reversed(_orders(like)[0]):
         if tensor.stride(axis) != size and tensor.shape[axis] != 1:
             return False
         size *= tensor.shape[axis]
     return True
 
 
-@lru_cache(4096)
-def _orders(strides: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _orders(tensor: torch.Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """The axes of a tensor as they lie in memory, outermost first and the last one innermost, and the way back."""
+    strides = tensor.stride()
+    symbols = any(type(stride) is not int for stride in strides)  # of a compiler; they have no hash
+    return _sorted(strides) if symbols else _sorted_before(strides)
+
+
+def _sorted(strides: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     last = len(strides) - 1
     order = (*sorted(range(last), key=lambda axis: -strides[axis]), last)
     return order, tuple(sorted(range(last + 1), key=order.__getitem__))
+
+
+_sorted_before = lru_cache(4096)(_sorted)
 
 
 def laid_out(

@@ -123,6 +123,13 @@ def build(seconds: float) -> dict:
     return {"seconds": round(time.monotonic() - began, 1), "failure": failure}
 
 
+def files_with_gpu_tests() -> list[str]:
+    """Those that name the mark, or the parameters that carry it: to collect all others takes long, and finds none."""
+    files = sorted(ROOT.glob("tests/**/test_*.py"))
+    named = re.compile(r"mark\.gpu\b|tests\.ops\.backends\b")
+    return [str(file.relative_to(ROOT)) for file in files if named.search(file.read_text())]
+
+
 def tests(seconds: float, parts: Path) -> dict:
     """Runs the tests marked `gpu`, in several processes."""
     if absent(("pytest",)):
@@ -132,7 +139,7 @@ def tests(seconds: float, parts: Path) -> dict:
     print(f"+ pytest -m gpu, {processes} processes   (at most {seconds:.0f} s)", flush=True)
     result = gpu_tests.run(
         parts / "tests",
-        ["-m", "gpu"],
+        ["-m", "gpu", *files_with_gpu_tests()],
         processes,
         seconds,
         lambda arguments: start(
@@ -204,10 +211,10 @@ def measured(command: list[str], seconds: float, file: Path) -> dict:
 
 
 def tune(seconds: float, parts: Path) -> dict:
-    """Measures which backend is the fastest here: the table that `auto` reads."""
+    """Measures which backend is the fastest here. The table that `auto` reads stays as it is."""
     if not (ROOT / "cvg_kernels" / "cli" / "tune.py").exists():
         return {"skipped": {"tune": "this version has no `cvg-kernels tune`"}}
-    return measured(["-m", "cvg_kernels", "tune"], seconds, parts / "tune.json")
+    return measured(["-m", "cvg_kernels", "tune", "--dry-run"], seconds, parts / "tune.json")
 
 
 def slug(name: str) -> str:
@@ -266,6 +273,8 @@ def main() -> int:
     for failure in report.failures:
         print(f"FAILED {failure}")
     print(f"wrote {report.path} in {(60 * options.minutes - left()):.0f} s")
+    if report.facts["tune"].get("measured"):
+        print(f"`cvg-kernels tune --from-results {report.path}` makes `auto` choose by it")
     return 1 if report.failures else 0
 
 

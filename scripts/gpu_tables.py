@@ -6,11 +6,11 @@ from collections.abc import Iterator
 
 #: What in the figures of a case is arm → seconds, or form → arm → seconds.
 _TIMES = (
-    "forward",
-    "forward_graph",
-    "forward_backward",
-    "forward_backward_graph",
-    "scores",
+    *(
+        f"{kind}{form}"
+        for kind in ("forward", "forward_backward", "scores")
+        for form in ("", "_graph")
+    ),
     "seconds",
 )
 

@@ -68,14 +68,20 @@ class Share:
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Writes down what decides: a failure or a skip of any phase, and that the call passed."""
         if report.when == "call" or not report.passed:
-            why = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longreprtext
-            self.write(test=report.nodeid, outcome=report.outcome, why=why[-2000:])
+            self.write(test=report.nodeid, outcome=report.outcome, why=_why(report))
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
         """A file that cannot be imported is a failure, one that is skipped whole is skipped."""
         if not report.passed:
-            why = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longreprtext
-            self.write(test=report.nodeid, outcome=report.outcome, why=why[-2000:])
+            self.write(test=report.nodeid, outcome=report.outcome, why=_why(report))
+
+
+def _why(report: pytest.TestReport | pytest.CollectReport) -> str:
+    """The reason of a skip; of a failure what it printed, the seed of its numbers for instance, and where it failed."""
+    if isinstance(report.longrepr, tuple):
+        return report.longrepr[2]
+    printed = [f"{title}\n{text}" for title, text in report.sections]
+    return "\n".join([*printed, report.longreprtext])[-3000:]
 
 
 def _gpu_is_broken() -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import random
 import secrets
@@ -11,6 +12,8 @@ import zlib
 import numpy as np
 import pytest
 import torch
+
+from tests.interpreter import round_as_gpus_do
 
 # Triton reads this when a kernel is defined, so it has to stand before the first `import triton`.
 if not torch.cuda.is_available():
@@ -62,6 +65,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for item in items:
             if "gpu" in item.keywords:
                 item.add_marker(pytest.mark.skip(reason="torch sees no GPU"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _rounding_of_the_interpreter() -> None:
+    """Where Triton's kernels are interpreted, they round as on a GPU."""
+    if os.environ.get("TRITON_INTERPRET") == "1" and importlib.util.find_spec("triton"):
+        round_as_gpus_do()
 
 
 @pytest.fixture(autouse=True)

@@ -184,6 +184,16 @@ def test_nor_is_one_that_fails(tuned, capsys):
     assert "no kernel image" in capsys.readouterr().out
 
 
+def test_memory_that_is_too_small_ends_one_case_only(tuned, capsys, monkeypatch):
+    def ready(case, device, *, small):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(FakeCase, "ready", ready)
+    tuned({"seconds": {}}, {"seconds": {}, "keys": 3})
+    said = capsys.readouterr().out
+    assert said.count("too small") == 2 and "nothing to choose here" in said
+
+
 def test_as_good_as_the_fastest_keeps_the_order_of_before(tuned):
     tuned({"seconds": {"native": 1.02, "stock": 1.0}})
     assert kernel_for("attention", "auto", LONG).backend is Backend.NATIVE

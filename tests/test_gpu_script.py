@@ -53,7 +53,11 @@ def script(monkeypatch, tmp_path):
     """The script on a project of its own, on a machine that seems to have a GPU."""
     module = load_script()
     (tmp_path / "setup.py").write_text(SETUP)
-    (tmp_path / "test_gpu.py").write_text(TESTS)
+    (tmp_path / "tests").mkdir()
+    (tmp_path / "tests" / "test_gpu.py").write_text(TESTS)
+    (tmp_path / "tests" / "test_no_gpu.py").write_text(
+        "raise RuntimeError('nobody need look here')"
+    )
     (tmp_path / "bench.py").write_text(BENCHMARK)
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = gpu: needs one\n")
     checker = tmp_path / "compute-sanitizer"
@@ -107,18 +111,18 @@ def test_a_benchmark_without_its_packages_is_skipped_by_name(script, monkeypatch
 
 def test_failures_are_named_and_the_rest_goes_on(script, tmp_path, capfd):
     (tmp_path / "setup.py").write_text("raise SystemExit(3)")
-    (tmp_path / "test_gpu.py").write_text(
-        TESTS.replace("test_right(): pass", "test_wrong(): 1 / 0")
+    (tmp_path / "tests" / "test_gpu.py").write_text(
+        TESTS.replace("test_right(): pass", "test_wrong(): print('seed 5'); 1 / 0")
     )
     assert script.main() == 1
     facts = result(tmp_path)
     assert facts["build"]["failure"] == "exit code 3"
     ((failed, why),) = facts["tests"]["failed"].items()
-    assert failed.endswith("test_wrong") and "ZeroDivisionError" in why
+    assert failed.endswith("test_wrong") and "ZeroDivisionError" in why and "seed 5" in why
     assert facts["benchmark of attention"]["failure"] is None
     said = capfd.readouterr().out
     assert "FAILED build: exit code 3" in said
-    assert "FAILED tests: 1 failed: test_gpu.py::test_wrong" in said
+    assert "FAILED tests: 1 failed: tests/test_gpu.py::test_wrong" in said
 
 
 def test_compute_sanitizer_runs_every_tool(script, tmp_path, capfd):
@@ -139,14 +143,15 @@ def test_without_compute_sanitizer_it_says_so(script, monkeypatch, tmp_path, cap
     assert "skipped compute-sanitizer: compute-sanitizer not found" in capfd.readouterr().out
 
 
-def test_tune_is_called_where_there_is_one(script, tmp_path):
+def test_tune_is_called_where_there_is_one(script, tmp_path, capfd):
     package = tmp_path / "cvg_kernels"
     (package / "cli" / "tune.py").touch()
     (package / "__main__.py").write_text(
-        "import sys\nif sys.argv[1] == 'tune':\n    exec(open('bench.py').read())\n"
+        "import sys\nif sys.argv[1:3] == ['tune', '--dry-run']:\n    exec(open('bench.py').read())\n"
     )
     script.main()
     assert result(tmp_path)["tune"]["measured"] == {"device": "cuda", "ms": 1.5}
+    assert "`cvg-kernels tune --from-results " in capfd.readouterr().out
 
 
 # --- tests in several processes --------------------------------------------------------------------------------------
@@ -154,6 +159,8 @@ def test_tune_is_called_where_there_is_one(script, tmp_path):
 
 def run_tests(script, tmp_path, source: str, processes: int, seconds: float = 300) -> dict:
     """The outcomes of a file of tests. The limit ends a hang only, on a busy machine as well."""
+    for file in (tmp_path / "tests").glob("*.py"):
+        file.unlink()
     (tmp_path / "test_gpu.py").write_text("import os, pathlib, signal, time, pytest\n" + source)
 
     def start(arguments):
@@ -266,7 +273,7 @@ def test_no_tests_are_a_failure(script, tmp_path):
 
 
 def test_the_core_comes_first(script, tmp_path):
-    (tmp_path / "tests" / "ops").mkdir(parents=True)
+    (tmp_path / "tests" / "ops").mkdir()
     for name in ("a", "attention"):
         file = tmp_path / "tests" / "ops" / f"test_{name}.py"
         file.write_text(f"def test_it():\n    open('order', 'a').write('{name} ')")
@@ -300,12 +307,13 @@ def test_tables(script):
 # --- the end of the time ---------------------------------------------------------------------------------------------
 
 
-def test_what_a_benchmark_wrote_before_its_time_ended_counts(script, tmp_path):
-    (tmp_path / "bench.py").write_text(BENCHMARK + "import time\ntime.sleep(3600)\n")
-    file = tmp_path / "found.json"
-    found = script.measured(["bench.py"], 20, file)
-    assert "ended after 20 s" in found["failure"]
-    assert found["measured"] == {"device": "cuda", "ms": 1.5}
+def test_what_a_benchmark_wrote_before_it_failed_counts(script, tmp_path):
+    (tmp_path / "bench.py").write_text(BENCHMARK + "sys.exit(7)\n")
+    found = script.measured(["bench.py"], 300, tmp_path / "found.json")
+    assert found == {"failure": "exit code 7", "measured": {"device": "cuda", "ms": 1.5}}
+    (tmp_path / "bench.py").write_text("raise SystemExit(7)")
+    found = script.measured(["bench.py"], 300, tmp_path / "nothing.json")
+    assert found == {"failure": "exit code 7", "measured": None}
 
 
 def test_a_step_that_hangs_is_ended_with_its_children(script, tmp_path):

@@ -1,121 +1,49 @@
 // Backward pass of attention with capture.
 //
-//   P = exp(scale · q kᵀ + bias − lse),   dP = dO vᵀ,  dP[:, token_κ] += dC_κ,
-//   δ = Σ_j P dP − dlse = Σ_d dO·O + Σ_κ dC·C − dlse,   dS = scale · P ∘ (dP − δ),
-//   dq = dS k,   dk = dSᵀ q,   dv = Pᵀ dO.
+//   P = exp(S' − lse),   dP = dO vᵀ,  dP[:, token_κ] += dC_κ,
+//   δ = Σ_j P dP − dlse = Σ_d dO·O + Σ_κ dC·C − dlse,   dS' = P ∘ (dP − δ),
+//   t = Σ_j (∂S'/∂m) dS',   dS = dS' + t at the place of m        where scores depend on m,
+//   dq = scale · dS k,   dk = scale · dSᵀ q,   dv = Pᵀ dO,   dbias_κ = Σ_heads dS'[:, token_κ].
 //
-// Guidance wants dq alone, so that is a pass of its own over query tiles; dk and dv come from a
-// second pass over key tiles, which sums over the queries in one order: no atomics. P is recomputed
-// in both; dC is never spread over the heads in memory.
+// Guidance wants dq alone, so that is a pass of its own over query tiles, of three products; dk and
+// dv come from a second pass over key tiles, which sums over the queries in one order: no atomics.
+// P is recomputed in both; dC is never spread over the heads in memory.
 #include "cpu/backward_tile.h"
+#include "cpu/chosen.h"
 
 namespace cvg::CVG_LEVEL {
 
 namespace {
 
-// What both passes share: the scores of some rows and keys turned into P and dS.
-template <typename T>
-class Backward : protected BackwardTile<T, AttentionArgs, BackwardIn> {
-  using Base = BackwardTile<T, AttentionArgs, BackwardIn>;
-
- protected:
-  using Base::args_, Base::in_, Base::tiles_, Base::lanes, Base::weights_, Base::grads_,
-      Base::first_key_, Base::keys_, Base::width_;
-  using typename Base::A;
-
-  Backward(const AttentionArgs& args, const BackwardIn& in, const Tiles& tiles)
-      : Base(args, in, tiles), bias_(tiles.lanes_keys) {}
-
-  void load_keys(int64_t b, int64_t h, int64_t key_tile) {
-    Base::load_keys(b, h, key_tile);
-    tile_bias(args_, b, first_key_, keys_, tiles_.lanes_keys, static_cast<A*>(bias_));
-  }
-
-  // P and dP of `rows` queries, whose q and dO lie row-major in `query` and `grad_out`.
-  void weights_and_grads(const A* query, const A* grad_out, int64_t b, int64_t h, int64_t row,
-                         int64_t rows) {
-    this->products(query, grad_out, rows);
-    const A* lse = static_cast<const A*>(in_.lse) + (b * args_.heads + h) * args_.queries + row;
-    const Vec<A> scale = splat(static_cast<A>(args_.scale));
-    for (int64_t r = 0; r < rows; ++r) {
-      A* p = weights_ + r * width_;
-      if (lse[r] == -std::numeric_limits<A>::infinity()) {
-        std::fill_n(p, width_, A{0});
-        continue;
-      }
-      for (int64_t j = 0; j < width_; j += lanes) {
-        // A rounding error may leave the difference a hair above 0.
-        const Vec<A> s = load(p + j) * scale + load(bias_ + j) - lse[r];
-        store(p + j, vexp(s > 0 ? Vec<A>{} : s));
-      }
-    }
-    std::fill(weights_ + rows * width_, weights_ + round_up(rows, kRows<A>) * width_, A{0});
-    if (in_.grad_maps) {
-      const int64_t* ids = args_.token_ids + b * args_.tokens;
-      for (int64_t k = 0; k < args_.tokens; ++k) {
-        if (ids[k] >= first_key_ && ids[k] < first_key_ + keys_) {
-          for (int64_t r = 0; r < rows; ++r) {
-            grads_[r * width_ + ids[k] - first_key_] += map_grad(b, h, k, row + r);
-          }
-        }
-      }
-    }
-  }
-
-  // dC of one head; the mean over heads shares its gradient out evenly.
-  A map_grad(int64_t b, int64_t h, int64_t k, int64_t row) const {
-    const A* grads = static_cast<const A*>(in_.grad_maps);
-    return args_.head_mean
-               ? grads[(b * args_.tokens + k) * args_.queries + row] / args_.heads
-               : grads[((b * args_.heads + h) * args_.tokens + k) * args_.queries + row];
-  }
-
-  A lse_grad(int64_t b, int64_t h, int64_t row) const {
-    const A* grads = static_cast<const A*>(in_.grad_lse);
-    return grads ? grads[(b * args_.heads + h) * args_.queries + row] : A{0};
-  }
-
-  // Σ_j P dP − dlse of a row all of whose keys are in the tile.
-  A centre_of_row(int64_t r) const {
-    Vec<A> sum{};
-    for (int64_t j = 0; j < width_; j += lanes) {
-      sum += load(weights_ + r * width_ + j) * load(grads_ + r * width_ + j);
-    }
-    return horizontal_sum<A>(sum);
-  }
-
-  // dP becomes dS in place.
-  void grads_to_scores(const A* centre, int64_t rows) {
-    const Vec<A> scale = splat(static_cast<A>(args_.scale));
-    for (int64_t r = 0; r < rows; ++r) {
-      A* g = grads_ + r * width_;
-      for (int64_t j = 0; j < width_; j += lanes) {
-        store(g + j, load(weights_ + r * width_ + j) * (load(g + j) - centre[r]) * scale);
-      }
-    }
-    std::fill(grads_ + rows * width_, grads_ + round_up(rows, kRows<A>) * width_, A{0});
-  }
-
-  Scratch<A> bias_;
+// δ and t of every row, [B, H, N].
+template <typename A>
+struct RowSums {
+  A *centre, *through_max;
 };
 
-// dq, and δ of every row. A task is a tile of queries of one batch entry and head.
-template <typename T>
-class QueryPass : Backward<T> {
-  using Base = Backward<T>;
-  using Base::args_, Base::in_, Base::tiles_, Base::has_out_, Base::lanes, Base::weights_,
-      Base::grads_, Base::first_key_, Base::keys_, Base::width_;
+// dq, and δ and t. A task is a tile of queries of one batch entry and head.
+template <typename T, template <typename> class ScoreOf>
+class QueryPass : BackwardTile<T, ScoreOf> {
+  using Base = BackwardTile<T, ScoreOf>;
+  using Base::args_, Base::in_, Base::tiles_, Base::has_out_, Base::lanes, Base::grads_,
+      Base::first_key_, Base::keys_, Base::width_;
   using typename Base::A;
+  using typename Base::Score;
 
  public:
-  QueryPass(const AttentionArgs& args, const BackwardIn& in, const Tiles& tiles, T* grad_query,
-            A* centre)
-      : Base(args, in, tiles),
+  // `needs_row_max`: t is wanted even where dq is not.
+  QueryPass(const AttentionArgs& args, const BackwardIn& in, const Tiles& tiles,
+            const Target4& grad_query, bool needs_row_max, const RowSums<A>& sums)
+      : Base(args, in, tiles, true),
         grad_query_(grad_query),
-        centre_(centre),
+        sums_(sums),
+        one_tile_(tiles.key_tiles == 1),
+        goes_on_(grad_query.data || needs_row_max),
         dim_width_(round_up(args.dim, lanes)),
+        chosen_(args, in.rows, in.grad_maps && !one_tile_ ? tiles.rows : 1),
         query_(tiles.rows * args.dim),
         grad_out_(has_out_ ? tiles.rows * args.value_dim : 0),
+        out_(args.value_dim),
         key_rows_(tiles.keys * dim_width_),
         sum_(tiles.rows * dim_width_) {}
 
@@ -126,103 +54,140 @@ class QueryPass : Backward<T> {
     if (has_out_) {
       this->load_rows(in_.grad_out, b, h, first, count, args_.value_dim, grad_out_);
     }
-    A* centre = centre_ + entry * args_.queries + first;
-    if (tiles_.key_tiles > 1) {
+    A* centre = sums_.centre + entry * args_.queries + first;
+    A* through_max = sums_.through_max + entry * args_.queries + first;
+    std::fill_n(through_max, Score::kRowMax ? count : 0, A{0});
+    if (!one_tile_) {
       centre_ahead(b, h, first, count, centre);
     }
-    if (!grad_query_ && tiles_.key_tiles > 1) {
+    if (!goes_on_ && !one_tile_) {
       return;
     }
     const Matrix<T> key = matrix<T>(args_.key, b, h);
     for (int64_t key_tile = 0; key_tile < tiles_.key_tiles; ++key_tile) {
       this->load_keys(b, h, key_tile);
-      pack(key.row(first_key_), key.row_stride, key.dim_stride, keys_, args_.dim,
-           static_cast<A*>(key_rows_));
+      if (grad_query_.data) {
+        pack(key.row(first_key_), key.row_stride, key.dim_stride, keys_, args_.dim,
+             static_cast<A*>(key_rows_));
+      }
       for (int64_t row = 0; row < count; row += tiles_.sub_rows) {
         const int64_t rows = std::min(tiles_.sub_rows, count - row);
-        this->weights_and_grads(query_ + row * args_.dim, grad_out_ + row * args_.value_dim, b, h,
-                                first + row, rows);
-        for (int64_t r = 0; r < rows && tiles_.key_tiles == 1; ++r) {
-          centre[row + r] = this->centre_of_row(r) - this->lse_grad(b, h, first + row + r);
+        this->products(query_ + row * args_.dim, grad_out_ + row * args_.value_dim, b, h,
+                       first + row, rows);
+        if (one_tile_) {
+          this->to_weights(entry, first + row, rows, centre + row);
+          for (int64_t r = row; r < row + rows; ++r) {
+            centre[r] -= lse_grad(entry, first + r);
+          }
         }
-        if (grad_query_) {
-          this->grads_to_scores(centre + row, rows);
+        if (goes_on_) {
+          score_grads(entry, first + row, rows, centre + row, through_max + row);
+        }
+        if (grad_query_.data) {
           gemm<A>(grads_, width_, 1, key_rows_, round_up(rows, kRows<A>), dim_width_, keys_,
                   sum_ + row * dim_width_, dim_width_, key_tile > 0);
         }
       }
     }
-    if (grad_query_) {
-      T* to = grad_query_ + (entry * args_.queries + first) * args_.dim;
-      for (int64_t r = 0; r < count; ++r) {
-        for (int64_t d = 0; d < args_.dim; ++d) {
-          *to++ = narrow<T>(sum_[r * dim_width_ + d]);
+    if (grad_query_.data) {
+      if (Score::kRowMax && args_.band.row_max_grad) {
+        const int32_t* place = in_.rows.place + entry * args_.queries + first;
+        for (int64_t r = 0; r < count; ++r) {
+          const T* k = key.row(place[r]);
+          for (int64_t d = 0; d < args_.dim; ++d) {
+            sum_[r * dim_width_ + d] += through_max[r] * widen(k[d * key.dim_stride]);
+          }
         }
       }
+      this->write(sum_, dim_width_, static_cast<A>(args_.scale), grad_query_, b, h, first, count,
+                  args_.dim);
     }
   }
 
  private:
-  // δ = Σ_d dO·O + Σ_κ dC·C − dlse, for rows whose keys do not fit one tile. C is recomputed from
-  // the captured keys.
-  void centre_ahead(int64_t b, int64_t h, int64_t first, int64_t count, A* centre) {
-    const A* lse = static_cast<const A*>(in_.lse) + (b * args_.heads + h) * args_.queries + first;
-    const A* bias = static_cast<const A*>(args_.bias);
-    const int64_t* ids = args_.token_ids + b * args_.tokens;
-    const Matrix<T> key = matrix<T>(args_.key, b, h);
-    for (int64_t r = 0; r < count; ++r) {
-      A sum = -this->lse_grad(b, h, first + r);
-      if (has_out_) {
-        const Matrix<T> out = matrix<T>(in_.out, b, h);
-        const T* o = out.row(first + r);
-        for (int64_t d = 0; d < args_.value_dim; ++d) {
-          sum += grad_out_[r * args_.value_dim + d] * widen(o[d * out.dim_stride]);
-        }
-      }
-      const bool seen = lse[r] > -std::numeric_limits<A>::infinity();
-      for (int64_t k = 0; k < args_.tokens && in_.grad_maps && seen; ++k) {
-        const T* row = key.row(ids[k]);
-        A dot = 0;
-        for (int64_t d = 0; d < args_.dim; ++d) {
-          dot += query_[r * args_.dim + d] * widen(row[d * key.dim_stride]);
-        }
-        const A s =
-            dot * static_cast<A>(args_.scale) + (bias ? bias[b * args_.keys + ids[k]] : A{0});
-        sum += this->map_grad(b, h, k, first + r) * std::exp(s - lse[r]);
-      }
-      centre[r] = sum;
+  void score_grads(int64_t entry, int64_t row, int64_t rows, const A* centre, A* through_max) {
+    if (one_tile_) {
+      this->template to_score_grads<true>(entry, row, rows, centre, through_max);
+    } else {
+      this->template to_score_grads<false>(entry, row, rows, centre, through_max);
     }
   }
 
-  T* grad_query_;
-  A* centre_;  // δ [B, H, N]
+  A lse_grad(int64_t entry, int64_t row) const {
+    const A* grads = static_cast<const A*>(in_.grad_lse);
+    return grads ? grads[entry * args_.queries + row] : A{0};
+  }
+
+  // δ = Σ_d dO·O + Σ_κ dC·C − dlse, for rows whose keys do not fit one tile. C is recomputed from
+  // the chosen keys.
+  void centre_ahead(int64_t b, int64_t h, int64_t first, int64_t count, A* centre) {
+    for (int64_t r = 0; r < count; ++r) {
+      centre[r] = -lse_grad(b * args_.heads + h, first + r);
+      if (has_out_) {
+        const Matrix<T> out = matrix<T>(in_.out, b, h);
+        widen_row(out.row(first + r), out.dim_stride, args_.value_dim, args_.value_dim,
+                  static_cast<A*>(out_));
+        centre[r] += dot(grad_out_ + r * args_.value_dim, out_, args_.value_dim);
+      }
+    }
+    if (in_.grad_maps) {
+      chosen_.load_rows(b, first, count);
+      const A *p = chosen_.probabilities(h), share = this->map_share();
+      for (int64_t k = 0; k < args_.tokens; ++k, p += chosen_.width()) {
+        const A* grad = this->map_grads(b, h, k) + first;
+        for (int64_t r = 0; r < count; ++r) {
+          centre[r] += grad[r] * share * p[r];
+        }
+      }
+    }
+  }
+
+  static A dot(const A* a, const A* b, int64_t length) {
+    Vec<A> sum{};
+    int64_t d = 0;
+    for (; d + lanes <= length; d += lanes) {
+      sum += load(a + d) * load(b + d);
+    }
+    A total = horizontal_sum<A>(sum);
+    for (; d < length; ++d) {
+      total += a[d] * b[d];
+    }
+    return total;
+  }
+
+  const Target4& grad_query_;
+  const RowSums<A> sums_;
+  const bool one_tile_, goes_on_;
   const int64_t dim_width_;
-  Scratch<A> query_, grad_out_, key_rows_, sum_;
+  Chosen<T, ScoreOf> chosen_;
+  Scratch<A> query_, grad_out_, out_, key_rows_, sum_;
 };
 
-// dk and dv. A task is a tile of keys of one batch entry and head; δ is known.
-template <typename T>
-class KeyPass : Backward<T> {
-  using Base = Backward<T>;
-  using Base::args_, Base::in_, Base::tiles_, Base::has_out_, Base::lanes, Base::weights_,
-      Base::grads_, Base::first_key_, Base::keys_, Base::width_;
+// dk and dv. A task is a tile of keys of one batch entry and head; δ and t are known where dk is
+// wanted.
+template <typename T, template <typename> class ScoreOf>
+class KeyPass : BackwardTile<T, ScoreOf> {
+  using Base = BackwardTile<T, ScoreOf>;
+  using Base::args_, Base::in_, Base::tiles_, Base::lanes, Base::weights_, Base::grads_,
+      Base::first_key_, Base::keys_, Base::width_;
   using typename Base::A;
+  using typename Base::Score;
 
  public:
-  KeyPass(const AttentionArgs& args, const BackwardIn& in, const Tiles& tiles, T* grad_key,
-          T* grad_value, const A* centre)
-      : Base(args, in, tiles),
-        grad_key_(grad_key),
-        grad_value_(grad_value),
-        centre_(centre),
+  KeyPass(const AttentionArgs& args, const BackwardIn& in, const Tiles& tiles,
+          const BackwardOut& to, const RowSums<A>& sums)
+      : Base(args, in, tiles, to.key.data != nullptr),
+        to_(to),
+        sums_(sums),
         dim_width_(round_up(args.dim, lanes)),
         value_width_(round_up(args.value_dim, lanes)),
+        reads_grad_out_(to.key.data && in.grad_out.data),
         query_(tiles.sub_rows * args.dim),
-        query_panels_(tiles.sub_rows * dim_width_),
-        grad_out_(has_out_ ? tiles.sub_rows * args.value_dim : 0),
-        grad_out_panels_(grad_value ? tiles.sub_rows * value_width_ : 0),
-        key_sum_(grad_key ? tiles.lanes_keys * dim_width_ : 0),
-        value_sum_(grad_value ? tiles.lanes_keys * value_width_ : 0) {}
+        query_panels_(to.key.data ? tiles.sub_rows * dim_width_ : 0),
+        grad_out_(reads_grad_out_ ? tiles.sub_rows * args.value_dim : 0),
+        grad_out_panels_(to.value.data ? tiles.sub_rows * value_width_ : 0),
+        key_sum_(to.key.data ? tiles.lanes_keys * dim_width_ : 0),
+        value_sum_(to.value.data ? tiles.lanes_keys * value_width_ : 0) {}
 
   void task(int64_t entry, int64_t tile) {
     const int64_t b = entry / args_.heads, h = entry % args_.heads;
@@ -230,71 +195,154 @@ class KeyPass : Backward<T> {
     this->load_keys(b, h, tile);
     for (int64_t row = 0; row < args_.queries; row += tiles_.sub_rows) {
       const int64_t rows = std::min(tiles_.sub_rows, args_.queries - row);
+      const int64_t place = entry * args_.queries + row;
       this->load_rows(args_.query, b, h, row, rows, args_.dim, query_);
-      if (has_out_) {
+      if (reads_grad_out_) {
         this->load_rows(in_.grad_out, b, h, row, rows, args_.value_dim, grad_out_);
       }
-      this->weights_and_grads(query_, grad_out_, b, h, row, rows);
-      // The products run over the queries: row j of the left side is column j of P and dS, and dS
-      // needs no padding, as the depth is the exact number of rows.
-      if (grad_value_) {
+      this->products(query_, grad_out_, b, h, row, rows);
+      if (to_.key.data) {
+        this->template to_score_grads<false>(entry, row, rows, sums_.centre + place, nullptr);
+      } else {
+        this->to_weights(entry, row, rows);
+      }
+      // The products run over the queries: row j of the left side is column j of P and dS.
+      if (to_.value.data) {
         pack(grad.row(row), grad.row_stride, grad.dim_stride, rows, args_.value_dim,
              static_cast<A*>(grad_out_panels_));
         gemm<A>(weights_, 1, width_, grad_out_panels_, width_, value_width_, rows, value_sum_,
                 value_width_, row > 0);
       }
-      if (grad_key_) {
-        this->grads_to_scores(centre_ + entry * args_.queries + row, rows);
+      if (to_.key.data) {
+        for (int64_t r = 0; r < rows && Score::kRowMax && args_.band.row_max_grad; ++r) {
+          const int64_t j = in_.rows.place[place + r] - first_key_;
+          if (j >= 0 && j < keys_) {
+            grads_[r * width_ + j] += sums_.through_max[place + r];
+          }
+        }
         pack(query.row(row), query.row_stride, query.dim_stride, rows, args_.dim,
              static_cast<A*>(query_panels_));
         gemm<A>(grads_, 1, width_, query_panels_, width_, dim_width_, rows, key_sum_, dim_width_,
                 row > 0);
       }
     }
-    write(key_sum_, grad_key_, entry, args_.dim, dim_width_);
-    write(value_sum_, grad_value_, entry, args_.value_dim, value_width_);
+    finish(key_sum_, dim_width_, static_cast<A>(args_.scale), to_.key, b, h, args_.dim);
+    finish(value_sum_, value_width_, 1, to_.value, b, h, args_.value_dim);
   }
 
  private:
-  void write(const A* sum, T* to, int64_t entry, int64_t dim, int64_t width) {
-    if (!to) {
+  void finish(A* sum, int64_t width, A factor, const Target4& to, int64_t b, int64_t h,
+              int64_t dim) {
+    if (!to.data) {
       return;
     }
-    to += (entry * args_.keys + first_key_) * dim;
-    for (int64_t j = 0; j < keys_; ++j) {
-      for (int64_t d = 0; d < dim; ++d) {
-        *to++ = narrow<T>(args_.queries ? sum[j * width + d] : A{0});
+    if (args_.queries == 0) {
+      std::fill_n(sum, keys_ * width, A{0});
+    }
+    this->write(sum, width, factor, to, b, h, first_key_, keys_, dim);
+  }
+
+  const BackwardOut& to_;
+  const RowSums<A> sums_;
+  const int64_t dim_width_, value_width_;
+  const bool reads_grad_out_;
+  Scratch<A> query_, query_panels_, grad_out_, grad_out_panels_, key_sum_, value_sum_;
+};
+
+// The gradient of the bias on chosen tokens, from their columns alone. A task is a tile of queries
+// of one batch entry, head after head. Of a key's occurrences the first has its share of dO and δ,
+// and each its own dC.
+template <typename T>
+class TokenBiasPass {
+  using A = Wide<T>;
+
+ public:
+  TokenBiasPass(const AttentionArgs& args, const BackwardIn& in, int64_t rows, A* grad_bias,
+                const A* centre)
+      : args_(args),
+        in_(in),
+        rows_(rows),
+        grad_bias_(grad_bias),
+        centre_(centre),
+        chosen_(args, in.rows, rows),
+        grads_(chosen_.padded_tokens() * round_up(rows, kLanes<A>)) {}
+
+  void task(int64_t b, int64_t tile) {
+    const int64_t first = tile * rows_, count = std::min(rows_, args_.queries - first);
+    const int64_t* ids = args_.token_ids + b * args_.tokens;
+    const A share = args_.head_mean ? A{1} / args_.heads : A{1};
+    chosen_.load_rows(b, first, count);
+    const int64_t width = chosen_.width();
+    for (int64_t h = 0; h < args_.heads; ++h) {
+      const A* centre = centre_ + (b * args_.heads + h) * args_.queries + first;
+      const int64_t entry = args_.head_mean ? b : b * args_.heads + h;
+      const A* p = chosen_.probabilities(h);
+      if (in_.grad_out.data) {
+        chosen_.products(args_.value, in_.grad_out, h, args_.value_dim, grads_);
+      } else {
+        std::fill_n(static_cast<A*>(grads_), args_.tokens * width, A{0});
+      }
+      for (int64_t k = 0; k < args_.tokens; ++k, p += width) {
+        A* to = grad_bias_ + (b * args_.tokens + k) * args_.queries + first;
+        A* grads = grads_ + k * width;
+        const bool again = std::find(ids, ids + k, ids[k]) != ids + k;
+        for (int64_t r = 0; r < count; ++r) {
+          grads[r] = again ? A{0} : grads[r] - centre[r];
+        }
+        if (in_.grad_maps) {
+          const A* own = static_cast<const A*>(in_.grad_maps) +
+                         (entry * args_.tokens + k) * args_.queries + first;
+          for (int64_t r = 0; r < count; ++r) {
+            grads[r] += own[r] * share;
+          }
+        }
+        for (int64_t r = 0; r < count; ++r) {
+          to[r] = h ? to[r] + p[r] * grads[r] : p[r] * grads[r];
+        }
       }
     }
   }
 
-  T *grad_key_, *grad_value_;
+ private:
+  const AttentionArgs& args_;
+  const BackwardIn& in_;
+  const int64_t rows_;
+  A* grad_bias_;
   const A* centre_;
-  const int64_t dim_width_, value_width_;
-  Scratch<A> query_, query_panels_, grad_out_, grad_out_panels_, key_sum_, value_sum_;
+  Chosen<T, KeyBias> chosen_;
+  Scratch<A> grads_;
 };
 
-template <typename T>
+template <typename T, template <typename> class Score>
 void backward(const AttentionArgs& args, const BackwardIn& in, const BackwardOut& to) {
+  using A = Wide<T>;
   const int64_t entries = args.batch * args.heads;
-  const Tiles tiles = plan_tiles<Wide<T>>(args, entries);
-  Scratch<Wide<T>> centre(entries * args.queries);
-  T *query = static_cast<T*>(to.query), *key = static_cast<T*>(to.key),
-    *value = static_cast<T*>(to.value);
+  const Tiles tiles = plan_tiles<A>(args, entries);
+  const bool needs_row_max = args.band.key_frames && args.band.row_max_grad && to.key.data;
+  Scratch<A> centre(entries * args.queries);
+  Scratch<A> through_max(args.band.key_frames ? entries * args.queries : 0);
+  const RowSums<A> sums{centre, through_max};
 #pragma omp parallel num_threads(args.threads)
   {
-    if ((query || key) && args.queries) {
-      QueryPass<T> worker(args, in, tiles, query, centre);
+    if ((to.query.data || to.key.data || to.token_bias) && args.queries) {
+      QueryPass<T, Score> worker(args, in, tiles, to.query, needs_row_max, sums);
 #pragma omp for schedule(dynamic, 1)
       for (int64_t task = 0; task < entries * tiles.row_tiles; ++task) {
         worker.task(task / tiles.row_tiles, task % tiles.row_tiles);
       }
     }
-    if (key || value) {
-      KeyPass<T> worker(args, in, tiles, key, value, centre);
+    if (to.key.data || to.value.data) {
+      KeyPass<T, Score> worker(args, in, tiles, to, sums);
 #pragma omp for schedule(dynamic, 1)
       for (int64_t task = 0; task < entries * tiles.key_tiles; ++task) {
         worker.task(task / tiles.key_tiles, task % tiles.key_tiles);
+      }
+    }
+    if (to.token_bias && args.queries) {
+      TokenBiasPass<T> worker(args, in, tiles.rows, static_cast<A*>(to.token_bias), centre);
+#pragma omp for schedule(dynamic, 1)
+      for (int64_t task = 0; task < args.batch * tiles.row_tiles; ++task) {
+        worker.task(task / tiles.row_tiles, task % tiles.row_tiles);
       }
     }
   }
@@ -303,15 +351,18 @@ void backward(const AttentionArgs& args, const BackwardIn& in, const BackwardOut
 }  // namespace
 
 void attention_backward(const AttentionArgs& args, const BackwardIn& in, const BackwardOut& to) {
-  by_type(args.dtype, [&](auto zero) { backward<decltype(zero)>(args, in, to); });
+  by_policy(args, [&](auto zero, auto policy) {
+    backward<decltype(zero), decltype(policy)::template Of>(args, in, to);
+  });
 }
 
 void attention_forward(const AttentionArgs& args, const ForwardOut& to);
+void attention_capture(const AttentionArgs& args, const void* lse, void* maps);
 
 }  // namespace cvg::CVG_LEVEL
 
 const cvg::AttentionKernels& cvg::CVG_OF_LEVEL(attention_kernels)() {
-  static const AttentionKernels kernels{CVG_LEVEL::attention_forward,
-                                        CVG_LEVEL::attention_backward};
+  static const AttentionKernels kernels{CVG_LEVEL::attention_forward, CVG_LEVEL::attention_backward,
+                                        CVG_LEVEL::attention_capture};
   return kernels;
 }

@@ -10,7 +10,6 @@
 #include <cstdint>
 
 #include "cpu/simd.h"
-#include "cvg/dtype.h"
 
 namespace cvg::CVG_LEVEL {
 
@@ -55,13 +54,15 @@ template <typename A>
 void gemm(const A* a, int64_t row_stride, int64_t depth_stride, const A* b, int64_t rows,
           int64_t columns, int64_t depth, A* c, int64_t c_stride, bool accumulate) {
   constexpr int64_t lanes = kLanes<A>;
-  const int64_t panels = columns / lanes;
-  for (int64_t p = 0; p < panels; p += kPanels) {
+  // As even a cut as there is: four panels are two and two, for a block of one is slow.
+  int64_t panels = columns / lanes, blocks = (panels + kPanels - 1) / kPanels;
+  for (int64_t p = 0; blocks > 0; --blocks) {
+    const int64_t count = (panels - p + blocks - 1) / blocks;
     const A* panel = b + p * depth * lanes;
     for (int64_t r = 0; r < rows; r += kRows<A>) {
       const A* left = a + r * row_stride;
       A* to = c + r * c_stride + p * lanes;
-      switch (panels - p) {
+      switch (count) {
         case 1:
           gemm_block<1>(left, row_stride, depth_stride, panel, depth, to, c_stride, accumulate);
           break;
@@ -73,52 +74,7 @@ void gemm(const A* a, int64_t row_stride, int64_t depth_stride, const A* b, int6
                               accumulate);
       }
     }
-  }
-}
-
-// Rows [first, first + count) of a strided matrix as row-major wide numbers, zero-padded to
-// `padded` rows.
-template <typename T, typename A>
-void copy_rows(const T* from, int64_t row_stride, int64_t dim_stride, int64_t count, int64_t padded,
-               int64_t dim, A* to) {
-  for (int64_t r = 0; r < padded; ++r) {
-    for (int64_t d = 0; d < dim; ++d) {
-      to[r * dim + d] = r < count ? widen(from[r * row_stride + d * dim_stride]) : A{0};
-    }
-  }
-}
-
-// B = the matrix itself: depth runs over its rows, lanes over its columns.
-template <typename T, typename A>
-void pack(const T* from, int64_t row_stride, int64_t dim_stride, int64_t rows, int64_t dim, A* to) {
-  constexpr int64_t lanes = kLanes<A>;
-  for (int64_t first = 0; first < dim; first += lanes) {
-    const int64_t width = dim - first < lanes ? dim - first : lanes;
-    for (int64_t r = 0; r < rows; ++r, to += lanes) {
-      const T* row = from + r * row_stride + first * dim_stride;
-      for (int64_t i = 0; i < width; ++i) {
-        to[i] = widen(row[i * dim_stride]);
-      }
-      for (int64_t i = width; i < lanes; ++i) {
-        to[i] = 0;
-      }
-    }
-  }
-}
-
-// B = the transpose: depth runs over the matrix's columns, lanes over its rows.
-template <typename T, typename A>
-void pack_transposed(const T* from, int64_t row_stride, int64_t dim_stride, int64_t rows,
-                     int64_t dim, A* to) {
-  constexpr int64_t lanes = kLanes<A>;
-  for (int64_t first = 0; first < rows; first += lanes, to += dim * lanes) {
-    const int64_t width = rows - first < lanes ? rows - first : lanes;
-    for (int64_t i = 0; i < lanes; ++i) {
-      const T* row = from + (first + i) * row_stride;
-      for (int64_t d = 0; d < dim; ++d) {
-        to[d * lanes + i] = i < width ? widen(row[d * dim_stride]) : A{0};
-      }
-    }
+    p += count;
   }
 }
 

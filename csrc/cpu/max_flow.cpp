@@ -43,7 +43,8 @@ void subgraphs(const SubgraphArgs& args) {
 #pragma omp parallel num_threads(threads)
   {
     auto arcs = memory_of(Position::bytes(args.frames, args.hops));
-    auto work = memory_of(Workspace::bytes(args.frames, layers, layers - 1));
+    auto near = memory_of(Workspace::near_bytes(args.frames, layers, layers - 1));
+    auto far = memory_of(Workspace::far_bytes(args.frames, layers, layers - 1));
     const Position position(arcs.data(), args.frames, args.hops);
 #pragma omp for schedule(dynamic, 1)
     for (int64_t task = 0; task < positions * parts; ++task) {
@@ -56,7 +57,8 @@ void subgraphs(const SubgraphArgs& args) {
       for (int64_t k = part * args.tokens / parts; k < (part + 1) * args.tokens / parts; ++k) {
         for (int frame = args.every_frame ? 0 : -1; frame < (args.every_frame ? args.frames : 0);
              ++frame) {
-          if (!solve_subgraph<T>(args, b, k, l, frame, position, work.data(), Alone{})) {
+          if (!solve_subgraph<T>(args, b, k, l, frame, position, near.data(), far.data(),
+                                 Alone{})) {
             report(args.bad);
             break;
           }
@@ -155,10 +157,11 @@ void graphs(const GraphArgs& args) {
   const int threads = threads_for(args.graphs * args.nodes * args.nodes, args.threads);
 #pragma omp parallel num_threads(threads)
   {
-    auto memory = memory_of(graph_bytes(args.nodes));
+    auto near = memory_of(graph_near_bytes(args.nodes));
+    auto far = memory_of(graph_far_bytes(args.nodes));
 #pragma omp for schedule(dynamic, 4)
     for (int64_t graph = 0; graph < args.graphs; ++graph) {
-      if (!solve_graph<T>(args, graph, memory.data(), Alone{})) {
+      if (!solve_graph<T>(args, graph, near.data(), far.data(), Alone{})) {
         report(args.bad);
       }
     }

@@ -7,9 +7,8 @@
 #include <algorithm>
 #include <cstdint>
 #include <type_traits>
-#include <utility>
 
-#include "cpu/gemm.h"
+#include "cpu/pack.h"
 
 namespace cvg::CVG_LEVEL {
 
@@ -91,33 +90,6 @@ void multiply(const A* a, int64_t row_stride, int64_t depth_stride, Rows<const A
     const int64_t r = std::min(next, rows - kRows<A>);
     rows_strip<kRows<A>>(a + r * row_stride, row_stride, depth_stride, b, columns, depth,
                          c.data + r * c.stride, c.stride);
-  }
-}
-
-// One half of a and b, lane by lane in turn: a0 b0 a1 b1 …
-template <typename A, int64_t First, size_t... Lane>
-inline Vec<A> interleave(Vec<A> a, Vec<A> b, std::index_sequence<Lane...>) {
-  constexpr int64_t lanes = kLanes<A>;
-#ifdef __clang__
-  return __builtin_shufflevector(a, b, (First + Lane / 2 + Lane % 2 * lanes)...);
-#else
-  typedef decltype(a < b) Places;
-  return __builtin_shuffle(a, b, Places{(First + Lane / 2 + Lane % 2 * lanes)...});
-#endif
-}
-
-// A square block: log₂ lanes rounds, each interleaving the upper half of the rows with the lower.
-template <typename A>
-inline void transpose_block(Vec<A> (&v)[kLanes<A>]) {
-  constexpr int64_t lanes = kLanes<A>;
-  constexpr auto all = std::make_index_sequence<lanes>{};
-  for (int64_t round = 1; round < lanes; round *= 2) {
-    Vec<A> next[lanes];
-    for (int64_t r = 0; r < lanes / 2; ++r) {
-      next[2 * r] = interleave<A, 0>(v[r], v[r + lanes / 2], all);
-      next[2 * r + 1] = interleave<A, lanes / 2>(v[r], v[r + lanes / 2], all);
-    }
-    std::copy_n(next, lanes, v);
   }
 }
 

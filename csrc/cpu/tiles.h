@@ -3,7 +3,7 @@
 
 #include <algorithm>
 
-#include "cpu/gemm.h"
+#include "cpu/pack.h"
 #include "cpu/scratch.h"
 #include "cvg/attention.h"
 
@@ -25,8 +25,8 @@ struct Tiles {
 
 // `others` is the number of tasks that come from batch (and heads); small problems get smaller
 // tasks.
-template <typename A, typename Args>
-Tiles plan_tiles(const Args& args, int64_t others) {
+template <typename A>
+Tiles plan_tiles(const AttentionArgs& args, int64_t others) {
   Tiles tiles;
   tiles.keys = args.keys <= kOneTile ? args.keys : kLongTile;
   tiles.key_tiles = (args.keys + tiles.keys - 1) / tiles.keys;
@@ -54,18 +54,6 @@ template <typename T>
 Matrix<T> matrix(const Tensor4& t, int64_t b, int64_t h) {
   return {static_cast<const T*>(t.data) + b * t.stride[0] + h * t.stride[1], t.stride[2],
           t.stride[3]};
-}
-
-// The additive mask of one key tile: 0 or the bias, -inf where a vector reaches beyond the keys.
-template <typename A>
-void tile_bias(const AttentionArgs& args, int64_t b, int64_t first, int64_t count, int64_t padded,
-               A* to) {
-  const A* bias = static_cast<const A*>(args.bias);
-  for (int64_t j = 0; j < padded; ++j) {
-    to[j] = j >= count ? -std::numeric_limits<A>::infinity()
-            : bias     ? bias[b * args.keys + first + j]
-                       : A{0};
-  }
 }
 
 }  // namespace cvg::CVG_LEVEL

@@ -1,94 +1,50 @@
-// Exact maximum flow on a GPU: the shared solver (cvg/max_flow.h), a warp a graph.
-//
-// A block reads the arcs of one position once and its warps solve the graphs of all tokens (and
-// frames) there. Lanes share the breadth-first search and all copying; the depth-first search is
-// one lane's. Everything stays in shared memory, unless it is too large: then in device memory.
+// Exact maximum flow on a GPU: a block is cvg/flow_blocks.h.
 #include <algorithm>
 
-#include "cvg/flow_graphs.h"
+#include "cvg/flow_blocks.h"
 #include "cvg/max_flow_cuda.h"
 
 namespace cvg {
 
 namespace {
 
-constexpr int kLanes = 32, kMaxWarps = 8, kBlocksPerProcessor = 8;
+constexpr int kLanes = 32;
 
-struct Warp {
+struct CudaLanes {
   __device__ int lane() const { return threadIdx.x % kLanes; }
-  __device__ int size() const { return kLanes; }
   __device__ void sync() const { __syncwarp(); }
   __device__ uint64_t any(uint64_t word) const {
-    __syncwarp();  // a reduction alone does not order memory
     const uint64_t high = __reduce_or_sync(~0u, static_cast<unsigned>(word >> 32));
     return high << 32 | __reduce_or_sync(~0u, static_cast<unsigned>(word));
   }
-  __device__ uint64_t gather(uint64_t nodes, const uint64_t* words, int count, uint64_t) const {
-    uint64_t found = 0;
-    for (int node = lane(); node < count; node += kLanes) {
-      found |= nodes & bit(node) ? words[node] : 0;
-    }
-    return any(found);
-  }
 };
 
-struct Block {
+struct CudaBlock {
   __device__ int lane() const { return threadIdx.x; }
   __device__ int size() const { return blockDim.x; }
+  __device__ void sync() const { __syncthreads(); }
   __device__ uint64_t any(uint64_t word) const { return __syncthreads_or(word != 0); }
 };
 
-__device__ char* block_memory(const FlowPlan& plan, void* scratch) {
-  extern __shared__ double shared[];
-  return plan.in_shared ? reinterpret_cast<char*>(shared)
-                        : static_cast<char*>(scratch) + blockIdx.x * plan.block_bytes;
-}
+extern __shared__ double shared_memory[];
 
-__host__ __device__ int sinks_of(bool every_frame, int frames) {
-  return every_frame ? frames : 1;
+__device__ char* device_memory(const FlowPlan& plan, void* scratch) {
+  return static_cast<char*>(scratch) + blockIdx.x * plan.device_bytes();
 }
 
 template <typename T>
 __global__ void subgraphs(const __grid_constant__ SubgraphArgs args,
                           const __grid_constant__ FlowPlan plan, void* scratch, int64_t parts) {
-  const int layers = inner_layers(args), sinks = sinks_of(args.every_frame, args.frames);
-  const int warp = threadIdx.x / kLanes;
-  char* memory = block_memory(plan, scratch);
-  const Position position(memory, args.frames, args.hops);
-  void* work = memory + Position::bytes(args.frames, args.hops) +
-               warp * Workspace::bytes(args.frames, layers, layers - 1);
-  const int64_t graphs = args.tokens * sinks, tasks = args.batch * args.positions * parts;
-  for (int64_t task = blockIdx.x; task < tasks; task += gridDim.x) {
-    const int64_t part = task % parts, place = task / parts;
-    const int64_t b = place / args.positions, l = place % args.positions;
-    __syncthreads();  // the arcs of the task before are done with
-    const bool good = read_position<T>(args, b, l, Block{}, position);
-    __syncthreads();
-    if (!good) {
-      *args.bad = 1;
-      continue;
-    }
-    const int64_t end = (part + 1) * graphs / parts;
-    for (int64_t graph = part * graphs / parts + warp; graph < end; graph += plan.warps) {
-      const int frame = args.every_frame ? static_cast<int>(graph % sinks) : -1;
-      if (!solve_subgraph<T>(args, b, graph / sinks, l, frame, position, work, Warp{})) {
-        *args.bad = 1;
-      }
-    }
-  }
+  subgraphs_of_block<T>(args, plan, reinterpret_cast<char*>(shared_memory),
+                        device_memory(plan, scratch), blockIdx.x, threadIdx.x / kLanes, parts,
+                        CudaBlock{}, CudaLanes{});
 }
 
 template <typename T>
 __global__ void graphs(const __grid_constant__ GraphArgs args,
                        const __grid_constant__ FlowPlan plan, void* scratch) {
-  const int64_t warp = threadIdx.x / kLanes;
-  char* memory = block_memory(plan, scratch) + warp * graph_bytes(args.nodes);
-  for (int64_t graph = int64_t{blockIdx.x} * plan.warps + warp; graph < args.graphs;
-       graph += int64_t{gridDim.x} * plan.warps) {
-    if (!solve_graph<T>(args, graph, memory, Warp{})) {
-      *args.bad = 1;
-    }
-  }
+  graphs_of_block<T>(args, plan, reinterpret_cast<char*>(shared_memory),
+                     device_memory(plan, scratch), blockIdx.x, threadIdx.x / kLanes, CudaLanes{});
 }
 
 // One thread an entry of the gradient of cross, or of one position's hop.
@@ -134,42 +90,26 @@ __global__ void gradient_of_hop(const __grid_constant__ SubgraphGradArgs args, i
   }
 }
 
-// As many warps as fit a block's shared memory, up to those that have work.
-cudaError_t make_plan(size_t common, size_t each, int64_t warps_with_work, int64_t blocks_with_work,
-                      FlowPlan* plan) {
-  int device = 0, processors = 0, limit = 0;
-  cudaError_t error = cudaGetDevice(&device);
-  if (error == cudaSuccess) {
-    error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-  }
-  if (error == cudaSuccess) {
-    error = cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  }
-  if (error != cudaSuccess) {
-    return error;
-  }
-  const int useful = static_cast<int>(std::clamp<int64_t>(warps_with_work, 1, kMaxWarps));
-  const size_t fitting = size_t(limit) > common ? (limit - common) / each : 0;
-  plan->in_shared = fitting > 0;
-  plan->warps = plan->in_shared ? static_cast<int>(std::min<size_t>(useful, fitting)) : useful;
-  plan->block_bytes = common + plan->warps * each;
-  plan->blocks =
-      static_cast<int>(std::clamp<int64_t>(blocks_with_work, 1, processors * kBlocksPerProcessor));
-  return cudaSuccess;
-}
-
-// Tasks a position: one, unless there are too few positions for the device; then as many as leave
-// each warp a graph.
-int64_t parts_of(const SubgraphArgs& args, const FlowPlan& plan) {
-  const int64_t graphs = args.tokens * sinks_of(args.every_frame, args.frames);
-  const int64_t positions = std::max<int64_t>(args.batch * args.positions, 1);
-  return std::clamp<int64_t>(plan.blocks / positions, 1, std::max<int64_t>(graphs / plan.warps, 1));
+cudaError_t read_device(FlowDevice* device) {
+  int current = 0, shared_of_block = 0, shared_of_processor = 0;
+  cudaError_t error = cudaGetDevice(&current);
+  const auto read = [&](int* to, cudaDeviceAttr attribute) {
+    if (error == cudaSuccess) {
+      error = cudaDeviceGetAttribute(to, attribute, current);
+    }
+  };
+  read(&device->processors, cudaDevAttrMultiProcessorCount);
+  read(&shared_of_block, cudaDevAttrMaxSharedMemoryPerBlockOptin);
+  read(&shared_of_processor, cudaDevAttrMaxSharedMemoryPerMultiprocessor);
+  device->shared_of_block = shared_of_block;
+  device->shared_of_processor = shared_of_processor;
+  return error;
 }
 
 template <typename... Parameters, typename... Given>
 cudaError_t launch(void (*kernel)(Parameters...), const FlowPlan& plan, cudaStream_t stream,
                    const Given&... given) {
-  const size_t shared = plan.in_shared ? plan.block_bytes : 0;
+  const size_t shared = plan.shared_bytes();
   const cudaError_t error = cudaFuncSetAttribute(
       kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared));
   if (error != cudaSuccess) {
@@ -182,15 +122,17 @@ cudaError_t launch(void (*kernel)(Parameters...), const FlowPlan& plan, cudaStre
 }  // namespace
 
 cudaError_t plan_subgraphs(const SubgraphArgs& args, FlowPlan* plan) {
-  const int layers = inner_layers(args);
-  const int64_t graphs = args.tokens * sinks_of(args.every_frame, args.frames);
-  return make_plan(Position::bytes(args.frames, args.hops),
-                   Workspace::bytes(args.frames, layers, layers - 1), graphs,
-                   args.batch * args.positions * graphs, plan);
+  FlowDevice device{};
+  const cudaError_t error = read_device(&device);
+  *plan = error == cudaSuccess ? subgraph_plan(args, device) : FlowPlan{};
+  return error;
 }
 
 cudaError_t plan_graphs(const GraphArgs& args, FlowPlan* plan) {
-  return make_plan(0, graph_bytes(args.nodes), args.graphs, args.graphs, plan);
+  FlowDevice device{};
+  const cudaError_t error = read_device(&device);
+  *plan = error == cudaSuccess ? graph_plan(args, device) : FlowPlan{};
+  return error;
 }
 
 cudaError_t solve_subgraphs(const SubgraphArgs& args, const FlowPlan& plan, void* scratch,
@@ -210,7 +152,7 @@ cudaError_t subgraph_gradients(const SubgraphGradArgs& args, cudaStream_t stream
   const auto plan_for = [](int64_t entries) {
     const int64_t threads = kMaxWarps * kLanes;
     const int64_t blocks = std::clamp<int64_t>((entries + threads - 1) / threads, 1, 1 << 20);
-    return FlowPlan{static_cast<int>(blocks), kMaxWarps, 0, true};
+    return FlowPlan{static_cast<int>(blocks), kMaxWarps, {0, 0, 0}, true, true};
   };
   cudaError_t error = cudaSuccess;
   const int64_t width = args.frames, places = args.batch * args.positions;

@@ -14,8 +14,8 @@ innermost, once for all kernels of a call, and every load and store below then m
 
     floor  4 L (F² + 2 K F)        here  4 L (3 F² + 2 K F)
 
-from memory, at L = 2560, F = 16, K = 77 27.9 and 33.1 MB; loads of edges repeat for every 8 tokens, 4 L F² ⌈K / 8⌉ bytes, and
-find them in the second-level cache.
+from memory, at L = 2560, F = 16, K = 77 27.9 and 33.1 MB; loads of edges repeat for every 8 tokens, 4 L F² ⌈K / 8⌉ bytes,
+and find them in the second-level cache.
 """
 
 from __future__ import annotations

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
-import triton
 
 from cvg_kernels._layout import dense_like
-from cvg_kernels._triton.launch import INTERPRETED, Launch, padded, unit_strides
+from cvg_kernels._triton.launch import (
+    INTERPRETED,
+    Launch,
+    next_power_of_2,
+    padded,
+    strides,
+    unit_strides,
+)
 from cvg_kernels._triton.temporal_attention_kernels import (
     temporal_backward_kernel,
     temporal_forward_kernel,
@@ -27,27 +33,29 @@ class Tile:
     warps: int
 
 
-def tile_of(frames: int, head_dim: int, element_size: int, *, backward: bool) -> Tile:
+def tile_of(frames: int, element_size: int, *, summing: bool = False) -> Tile:
     """The tile for sequences of some length: whole sequences, and no more than registers hold.
 
     Args:
         frames: length of a sequence.
-        head_dim: the larger of query's and value's.
         element_size: bytes of an element.
-        backward: whether for the backward pass, which holds more at once.
+        summing: whether the gradient of the band is summed, which takes registers too.
     """
     # Products are of whole tiles: the smallest that suits tensor cores wastes least on what the mask hides.
-    rows = max(16 if element_size == 4 else 32, triton.next_power_of_2(frames))
-    few = head_dim <= 64 and rows <= (32 if backward else 64)
-    warps = 4 if few and element_size == 2 else 8
-    return Tile(rows, rows // frames, warps)
+    rows = max(16 if element_size == 4 else 32, next_power_of_2(frames))
+    if element_size == 4:
+        return Tile(rows, rows // frames, 8)
+    # 8 warps on less than 128 rows make every product of logits twice; where they share sums that is the lesser evil.
+    return Tile(rows, rows // frames, 8 if rows > (32 if summing else 64) else 4)
 
 
-def _common(query, key, value, added, scale, by_row_max, *, backward) -> tuple[dict, dict, Tile]:
+def _common(
+    query, key, value, added, scale, by_row_max, *, summing=False
+) -> tuple[dict, dict, Tile]:
     """Arguments and constants that both kernels share, and the tile."""
     batch, positions, heads, frames, dim = query.shape
     value_dim = value.shape[-1]
-    tile = tile_of(frames, max(dim, value_dim), query.element_size(), backward=backward)
+    tile = tile_of(frames, query.element_size(), summing=summing)
     arguments = {
         "query": query, "key": key, "value": value, "added": added,
         "positions": positions, "total": batch * positions, "heads": heads,
@@ -64,8 +72,11 @@ def _common(query, key, value, added, scale, by_row_max, *, backward) -> tuple[d
 
 
 def _add_strides(name: str, tensor: torch.Tensor | None, arguments: dict, constants: dict) -> None:
-    """Adds the strides of a tensor `[B, P, H, F, D]`, and their unit."""
-    steps, unit = unit_strides(name, tensor, "bphfd")
+    """Adds the strides of a tensor `[B, P, H, F, D]`, in units where that tells the compiler what it cannot see itself."""
+    if tensor is None or all(step % 16 == 0 for step in tensor.stride()[:-1]):
+        steps, unit = strides(name, tensor, "bphfd"), {f"{name.upper()}_UNIT": 1}
+    else:
+        steps, unit = unit_strides(name, tensor, "bphfd")
     arguments.update(steps)
     constants.update(unit)
 
@@ -86,9 +97,7 @@ def forward_launch(query, key, value, added, scale, by_row_max, capture):
     out, maps = dense_like(query, value.shape[-1]), None
     if capture:
         maps = query.new_empty((batch, positions, frames, frames), dtype=torch.float32)
-    arguments, constants, tile = _common(
-        query, key, value, added, scale, by_row_max, backward=False
-    )
+    arguments, constants, tile = _common(query, key, value, added, scale, by_row_max)
     arguments |= {"out": out, "maps": maps}
     _add_strides("out", out, arguments, constants)
     constants["MAPS"] = capture
@@ -102,16 +111,19 @@ def backward_launch(
     need_query, need_key, need_value, need_added,
 ):  # fmt: skip
     """The launch of the backward pass and what it fills: three gradients, and sums for the fourth, or `None`s."""
-    arguments, constants, tile = _common(query, key, value, added, scale, by_row_max, backward=True)
+    arguments, constants, tile = _common(
+        query, key, value, added, scale, by_row_max, summing=need_added
+    )
     needed = {"query": need_query, "key": need_key, "value": need_value}
     grads = {name: dense_like(arguments[name]) if need else None for name, need in needed.items()}
     programs, sums = arguments["tiles"] * arguments["heads"], None
-    if need_added:  # its sums take registers too: more warps share them
-        tile = replace(tile, warps=8)
+    if need_added:
         programs = min(programs, _SUMMING_PROGRAMS)
         sums = query.new_empty((programs, tile.rows, tile.rows), dtype=torch.float32)
     if grad_out is not None and grad_out.stride(-1) != 1:
-        grad_out = grad_out.contiguous()  # of a sum all strides are 0: no load would be of more than one number
+        grad_out = (
+            grad_out.contiguous()
+        )  # of a sum all strides are 0: no load would be of more than one number
     grad_maps = None if grad_maps is None else grad_maps.contiguous()
     arguments |= {"grad_out": grad_out, "grad_maps": grad_maps, "sums": sums}
     _add_strides("grad", grad_out, arguments, constants)

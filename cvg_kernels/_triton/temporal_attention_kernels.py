@@ -129,7 +129,22 @@ def temporal_forward_kernel(
             VALUE_DIM, VALUE_PAD, VALUE_UNIT,
         )  # fmt: skip
         o = dot(weights.to(v.dtype), v, UPCAST) * share[:, None]
-        store_tile(out, o, b, p, h, frame, inside, out_b, out_p, out_h, out_f, VALUE_DIM, VALUE_PAD, OUT_UNIT)
+        store_tile(
+            out,
+            o,
+            b,
+            p,
+            h,
+            frame,
+            inside,
+            out_b,
+            out_p,
+            out_h,
+            out_f,
+            VALUE_DIM,
+            VALUE_PAD,
+            OUT_UNIT,
+        )
         if MAPS:
             captured += weights * share[:, None]
     if MAPS:

@@ -1,7 +1,8 @@
 """Launchers of Vico's score of tokens: they allocate and launch.
 
-Bytes, in passes over `[B, K, F, h, w]` in float32. Forward: floor 1, here 3 (flow read; shares written, and read). Backward:
-floor 1 (zeros written), here 2 and a quarter (marks of a byte cleared; zeros written, and read) and what lies near peaks.
+Bytes, in passes over `[B, K, F, h, w]` in float32. Forward: floor 1, here 3 (flow read; shares written, and read).
+Backward: floor 1 (zeros written), here 2 and a quarter (marks of a byte cleared; zeros written, and read) and what lies
+near peaks.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ import triton
 
 from cvg_kernels._triton.launch import Launch
 from cvg_kernels._triton.token_peaks_kernels import (
-    flow_gradient_kernel,
     hit_kernel,
+    logit_gradient_kernel,
     peak_kernel,
     share_gradient_kernel,
     shares_kernel,
@@ -80,7 +81,7 @@ def gradient_launches(weights, flow, sums, hits, counts, sharpness, sigma):
     }  # fmt: skip
     launches = [
         _block_launch(share_gradient_kernel, flow, arguments),
-        _softmax_launch(flow_gradient_kernel, flow, arguments),
+        _softmax_launch(logit_gradient_kernel, flow, arguments),
     ]
     return launches, grad
 

@@ -1,9 +1,9 @@
 """Kernels of Vico's score of tokens: A_k = max (G ∗ softmax_K(sharpness · flow))_k.
 
-The softmax is held as the largest logit and the sum of exponentials below it, two numbers a voxel (their one logarithm would
-cost digits). G is the product of three-tap filters (side, 1, side) / (1 + 2 side) along frames, rows and columns, reflected
-at the ends. A voxel's smoothed share reads 27 neighbours; a program walks through FRAMES frames of a block of places and
-keeps three smoothed planes, so that it loads 9 of them a frame.
+The softmax is held as the largest logit and the sum of exponentials below it, two numbers a voxel (their one logarithm
+would cost digits). G is the product of three-tap filters (side, 1, side) / (1 + 2 side) along frames, rows and columns,
+reflected at the ends. A voxel's smoothed share reads 27 neighbours; a program walks through FRAMES frames of a block of
+places and keeps three smoothed planes, so that it loads 9 of them a frame.
 
 Backward, a score hangs on the 27 voxels around its peak alone. Blocks that do not hold a peak are known by their maxima
 from the forward pass; the gradient of shares is gathered near peaks only, and that of flow written where any token has one:
@@ -114,7 +114,7 @@ def block_peak(
     source, most, hits, top, frames, height, width, sharpness, side,
     BLOCK: tl.constexpr, FRAMES: tl.constexpr, MADE: tl.constexpr, MARK: tl.constexpr,
 ):  # fmt: skip
-    """The largest smoothed share of a program's block; with MARK the number of places that reach `top`, set to 1 in `hits`."""
+    """The largest smoothed share of a program's block; with MARK how many reach `top`, which are set to 1 in `hits`."""
     voxels = frames * height * width
     v = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = v < height * width
@@ -238,7 +238,7 @@ def share_gradient_kernel(
 
 
 @triton.jit
-def flow_gradient_kernel(
+def logit_gradient_kernel(
     flow, sums, grad, tokens, voxels, sharpness, TOKENS: tl.constexpr, VOXELS: tl.constexpr
 ):
     """Turns the gradient of shares in `grad` to that of flow:  sharpness · share_k (dshare_k − Σ_j dshare_j share_j).

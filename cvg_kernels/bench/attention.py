@@ -27,9 +27,10 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from cvg_kernels.backends import OPERATIONS, Backend, unavailable_reason
 from cvg_kernels.bench import host_cost
 from cvg_kernels.bench.harness import (
+    OURS,
+    arms_by_backend,
     as_layers_have_it,
     as_layers_take_it,
     assert_agreement,
@@ -44,7 +45,6 @@ from cvg_kernels.ops import attention_with_capture
 KIND, ROUNDS = "layers", {"cpu": 7, "gpu": 50}
 TOKENS = 8
 FLOOR = "sdpa alone"
-OURS = "cvg_kernels"
 #: Arms that hold the N×M matrix. A graph keeps its memory, and these would leave none for the others.
 _LARGE = ("eager", "sdpa+softmax")
 #: torch's own backends, by the kind of device.
@@ -163,7 +163,8 @@ def flex_and_lse() -> Callable:
 def floors_for(device: torch.device) -> dict[str, Callable]:
     """The arms that make no maps."""
     floors = {FLOOR: sdpa_alone}
-    floors |= {f"sdpa {name}": sdpa_by(backend) for name, backend in STOCK[device.type].items()}
+    stock = STOCK.get(device.type, {})
+    floors |= {f"sdpa {name}": sdpa_by(backend) for name, backend in stock.items()}
     if device.type == "cuda" and find_spec("flash_attn") is not None:
         floors["flash_attn alone"] = flash_attn_alone
     return floors
@@ -175,13 +176,7 @@ def arms_for(device: torch.device, dtype: torch.dtype) -> dict[str, Callable]:
     arms |= {"eager": eager, "sdpa+softmax": sdpa_and_softmax, "v-augmented": v_augmented}
     if device.type == "cuda":
         arms["flex+lse"] = flex_and_lse()
-    for backend in OPERATIONS["attention"]:
-        at_full_speed = backend is not Backend.TRITON or device.type == "cuda"  # not interpreted
-        if backend is Backend.REFERENCE or not at_full_speed:
-            continue
-        if unavailable_reason("attention", backend, device, dtype) is None:
-            arms[f"{OURS} {backend.value}"] = ours_by(backend.value)
-    return arms | {OURS: ours_by("auto")}
+    return arms | arms_by_backend("attention", ours_by, device, dtype)
 
 
 def cases(device: torch.device, quick: bool) -> tuple[Shape, ...]:

@@ -1,11 +1,12 @@
 """Attention over all tokens of a video with a band by frame distance, against what people could write today.
 
-Query, key and value lie as the layers' projections leave them, `[B, N, H, D]` seen as `[B, H, N, D]`. Every arm returns the
-layer's output, and its backward pass goes to query, key and value:
+Query, key and value lie as the layers' projections leave them, `[B, N, H, D]` seen as `[B, H, N, D]`, and every arm makes
+of its output what the next projection takes, `[B, N, H·D]`; its backward pass goes to query, key and value:
 
 * eager: logits, the band scaled by the rows' maxima, softmax, product with v, each N×N in full;
 * sdpa+mask: stock attention with a dense mask that holds the band scaled by the rows' maxima. Stock attention gives no
-  maxima, so the logits are made in full for them, and once more inside.
+  maxima, so the logits are made in full for them, and once more inside;
+* cvg_kernels and a backend: ours by that backend; cvg_kernels alone is as `auto` chooses.
 
 `sdpa without band` computes less: no band at all. It is the floor: one pass over the keys, where the band needs two.
 """
@@ -19,6 +20,9 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from cvg_kernels.bench.harness import (
+    arms_by_backend,
+    as_layers_have_it,
+    as_layers_take_it,
     assert_agreement,
     extra_bytes,
     forward,
@@ -30,7 +34,6 @@ from cvg_kernels.ops import frame_band_attention
 KIND, ROUNDS = "layers", {"cpu": 3, "gpu": 20}
 SIGMA = 2.0
 FLOOR = "sdpa without band"
-OURS = "cvg_kernels"
 
 
 class Shape(NamedTuple):
@@ -72,44 +75,42 @@ GPU_SHAPES = (
 QUICK_SHAPES = (Shape("quick", 2, 5, 9, 0, 16), Shape("quick, joint", 2, 4, 12, 7, 24))
 
 
-def ours(q, k, v, frames, g):
-    """frame_band_attention."""
-    return (frame_band_attention(q, k, v, frames, frames, sigma=SIGMA).out,)
+def ours_by(backend: str) -> Callable:
+    """frame_band_attention by one backend."""
+
+    def ours(q, k, v, frames, g):
+        found = frame_band_attention(q, k, v, frames, frames, sigma=SIGMA, backend=backend)
+        return (as_layers_take_it(found.out),)
+
+    return ours
 
 
 def eager(q, k, v, frames, g):
     """Every step in full."""
     s = q @ k.mT * q.shape[-1] ** -0.5
     s = s + s.amax(-1, keepdim=True) * g
-    return (s.softmax(-1) @ v,)
+    return (as_layers_take_it(s.softmax(-1) @ v),)
 
 
 def sdpa_and_mask(q, k, v, frames, g):
     """Stock attention, the band as its mask."""
     s = q @ k.mT * q.shape[-1] ** -0.5
-    return (scaled_dot_product_attention(q, k, v, attn_mask=s.amax(-1, keepdim=True) * g),)
+    mask = s.amax(-1, keepdim=True) * g
+    return (as_layers_take_it(scaled_dot_product_attention(q, k, v, attn_mask=mask)),)
 
 
 def sdpa_alone(q, k, v, frames, g):
     """No band: the floor."""
-    return (scaled_dot_product_attention(q, k, v),)
+    return (as_layers_take_it(scaled_dot_product_attention(q, k, v)),)
 
 
-ARMS: dict[str, Callable] = {
-    FLOOR: sdpa_alone,
-    "eager": eager,
-    "sdpa+mask": sdpa_and_mask,
-    OURS: ours,
-}
+RIVALS: dict[str, Callable] = {FLOOR: sdpa_alone, "eager": eager, "sdpa+mask": sdpa_and_mask}
 
 
 def make_inputs(shape: Shape, device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
     """Random query, key and value, the frame of every token, and G `[N, N]`, which the rivals' users would make once."""
     q, k, v = (
-        torch.randn(1, shape.tokens, shape.heads, shape.dim, device=device)
-        .to(dtype)
-        .transpose(1, 2)
-        for _ in range(3)
+        as_layers_have_it(1, shape.heads, shape.tokens, shape.dim, device, dtype) for _ in range(3)
     )
     frames = torch.arange(shape.frames, dtype=torch.int32).repeat_interleave(shape.positions)
     frames = torch.cat([torch.full((shape.text,), -1, dtype=torch.int32), frames]).to(device)
@@ -133,10 +134,11 @@ def measure(shape: Shape, device: torch.device, dtype: torch.dtype, rounds: int)
         AssertionError: if an arm does not compute what ours computes: a wrong result is not timed.
     """
     inputs = make_inputs(shape, device, dtype)
+    arms = RIVALS | arms_by_backend("frame_band_attention", ours_by, device, dtype)
     calls = {
-        "forward": {name: forward(arm, inputs) for name, arm in ARMS.items()},
+        "forward": {name: forward(arm, inputs) for name, arm in arms.items()},
         "forward_backward": {
-            name: forward_backward(arm, inputs, (0, 1, 2)) for name, arm in ARMS.items()
+            name: forward_backward(arm, inputs, (0, 1, 2)) for name, arm in arms.items()
         },
     }
     banded = {name: call for name, call in calls["forward"].items() if name != FLOOR}
@@ -147,11 +149,11 @@ def measure(shape: Shape, device: torch.device, dtype: torch.dtype, rounds: int)
         "flops": shape.flops,
         "matrix_bytes": shape.matrix_bytes(inputs[0].element_size()),
     }
-    for kind, arms in calls.items():
-        result[kind] = median_seconds(arms, device, rounds)
+    for kind, timed in calls.items():
+        result[kind] = median_seconds(timed, device, rounds)
         result[f"{kind}_extra_bytes"] = {
             name: extra_bytes(arm, device)
-            for name, arm in arms.items()
+            for name, arm in timed.items()
             if isinstance(result[kind][name], float)
         }
     return result
@@ -165,10 +167,10 @@ def show(layer: dict[str, Any], report: dict[str, Any]) -> None:
         f"σ = {SIGMA:g}; N×N: {layer['matrix_bytes'] / 2**20:.0f} MiB"
     )
     print(
-        f"  {'':17}  {'forward':>11}  {'memory':>10}  {'+ backward to q, k, v':>21}  {'memory':>10}"
+        f"  {'':18}  {'forward':>11}  {'memory':>10}  {'+ backward to q, k, v':>21}  {'memory':>10}"
     )
     for name in layer["forward"]:
-        cells = [f"  {name:17}"]
+        cells = [f"  {name:18}"]
         for kind, width in (("forward", 11), ("forward_backward", 21)):
             took = layer[kind][name]
             if isinstance(took, str):

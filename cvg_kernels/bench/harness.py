@@ -13,6 +13,10 @@ from typing import Any
 
 import torch
 
+from cvg_kernels.backends import OPERATIONS, Backend, unavailable_reason
+
+#: Our arm, as `auto` chooses.
+OURS = "cvg_kernels"
 Arm = Callable[[], Any]
 _L2_FLUSH_BYTES = 256 * 2**20
 _GPU_SECONDS = 10.0
@@ -54,6 +58,26 @@ def as_layers_have_it(
 def as_layers_take_it(out: torch.Tensor) -> torch.Tensor:
     """What diffusers' layers make of an output `[B, H, N, D]` before the next projection: `[B, N, H·D]`, a copy or none."""
     return out.transpose(1, 2).flatten(2)
+
+
+def arms_by_backend(
+    operation: str, by: Callable[[str], Callable], device: torch.device, dtype: torch.dtype
+) -> dict[str, Callable]:
+    """Ours by every backend that runs here at full speed, and last, by the name `cvg_kernels` alone, as `auto` chooses.
+
+    Args:
+        operation: its name in the table of kernels.
+        by: the name of a backend → arm.
+        device: of the inputs.
+        dtype: of the inputs.
+    """
+    arms = {}
+    for backend in OPERATIONS[operation]:
+        interpreted = backend is Backend.TRITON and device.type == "cpu"
+        usable = unavailable_reason(operation, backend, device, dtype) is None
+        if usable and not interpreted and backend is not Backend.REFERENCE:
+            arms[f"{OURS} {backend.value}"] = by(backend.value)
+    return arms | {OURS: by(Backend.AUTO.value)}
 
 
 def graphed(arm: Arm) -> Arm:

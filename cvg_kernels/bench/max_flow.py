@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from cvg_kernels.bench.harness import median_seconds
+from cvg_kernels.bench.harness import OURS, median_seconds
 from cvg_kernels.ops import subgraph_max_flow
 
 KIND, ROUNDS = "cases", {"cpu": 7, "gpu": 7}
@@ -26,7 +26,6 @@ TOKENS = 8
 FRAMES = (16, 21, 32, 64)
 SHARPNESS = {"flat": 1.0, "peaked": 3.0}  # standard deviation of the logits
 GRID = 2**24
-OURS = "cvg_kernels"
 PEER = "OR-tools"
 
 

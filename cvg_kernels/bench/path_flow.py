@@ -6,7 +6,8 @@ first, (T₂ ⊙ T₁) ⊙ X, as Vico's released code does:
 * eager: the definition, which broadcasts to [positions, F, F, K], as the released code does too;
 * compiled: torch.compile of the same.
 
-`scores` is what guidance asks for: token_peaks(path_flow(…)), whose gradient reaches few positions.
+`scores` is what guidance asks for: token_peaks(path_flow(…)), whose gradient reaches few positions. On a GPU ours is timed
+as it is called, and as a CUDA graph, where no Python is waited for.
 """
 
 from __future__ import annotations
@@ -17,13 +18,18 @@ from typing import Any, NamedTuple
 
 import torch
 
-from cvg_kernels.bench.harness import assert_agreement, extra_bytes, median_seconds
+from cvg_kernels.bench.harness import (
+    OURS,
+    assert_agreement,
+    extra_bytes,
+    graphed_where_possible,
+    median_seconds,
+)
 from cvg_kernels.ops import path_flow, token_peaks
 from python_ref import path_flow as flow_reference
 from python_ref import token_peaks as peaks_reference
 
 KIND, ROUNDS = "layers", {"cpu": 5, "gpu": 50}
-OURS = "cvg_kernels"
 FORMS: dict[str, dict[str, Any]] = {
     "hard": {},
     "soft": {"temperature": 0.01},
@@ -131,6 +137,9 @@ def measure(
     assert_agreement(calls["forward"], 1e-5)
     for what, timed in calls.items():
         result[what] = median_seconds(timed, device, rounds)
+        if device.type == "cuda":
+            graph = graphed_where_possible({OURS: timed[OURS]})
+            result[f"{what}_graph"] = median_seconds(graph, device, rounds)
     result["forward_extra_bytes"] = extra_bytes(calls["forward"][OURS], device)
     return result
 
@@ -151,11 +160,12 @@ def show(layer: dict[str, Any], report: dict[str, Any]) -> None:
     size = f"[{shape.positions}, {shape.frames}, {shape.frames}]·{shape.tokens}"
     print(f"{shape.name}  {size} tokens, {layer['form']}")
     print(f"  {'':12}  {'forward':>10}  {'+ backward':>10}  {'scores and gradient':>19}")
-    for name in layer["forward"]:
-        cells = [
-            value if isinstance(value, str) else f"{value * 1e3:.2f} ms"
-            for value in (layer[what][name] for what in ("forward", "forward_backward", "scores"))
-        ]
+    kinds = ("forward", "forward_backward", "scores")
+    rows = [(name, [layer[what][name] for what in kinds]) for name in layer["forward"]]
+    if "forward_graph" in layer:
+        rows.append(("CUDA graph", [layer[f"{what}_graph"][OURS] for what in kinds]))
+    for name, times in rows:
+        cells = [took if isinstance(took, str) else f"{took * 1e3:.2f} ms" for took in times]
         print(f"  {name:12}  {cells[0]:>10}  {cells[1]:>10}  {cells[2]:>19}")
     if layer["forward_extra_bytes"] is not None:
         share = layer["forward_extra_bytes"] / layer["output_bytes"]

@@ -56,5 +56,9 @@ def run(
         report[benchmark.KIND].append(figures)
         benchmark.show(figures, report)
         if path is not None:
-            path.write_text(json.dumps(report, indent=2) + "\n")
+            whole = path.with_name(
+                path.name + ".new"
+            )  # who ends this now finds the file before it, or this one
+            whole.write_text(json.dumps(report, indent=2) + "\n")
+            whole.replace(path)
     return report

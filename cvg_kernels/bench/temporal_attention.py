@@ -1,13 +1,14 @@
 """Temporal attention with VSTAR's band against what people use today, on layers of real models.
 
-Query, key and value lie as the layers' projections leave them, `[P, F, H, D]` seen as `[P, H, F, D]`. Every arm returns
-the layer's output, and its backward pass goes to query, key and value:
+Query, key and value lie as the layers' projections leave them, `[P, F, H, D]` seen as `[P, H, F, D]`, and every arm makes
+of its output what the next projection takes, `[P, F, H·D]`; its backward pass goes to query, key and value:
 
 * eager VSTAR: logits, the band scaled by the rows' maxima, softmax, product with v, each in full, as its code does;
-* sdpa+mask: stock attention with a dense mask that holds the band scaled by the rows' maxima, made eagerly.
+* sdpa+mask: stock attention with a dense mask that holds the band scaled by the rows' maxima, made eagerly;
+* cvg_kernels and a backend: ours by that backend; cvg_kernels alone is as `auto` chooses.
 
-`sdpa without band` computes less: no band at all. It is the floor that the fused band is measured against. On a GPU ours is
-there twice: as `auto` chooses it, and by the CUDA kernels.
+`sdpa without band` computes less: no band at all. It is the floor that the fused band is measured against. On a GPU every
+arm is timed as it is called, and as a CUDA graph, where no Python is waited for.
 """
 
 from __future__ import annotations
@@ -19,9 +20,13 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from cvg_kernels.bench.harness import (
+    arms_by_backend,
+    as_layers_have_it,
+    as_layers_take_it,
     assert_agreement,
     forward,
     forward_backward,
+    graphed_where_possible,
     median_seconds,
 )
 from cvg_kernels.ops import temporal_attention
@@ -29,8 +34,6 @@ from cvg_kernels.ops import temporal_attention
 KIND, ROUNDS = "layers", {"cpu": 7, "gpu": 50}
 SIGMA = 4.0
 FLOOR = "sdpa without band"
-OURS = "cvg_kernels"
-OURS_CUDA = "cvg_kernels cuda"
 
 
 class Shape(NamedTuple):
@@ -71,41 +74,40 @@ def band(q: torch.Tensor) -> torch.Tensor:
     return (-(at[:, None] - at[None]).square() / (2 * SIGMA**2)).exp()
 
 
-def ours(q, k, v, g):
-    """temporal_attention."""
-    return (temporal_attention(q, k, v, sigma=SIGMA).out,)
+def ours_by(backend: str) -> Callable:
+    """temporal_attention by one backend."""
 
+    def ours(q, k, v, g):
+        out = temporal_attention(q, k, v, sigma=SIGMA, backend=backend).out
+        return (as_layers_take_it(out),)
 
-def ours_by_cuda(q, k, v, g):
-    """temporal_attention by the CUDA kernels."""
-    return (temporal_attention(q, k, v, sigma=SIGMA, backend="cuda").out,)
+    return ours
 
 
 def eager(q, k, v, g):
     """Every step in full."""
     s = torch.einsum("phid,phjd->phij", q, k) * q.shape[-1] ** -0.5
     s = s + s.max(-1, keepdim=True).values * g
-    return (torch.einsum("phij,phjd->phid", s.softmax(-1), v),)
+    return (as_layers_take_it(torch.einsum("phij,phjd->phid", s.softmax(-1), v)),)
 
 
 def sdpa_and_mask(q, k, v, g):
     """Stock attention, the band as its mask."""
     s = torch.einsum("phid,phjd->phij", q, k) * q.shape[-1] ** -0.5
-    return (scaled_dot_product_attention(q, k, v, attn_mask=s.max(-1, keepdim=True).values * g),)
+    mask = s.max(-1, keepdim=True).values * g
+    return (as_layers_take_it(scaled_dot_product_attention(q, k, v, attn_mask=mask)),)
 
 
 def sdpa_alone(q, k, v, g):
     """No band: the floor."""
-    return (scaled_dot_product_attention(q, k, v),)
+    return (as_layers_take_it(scaled_dot_product_attention(q, k, v)),)
 
 
-ARMS: dict[str, Callable] = {
+RIVALS: dict[str, Callable] = {
     FLOOR: sdpa_alone,
     "eager VSTAR": eager,
     "sdpa+mask": sdpa_and_mask,
-    OURS: ours,
 }
-GPU_ARMS = {OURS_CUDA: ours_by_cuda} | ARMS
 
 
 def cases(device: torch.device, quick: bool) -> tuple[Shape, ...]:
@@ -122,24 +124,28 @@ def measure(shape: Shape, device: torch.device, dtype: torch.dtype, rounds: int)
         AssertionError: if an arm does not compute what ours computes: a wrong result is not timed.
     """
     p, h, f, d = shape[1:]
-    q, k, v = (torch.randn(p, f, h, d, device=device).to(dtype).transpose(1, 2) for _ in range(3))
+    q, k, v = (as_layers_have_it(p, h, f, d, device, dtype) for _ in range(3))
     inputs = (q, k, v, band(q))
-    arms = GPU_ARMS if device.type == "cuda" else ARMS
-    calls = {name: forward(arm, inputs) for name, arm in arms.items()}
-    banded = {name: call for name, call in calls.items() if name != FLOOR}
+    arms = RIVALS | arms_by_backend("temporal_attention", ours_by, device, dtype)
+    calls = {
+        "forward": {name: forward(arm, inputs) for name, arm in arms.items()},
+        "forward_backward": {
+            name: forward_backward(arm, inputs, (0, 1, 2)) for name, arm in arms.items()
+        },
+    }
+    banded = {name: call for name, call in calls["forward"].items() if name != FLOOR}
     assert_agreement(banded, 2e-4 if dtype == torch.float32 else 3e-2)
-    return {
+    result: dict[str, Any] = {
         "shape": shape._asdict(),
         "dtype": str(dtype).removeprefix("torch."),
         "flops": shape.flops,
         "bytes": shape.bytes(q.element_size()),
-        "forward": median_seconds(calls, device, rounds),
-        "forward_backward": median_seconds(
-            {name: forward_backward(arm, inputs, (0, 1, 2)) for name, arm in arms.items()},
-            device,
-            rounds,
-        ),
     }
+    for kind, timed in calls.items():
+        result[kind] = median_seconds(timed, device, rounds)
+        if device.type == "cuda":
+            result[f"{kind}_graph"] = median_seconds(graphed_where_possible(timed), device, rounds)
+    return result
 
 
 def show(layer: dict[str, Any], report: dict[str, Any]) -> None:
@@ -147,14 +153,21 @@ def show(layer: dict[str, Any], report: dict[str, Any]) -> None:
     shape = Shape(**layer["shape"])
     p, h, f, d = shape[1:]
     print(f"{shape.name}  [{p}, {h}, {f}, {d}] {layer['dtype']}, σ = {SIGMA:g}")
-    print(f"  {'':17}  {'forward':>11}  {'GB/s':>6}  {'GFLOP/s':>8}  {'+ backward to q, k, v':>22}")
+    print(f"  {'':18}  {'forward':>11}  {'GB/s':>6}  {'GFLOP/s':>8}  {'+ backward to q, k, v':>22}")
     for name in layer["forward"]:
         took, both = layer["forward"][name], layer["forward_backward"][name]
         if isinstance(took, str):
-            print(f"  {name:17}  {took}")
+            print(f"  {name:18}  {took}")
             continue
         later = both if isinstance(both, str) else f"{both * 1e3:.2f} ms"
         print(
-            f"  {name:17}  {took * 1e3:8.2f} ms  {layer['bytes'] / took / 1e9:6.1f}  {layer['flops'] / took / 1e9:8.0f}"
+            f"  {name:18}  {took * 1e3:8.2f} ms  {layer['bytes'] / took / 1e9:6.1f}  {layer['flops'] / took / 1e9:8.0f}"
             f"  {later:>22}"
         )
+        graphs = [
+            layer.get(f"{kind}_graph", {}).get(name) for kind in ("forward", "forward_backward")
+        ]
+        if all(isinstance(each, float) for each in graphs):
+            print(
+                f"  {'':18}  as CUDA graphs {' and '.join(f'{each * 1e3:.2f} ms' for each in graphs)}"
+            )

@@ -29,7 +29,7 @@ def tune(
     some: Iterable[Case],
     *,
     rounds: int,
-    show: Callable[[dict[str, Any]], None],
+    show: Callable[[dict[str, Any], dict[str, Any]], None],
 ) -> dict[str, Any]:
     """Measures cases and decides on an order for each class.
 
@@ -37,19 +37,24 @@ def tune(
         device: where.
         some: what to measure.
         rounds: timed rounds; the median counts.
-        show: called with the figures of each case.
+        show: called after each case with its figures and all of the report so far.
 
     Returns:
-        What `--json` writes: the machine, and under "choices" the figures of each case; `table_of` makes rules of it.
+        What `--json` writes: the machine, and under "choices" the figures of each case; `rules_of` makes rules of it.
     """
     report = {
         **machine(device), "architecture": auto.architecture(device), "device_name": auto.device_name(device),
         "rounds": rounds, "choices": [],
     }  # fmt: skip
     for case in some:
-        figures = measure(case, device, rounds)
+        try:
+            figures = measure(case, device, rounds)
+        except torch.OutOfMemoryError:
+            figures = _figures(case, device) | {
+                "absent": {"all": "the memory of this device is too small"}
+            }
         report["choices"].append(figures)
-        show(figures)
+        show(figures, report)
     return report
 
 
@@ -59,23 +64,14 @@ def measure(case: Case, device: torch.device, rounds: int) -> dict[str, Any]:
     Kernels that cannot serve it are under "absent", wrong ones under "wrong", each with the reason; "order" is empty where
     fewer than two are left, since there is nothing to choose.
     """
-    facts = case.facts(device)
+    facts, figures = case.facts(device), _figures(case, device)
     # The reference takes every device, and is not timed: its matrices do not fit.
     named = [
         one for one, kernel in kernels_of(case.operation).items() if device.type in kernel.devices
     ]
     absent = {one: why_not(case.operation, one, facts) for one in named}
     there = [one for one in named if absent[one] is None]
-    figures = {
-        "operation": case.operation,
-        "when": auto.traits(case.operation, facts),
-        "dtype": str(case.dtype).removeprefix("torch."),
-        "sizes": case.sizes(),
-        "absent": {one.value: reason for one, reason in absent.items() if reason is not None},
-        "wrong": {},
-        "seconds": {},
-        "order": [],
-    }
+    figures["absent"] = {one.value: why for one, why in absent.items() if why is not None}
     if len(there) < 2:
         return figures
     figures["wrong"] = wrong_ones(case.ready(device, small=True), there, case.dtype)
@@ -89,6 +85,20 @@ def measure(case: Case, device: torch.device, rounds: int) -> dict[str, Any]:
     return figures
 
 
+def _figures(case: Case, device: torch.device) -> dict[str, Any]:
+    """What is known of a case before it is measured."""
+    return {
+        "operation": case.operation,
+        "when": auto.traits(case.operation, case.facts(device)),
+        "dtype": str(case.dtype).removeprefix("torch."),
+        "sizes": case.sizes(),
+        "absent": {},
+        "wrong": {},
+        "seconds": {},
+        "order": [],
+    }
+
+
 def wrong_ones(run: Run, backends: Sequence[Backend], dtype: torch.dtype) -> dict[str, str]:
     """The kernels whose results are not those of the reference, each with what is wrong."""
     wanted, found = run.exact(), {}
@@ -98,7 +108,7 @@ def wrong_ones(run: Run, backends: Sequence[Backend], dtype: torch.dtype) -> dic
     for backend in backends:
         try:
             results = run.by(backend)
-        except (RuntimeError, ValueError, TypeError) as error:
+        except Exception as error:  # compilers raise their own
             found[backend.value] = f"it fails: {type(error).__name__}: {str(error).strip()[:200]}"
             continue
         for have, want in zip(results, wanted, strict=True):

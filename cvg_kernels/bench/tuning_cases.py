@@ -32,6 +32,7 @@ class Case(Protocol):
     """A class of calls to tune."""
 
     operation: str
+    dtype: torch.dtype
 
     def facts(self, device: torch.device) -> Facts:
         """Of a call as large as models have it."""

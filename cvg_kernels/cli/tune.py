@@ -19,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="measure and print; write no table of backends"
     )
-    parser.add_argument("--json", type=Path, help="also write the figures here")
+    parser.add_argument("--json", type=Path, help="also write the figures here, as they come")
     parser.add_argument(
         "--from-results",
         type=Path,
@@ -57,9 +57,13 @@ def _measure(options: argparse.Namespace) -> int:
     rounds = options.rounds or (3 if options.quick else tuning.ROUNDS[device.type])
     print(f"{auto.device_name(device)} ({auto.architecture(device)}), medians of {rounds} rounds")
     some = tuning_cases.cases(device, operations, quick=options.quick)
-    report = tuning.tune(device, some, rounds=rounds, show=_show)
-    if options.json is not None:
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
+
+    def show(figures: dict[str, Any], report: dict[str, Any]) -> None:
+        _show(figures)
+        if options.json is not None:  # as they come: what ends this process does not take them away
+            options.json.write_text(json.dumps(report, indent=2) + "\n")
+
+    report = tuning.tune(device, some, rounds=rounds, show=show)
     rules = tuning.rules_of(report)
     if not rules:
         print("nothing to choose here: no class of calls has two kernels that can serve it")

@@ -1,58 +1,83 @@
-"""Attention with capture by the C++ kernels: allocates the results and passes addresses."""
+"""The attention core by the C++ kernels: allocates the results and passes addresses."""
 
 from __future__ import annotations
 
 import torch
 
 from cvg_kernels import native
+from cvg_kernels._layout import dense_like
+from cvg_kernels.ops._attention_call import AttentionCall, AttentionGrads, AttentionResult, Needed
 from cvg_kernels.ops._native_call import DTYPE_CODES, address, strided
 
 
-def _call(query, key, value, token_ids, bias, scale, head_mean) -> tuple:
-    """The arguments that both passes begin with."""
-    batch, heads, queries, dim = query.shape
-    value_dim = 0 if value is None else value.shape[3]
-    sizes = (batch, heads, queries, key.shape[2], dim, value_dim, token_ids.shape[1])
-    return (
-        sizes, DTYPE_CODES[query.dtype], strided(query), strided(key), strided(value),
-        token_ids.data_ptr(), address(bias), scale, head_mean, torch.get_num_threads(),
-    )  # fmt: skip
-
-
-def forward(query, key, value, token_ids, bias, scale, head_mean):
-    """Returns out (`None` without values), maps and lse; see `python_ref.attention`."""
-    batch, heads, queries, _ = query.shape
-    wide = torch.promote_types(query.dtype, torch.float32)
-    tokens = token_ids.shape[1]
-    out = None if value is None else query.new_empty(batch, heads, queries, value.shape[3])
-    maps_shape = (batch, tokens, queries) if head_mean else (batch, heads, tokens, queries)
-    maps = query.new_empty(maps_shape, dtype=wide)
-    lse = query.new_empty(batch, heads, queries, dtype=wide)
+def forward(call: AttentionCall) -> AttentionResult:
+    """Attention, the maps of chosen keys and the log-sum-exp; see `_attention_call`."""
+    query, rows = call.query, call.query.shape[:3]
+    out = None if call.value is None else dense_like(query, call.value.shape[3])
+    maps = None if call.token_ids is None else _empty_maps(call)
+    lse = query.new_empty(rows, dtype=_wide(call))
+    highest = place = None
+    if call.band is not None:
+        highest = query.new_empty(rows, dtype=_wide(call))
+        place = query.new_empty(rows, dtype=torch.int32)
     native.load("cpu").attention_forward(
-        *_call(query, key, value, token_ids, bias, scale, head_mean),
-        address(out), maps.data_ptr(), lse.data_ptr(),
-    )  # fmt: skip
-    return out, maps, lse
+        _args(call), strided(out), address(maps), address(lse), address(highest), address(place)
+    )
+    return AttentionResult(out, maps, lse, highest, place)
 
 
 def backward(
-    grad_out, grad_maps, grad_lse, query, key, value, token_ids, bias, out, lse, scale, head_mean,
-    need_query, need_key, need_value,
-):  # fmt: skip
-    """Returns the gradients asked for; see `python_ref.attention`."""
-
-    def result(tensor, needed):
-        return torch.empty_like(tensor, memory_format=torch.contiguous_format) if needed else None
-
-    def contiguous(tensor):
-        return None if tensor is None else tensor.contiguous()
-
-    grad_maps, grad_lse = contiguous(grad_maps), contiguous(grad_lse)
-    grads = result(query, need_query), result(key, need_key), result(value, need_value)
+    call: AttentionCall, result: AttentionResult, grads: AttentionGrads, needed: Needed
+) -> tuple[torch.Tensor | None, ...]:
+    """The gradients of query, key, value and token bias that are needed, `None` for the others."""
+    tensors = (call.query, call.key, call.value)
+    found = [
+        dense_like(tensor) if need else None
+        for tensor, need in zip(tensors, needed[:3], strict=True)
+    ]
+    bias = None
+    if needed.token_bias:
+        bias = call.query.new_empty(call.token_bias.shape, dtype=_wide(call))
+    grad_maps, grad_lse = (
+        None if grad is None else grad.contiguous() for grad in (grads.maps, grads.lse)
+    )
     native.load("cpu").attention_backward(
-        *_call(query, key, value, token_ids, bias, scale, head_mean),
-        strided(grad_out), address(grad_maps), address(grad_lse),
-        strided(None if grad_out is None else out), lse.data_ptr(),
-        *(address(grad) for grad in grads),
+        _args(call), strided(grads.out), address(grad_maps), address(grad_lse),
+        strided(None if grads.out is None else result.out), address(result.lse),
+        address(result.highest), address(result.place), *map(strided, found), address(bias),
     )  # fmt: skip
-    return grads
+    return (*found, bias)
+
+
+def capture(call: AttentionCall, lse: torch.Tensor) -> torch.Tensor:
+    """The maps from a known log-sum-exp; under a band, whose m takes all keys to find, by a pass over these."""
+    if call.band is not None:
+        return forward(call._replace(value=None)).maps
+    maps = _empty_maps(call)
+    native.load("cpu").attention_capture(_args(call), address(lse), address(maps))
+    return maps
+
+
+def _wide(call: AttentionCall) -> torch.dtype:
+    return torch.promote_types(call.query.dtype, torch.float32)
+
+
+def _empty_maps(call: AttentionCall) -> torch.Tensor:
+    batch, heads, queries = call.query.shape[:3]
+    captured = (call.token_ids.shape[1], queries)
+    shape = (batch, *captured) if call.head_mean else (batch, heads, *captured)
+    return call.query.new_empty(shape, dtype=_wide(call))
+
+
+def _args(call: AttentionCall):
+    """The arguments in the module's form: addresses, which live no longer than the call's tensors."""
+    query, key, value, ids, band = call.query, call.key, call.value, call.token_ids, call.band
+    value_dim = 0 if value is None else value.shape[3]
+    tokens = 0 if ids is None else ids.shape[1]
+    return native.load("cpu").AttentionArgs(
+        (*query.shape[:3], key.shape[2], query.shape[3], value_dim, tokens),
+        DTYPE_CODES[query.dtype], strided(query), strided(key), strided(value),
+        address(ids), address(call.key_bias), strided(call.token_bias),
+        band and (address(band.query_frames), address(band.key_frames), *band[2:]),
+        call.scale, call.head_mean, torch.get_num_threads(),
+    )  # fmt: skip

@@ -15,7 +15,7 @@ from cvg_kernels.ops._attention_call import (
 )
 from cvg_kernels.ops._choice import run_kernel
 from cvg_kernels.ops._registration import refuse_second_derivative
-from cvg_kernels.ops._shortcut import with_shortcut
+from cvg_kernels.ops._shortcut import directly, with_shortcut
 from cvg_kernels.ops._trace import register_autograd
 
 # `None` cannot be returned by an operation: what was not computed is an empty tensor. A band is four arguments of which
@@ -126,12 +126,12 @@ def _backward(*given):
 @torch.library.register_fake("cvg_kernels::attention_backward")
 def _backward_fake(*given):
     call, needed = _call(given[3 : 3 + _FLAT]), Needed(*given[3 + _FLAT + 5])
-    query, empty = call.query, call.query.new_empty(0)
+    query = call.query
     wide = torch.promote_types(query.dtype, torch.float32)
     tensors = zip((call.query, call.key, call.value), needed[:3], strict=True)
-    grads = [dense_like(tensor) if need else empty for tensor, need in tensors]
-    bias = query.new_empty(call.token_bias.shape, dtype=wide) if needed.token_bias else empty
-    return (*grads, bias)
+    grads = [dense_like(tensor) if need else query.new_empty(0) for tensor, need in tensors]
+    bias_shape = call.token_bias.shape if needed.token_bias else (0,)
+    return (*grads, query.new_empty(bias_shape, dtype=wide if needed.token_bias else query.dtype))
 
 
 def _remember(ctx, inputs, output) -> None:
@@ -155,8 +155,8 @@ def _differentiate(ctx, grad_out, grad_maps, grad_lse, grad_highest, grad_place)
     needed = Needed(needs[0], needs[1], needs[2] and grads[0] is not None, needs[5])
     if not any(needed) or all(grad is None for grad in grads):
         return nothing
-    # With a graph of the gradient wanted, the registered operation says that there is none.
-    run = _backward_op if torch.is_grad_enabled() else _backward
+    # Where a graph of the gradient is wanted, the registered operation says that there is none.
+    run = _backward_op if torch.is_grad_enabled() else _run_backward
     found = run(
         *grads, *tensors, *ctx.options, *result, list(needed), ctx.deterministic, ctx.backend
     )
@@ -171,4 +171,5 @@ torch.library.impl("cvg_kernels::attention_forward", ("cpu", "cuda"), _forward)
 torch.library.impl("cvg_kernels::attention_backward", ("cpu", "cuda"), _backward)
 register_autograd("cvg_kernels::attention_forward", _differentiate, setup_context=_remember)
 refuse_second_derivative("attention")
+_run_backward = directly(_backward_op, _backward)
 _attend = with_shortcut(_forward_op, _forward, _differentiate, setup_context=_remember)

@@ -41,8 +41,8 @@ def run_kernel(
 ) -> Result:
     """Runs a call on the kernel that serves it, and notes who that was.
 
-    Under `auto` a kernel that fails to compile or launch is replaced by the next of the table, once for all calls on this
-    device, with a warning. A named backend never is.
+    Under `auto` a kernel that fails to load, compile or launch is replaced by the next of the table, once for all calls on
+    this device, with a warning. A named backend never is.
 
     Args:
         operation: a key of `KERNELS`, or one with `_backward` after it.
@@ -59,15 +59,15 @@ def run_kernel(
         result = call(chosen.module)
         note_backend(operation, chosen.backend.value)
         return result
-    for chosen in _candidates(operation, facts):
+    for candidate in _candidates(operation, facts):
         try:
-            result = call(chosen.module)
+            result = call(_module(operation, candidate))
         except Exception as error:
-            if chosen.backend not in _REPLACEABLE or _is_the_calls(error):
+            if candidate not in _REPLACEABLE or _is_the_calls(error):
                 raise
-            _replace(operation, chosen.backend, facts.device, error)
+            _replace(operation, candidate, facts.device, error)
             continue
-        note_backend(operation, chosen.backend.value)
+        note_backend(operation, candidate.value)
         return result
     raise AssertionError(f"{operation} has no reference")
 
@@ -85,13 +85,16 @@ def kernel_for(operation: str, backend: str | Backend, facts: Facts) -> Choice:
         BackendUnavailableError: if a named backend cannot run here.
     """
     if backend == Backend.AUTO:
-        return _candidates(operation, facts)[0]
+        first = _candidates(operation, facts)[0]
+        return Choice(first, _module(operation, first))
     return _named(operation, backend, facts)
 
 
 def forget_choices() -> None:
     """Decides anew from here on: after a change of tables, and between tests."""
-    for cached in (_candidates, _named, _failed, auto.users, auto.shipped, auto.architecture):
+    for cached in (
+        _candidates, _named, _module, _failed, auto.users, auto.shipped, auto.architecture, auto.device_name
+    ):  # fmt: skip
         cached.cache_clear()
 
 
@@ -110,7 +113,12 @@ def _named(operation: str, name: str, facts: Facts) -> Choice:
     refusal = _refusal(operation, backend, facts)
     if refusal is not None:
         raise ArgumentError(refusal)
-    return Choice(backend, importlib.import_module(kernels_of(operation)[backend].module))
+    return Choice(backend, _module(operation, backend))
+
+
+@lru_cache
+def _module(operation: str, backend: Backend) -> ModuleType:
+    return importlib.import_module(kernels_of(operation)[backend].module)
 
 
 def _refusal(operation: str, backend: Backend, facts: Facts) -> str | None:
@@ -126,10 +134,10 @@ def _refusal(operation: str, backend: Backend, facts: Facts) -> str | None:
 
 
 @lru_cache(maxsize=4096)
-def _candidates(operation: str, facts: Facts) -> tuple[Choice, ...]:
-    """The kernels that can serve a call under `auto`, that of choice first, the reference last."""
+def _candidates(operation: str, facts: Facts) -> tuple[Backend, ...]:
+    """The kernels that can serve a call under `auto`, that of choice first, the reference last; none is loaded yet."""
     return tuple(
-        Choice(backend, importlib.import_module(kernels_of(operation)[backend].module))
+        backend
         for backend in auto.order(operation, facts)
         if (operation, backend, facts.device) not in _failed()
         and why_not(operation, backend, facts) is None

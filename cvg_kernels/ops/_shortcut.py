@@ -16,7 +16,21 @@ from torch.autograd import forward_ad
 
 from cvg_kernels.ops._trace import carrying_record
 
-_PLAIN = frozenset({torch.Tensor, torch.nn.Parameter, type(None), int, float, bool, str})
+_PLAIN = frozenset({torch.Tensor, torch.nn.Parameter, type(None), int, float, bool, str, list})
+
+
+def directly(operation: Callable[..., Any], implementation: Callable[..., Any]) -> Callable[..., Any]:
+    """The operation as a function that calls its implementation by itself where nobody looks.
+
+    Args:
+        operation: as registered.
+        implementation: of the operation on the CPU and on GPUs. None of its arguments is a list of tensors.
+    """
+
+    def call(*given):
+        return (operation if _somebody_looks(given) else implementation)(*given)
+
+    return call
 
 
 def with_shortcut(
@@ -26,11 +40,11 @@ def with_shortcut(
     *,
     setup_context: Callable[..., None],
 ) -> Callable[..., Any]:
-    """The operation as a function of the same arguments, of which the first is a tensor and none is a list of tensors.
+    """As `directly`, of an operation with a gradient.
 
     Args:
         operation: as registered, with its gradient.
-        forward: its implementation on the CPU and on GPUs.
+        forward: its implementation on the CPU and on GPUs. None of its arguments is a list of tensors.
         backward: its gradient, `backward(ctx, *grads)`.
         setup_context: what the forward pass leaves for it, `setup_context(ctx, inputs, output)`.
     """
@@ -48,7 +62,7 @@ def with_shortcut(
             return differentiate(ctx, *grads)
 
     def call(*given):
-        if not _PLAIN.issuperset(map(type, given)) or _somebody_looks() or given[0].is_meta:
+        if _somebody_looks(given):
             return operation(*given)
         if torch.is_grad_enabled() and any(
             one.requires_grad for one in given if isinstance(one, torch.Tensor)
@@ -59,12 +73,14 @@ def with_shortcut(
     return call
 
 
-def _somebody_looks() -> bool:
-    """Whether a compiler, a transform, a tracer or a profiler watches the operations of torch."""
+def _somebody_looks(given: tuple) -> bool:
+    """Whether a compiler, a transform, a tracer or a profiler watches the operations of torch, or tensors are not plain."""
     return (
-        torch.compiler.is_compiling()
+        not _PLAIN.issuperset(map(type, given))
+        or torch.compiler.is_compiling()
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
         or torch._C._len_torch_dispatch_stack() > 0
         or torch.autograd._profiler_enabled()
+        or any(one.is_meta for one in given if isinstance(one, torch.Tensor))
     )

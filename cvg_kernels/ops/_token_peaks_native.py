@@ -26,7 +26,7 @@ def forward(flow, sharpness, sigma):
     native.load("cpu").token_peaks(
         *_call(flow, sharpness, sigma), peaks.data_ptr(), sums.data_ptr()
     )
-    return peaks, sums, flow.new_empty(blocks_shape(flow.shape))
+    return peaks, sums, flow.new_zeros(blocks_shape(flow.shape))
 
 
 def backward(grad, flow, sums, blocks, sharpness, sigma):

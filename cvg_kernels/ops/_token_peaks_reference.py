@@ -14,7 +14,7 @@ def forward(flow, sharpness, sigma):
     most = logits.amax(1)
     sums = torch.stack([most, (logits - most[:, None]).exp().sum(1)], 1)
     peaks = reference.token_peaks(flow, sharpness=sharpness, sigma=sigma).contiguous()
-    return peaks, sums, flow.new_empty(blocks_shape(flow.shape))
+    return peaks, sums, flow.new_zeros(blocks_shape(flow.shape))
 
 
 def backward(grad, flow, sums, blocks, sharpness, sigma):

@@ -146,7 +146,7 @@ def _number(name: str, given) -> float:
 
 def _frames_of(name: str, frames, length: int, query: torch.Tensor) -> torch.Tensor:
     """Frames as contiguous int32 on the query's device, checked where a look at them is free."""
-    frames, bounds = integers_of(name, frames, query, f"[{length}]")
+    frames, bounds = integers_of(name, frames, query, "one per token")
     if frames.ndim != 1 or frames.shape[0] != length:
         raise ArgumentError(f"{name} must have shape {(length,)}, got {tuple(frames.shape)}")
     if length and frames.dtype not in (torch.int64, torch.int32):

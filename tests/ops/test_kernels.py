@@ -194,6 +194,19 @@ def test_under_auto_the_next_kernel_takes_over_with_one_warning(error, everythin
     assert kernel_for("attention", "auto", second).backend is Backend.STOCK
 
 
+def test_a_module_that_cannot_be_loaded_is_a_kernel_that_fails(everything_runs, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cvg_kernels._triton.attention", None)  # as import has it
+    facts = FACTS._replace(keys=5)  # Triton goes first
+    with pytest.warns(
+        RuntimeWarning, match="the triton kernel of attention fails .*ModuleNotFoundError"
+    ):
+        assert (
+            run_kernel("attention", "auto", facts, lambda module: module.__name__[-5:]) == "stock"
+        )
+    with pytest.raises(ImportError):
+        run_kernel("attention", "triton", facts, lambda module: None)
+
+
 @pytest.mark.parametrize(
     "error",
     [

@@ -18,11 +18,35 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 @pytest.mark.parametrize("frames", [1, 2, 7, 16, 17, 31, 64, 65, 128])
 @pytest.mark.parametrize("element_size", [2, 4])
 def test_tiles_hold_whole_sequences(frames, element_size):
-    for backward in (False, True):
-        tile = temporal_attention.tile_of(frames, 64, element_size, backward=backward)
+    for summing in (False, True):
+        tile = temporal_attention.tile_of(frames, element_size, summing=summing)
         assert tile.rows >= 16 and tile.rows & (tile.rows - 1) == 0
         assert tile.sequences >= 1 and tile.sequences * frames <= tile.rows
         assert (tile.sequences + 1) * frames > tile.rows
+
+
+@pytest.mark.parametrize("dim, unit", [(40, 8), (72, 8), (88, 8), (64, 1), (36, 1)])
+def test_rows_begin_at_16_bytes_where_they_can(dim, unit):
+    """As diffusers has heads, `[P, F, H, D].transpose(1, 2)`: 16 divides the strides, or units of 8 say that 8 does."""
+    given = torch.randn(3, 2, 5, 16, 3, dim, dtype=torch.float16, device=DEVICE)
+    given = given.transpose(3, 4).unbind(0)
+    launch, (out, _) = temporal_attention.forward_launch(*given, None, 0.3, False, False)
+    assert {launch.constants[f"{name}_UNIT"] for name in ("QUERY", "KEY", "VALUE", "OUT")} == {unit}
+    assert launch.num_warps * 8 <= launch.constants["ROWS"]
+    launch.run()
+    wanted, _ = reference.temporal_attention(*given, None, scale=0.3, by_row_max=False)
+    torch.testing.assert_close(out, wanted, rtol=2e-3, atol=2e-3)
+
+    grad = torch.ones((), dtype=torch.float16, device=DEVICE).expand_as(out)  # of a sum
+    call = (grad, None, *given, None, 0.3, False, True, True, True, True, False)
+    launch, grads = temporal_attention.backward_launch(*call)
+    assert launch.arguments["grad_out"].stride(-1) == 1
+    launch.run()
+    wanted = reference.temporal_attention_backward(
+        grad, None, *given, None, scale=0.3, by_row_max=False
+    )
+    for found, right in zip(grads[:3], wanted[:3], strict=True):
+        torch.testing.assert_close(found, right, rtol=5e-3, atol=5e-3)
 
 
 @pytest.mark.parametrize("positions, frames", [(5, 16), (13, 7), (3, 33), (70, 1)], ids=str)

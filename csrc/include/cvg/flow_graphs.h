@@ -53,6 +53,7 @@ struct Position {
   CVG_HD Position(void* memory, int width, int hops)
       : capacity(static_cast<double*>(memory)),
         open(reinterpret_cast<uint64_t*>(capacity + size_t(hops) * width * width)) {}
+  CVG_HD Position(double* capacity, uint64_t* open) : capacity(capacity), open(open) {}
 };
 
 // The layers that the solver sees. An output frame that is the sink is not one of them.
@@ -83,12 +84,12 @@ CVG_HD bool read_position(const SubgraphArgs& args, int64_t b, int64_t l, Team t
 // Returns whether all of cross were capacities.
 template <typename T, class Team>
 CVG_HD bool solve_subgraph(const SubgraphArgs& args, int64_t b, int64_t k, int64_t l, int frame,
-                           const Position& position, void* memory, Team team) {
+                           const Position& position, void* near, void* far, Team team) {
   const int width = args.frames, layers = inner_layers(args), hops = layers - 1;
   // Its own skip connection gives the frame that is the sink the most demand; on the way to the
   // whole video the skip connections lead straight ahead.
   const Network net{width, layers, hops, 1, frame, position.capacity, position.open};
-  const Workspace work(memory, net);
+  const Workspace work(near, far, net);
   const View<T> cross(args.cross);
   const T* supply = cross.at(b, k) + l * cross.stride[3];
   const double* last = position.capacity + size_t(hops) * width * width;
@@ -108,7 +109,6 @@ CVG_HD bool solve_subgraph(const SubgraphArgs& args, int64_t b, int64_t k, int64
   if (team.any(bad)) {
     return false;
   }
-  team.sync();
   const double flow = MaxFlow<Team>(net, work, team).solve();
   const int64_t graph = frame < 0 ? (b * args.tokens + k) * args.positions + l
                                   : ((b * args.tokens + k) * width + frame) * args.positions + l;
@@ -130,17 +130,20 @@ CVG_HD bool solve_subgraph(const SubgraphArgs& args, int64_t b, int64_t k, int64
 
 // --- max_flow ---
 
-// Memory of one graph: its arcs, then the solver's.
-CVG_HD size_t graph_bytes(size_t nodes) {
-  return Position::bytes(nodes, 1) + Workspace::bytes(nodes, 1, 1);
+// Memory of one graph: its arcs, then the solver's; in two parts as there.
+CVG_HD size_t graph_near_bytes(size_t nodes) {
+  return 8 * nodes + Workspace::near_bytes(nodes, 1, 1);
+}
+CVG_HD size_t graph_far_bytes(size_t nodes) {
+  return 8 * nodes * nodes + Workspace::far_bytes(nodes, 1, 1);
 }
 
 template <typename T, class Team>
-CVG_HD bool solve_graph(const GraphArgs& args, int64_t graph, void* memory, Team team) {
+CVG_HD bool solve_graph(const GraphArgs& args, int64_t graph, void* near, void* far, Team team) {
   const int width = args.nodes, source = args.source, sink = args.sink;
-  const Position arcs(memory, width, 1);
+  const Position arcs(static_cast<double*>(far), static_cast<uint64_t*>(near));
   const Network net{width, 1, 1, 0, -1, arcs.capacity, arcs.open};
-  const Workspace work(static_cast<char*>(memory) + Position::bytes(width, 1), net);
+  const Workspace work(arcs.open + width, arcs.capacity + width * width, net);
   const T* from = static_cast<const T*>(args.capacity) + graph * args.stride[0];
   const auto capacity_of = [&](int tail, int head) -> double {
     return from[tail * args.stride[1] + head * args.stride[2]];
@@ -154,7 +157,6 @@ CVG_HD bool solve_graph(const GraphArgs& args, int64_t graph, void* memory, Team
     work.supply[node] = is_end ? 0 : capacity_of(source, node);
     work.demand[node] = is_end ? 0 : capacity_of(node, sink);
   }
-  team.sync();
   const double flow = MaxFlow<Team>(net, work, team).solve() + capacity_of(source, sink);
   if (team.lane() == 0) {
     static_cast<T*>(args.flow)[graph] = static_cast<T>(flow);

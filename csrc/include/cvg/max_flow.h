@@ -64,34 +64,40 @@ struct Stop {
   CVG_HD double sent() const { return room > 0 && given < received ? given : received; }
 };
 
-// Working memory of one graph. supply and demand come filled; the rest as it may be.
+// Working memory of one graph. supply and demand come filled; the rest as it may be. Two parts: one
+// small and in use all the time, the other as large as the worst case, of which little is touched.
+// On a GPU the first is in shared memory, the second there or behind a cache.
 struct Workspace {
   double* supply;     // [node]: room from the source to the first layer
   double* demand;     // [node]: room from the last layer to the sink
-  double* flow;       // [hops, tail, head]
-  Stop* path;         // [nodes]
   uint64_t* open;     // [hops, tail]: heads of arcs with room
   uint64_t* carries;  // [hops, head]: tails of arcs with flow
-  uint64_t* levels;   // [nodes + 1, layer]: nodes by their distance from the source
   uint64_t* reached;  // [layer]: nodes that the last search came to
   uint64_t* ends;     // nodes of the first layer with supply, nodes of the last with demand
+  // The large part:
+  double* flow;      // [hops, tail, head]; of arcs that carry none, as it may be
+  Stop* path;        // [nodes]
+  uint64_t* levels;  // [nodes + 1, layer]: nodes by their distance from the source
 
-  CVG_HD static size_t bytes(size_t width, size_t layers, size_t hops) {
-    return 8 * (2 * width + hops * width * (width + 2) + (width * layers + 2) * layers + 2) +
+  CVG_HD static size_t near_bytes(size_t width, size_t layers, size_t hops) {
+    return 8 * (2 * width + 2 * hops * width + layers + 2);
+  }
+  CVG_HD static size_t far_bytes(size_t width, size_t layers, size_t hops) {
+    return 8 * (hops * width * width + (width * layers + 1) * layers) +
            sizeof(Stop) * width * layers;
   }
 
-  CVG_HD Workspace(void* memory, const Network& net) {
+  CVG_HD Workspace(void* near, void* far, const Network& net) {
     const size_t width = net.width, layers = net.layers, arcs = net.hops * width;
-    supply = static_cast<double*>(memory);
+    supply = static_cast<double*>(near);
     demand = supply + width;
-    flow = demand + width;
-    path = reinterpret_cast<Stop*>(flow + arcs * width);
-    open = reinterpret_cast<uint64_t*>(path + width * layers);
+    open = reinterpret_cast<uint64_t*>(demand + width);
     carries = open + arcs;
-    levels = carries + arcs;
-    reached = levels + (width * layers + 1) * layers;
+    reached = carries + arcs;
     ends = reached + layers;
+    flow = static_cast<double*>(far);
+    path = reinterpret_cast<Stop*>(flow + arcs * width);
+    levels = reinterpret_cast<uint64_t*>(path + width * layers);
   }
 };
 
@@ -100,7 +106,8 @@ struct Alone {
   CVG_HD int lane() const { return 0; }
   CVG_HD int size() const { return 1; }
   CVG_HD void sync() const {}
-  CVG_HD uint64_t any(uint64_t word) const { return word; }  // OR over the lanes
+  // OR over the lanes; it orders nothing that they do to memory.
+  CVG_HD uint64_t any(uint64_t word) const { return word; }
   // OR of the words of `nodes`; may stop when it holds all that is `wanted`.
   CVG_HD uint64_t gather(uint64_t nodes, const uint64_t* words, int, uint64_t wanted) const {
     uint64_t found = 0;
@@ -126,7 +133,6 @@ class MaxFlow {
       if (team_.lane() == 0) {
         total += block(depth);
       }
-      team_.sync();
     }
     return total;
   }
@@ -136,9 +142,6 @@ class MaxFlow {
     for (int at = team_.lane(); at < net_.hops * net_.width; at += team_.size()) {
       work_.open[at] = net_.open[at];
       work_.carries[at] = 0;
-    }
-    for (int at = team_.lane(); at < net_.hops * net_.width * net_.width; at += team_.size()) {
-      work_.flow[at] = 0;
     }
     uint64_t sources = 0, sinks = 0;
     for (int node = team_.lane(); node < net_.width; node += team_.size()) {
@@ -151,11 +154,11 @@ class MaxFlow {
       work_.ends[0] = sources;
       work_.ends[1] = sinks;
     }
-    team_.sync();
   }
 
-  // Finds the level of every node up to the nearest with demand, and keeps only those with demand
-  // there. Returns that level, or −1 if flow can reach none.
+  // Finds the level of every node up to the nearest with demand, and of the last layer keeps only
+  // those with demand there; no other layer of that level is looked at. Returns that level, or −1
+  // if flow can reach none.
   CVG_HD int search() {
     const int layers = net_.layers, last = layers - 1;
     const bool lead = team_.lane() == 0;
@@ -173,10 +176,6 @@ class MaxFlow {
         if (lead) {
           level[last] = arrived;
         }
-        for (int b = team_.lane(); b < last; b += team_.size()) {
-          level[b] = 0;
-        }
-        team_.sync();
         return depth;
       }
       uint64_t news = 0;
@@ -278,7 +277,9 @@ class MaxFlow {
       uint64_t full = 0, ways = turned(work_.open[row] & *level, start);
       for (; ways && room > 0; ways &= ways - 1) {
         const int head = (start + lowest_bit(ways)) % kMaxNodes;
-        const double has = flow[head], most = capacity[head], left = most - has;
+        const uint64_t others = carries[head];
+        const double has = others & bit(node) ? flow[head] : 0;
+        const double most = capacity[head], left = most - has;
         const double wants = demand[head], takes = wants < left ? wants : left;
         const double amount = takes < room ? takes : room, now = has + amount;
         const bool fills = !(amount < left) | !(most - now > 0);
@@ -286,7 +287,7 @@ class MaxFlow {
         given += amount;
         flow[head] = fills ? most : now;
         demand[head] = wants - amount;
-        carries[head] |= bit(node);
+        carries[head] = others | bit(node);
         full |= static_cast<uint64_t>(fills) << head;
         met |= static_cast<uint64_t>(!(wants - amount > 0)) << head;
       }
@@ -365,16 +366,20 @@ class MaxFlow {
     return (hop * net_.width + tail) * net_.width + head;
   }
 
+  CVG_HD double flow_on(int hop, int tail, int head) const {
+    const bool some = work_.carries[hop * net_.width + head] & bit(tail);
+    return some ? work_.flow[arc(hop, tail, head)] : 0;
+  }
+
   CVG_HD double left(int hop, int tail, int head) const {
-    return net_.capacity[arc(hop, tail, head)] - work_.flow[arc(hop, tail, head)];
+    return net_.capacity[arc(hop, tail, head)] - flow_on(hop, tail, head);
   }
 
   CVG_HD void push(int hop, int tail, int head, double amount) {
     const double capacity = net_.capacity[arc(hop, tail, head)];
-    double& flow = work_.flow[arc(hop, tail, head)];
-    const double more = flow + amount;
+    const double flow = flow_on(hop, tail, head), more = flow + amount;
     const bool full = !(amount < capacity - flow) | !(capacity - more > 0);
-    flow = full ? capacity : more;
+    work_.flow[arc(hop, tail, head)] = full ? capacity : more;
     work_.carries[hop * net_.width + head] |= bit(tail);
     work_.open[hop * net_.width + tail] &= ~(static_cast<uint64_t>(full) << head);
   }

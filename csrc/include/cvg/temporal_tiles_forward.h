@@ -88,11 +88,8 @@ CVG_TILE void forward_block(Team& team, const Forward& args, int64_t block, int6
         team.sync();
       }
       team.each([&](int, State& state) {
-        typename W::template Per<Strip<R>> factor;
-        as_factor<W, BF16, R>(factor, state.weights);
-        multiply_columns<W, BF16, R>(factor, state.value, plan.pitch, args.out, state.place,
-                                     frames);
-        if constexpr (MAPS) {
+        if constexpr (MAPS) {  // first, so that the weights are done with before they are
+                               // multiplied
           const float share = 1.0f / problem.heads;
           W::each([&](int lane) {
             each_element<R>(lane, 0, [&](int n, int c, int, int) {
@@ -100,6 +97,10 @@ CVG_TILE void forward_block(Team& team, const Forward& args, int64_t block, int6
             });
           });
         }
+        typename W::template Per<Strip<R>> factor;
+        as_factor<W, BF16, R>(factor, state.weights);
+        multiply_columns<W, BF16, R>(factor, state.value, plan.pitch, args.out, state.place,
+                                     frames);
       });
       team.sync();  // before the next tensors are loaded
     }
