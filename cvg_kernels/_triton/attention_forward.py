@@ -45,11 +45,15 @@ def forward_launches(
     tokens = 0 if call.token_ids is None else call.token_ids.shape[1]
     value_dim = dim if call.value is None else call.value.shape[3]
     wide, element_size = max(dim, value_dim), call.query.element_size()
-    few = None if call.band is not None else few_keys_tile(keys, wide, element_size)
+    few = None
+    if call.band is None and call.token_bias is None:  # what these add would make it spill
+        few = few_keys_tile(keys, wide, element_size, hopper=hopper)
+    fused = 0 < tokens <= MAX_TOKENS and (
+        few is not None or heads == 1 or not call.head_mean or capture_inside(tokens, keys, dim)
+    )
     tile = few or forward_tile(
-        wide, element_size, hopper=hopper, biased=call.key_bias is not None or call.token_bias is not None,
-        band=call.band is not None,
-    )  # fmt: skip
+        wide, element_size, hopper=hopper, band=call.band is not None, capture=fused
+    )
 
     result = _empty_result(call)
     arguments, constants = common(call)
@@ -63,14 +67,11 @@ def forward_launches(
     if few and (call.head_mean or tokens == 0):
         heads_each = heads_of_a_program(tiles * batch, heads, processors)
     groups = -(-heads // heads_each)
-    fused = 0 < tokens <= MAX_TOKENS and (
-        few is not None or heads == 1 or not call.head_mean or capture_inside(tokens, keys, dim)
-    )
     parts, additions = _parts(call, result.maps, groups if fused else 1)
     arguments |= {"heads_each": heads_each, "maps": parts}
     last = keys - (tile.columns if tile.rest else 0)
     constants |= {
-        "REST": tile.rest, "STAGES": tile.stages, "TURNED": not call.scale > 0, "CAPTURE": fused,
+        "REST": tile.rest, "STAGES": tile.stages, "PEELED": tile.peeled, "TURNED": not call.scale > 0, "CAPTURE": fused,
         "TAIL": last % (tile.rest or tile.columns) != 0,
     }  # fmt: skip
     kernel = few_keys_kernel if few else forward_kernel

@@ -67,17 +67,20 @@ def weigh(
 def find_top(
     q, key, keys, key_n, key_d,
     DIM: tl.constexpr, DIM_PAD: tl.constexpr, UNIT: tl.constexpr,
-    ROWS: tl.constexpr, COLUMNS: tl.constexpr, TAIL: tl.constexpr, UPCAST: tl.constexpr,
+    ROWS: tl.constexpr, COLUMNS: tl.constexpr, TAIL: tl.constexpr, PEELED: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """The largest product of each row, and the first key that has it."""
     top = tl.full((ROWS,), float("-inf"), tl.float32)
     top_at = tl.zeros((ROWS,), tl.int32)
-    for start in range(0, keys // COLUMNS * COLUMNS, COLUMNS):
+    last = keys
+    if PEELED:
+        last = keys // COLUMNS * COLUMNS
+    for start in range(0, last, COLUMNS):
         columns = start + tl.arange(0, COLUMNS)
-        s = products(q, key, columns, keys, key_n, key_d, DIM, DIM_PAD, UNIT, True, True, UPCAST)
+        s = products(q, key, columns, keys, key_n, key_d, DIM, DIM_PAD, UNIT, PEELED, True, UPCAST)
         top, top_at = higher_top(s, columns, keys, top, top_at)
-    if TAIL:
-        columns = keys // COLUMNS * COLUMNS + tl.arange(0, COLUMNS)
+    if TAIL and PEELED:
+        columns = last + tl.arange(0, COLUMNS)
         s = products(q, key, columns, keys, key_n, key_d, DIM, DIM_PAD, UNIT, False, True, UPCAST)
         top, top_at = higher_top(s, columns, keys, top, top_at)
     return top, top_at
@@ -130,7 +133,7 @@ def forward_kernel(
     ROWS: tl.constexpr, COLUMNS: tl.constexpr, TOKENS_PAD: tl.constexpr,
     HAS_VALUE: tl.constexpr, HAS_KEY_BIAS: tl.constexpr, HAS_LOOP_BIAS: tl.constexpr,
     HAS_TOKEN_BIAS: tl.constexpr, BAND: tl.constexpr, TURNED: tl.constexpr, CAPTURE: tl.constexpr,
-    HEAD_MEAN: tl.constexpr, TAIL: tl.constexpr, UPCAST: tl.constexpr,
+    HEAD_MEAN: tl.constexpr, TAIL: tl.constexpr, PEELED: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """Out and lse of a tile of rows of one head, under a band m and its place; with CAPTURE also maps.
 
@@ -154,20 +157,22 @@ def forward_kernel(
     if BAND:
         row_frames = load_frames(query_frames, rows, queries)
         top, top_at = find_top(
-            q, k_base, keys, key_n, key_d, DIM, DIM_PAD, KEY_UNIT, ROWS, COLUMNS, TAIL, UPCAST
+            q, k_base, keys, key_n, key_d, DIM, DIM_PAD, KEY_UNIT, ROWS, COLUMNS, TAIL, PEELED, UPCAST
         )  # fmt: skip
         tl.store(place + first_row + rows, top_at, mask=rows < queries)
         tl.store(highest + first_row + rows, top * factor, mask=rows < queries)
         top2 = top * (factor * LOG2E)
-    last = keys // COLUMNS * COLUMNS
+    last = keys
+    if PEELED:
+        last = keys // COLUMNS * COLUMNS
     for start in range(0, last, COLUMNS):
         m, l, acc = add_tile(
             q, k_base, v_base, m, l, acc, top2, row_frames, start, keys, key_n, key_d, value_n, value_d,
             loop_bias, key_frames, factor * LOG2E, falloff2, strength,
-            DIM, DIM_PAD, VALUE_DIM, VALUE_PAD, KEY_UNIT, VALUE_UNIT, COLUMNS, True,
+            DIM, DIM_PAD, VALUE_DIM, VALUE_PAD, KEY_UNIT, VALUE_UNIT, COLUMNS, PEELED,
             HAS_VALUE, HAS_LOOP_BIAS, BAND, UPCAST,
         )  # fmt: skip
-    if TAIL:
+    if TAIL and PEELED:
         m, l, acc = add_tile(
             q, k_base, v_base, m, l, acc, top2, row_frames, last, keys, key_n, key_d, value_n, value_d,
             loop_bias, key_frames, factor * LOG2E, falloff2, strength,

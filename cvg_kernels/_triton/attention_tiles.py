@@ -17,7 +17,8 @@ FEW_KEYS = 128
 class Tile:
     """Rows and columns of a score tile, and how many warps and pipeline stages work on it.
 
-    `rest` columns, if any, are a second, narrower tile of keys: 77 keys are 64 + 16 columns instead of 128.
+    `rest` columns, if any, are a second, narrower tile of keys: 77 keys are 64 + 16 columns instead of 128. If not
+    `peeled`, every tile of keys is masked, not only the last one: the code is half as long and takes fewer registers.
     """
 
     rows: int
@@ -25,6 +26,7 @@ class Tile:
     warps: int
     stages: int
     rest: int = 0
+    peeled: bool = True
 
 
 @lru_cache
@@ -40,7 +42,7 @@ def is_hopper(device: torch.device) -> bool:
 
 
 def forward_tile(
-    head_dim: int, element_size: int, *, hopper: bool = False, biased: bool = False, band: bool = False
+    head_dim: int, element_size: int, *, hopper: bool = False, band: bool = False, capture: bool = False
 ) -> Tile:  # fmt: skip
     """The tile of the forward kernel where keys pass by in a loop: as large as registers allow without spilling.
 
@@ -48,21 +50,28 @@ def forward_tile(
         head_dim: the larger one of query and value.
         element_size: bytes.
         hopper: whether the GPU is of Hopper's kind.
-        biased: whether a bias is added to every tile of scores.
-        band: whether a band is.
+        band: whether a band is added to every tile of scores.
+        capture: whether the kernel captures maps as well.
     """
     if element_size == 4:  # float32 is multiplied without tensor cores
-        return Tile(16, 32, 8, 1) if head_dim > 64 else Tile(32, 32, 8, 1)
+        rows, columns = (32, 32) if head_dim <= 64 else (16, 16 if band else 32)
+        return Tile(rows, columns, 8, 1, peeled=False)
     if head_dim > 128:
-        return Tile(64, 32, 4, 1)
+        return Tile(64, 32 if hopper and not band else 16, 4, 1, peeled=False)
     if hopper:
-        return Tile(128, 128, 8, 2)
-    return Tile(128, 64, 8, 2) if head_dim > 64 else Tile(128, 64, 4, 3)
+        if not band and (head_dim <= 64 or (head_dim == 128 and not capture)):
+            return Tile(128, 128, 8, 2)
+        return Tile(128, 64, 8, 2)
+    if band:
+        return Tile(128, 64 if head_dim <= 64 else 32, 8, 2, peeled=False)
+    return Tile(128, 64, 8 if head_dim > 64 else 4, 2, peeled=False)
 
 
-def few_keys_tile(keys: int, head_dim: int, element_size: int) -> Tile | None:
-    """The tile that holds all `keys` at once; `None` where they are too many, or the GPU has no such product."""
-    if element_size == 4 or not 0 < keys <= FEW_KEYS or head_dim > 128:
+def few_keys_tile(
+    keys: int, head_dim: int, element_size: int, *, hopper: bool = False
+) -> Tile | None:
+    """The tile that holds all `keys` at once; `None` where they are too many for registers."""
+    if element_size == 4 or not 0 < keys <= FEW_KEYS or head_dim > (128 if hopper else 64):
         return None
     columns = next(size for size in (16, 32, 64, 128) if keys <= size)
     rest = 0
