@@ -63,7 +63,8 @@ def traits(operation: str, facts: Facts) -> Traits:
         operation: a key of `KERNELS`, or one with `_backward` after it.
         facts: of the call.
     """
-    found: Traits = {"bits": 8 * facts.dtype.itemsize}
+    dtype = str(facts.dtype).removeprefix("torch.")
+    found: Traits = {"bits": 8 * facts.dtype.itemsize, "dtype": dtype}
     if operation.startswith("temporal_attention"):
         found["frames"] = _class_of(facts.frames, _FRAMES)
         found["head_dim"] = _class_of(max(facts.head_dim, facts.value_dim), _DIMS)
@@ -108,15 +109,28 @@ def _rules_of(device: torch.device) -> list[tuple[Rule, ...]]:
 
 @lru_cache
 def architecture(device: torch.device) -> str:
-    """What kernels are compiled for: `cpu`, `sm_90`, `gfx942`, …; `none` where no GPU is seen."""
+    """What kernels are compiled for: `cpu`, `sm_90`, `gfx942`, …; `none` where no GPU is seen.
+
+    `cpu_amx` is a CPU with units for products of bfloat16 matrices, which torch's attention uses and ours does not.
+    """
     if device.type == "cpu":
-        return "cpu"
+        return "cpu_amx" if "amx_bf16" in _cpu_flags() else "cpu"
     if not torch.cuda.is_available():
         return "none"
     facts = torch.cuda.get_device_properties(device)
     if torch.version.hip:
         return facts.gcnArchName.partition(":")[0]
     return f"sm_{facts.major}{facts.minor}"
+
+
+def _cpu_flags() -> list[str]:
+    """The processor's features, where the system says."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        return []
+    found = re.search(r"^flags\s*:(.*)$", text, re.MULTILINE)
+    return found.group(1).split() if found else []
 
 
 @lru_cache

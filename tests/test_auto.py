@@ -19,6 +19,12 @@ CPU = torch.device("cpu")
 LONG = Facts(CPU, torch.float32, keys=2000, head_dim=64, value_dim=64)
 
 
+@pytest.fixture(autouse=True)
+def plain_processor(monkeypatch):
+    """The tests' machine is a CPU of no special kind."""
+    monkeypatch.setattr(auto, "_cpu_flags", lambda: ["fma", "avx2"])
+
+
 @pytest.fixture
 def folder(monkeypatch, tmp_path):
     """An empty folder for the user's tables, on a machine where every backend is there."""
@@ -38,8 +44,19 @@ def test_the_users_table_goes_first(folder):
     put([auto.Rule("attention", {"keys": "long"}, (Backend.STOCK, Backend.NATIVE))])
     assert kernel_for("attention", "auto", LONG).backend is Backend.STOCK
     # What it does not hold is the shipped table's.
-    assert auto.order("attention", LONG._replace(keys=5)) == (Backend.NATIVE, Backend.REFERENCE)
-    assert auto.order("attention_backward", LONG) == (Backend.NATIVE, Backend.REFERENCE)
+    by_shipped = (Backend.NATIVE, Backend.STOCK, Backend.REFERENCE)
+    assert auto.order("attention", LONG._replace(keys=5)) == by_shipped
+    assert auto.order("attention_backward", LONG) == by_shipped
+
+
+def test_processors_with_units_for_bfloat16_have_rules_of_their_own(folder, monkeypatch):
+    facts = LONG._replace(dtype=torch.bfloat16)
+    assert auto.order("attention", facts)[0] is Backend.NATIVE
+    monkeypatch.setattr(auto, "_cpu_flags", lambda: ["fma", "amx_bf16", "amx_tile"])
+    _choice.forget_choices()
+    assert auto.architecture(CPU) == "cpu_amx"
+    assert auto.order("attention", facts)[0] is Backend.STOCK
+    assert auto.order("attention", facts._replace(dtype=torch.float16))[0] is Backend.NATIVE
 
 
 def test_it_is_read_once(folder):

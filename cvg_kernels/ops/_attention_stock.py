@@ -23,6 +23,7 @@ from torch.nn.functional import pad
 from cvg_kernels._layout import dense_like, lies_like
 from cvg_kernels.backends import Backend, unavailable_reason
 from cvg_kernels.errors import BackendUnavailableError
+from cvg_kernels.ops import _attention_reference as reference
 from cvg_kernels.ops._attention_call import AttentionCall, AttentionGrads, AttentionResult, Needed
 from cvg_kernels.ops._autocast import autocast_off
 from cvg_kernels.ops._fused_attention import FusedOperator, operator_for, operators_of, unfit
@@ -44,6 +45,8 @@ def reason(device: torch.device, dtype: torch.dtype) -> str | None:
 
 def forward(call: AttentionCall) -> AttentionResult:
     """Out and log-sum-exp by torch, then the maps."""
+    if call.query.numel() == 0:  # which not all of torch's operators take
+        return reference.forward(call)
     query, key, value = (_dense_last(tensor) for tensor in (call.query, call.key, call.value))
     out, lse = _operator(call).forward(query, key, value, call.scale)
     lse = lse.contiguous()
@@ -55,6 +58,8 @@ def backward(
     call: AttentionCall, result: AttentionResult, grads: AttentionGrads, needed: Needed
 ) -> tuple[torch.Tensor | None, ...]:
     """The gradients asked for."""
+    if call.query.numel() == 0:
+        return reference.backward(call, result, grads, needed)
     operator, dim = _operator(call), call.query.shape[-1]
     given = [_dense_last(tensor) for tensor in (call.query, call.key, call.value)]
     out, lse = result.out, result.lse

@@ -19,7 +19,9 @@ from cvg_kernels.ops._trace import carrying_record
 _PLAIN = frozenset({torch.Tensor, torch.nn.Parameter, type(None), int, float, bool, str, list})
 
 
-def directly(operation: Callable[..., Any], implementation: Callable[..., Any]) -> Callable[..., Any]:
+def directly(
+    operation: Callable[..., Any], implementation: Callable[..., Any]
+) -> Callable[..., Any]:
     """The operation as a function that calls its implementation by itself where nobody looks.
 
     Args:

@@ -95,6 +95,18 @@ def test_only_what_is_needed_goes_out():
 
 
 @pytest.mark.parametrize("backend", backends("attention", "stock"))
+@pytest.mark.parametrize("batch, queries", [(0, 4), (2, 0)], ids=["no-sample", "no-query"])
+def test_empty(backend, batch, queries):
+    query, key, value = (
+        torch.randn(batch, 2, n, 8, device=DEVICE, requires_grad=True) for n in (queries, 5, 5)
+    )
+    found = cvg.attention_with_capture(query, key, value, [1, 2], backend=backend)
+    assert found.out.shape == (batch, 2, queries, 8) and found.maps.shape == (batch, 2, queries)
+    for grad in torch.autograd.grad(found.out.sum() + found.maps.sum(), (query, key, value)):
+        assert (grad == 0).all()
+
+
+@pytest.mark.parametrize("backend", backends("attention", "stock"))
 def test_by_name(backend):
     query, key, value = (t.requires_grad_() for t in call_of(torch.bfloat16)[:3])
     with cvg.trace_backends() as ran:
