@@ -13,13 +13,25 @@ class Variant(Protocol):
     name: str
     dtype: str
 
-    def launches(self) -> Iterator:
-        """Every kernel launch that it makes."""
+    def launches(
+        self, processors: int = 132, hopper: bool = True, parts: tuple[str, ...] | None = None
+    ) -> Iterator:
+        """Every kernel launch that it makes.
+
+        Args:
+            processors: multiprocessors of the GPU.
+            hopper: whether it is of the kind of sm_90.
+            parts: which, of the names that the variant gives them; `None`: all.
+        """
 
 
 @dataclass(frozen=True)
 class AttentionVariant:
-    """Attention with capture: forward with values and maps alone, backward to the query and to everything."""
+    """Attention with capture, on the layout that diffusers has: `[B, N, H, D]` seen as `[B, H, N, D]`.
+
+    Parts: `forward`, `maps` (without values), `capture` (the log-sum-exp is known), `query` (the gradient of the query
+    alone) and `all` (all gradients).
+    """
 
     name: str
     dtype: str
@@ -29,33 +41,55 @@ class AttentionVariant:
     keys: int
     dim: int
     tokens: int = 8
-    masked: bool = False
+    masked: bool = False  #: with a key bias
+    biased: bool = False  #: with a token bias
+    banded: bool = False  #: with a band by frame distance
 
-    def launches(self) -> Iterator:
+    def launches(
+        self, processors: int = 132, hopper: bool = True, parts: tuple[str, ...] | None = None
+    ) -> Iterator:
         """See `Variant`."""
         import torch
 
-        from cvg_kernels._triton import attention
+        from cvg_kernels._triton.attention_backward import backward_launches
+        from cvg_kernels._triton.attention_forward import capture_launches, forward_launches
+        from cvg_kernels.ops._attention_call import AttentionGrads, Needed
+
+        parts = parts or ("forward", "maps", "capture", "query", "all")
+        call, machine = self._call(), {"processors": processors, "hopper": hopper}
+        launches, result = forward_launches(call, **machine)
+        if "forward" in parts:
+            yield from launches
+        if "maps" in parts and call.token_ids is not None:
+            yield from forward_launches(call._replace(value=None), **machine)[0]
+        if "capture" in parts and call.token_ids is not None:
+            yield from capture_launches(call, result.lse, processors=processors)[0]
+        grads = AttentionGrads(torch.empty_like(result.out), result.maps, None)
+        for part in ("query", "all"):
+            if part in parts:
+                every = part == "all"
+                needed = Needed(True, every, every, every and self.biased)
+                yield from backward_launches(call, result, grads, needed, **machine)[0]
+
+    def _call(self):
+        import torch
+
+        from cvg_kernels.ops._attention_call import AttentionCall, Band
 
         dtype = getattr(torch, self.dtype)
         with torch.device("meta"):
-            query = torch.empty(self.batch, self.heads, self.queries, self.dim, dtype=dtype)
-            key, value = torch.empty(
-                2, self.batch, self.heads, self.keys, self.dim, dtype=dtype
-            ).unbind(0)
-            ids = torch.empty(self.batch, self.tokens, dtype=torch.int64)
-            bias = torch.empty(self.batch, self.keys) if self.masked else None
-        for values in (value, None):
-            launches, (out, maps, lse) = attention.forward_launches(
-                query, key, values, ids, bias, 0.1, True, processors=132
+            query, key, value = (
+                torch.empty(self.batch, length, self.heads, self.dim, dtype=dtype).transpose(1, 2)
+                for length in (self.queries, self.keys, self.keys)
             )
-            yield from launches
-            grad_out = None if values is None else torch.empty_like(out)
-            for everything in (False, True):
-                yield from attention.backward_launches(
-                    grad_out, maps, None, query, key, values, ids, bias, out, lse, 0.1, True,
-                    True, everything, everything and values is not None,
-                )[0]  # fmt: skip
+            ids = torch.empty(self.batch, self.tokens, dtype=torch.int64) if self.tokens else None
+            key_bias = torch.empty(self.batch, self.keys) if self.masked else None
+            token_bias = torch.empty(self.batch, self.tokens, self.queries) if self.biased else None
+            band = None
+            if self.banded:
+                frames = (torch.empty(n, dtype=torch.int32) for n in (self.queries, self.keys))
+                band = Band(*frames, 2.0, 1.0, True)
+        return AttentionCall(query, key, value, ids, key_bias, token_bias, band, 0.1, True)
 
 
 @dataclass(frozen=True)
@@ -69,7 +103,9 @@ class FlowVariant:
     width: int
     dtype: str = "float32"
 
-    def launches(self) -> Iterator:
+    def launches(
+        self, processors: int = 132, hopper: bool = True, parts: tuple[str, ...] | None = None
+    ) -> Iterator:
         """See `Variant`."""
         import torch
 
@@ -107,7 +143,9 @@ class TemporalVariant:
     frames: int
     dim: int
 
-    def launches(self) -> Iterator:
+    def launches(
+        self, processors: int = 132, hopper: bool = True, parts: tuple[str, ...] | None = None
+    ) -> Iterator:
         """See `Variant`."""
         import torch
 
@@ -128,34 +166,6 @@ class TemporalVariant:
             )[0]
 
 
-@dataclass(frozen=True)
-class FrameBandVariant:
-    """Full 3-D attention with a band by frame distance: forward, backward to the query and to everything."""
-
-    name: str
-    dtype: str
-    heads: int
-    tokens: int
-    dim: int
-
-    def launches(self) -> Iterator:
-        """See `Variant`."""
-        import torch
-
-        from cvg_kernels._triton import frame_band_attention
-
-        shape = (3, 1, self.tokens, self.heads, self.dim)
-        with torch.device("meta"):
-            given = torch.empty(shape, dtype=getattr(torch, self.dtype)).transpose(2, 3).unbind(0)
-            frames = torch.empty(self.tokens, dtype=torch.int32)
-        band = (0.1, 2.0, 1.0)
-        launch, (out, *rows) = frame_band_attention.forward_launch(*given, frames, frames, *band)
-        yield launch
-        yield from frame_band_attention.backward_launches(
-            out, None, *given, frames, frames, out, *rows, *band, True, True, True, True
-        )[0]
-
-
 VARIANTS: tuple[Variant, ...] = (
     AttentionVariant("AnimateDiff cross", "bfloat16", 16, 8, 4096, 77, 40),
     AttentionVariant("VideoCrafter2 cross", "bfloat16", 16, 5, 2560, 77, 64),
@@ -171,7 +181,8 @@ VARIANTS: tuple[Variant, ...] = (
     TemporalVariant("VideoCrafter2 64 frames", "bfloat16", 2560, 5, 64, 64),
     TemporalVariant("AnimateDiff 16 frames", "float16", 4096, 8, 16, 40),
     TemporalVariant("VideoCrafter2 16 frames", "float32", 2560, 5, 16, 64),
-    FrameBandVariant("Wan-1.3B band", "bfloat16", 12, 32760, 128),
-    FrameBandVariant("CogVideoX-2B band", "bfloat16", 30, 17776, 64),
-    FrameBandVariant("Wan-1.3B band", "float32", 12, 32760, 128),
+    AttentionVariant("Wan-1.3B band", "bfloat16", 1, 12, 32760, 32760, 128, 0, banded=True),
+    AttentionVariant("CogVideoX-2B band", "bfloat16", 1, 30, 17776, 17776, 64, 8, banded=True),
+    AttentionVariant("Wan-1.3B band", "float32", 1, 12, 32760, 32760, 128, 0, banded=True),
+    AttentionVariant("VideoCrafter2 words", "bfloat16", 16, 5, 2560, 77, 64, 16, biased=True),
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import json
 from pathlib import Path
 
 from cvg_kernels.errors import ArgumentError
@@ -38,14 +37,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--static",
         action="store_true",
-        help="instead: compile the Triton kernels for GPUs that need not be there, and print registers, spills and "
-        "tensor-core instructions",
+        help="instead: compile the Triton kernels for GPUs that need not be there, and print registers, spills, and per "
+        "loop the instructions per score element and a modelled fraction of peak",
     )
     parser.add_argument("--targets", help="with --static: targets, separated by commas")
+    parser.add_argument(
+        "--all", action="store_true", help="with --static: every case; takes an hour"
+    )
+    parser.add_argument(
+        "--objects",
+        action="store_true",
+        help="with --static: the kernels of the CUDA module that was built",
+    )
+    parser.add_argument(
+        "--processes", type=int, default=2, help="with --static: compilers at work at once"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
     """Measures, or compiles."""
+    if options.processes < 1:
+        raise ArgumentError(f"--processes must be at least 1, got {options.processes}")
     if options.json is not None and not options.json.resolve().parent.is_dir():
         raise ArgumentError(f"--json must lie in a folder that exists, got {options.json}")
     return _static(options) if options.static else _measure(options)
@@ -82,17 +94,27 @@ def _measure(options: argparse.Namespace) -> int:
 
 
 def _static(options: argparse.Namespace) -> int:
-    from cvg_kernels.bench import static
+    from cvg_kernels.bench.static import budgets, cases, compiled, objects, report
 
-    targets = options.targets.split(",") if options.targets else list(static.TARGETS)
-    unknown = set(targets) - set(static.TARGETS)
+    if options.objects:
+        module = objects.built_module()
+        if module is None:
+            raise ArgumentError("--objects needs the CUDA module, which was not built")
+        rows, versions = objects.module_rows(module), {"nvcc": objects.compiler(module)}
+        report.print_objects(rows)
+        if options.json is not None:
+            budgets.write(options.json, rows, versions)
+        return 0
+    targets = options.targets.split(",") if options.targets else list(compiled.TARGETS)
+    unknown = set(targets) - set(compiled.TARGETS)
     if unknown:
         raise ArgumentError(
-            f"--targets must be of {', '.join(static.TARGETS)}, got {', '.join(sorted(unknown))}"
+            f"--targets must be of {', '.join(compiled.TARGETS)}, got {', '.join(sorted(unknown))}"
         )
-    variants = static.VARIANTS[1:3] if options.quick else static.VARIANTS
-    rows = static.collect(targets, variants)
-    static.print_table(rows)
+    jobs = [job for job in (cases.whole if options.all else cases.covering)() if job[1] in targets]
+    rows = report.print_table(
+        compiled.collect(jobs[:2] if options.quick else jobs, options.processes)
+    )
     if options.json is not None:
-        options.json.write_text(json.dumps(static.as_json(rows), indent=2) + "\n")
+        budgets.write(options.json, rows, budgets.compilers())
     return 0
