@@ -74,19 +74,6 @@ def load_bias2(bias, columns, keys, WHOLE: tl.constexpr):
 
 
 @triton.jit
-def logits2(
-    q, k, columns, bias, keys, scale, HAS_BIAS: tl.constexpr, WHOLE: tl.constexpr, UPCAST: tl.constexpr
-):  # fmt: skip
-    """log₂e · (scale · q kᵀ + bias) of a tile [rows, columns]; −∞ beyond the keys unless WHOLE."""
-    s = dot(q, tl.trans(k), UPCAST) * (scale * LOG2E)
-    if HAS_BIAS:
-        s += load_bias2(bias, columns, keys, WHOLE)[None, :]
-    elif not WHOLE:
-        s = tl.where(columns[None, :] < keys, s, float("-inf"))
-    return s
-
-
-@triton.jit
 def load_token_ids(token_ids, ids_at, tokens):
     """Token ids of a sample, 0 beyond them."""
     return tl.load(token_ids + ids_at, mask=ids_at < tokens, other=0)
