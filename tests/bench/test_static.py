@@ -211,11 +211,15 @@ def test_work_is_told_by_the_products_of_a_loop():
         },
     )  # fmt: skip
     elements = 64 * 32
-    assert work_of(launch, _mix(tensor_flops=2 * elements * 128 // 4)) == Work(
+    assert work_of(launch, _mix(tensor=1, tensor_flops=2 * elements * 128 // 4)) == Work(
         "keys", elements, 2 * elements * 80, 2 * elements * 128
     )
-    few = work_of(launch, _mix(tensor_flops=2 * 64 * 16 * 128 // 4))  # 8 tokens in 16 columns
+    few = work_of(
+        launch, _mix(tensor=1, tensor_flops=2 * 64 * 16 * 128 // 4)
+    )  # 8 tokens in 16 columns
     assert few == Work("tokens", 64 * 8, 2 * 64 * 8 * 80, 2 * 64 * 16 * 128)
+    exact = work_of(launch, _mix(fma=64 * 32 * 128 // 32 // 4))  # float32, a lane of four warps
+    assert exact.of == "keys"
     forward_kernel.__name__ = "no_such_kernel"
     assert work_of(launch, _mix()) is None
 

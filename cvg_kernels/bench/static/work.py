@@ -123,7 +123,8 @@ def work_of(launch, mix: Mix) -> Work | None:
     works = list(loops(launch.constants, launch.arguments))
     if mix.unsized:
         return works[0]
-    executed = mix.tensor_flops * launch.num_warps
+    # without tensor cores a lane's FFMA is two operations
+    executed = (mix.tensor_flops if mix.tensor else 64 * mix.fma) * launch.num_warps
     return min(works, key=lambda work: abs(work.padded_flops - executed))
 
 
