@@ -4,6 +4,7 @@ from cvg_kernels.ops._trace import trace_backends
 from cvg_kernels.ops.attention import (
     CapturedAttention,
     CapturedMaps,
+    attention_alone,
     attention_with_capture,
     capture_maps,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "MaxFlow",
     "SubgraphFlow",
     "TemporalAttention",
+    "attention_alone",
     "attention_with_capture",
     "capture_maps",
     "coupled_max_flow",

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
+from torch.nn.functional import scaled_dot_product_attention
 
-from cvg_kernels.backends import Backend
+from cvg_kernels.backends import Backend, parse_backend
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.ops import _attention_op as operation
 from cvg_kernels.ops import _attention_reference as reference
@@ -142,6 +143,33 @@ def capture_maps(
         band=band, head_reduction=head_reduction, deterministic=None, backend=backend,
     )  # fmt: skip
     return CapturedMaps(found.maps, found.lse)
+
+
+def attention_alone(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    scale: float | None = None,
+    key_mask: torch.Tensor | None = None,
+    backend: str | Backend = "auto",
+) -> torch.Tensor:
+    """Attention of which nothing but the output is wanted: under `auto` torch's own.
+
+    Args:
+        query: `[B, H, N, D]`.
+        key: `[B, H, M, D]`.
+        value: `[B, H, M, Dv]`.
+        scale: factor of the logits; `None` is `D ** -0.5`.
+        key_mask: a mask of torch's own attention with four dimensions, or `None`.
+        backend: `"auto"`, or the name of one of `attention_with_capture`.
+    """
+    if parse_backend(backend) is not Backend.AUTO:
+        return attention_with_capture(
+            query, key, value, None, scale=scale, key_mask=key_mask, backend=backend
+        ).out
+    note_backend("attention", Backend.STOCK.value)
+    return scaled_dot_product_attention(query, key, value, key_mask, scale=scale)
 
 
 def _attend(

@@ -9,12 +9,12 @@ from functools import lru_cache
 from typing import Any, Literal
 
 import torch
-from torch.nn.functional import pad, scaled_dot_product_attention
+from torch.nn.functional import pad
 
-from cvg_kernels.backends import Backend, parse_backend
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.ops import (
     FrameBand,
+    attention_alone,
     attention_with_capture,
     capture_maps,
     frame_band_attention,
@@ -152,14 +152,10 @@ def _to_text(attention, requests, backend) -> torch.Tensor:
     mask = per_key_mask(attention.mask)
     if requests:
         return _captured(attention, requests, backend, key_mask=mask)
-    if parse_backend(backend) is Backend.AUTO:  # nothing is wanted but the output
-        return scaled_dot_product_attention(
-            attention.query, attention.key, attention.value, attn_mask=attention.mask, scale=attention.scale
-        )  # fmt: skip
-    return attention_with_capture(
-        attention.query, attention.key, attention.value, None,
+    return attention_alone(
+        attention.query, attention.key, attention.value,
         scale=attention.scale, key_mask=mask, backend=backend,
-    ).out  # fmt: skip
+    )  # fmt: skip
 
 
 def _captured(attention, requests, backend, **options) -> torch.Tensor:
