@@ -149,7 +149,8 @@ def _remember(ctx, inputs, output) -> None:
 
 
 def _differentiate(ctx, grad_out, grad_maps, grad_lse, grad_highest, grad_place):
-    tensors, result = ctx.saved_tensors[:8], ctx.saved_tensors[8:]
+    saved = ctx.saved_tensors  # asked for once: under checkpointing it is computed anew
+    tensors, result = saved[:8], saved[8:]
     nothing = (None,) * (_FLAT + 2)
     value, token_ids = tensors[2], tensors[3]
     grads = (

@@ -51,7 +51,7 @@ def use_processors(pipe: Any, *, backend: str = "auto") -> ProcessorSwap:
     """Lets every text and temporal attention layer of a pipeline compute with our kernels: the drop-in swap.
 
     The video is that of the stock pipeline to floating-point tolerance. Joint attention is text attention too. Under `auto`
-    text attention is torch's own as long as no method or capture wants its maps: nothing is faster there, and a backend asked
+    text attention is torch's own as long as nobody wants its maps: nothing is faster there, and a backend asked
     for by name computes it all.
     Self-attention keeps the stock kernel: it has no tokens to capture, and the fused kernels of torch serve it well. In
     a compiled denoiser the swapped layers run uncompiled.

@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+import torch.utils.checkpoint
 
 import cvg_kernels as cvg
 from python_ref import attention as reference
@@ -250,3 +251,17 @@ def test_lists_of_ids_are_copied_once(monkeypatch):
     torch.autograd.grad(again.maps.sum(), (query, key))
     with pytest.raises(cvg.ArgumentError, match=r"token_ids must lie in \[0, 30\)"):
         cvg.capture_maps(query, key[:, :, :30], [11, 29, 31])
+
+
+@pytest.mark.parametrize("backend", backends("attention", "native", "triton", "stock"))
+def test_gradients_are_the_same_under_checkpointing(backend):
+    given = tensors(device_of(backend), torch.float32)
+
+    def loss(*given):
+        found = cvg.attention_with_capture(*given, [3, 9], scale=SCALE, backend=backend)
+        return found.out.square().sum() + found.maps.square().sum()
+
+    wanted = torch.autograd.grad(loss(*given), given)
+    again = torch.utils.checkpoint.checkpoint(loss, *given, use_reentrant=False)
+    for mine, right in zip(torch.autograd.grad(again, given), wanted, strict=True):
+        torch.testing.assert_close(mine, right)
