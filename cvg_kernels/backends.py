@@ -60,7 +60,7 @@ def unavailable_reason(
         if device is not None and device.type != "cpu":
             return f"the native kernels take CPU tensors, these are on {device}"
         return native.reason("cpu")
-    if backend is Backend.TRITON:
+    if backend in (Backend.TRITON, Backend.TRITON_SPECIALISED):
         return _triton_reason(device)
     if backend is Backend.CUDA:
         if device is not None and device.type != "cuda":

@@ -6,6 +6,7 @@ allocator is set in a copy of the caller's context, for the launch alone: a proc
 
 from __future__ import annotations
 
+import math
 from contextvars import copy_context
 
 import torch
@@ -25,13 +26,9 @@ __all__ = ["backward", "capture", "forward", "forward_launches"]
 _UNIT = UNIT.value
 
 
-def specialised_tile(head_dim: int) -> Tile:
-    """The tile of the specialised kernel.
-
-    Its 4 warps are those of one group of consumers: of 128 rows the compiler makes two groups, and adds a producer. With 8
-    warps it leaves the loop as it is.
-    """
-    return Tile(128, 128, 4, 2)
+#: Its 4 warps are those of one group of consumers: of 128 rows the compiler makes two groups, and adds a producer. With 8
+#: warps it leaves the loop as it is, without a word.
+_TILE = Tile(128, 128, 4, 2)
 
 
 def forward_launches(
@@ -43,21 +40,23 @@ def forward_launches(
         call: the arguments, within the limits of the table of kernels.
         processors: multiprocessors to plan the capture of maps for; `None` asks the device.
     """
-    batch, heads, queries, dim = call.query.shape
+    query = call.query
+    batch, heads, queries, dim = query.shape
     keys = call.key.shape[2]
-    tile = specialised_tile(dim)
-    out = dense_like(call.query, dim)
-    lse = call.query.new_empty(call.query.shape[:3], dtype=torch.float32)
+    out = dense_like(query, dim)
+    lse = query.new_empty(query.shape[:3], dtype=torch.float32)
+    if not call.scale > 0:  # the kernel's factor is positive; this is exact in every dtype
+        query = query * (math.copysign(1.0, call.scale) if call.scale else 0.0)
     arguments = {
-        "lse": lse, "heads": heads, "queries": queries, "keys": keys, "factor": call.scale,
-        **_described("query", call.query), **_described("key", call.key), **_described("value", call.value),
+        "lse": lse, "heads": heads, "queries": queries, "keys": keys, "factor": abs(call.scale) or 1.0,
+        **_described("query", query), **_described("key", call.key), **_described("value", call.value),
     }  # fmt: skip
     constants = {
-        "DIM": dim, "STAGES": tile.stages, "TAIL": keys % tile.columns != 0, "UPCAST": INTERPRETED,
+        "DIM": dim, "STAGES": _TILE.stages, "TAIL": keys % _TILE.columns != 0, "UPCAST": INTERPRETED,
     }  # fmt: skip
     add_tensor(arguments, constants, "out", out)
-    grid = (-(-queries // tile.rows) * batch * heads,)
-    launches, maps = [tiled_launch(specialised_kernel, grid, arguments, constants, tile)], None
+    grid = (-(-queries // _TILE.rows) * batch * heads,)
+    launches, maps = [tiled_launch(specialised_kernel, grid, arguments, constants, _TILE)], None
     if call.token_ids is not None:
         captures, maps = capture_launches(call, lse, processors=processors)
         launches += captures

@@ -1,4 +1,8 @@
-"""The forward kernel of attention whose warps have parts of their own: one group fetches keys and values, two compute."""
+"""The forward kernel of attention whose warps have parts of their own: one group fetches keys and values, two compute.
+
+Each tile of keys is masked in the loop where the last one is not whole: with a tile of its own, before or after the loop,
+Triton 3.9 fails to compile the specialised loop.
+"""
 
 from __future__ import annotations
 

@@ -23,7 +23,9 @@ from cvg_kernels.ops._trace import note_backend
 Result = TypeVar("Result")
 
 #: Those whose failure may be the machine's: compiled here for this GPU, or torch's own, which differ from build to build.
-_REPLACEABLE = frozenset({Backend.STOCK, Backend.TRITON, Backend.CUDA})
+_REPLACEABLE = frozenset(
+    {Backend.STOCK, Backend.TRITON, Backend.TRITON_SPECIALISED, Backend.CUDA}
+)
 
 
 class Choice(NamedTuple):

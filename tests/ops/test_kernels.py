@@ -46,7 +46,7 @@ def everything_runs(monkeypatch):
 
 @pytest.mark.parametrize(("operation", "backend"), LINES)
 def test_every_line_names_a_module_with_its_functions(operation, backend):
-    if backend is Backend.TRITON:
+    if backend in (Backend.TRITON, Backend.TRITON_SPECIALISED):
         pytest.importorskip("triton")
     kernel = KERNELS[operation][backend]
     module = importlib.import_module(kernel.module)
