@@ -22,8 +22,14 @@ class Backend(str, Enum):
     STOCK = "stock"  #: torch's own fused attention; the maps by our capture kernel
     NATIVE = "native"  #: C++ on CPU tensors
     TRITON = "triton"  #: Triton on GPU tensors
-    TRITON_SPECIALISED = "triton_specialised"  #: Triton with warps that have parts of their own, on Hopper
+    TRITON_SPECIALISED = (
+        "triton_specialised"  #: Triton with warps that have parts of their own, on Hopper
+    )
     CUDA = "cuda"  #: CUDA C++ on NVIDIA GPU tensors
+
+
+#: Those that Triton compiles; its interpreter runs them on CPU tensors.
+TRITON_BACKENDS = (Backend.TRITON, Backend.TRITON_SPECIALISED)
 
 
 class Facts(NamedTuple):
@@ -145,10 +151,10 @@ def _other_than(*dims: int) -> Callable[[Facts], str | None]:
 
 
 def _not_hopper(facts: Facts) -> str | None:
-    if facts.device.type != "cuda":
-        return None
     import torch
 
+    if facts.device.type != "cuda" or not torch.cuda.is_available():
+        return None  # the interpreter, or a GPU that is not here to be asked
     if torch.version.hip is not None:
         return "an AMD GPU"
     major, minor = torch.cuda.get_device_capability(facts.device)
