@@ -22,9 +22,7 @@ class Backend(str, Enum):
     STOCK = "stock"  #: torch's own fused attention; the maps by our capture kernel
     NATIVE = "native"  #: C++ on CPU tensors
     TRITON = "triton"  #: Triton on GPU tensors
-    TRITON_SPECIALISED = (
-        "triton_specialised"  #: Triton with warps that have parts of their own, on Hopper
-    )
+    TRITON_SPECIALISED = "triton_specialised"  #: Triton with specialised warps, on Hopper
     CUDA = "cuda"  #: CUDA C++ on NVIDIA GPU tensors
 
 

@@ -62,9 +62,8 @@ def run_kernel(
     for candidate in _candidates(operation, facts):
         try:
             result = call(_module(operation, candidate))
-        except (
-            BackendUnavailableError
-        ):  # for this call: torch's operators can be switched off by a context
+        except BackendUnavailableError:
+            # For this call: torch's operators can be switched off by a context.
             continue
         except Exception as error:
             if candidate not in _REPLACEABLE or _is_the_calls(error):
