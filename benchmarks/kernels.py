@@ -73,12 +73,16 @@ CASES = {
 
 
 def arms() -> list:
-    """(operation, backend) of all that run here at full speed: interpreted Triton kernels do not."""
+    """(operation, backend) of all that run here at full speed: interpreted Triton kernels do not.
+
+    Specialised warps are left out: they take numbers of 16 bits, and these are of 32.
+    """
     return [
         pytest.param(operation, backend.value, id=f"{operation}-{backend.value}")
         for operation in CASES
         for backend in OPERATIONS[operation]
         if (backend is not Backend.TRITON or DEVICE.type == "cuda")
+        and backend is not Backend.TRITON_SPECIALISED
         and unavailable_reason(operation, backend, _device(backend)) is None
     ]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from cvg_kernels import native
 from cvg_kernels.errors import ArgumentError, BackendUnavailableError
-from cvg_kernels.kernels import KERNELS, Backend, kernels_of
+from cvg_kernels.kernels import KERNELS, TRITON_BACKENDS, Backend, kernels_of
 
 if TYPE_CHECKING:
     import torch
@@ -60,7 +60,7 @@ def unavailable_reason(
         if device is not None and device.type != "cpu":
             return f"the native kernels take CPU tensors, these are on {device}"
         return native.reason("cpu")
-    if backend is Backend.TRITON:
+    if backend in TRITON_BACKENDS:
         return _triton_reason(device)
     if backend is Backend.CUDA:
         if device is not None and device.type != "cuda":

@@ -22,7 +22,12 @@ class Backend(str, Enum):
     STOCK = "stock"  #: torch's own fused attention; the maps by our capture kernel
     NATIVE = "native"  #: C++ on CPU tensors
     TRITON = "triton"  #: Triton on GPU tensors
+    TRITON_SPECIALISED = "triton_specialised"  #: Triton with specialised warps, on Hopper
     CUDA = "cuda"  #: CUDA C++ on NVIDIA GPU tensors
+
+
+#: Those that Triton compiles; its interpreter runs them on CPU tensors.
+TRITON_BACKENDS = (Backend.TRITON, Backend.TRITON_SPECIALISED)
 
 
 class Facts(NamedTuple):
@@ -138,6 +143,22 @@ def _odd_dims(facts: Facts) -> str | None:
     return f"head_dim {facts.head_dim} on a GPU"
 
 
+def _other_than(*dims: int) -> Callable[[Facts], str | None]:
+    """Refuses every head_dim but these."""
+    return lambda facts: None if facts.head_dim in dims else f"head_dim {facts.head_dim}"
+
+
+def _not_hopper(facts: Facts) -> str | None:
+    import torch
+
+    if facts.device.type != "cuda" or not torch.cuda.is_available():
+        return None  # the interpreter, or a GPU that is not here to be asked
+    if torch.version.hip is not None:
+        return "an AMD GPU"
+    major, minor = torch.cuda.get_device_capability(facts.device)
+    return None if (major, minor) == (9, 0) else f"a GPU of compute capability {major}.{minor}"
+
+
 def _unordered_sums(facts: Facts) -> str | None:
     if facts.deterministic and facts.device.type == "cuda":
         return "a deterministic backward pass on a GPU"
@@ -151,6 +172,16 @@ _STOCK_LIMITS = (
     Limit("calls with values", _no_values),
     Limit("values with as many channels as keys", _unequal_dims),
     Limit("on a GPU head_dim up to 256 that 8 divides", _odd_dims),
+)
+_SPECIALISED_LIMITS = (
+    Limit("GPUs of compute capability 9.0", _not_hopper),
+    Limit("head_dim 64 or 128", _other_than(64, 128)),
+    Limit("calls with values", _no_values),
+    Limit("values with as many channels as keys", _unequal_dims),
+    Limit("at least one key", lambda facts: None if facts.keys else "no keys"),
+    _without("key_bias", "a key mask"),
+    _without("token_bias", "a bias on tokens"),
+    _without("band", "a band"),
 )
 _STOCK_BACKWARD_LIMITS = (
     *_STOCK_LIMITS,
@@ -180,6 +211,11 @@ def _triton(module: str, dtypes: tuple[str, ...], *limits: Limit) -> dict[Backen
     return {Backend.TRITON: Kernel(f"cvg_kernels._triton.{module}", ("cuda",), dtypes, limits)}
 
 
+def _specialised() -> dict[Backend, Kernel]:
+    module = "cvg_kernels._triton.attention_specialised"
+    return {Backend.TRITON_SPECIALISED: Kernel(module, ("cuda",), _HALVES, _SPECIALISED_LIMITS)}
+
+
 def _cuda(module: str, dtypes: tuple[str, ...], *limits: Limit) -> dict[Backend, Kernel]:
     kernel = Kernel(f"cvg_kernels.ops._{module}_native", ("cuda",), dtypes, limits)
     return {Backend.CUDA: kernel}
@@ -196,8 +232,8 @@ _CUTS = (_between(1, 64, "frames", "frames (or nodes)"), _between(0, 16, "hops")
 
 #: Operation → backend → kernel. A backward pass that has no line of its own has that of its operation.
 KERNELS: dict[str, dict[Backend, Kernel]] = {
-    "attention": _CORE | _stock(*_STOCK_LIMITS),
-    "attention_backward": _CORE | _stock(*_STOCK_BACKWARD_LIMITS),
+    "attention": _CORE | _stock(*_STOCK_LIMITS) | _specialised(),
+    "attention_backward": _CORE | _stock(*_STOCK_BACKWARD_LIMITS) | _specialised(),
     "frame_band_attention": _CORE,
     "temporal_attention": _reference("temporal_attention")
     | _native("temporal_attention", _ALL)

@@ -39,7 +39,7 @@ def test_info_prints_every_operation_with_each_backend(capsys):
         part = said.partition(f"kernels of {operation}\n")[2].partition("kernels of ")[0]
         for backend, kernel in there.items():
             reason = backends.unavailable_reason(operation, backend)
-            line, _, rest = part.partition(f"  {backend.value:16}")[2].partition("\n")
+            line, _, rest = part.partition(f"  {backend.value:20}")[2].partition("\n")
             assert line == (reason or "yes")
             taken = rest.splitlines()[0]
             assert all(name in taken for name in (*kernel.devices, *kernel.dtypes))

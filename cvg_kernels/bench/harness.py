@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from cvg_kernels.backends import OPERATIONS, Backend, unavailable_reason
+from cvg_kernels.kernels import TRITON_BACKENDS
 
 #: Our arm, as `auto` chooses.
 OURS = "cvg_kernels"
@@ -73,7 +74,7 @@ def arms_by_backend(
     """
     arms = {}
     for backend in OPERATIONS[operation]:
-        interpreted = backend is Backend.TRITON and device.type == "cpu"
+        interpreted = backend in TRITON_BACKENDS and device.type == "cpu"
         usable = unavailable_reason(operation, backend, device, dtype) is None
         if usable and not interpreted and backend is not Backend.REFERENCE:
             arms[f"{OURS} {backend.value}"] = by(backend.value)

@@ -29,8 +29,8 @@ def run(options: argparse.Namespace) -> int:
     for operation, there in facts["kernels"].items():
         print(f"kernels of {operation}")
         for backend, line in there.items():
-            print(f"  {backend:16}{line['available']}")
-            print(f"  {'':16}on {', '.join(line['devices'])}: {', '.join(line['dtypes'])}")
+            print(f"  {backend:20}{line['available']}")
+            print(f"  {'':20}on {', '.join(line['devices'])}: {', '.join(line['dtypes'])}")
             for limit in line["limits"]:
-                print(f"  {'':16}takes {limit}")
+                print(f"  {'':20}takes {limit}")
     return 0

@@ -17,13 +17,13 @@ import torch
 from cvg_kernels import auto
 from cvg_kernels.backends import unavailable_reason
 from cvg_kernels.errors import ArgumentError, BackendUnavailableError
-from cvg_kernels.kernels import Backend, Facts, kernels_of
+from cvg_kernels.kernels import TRITON_BACKENDS, Backend, Facts, kernels_of
 from cvg_kernels.ops._trace import note_backend
 
 Result = TypeVar("Result")
 
 #: Those whose failure may be the machine's: compiled here for this GPU, or torch's own, which differ from build to build.
-_REPLACEABLE = frozenset({Backend.STOCK, Backend.TRITON, Backend.CUDA})
+_REPLACEABLE = frozenset({Backend.STOCK, *TRITON_BACKENDS, Backend.CUDA})
 
 
 class Choice(NamedTuple):
@@ -62,9 +62,14 @@ def run_kernel(
     for candidate in _candidates(operation, facts):
         try:
             result = call(_module(operation, candidate))
+<<<<<<< HEAD
         except (
             BackendUnavailableError
         ):  # for this call: torch's operators can be switched off by a context
+=======
+        except BackendUnavailableError:
+            # For this call: torch's operators can be switched off by a context.
+>>>>>>> wt-w
             continue
         except Exception as error:
             if candidate not in _REPLACEABLE or _is_the_calls(error):

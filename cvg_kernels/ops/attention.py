@@ -86,7 +86,9 @@ def attention_with_capture(
             `torch.use_deterministic_algorithms` says. Our own kernels always are; torch's fused ones on a GPU are not, and
             are then left aside.
         backend: `"auto"`, or the name of one, which then never falls back: `"reference"`, `"native"` (C++, CPU tensors),
-            `"triton"` (GPU tensors) or `"stock"` (torch's fused attention, and the maps from its log-sum-exp).
+            `"triton"` (GPU tensors), `"triton_specialised"` (the same with specialised warps on Hopper: 16-bit numbers,
+            head_dim 64 or 128, no mask, bias or band) or `"stock"` (torch's fused attention, and the maps from its
+            log-sum-exp).
 
     Returns:
         `CapturedAttention(out, maps, lse)`.

@@ -66,6 +66,9 @@ _HOP = _maps(1, 6, 5, 5)
 #: Operation, or one way to call it → the layer. The operation is the first word.
 LAYERS = {
     "attention": Layer(_CROSS, _attention, 1e-2),
+    "attention wide": Layer(
+        _of(*(_heads(2, n, 3, 64) for n in (_QUERIES, _KEYS, _KEYS))), _attention, 1e-2
+    ),
     "attention with bias": Layer(lambda device: [*_CROSS(device), _BIAS(device)], _with_bias, 1e-2),
     "frame_band_attention": Layer(_of(*(_heads(1, _QUERIES, 2, 24),) * 3), _frame_band, 1e-2),
     "temporal_attention": Layer(_of(*(_heads(5, _FRAMES, 2, 40),) * 3), _temporal, 1e-2),

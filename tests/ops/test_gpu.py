@@ -10,10 +10,12 @@ import torch
 
 import cvg_kernels as cvg
 from cvg_kernels.backends import OPERATIONS, Backend, unavailable_reason
+from cvg_kernels.kernels import TRITON_BACKENDS
 from tests.ops.backends import DEVICE, backends, device_of
 from tests.ops.layers import LAYERS, assert_close, grads_of, results
 
 CUDA = torch.device("cuda", 0)
+HOPPER = torch.cuda.is_available() and torch.cuda.get_device_capability() == (9, 0)
 #: Operations whose kernels check what they are given, which waits for the GPU.
 CHECKED = {"max_flow"}
 
@@ -29,14 +31,19 @@ def kernels(*, but: set[str] = frozenset()) -> list:
         for one in there:
             (backend,) = one.values
             skipped = backend == "reference" or (backend == "stock" and "bias" in name)
+            marks = one.marks
+            if backend == Backend.TRITON_SPECIALISED.value:
+                # It takes 16 bits and head_dim 64, which layers have on a GPU, and only Hopper.
+                skipped = name != "attention wide" or DEVICE.type != "cuda"
+                marks = [*marks, pytest.mark.skipif(not HOPPER, reason="this GPU is no Hopper")]
             if not skipped:
-                found.append(pytest.param(name, backend, marks=one.marks, id=f"{name}-{backend}"))
+                found.append(pytest.param(name, backend, marks=marks, id=f"{name}-{backend}"))
     return found
 
 
 def gpu_kernels(*, but: set[str] = frozenset()) -> list:
     """As `kernels`, those that run on a GPU, skipped elsewhere."""
-    on_gpu = (Backend.TRITON.value, Backend.CUDA.value, Backend.STOCK.value)
+    on_gpu = (*(one.value for one in TRITON_BACKENDS), Backend.CUDA.value, Backend.STOCK.value)
     return [
         pytest.param(*one.values, marks=[*one.marks, pytest.mark.gpu], id=one.id)
         for one in kernels(but=but)
