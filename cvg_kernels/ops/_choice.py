@@ -62,14 +62,8 @@ def run_kernel(
     for candidate in _candidates(operation, facts):
         try:
             result = call(_module(operation, candidate))
-<<<<<<< HEAD
-        except (
-            BackendUnavailableError
-        ):  # for this call: torch's operators can be switched off by a context
-=======
         except BackendUnavailableError:
             # For this call: torch's operators can be switched off by a context.
->>>>>>> wt-w
             continue
         except Exception as error:
             if candidate not in _REPLACEABLE or _is_the_calls(error):
