@@ -181,18 +181,6 @@ def test_matrix_cores_elsewhere(rows):
     _held("matrix", products, lambda row: not row["mma"] and not row["wgmma"], "mma")
 
 
-def test_specialised_warps_are_specialised(rows):
-    """A kernel that asks for warps with parts of their own gets them: the compiler may drop that without a word."""
-    without = [
-        row
-        for row in rows
-        if "warp_specialize" in row["kernel"]
-        and row["target"] == "sm_90"
-        and not row["specialised"]
-    ]
-    assert not without, _told(without, "warps")
-
-
 def test_figures_are_no_worse_than_the_table(rows):
     table = json.loads((ROOT / budgets.TABLE).read_text())
     if table["compilers"] != budgets.compilers():
