@@ -17,32 +17,43 @@ def dense_like(tensor: torch.Tensor, last: int | None = None) -> torch.Tensor:
         tensor: of any strides.
         last: the size of the last axis, if it is not that of `tensor`.
     """
-    order, back = _orders(tensor)
     sizes = [*tensor.shape[:-1], tensor.shape[-1] if last is None else last]
-    return tensor.new_empty([sizes[axis] for axis in order]).permute(back)
+    strides, size = [1] * len(sizes), 1
+    for axis in reversed(_order(tensor)):
+        strides[axis] = size
+        size *= max(sizes[axis], 1)
+    return tensor.new_empty_strided(
+        sizes, strides
+    )  # not a view, which autograd lets nobody write into
 
 
 def lies_like(tensor: torch.Tensor, like: torch.Tensor) -> bool:
     """Whether a tensor of the leading sizes of `like` lies in memory as `dense_like` would put it."""
     size = 1
-    for axis in reversed(_orders(like)[0]):
+    for axis in reversed(_order(like)):
         if tensor.stride(axis) != size and tensor.shape[axis] != 1:
             return False
         size *= tensor.shape[axis]
     return True
 
 
-def _orders(tensor: torch.Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The axes of a tensor as they lie in memory, outermost first and the last one innermost, and the way back."""
+def copied_like(tensor: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """The tensor in memory as `dense_like(like)`, by operations that can be differentiated."""
+    order = _order(like)
+    back = sorted(range(len(order)), key=order.__getitem__)
+    return tensor.permute(order).contiguous().permute(back)
+
+
+def _order(tensor: torch.Tensor) -> tuple[int, ...]:
+    """The axes of a tensor as they lie in memory, outermost first and the last one innermost."""
     strides = tensor.stride()
     symbols = any(type(stride) is not int for stride in strides)  # of a compiler; they have no hash
     return _sorted(strides) if symbols else _sorted_before(strides)
 
 
-def _sorted(strides: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _sorted(strides: tuple[int, ...]) -> tuple[int, ...]:
     last = len(strides) - 1
-    order = (*sorted(range(last), key=lambda axis: -strides[axis]), last)
-    return order, tuple(sorted(range(last + 1), key=order.__getitem__))
+    return (*sorted(range(last), key=lambda axis: -strides[axis]), last)
 
 
 _sorted_before = lru_cache(4096)(_sorted)

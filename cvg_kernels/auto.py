@@ -33,6 +33,22 @@ _DIMS = (64, 128, 256)
 _FRAMES = (16, 32, 64, 128)
 _SHIPPED = Path(__file__).with_name("auto.json")
 
+#: What rules can ask about; see `traits`.
+_TRAITS = frozenset(
+    [
+        "bits",
+        "dtype",
+        "frames",
+        "head_dim",
+        "keys",
+        "masked",
+        "band",
+        "maps",
+        "through",
+        "gradients",
+    ]
+)
+
 Traits = dict[str, Any]
 
 
@@ -91,11 +107,13 @@ def order(operation: str, facts: Facts) -> tuple[Backend, ...]:
         return (Backend.REFERENCE,)
     called = traits(operation, facts)
     line = operation if operation in KERNELS else operation.removesuffix("_backward")
-    for rules in _rules_of(facts.device):
-        for rule in rules:
-            if rule.operation == line and rule.when.items() <= called.items():
-                return tuple(dict.fromkeys((*rule.order, Backend.REFERENCE)))
-    return (Backend.REFERENCE,)
+    found: list[Backend] = []
+    for rules in _rules_of(
+        facts.device
+    ):  # what the first table's backends cannot serve, those of the next may
+        fitting = (r for r in rules if r.operation == line and r.when.items() <= called.items())
+        found += next((rule.order for rule in fitting), ())
+    return tuple(dict.fromkeys((*found, Backend.REFERENCE)))
 
 
 def _rules_of(device: torch.device) -> list[tuple[Rule, ...]]:
@@ -202,7 +220,10 @@ def read(path: Path, *, written_by: str | None = None) -> Table:
             raise BadTable(f"its format is {found['format']!r}, this version reads {FORMAT}")
         if written_by is not None and found["version"] != written_by:
             raise BadTable(f"cvg_kernels {found['version']} wrote it, this is {written_by}")
-        rules = {name: tuple(map(_rule, lines)) for name, lines in found["tables"].items()}
+        rules = {
+            name: tuple(_rule(line, "cpu" if "cpu" in name else "cuda") for line in lines)
+            for name, lines in found["tables"].items()
+        }
         return Table(path, dict(found["made"]), rules)
     except (KeyError, TypeError, AttributeError) as error:
         raise BadTable(f"it is not as `tune` writes it ({type(error).__name__}: {error})") from None
@@ -212,13 +233,23 @@ def read(path: Path, *, written_by: str | None = None) -> Table:
         raise BadTable(str(error)) from None
 
 
-def _rule(line: Traits) -> Rule:
+def _rule(line: Traits, device_type: str) -> Rule:
     operation, backends = line["operation"], tuple(map(Backend, line["order"]))
     if operation.removesuffix("_backward") not in KERNELS:
         raise BadTable(f"there is no operation {operation!r}")
+    there = kernels_of(operation)
     for backend in backends:
-        if backend not in kernels_of(operation):
+        if backend not in there:
             raise BadTable(f"{operation} has no {backend.value} kernel")
+        if there[backend].devices and device_type not in there[backend].devices:
+            raise BadTable(f"the {backend.value} kernel of {operation} is not for {device_type}")
+    if not backends:
+        raise BadTable(f"a rule of {operation} names no backend")
+    unknown = set(line["when"]) - _TRAITS
+    if unknown:
+        raise BadTable(
+            f"a rule of {operation} asks for {', '.join(sorted(unknown))}, which no call has"
+        )
     return Rule(operation, dict(line["when"]), backends)
 
 
@@ -229,12 +260,15 @@ def _line(rule: Rule) -> str:
 
 
 def write(path: Path, tables: Mapping[str, Sequence[Rule]], made: Mapping[str, str]) -> None:
-    """Writes a table in one step, so that nobody reads half of it.
+    """Writes a table in one step, so that nobody reads half of it, and only if it can be read.
 
     Args:
         path: of the file; its folder is made.
         tables: rules by architecture.
         made: when and how, by architecture.
+
+    Raises:
+        BadTable: if these are no rules; the file is left as it was.
     """
     head = {"format": FORMAT, "version": __version__, "made": dict(made)}
     lists = ",\n".join(
@@ -249,6 +283,7 @@ def write(path: Path, tables: Mapping[str, Sequence[Rule]], made: Mapping[str, s
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
             file.write(text)
+        read(Path(beside))
         os.replace(beside, path)
     except BaseException:
         os.unlink(beside)

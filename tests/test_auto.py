@@ -256,6 +256,39 @@ def test_figures_become_the_shipped_table(wrap, tuned, folder, monkeypatch, caps
 
 
 @pytest.mark.parametrize(
+    "change",
+    [
+        {"operation": "nope"},
+        {"order": ["triton"]},
+        {"order": ["cuda"]},
+        {"when": {"moon": "full"}},
+    ],
+    ids=["operation", "other device", "no kernel", "trait"],
+)
+def test_figures_that_make_no_table_leave_the_shipped_one(
+    change, tuned, folder, monkeypatch, capsys
+):
+    figures, shipped = folder / "figures.json", folder / "auto.json"
+    tuned({"seconds": {"native": 2.0, "stock": 1.0}}, options=("--dry-run", "--json", str(figures)))
+    report = json.loads(figures.read_text())
+    report["choices"][0] |= change
+    figures.write_text(json.dumps(report))
+    shipped.write_text(auto.shipped().path.read_text())
+    before = shipped.read_text()
+    monkeypatch.setattr(auto, "_SHIPPED", shipped)
+    _choice.forget_choices()
+    assert main(["tune", "--from-results", str(figures)]) == 2
+    assert "makes no table" in capsys.readouterr().err
+    assert shipped.read_text() == before
+
+
+def test_what_a_users_table_cannot_serve_goes_to_the_shipped_one(folder):
+    put([auto.Rule("attention", {}, (Backend.STOCK,))])
+    assert kernel_for("attention", "auto", LONG).backend is Backend.STOCK
+    assert kernel_for("attention", "auto", LONG._replace(key_bias=True)).backend is Backend.NATIVE
+
+
+@pytest.mark.parametrize(
     "text", ["{}", "[]", "no", '{"tune": {"choices": [], "architecture": "cpu"}}']
 )
 def test_other_files_are_refused(text, folder, capsys):

@@ -163,7 +163,8 @@ def section_of(results: Any) -> Mapping[str, Any]:
     found = results.get("tune", results) if isinstance(results, dict) else {}
     if isinstance(found, dict) and isinstance(found.get("measured"), dict):
         found = found["measured"]
-    if not isinstance(found, dict) or "choices" not in found or "architecture" not in found:
+    named = isinstance(found, dict) and isinstance(found.get("architecture"), str)
+    if not named or not isinstance(found.get("choices"), list):
         raise ArgumentError('the file holds no figures of `cvg-kernels tune`: no section "tune"')
     return found
 

@@ -116,7 +116,12 @@ def _take_over(path: Path, *, dry: bool) -> int:
     if dry:
         print(f"not written, as --dry-run says: {len(rules)} rules for {shipped.path}")
         return 0
-    auto.write(shipped.path, tables, made)
+    try:
+        auto.write(shipped.path, tables, made)
+    except auto.BadTable as error:
+        raise ArgumentError(
+            f"{path} makes no table, {shipped.path} is as it was: {error}"
+        ) from None
     print(f"wrote {shipped.path}")
     return 0
 

@@ -49,7 +49,7 @@ class AttentionCall(NamedTuple):
 
 
 class AttentionResult(NamedTuple):
-    """What the forward pass gives, and what the backward pass reads."""
+    """What the forward pass gives, and what the backward pass reads, but for the maps: there they are `None`."""
 
     out: (
         torch.Tensor | None

@@ -32,7 +32,7 @@ torch.library.define(
 )
 torch.library.define(
     "cvg_kernels::attention_backward",
-    f"(Tensor? grad_out, Tensor? grad_maps, Tensor? grad_lse, {_CALL}, Tensor out, Tensor maps, Tensor lse, "
+    f"(Tensor? grad_out, Tensor? grad_maps, Tensor? grad_lse, {_CALL}, Tensor out, Tensor lse, "
     "Tensor highest, Tensor place, bool[] needed, bool deterministic, str backend) "
     "-> (Tensor grad_query, Tensor grad_key, Tensor grad_value, Tensor grad_token_bias)",
 )
@@ -113,8 +113,8 @@ def _forward_fake(*given):
 
 def _backward(*given):
     grads, call = AttentionGrads(*given[:3]), _call(given[3 : 3 + _FLAT])
-    *result, needed, deterministic, backend = given[3 + _FLAT :]
-    needed = Needed(*needed)
+    out, *rows, needed, deterministic, backend = given[3 + _FLAT :]
+    result, needed = AttentionResult(out, None, *rows), Needed(*needed)
     if grads.out is None and needed.value:
         raise ValueError(
             "needed.value: the gradient of value flows through grad_out, which is None"
@@ -123,7 +123,7 @@ def _backward(*given):
     facts = _facts(call, deterministic, *needed, *arriving)
     found = run_kernel(
         f"{operation_of(call)}_backward", backend, facts,
-        lambda kernel: kernel.backward(call, AttentionResult(*result), grads, needed),
+        lambda kernel: kernel.backward(call, result, grads, needed),
     )  # fmt: skip
     empty = call.query.new_empty
     return tuple(empty(0) if grad is None else grad for grad in found)
@@ -131,7 +131,7 @@ def _backward(*given):
 
 @torch.library.register_fake("cvg_kernels::attention_backward")
 def _backward_fake(*given):
-    call, needed = _call(given[3 : 3 + _FLAT]), Needed(*given[3 + _FLAT + 5])
+    call, needed = _call(given[3 : 3 + _FLAT]), Needed(*given[3 + _FLAT + 4])
     query = call.query
     wide = torch.promote_types(query.dtype, torch.float32)
     tensors = zip((call.query, call.key, call.value), needed[:3], strict=True)
@@ -143,7 +143,8 @@ def _backward_fake(*given):
 def _remember(ctx, inputs, output) -> None:
     *flat, ctx.deterministic, ctx.backend = inputs
     tensors, ctx.options = flat[:8], flat[8:]
-    ctx.save_for_backward(*tensors, *output)
+    out, _, *rows = output  # the maps are their user's to change
+    ctx.save_for_backward(*tensors, out, *rows)
     ctx.mark_non_differentiable(*output[3:])
     ctx.set_materialize_grads(False)  # an output without a gradient costs no work
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from cvg_kernels._layout import dense_like, laid_out
+from cvg_kernels._layout import copied_like, dense_like, laid_out, lies_like
 from cvg_kernels.ops._attention_call import AttentionCall, AttentionGrads, AttentionResult, Needed
 from cvg_kernels.ops._autocast import autocast_off
 from python_ref import attention as reference
@@ -24,17 +24,18 @@ def attend(call: AttentionCall, mask: torch.Tensor | None = None) -> AttentionRe
         )  # fmt: skip
     place = None if call.band is None else found.place.to(torch.int32)
     highest = None if call.band is None else found.highest
-    return AttentionResult(found.out, found.maps, found.lse, highest, place)
+    out = None if found.out is None else copied_like(found.out, call.query)
+    return AttentionResult(out, found.maps, found.lse, highest, place)
 
 
 def forward(call: AttentionCall) -> AttentionResult:
     """As `attend`, its results laid out as the contract of backends says."""
     found = attend(call)
     out = None
-    if found.out is not None:
+    if found.out is not None and not lies_like(found.out, call.query):  # a size of 1 has any stride
         out = dense_like(call.query, call.value.shape[-1]).copy_(found.out)
     maps = None if found.maps is None else found.maps.contiguous()
-    return found._replace(out=out, maps=maps)
+    return found._replace(out=found.out if out is None else out, maps=maps)
 
 
 def backward(

@@ -20,6 +20,7 @@ import torch
 from torch.nn.functional import pad
 
 from cvg_kernels.ops._autocast import autocast_off
+from python_ref import attention as reference
 
 _HALVES = (torch.bfloat16, torch.float16)
 
@@ -237,17 +238,18 @@ def _wrong_numbers(operator: FusedOperator, device: torch.device, dtype: torch.d
         return made.to(device, dtype).transpose(1, 2)
 
     scale = 0.2
-    # Whatever modes the caller is in: the comparison needs gradients, and no autocast.
-    with torch.inference_mode(False), torch.enable_grad(), autocast_off(device):
+    # Without autograd, whose hooks (of checkpointing, say) are the caller's, and whatever other modes the caller is in.
+    with torch.inference_mode(False), torch.no_grad(), autocast_off(device):
         query, key, value, grad_out = given(67), given(83), given(83), given(67)
-        leaves = [tensor.double().requires_grad_() for tensor in (query, key, value)]
-        scores = scale * (leaves[0] @ leaves[1].mT)
-        exact = [scores.softmax(-1) @ leaves[2], scores.logsumexp(-1)]
-        exact += torch.autograd.grad(exact[0], leaves, grad_out.double())
+        wide = [tensor.double() for tensor in (query, key, value)]
+        attended = reference.attention_with_capture(*wide, None, scale=scale)
+        exact = [attended.out, attended.lse]
+        exact += reference.attention_with_capture_backward(
+            grad_out.double(), None, None, *wide, None, scale=scale
+        )[:3]
         try:
-            with torch.no_grad():
-                out, lse = operator.forward(query, key, value, scale)
-                grads = operator.backward(grad_out, query, key, value, out, lse, scale)
+            out, lse = operator.forward(query, key, value, scale)
+            grads = operator.backward(grad_out, query, key, value, out, lse, scale)
         except RuntimeError as error:
             return f"it fails on {device}: {str(error).splitlines()[0]}"
     # 16 bits: a few roundings of the result, and of P before its product. Else: sums of a hundred terms in other orders,

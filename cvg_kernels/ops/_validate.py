@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -105,10 +106,16 @@ def scale_of(scale: float | None, query: torch.Tensor) -> float:
     """The factor of the logits, D ** -0.5 if none is given."""
     if scale is None:
         return query.shape[-1] ** -0.5
+    number = not isinstance(scale, (str, bytes))
     try:
-        return float(scale)
-    except (TypeError, ValueError) as error:
-        raise ArgumentError(f"scale must be a number or None, got {scale!r}") from error
+        number = number and not math.isnan(found := float(scale))
+    except (TypeError, ValueError, RuntimeError):
+        number = False
+    if not number:
+        raise ArgumentError(f"scale must be a number or None, got {scale!r}")
+    if isinstance(scale, torch.Tensor) and scale.requires_grad:
+        raise ArgumentError("scale must not require a gradient: multiply the query by it instead")
+    return found
 
 
 def mask_of(key_mask: torch.Tensor | None, query: torch.Tensor, key: torch.Tensor) -> Mask | None:
@@ -119,6 +126,11 @@ def mask_of(key_mask: torch.Tensor | None, query: torch.Tensor, key: torch.Tenso
         raise ArgumentError(f"key_mask must be a tensor or None, got {type(key_mask).__name__}")
     if key_mask.dtype != torch.bool and not key_mask.is_floating_point():
         raise ArgumentError(f"key_mask must be bool or floating point, got {key_mask.dtype}")
+    if key_mask.ndim == 2 and key_mask.dtype != torch.bool:
+        raise ArgumentError(
+            f"key_mask must be bool where it has two dimensions, [B, M], got {key_mask.dtype}; an additive "
+            "one is [B, 1, 1, M]"
+        )
     if key_mask.device != query.device:
         raise ArgumentError(f"key_mask must be on {query.device}, got {key_mask.device}")
     (batch, heads, queries, _), keys = query.shape, key.shape[2]

@@ -183,6 +183,8 @@ def _attend(
     check_tensors(query, key, value, values=values)
     if head_reduction not in ("mean", "none"):
         raise ArgumentError(f"head_reduction must be 'mean' or 'none', got {head_reduction!r}")
+    if deterministic not in (None, True, False):
+        raise ArgumentError(f"deterministic must be True, False or None, got {deterministic!r}")
     if deterministic is None:
         deterministic = torch.are_deterministic_algorithms_enabled()
     scale = scale_of(scale, query)

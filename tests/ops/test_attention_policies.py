@@ -179,8 +179,35 @@ def test_maps_under_a_band(backend, dtype, head_reduction, row_max_grad):
     compare(found, given, results[0], exact_given, results[1], eager_given)
 
 
+@pytest.mark.parametrize("backend", backends("attention", "native", "triton"))
+def test_the_output_can_be_written_into(backend):
+    """It is a tensor of its own, no view of one, which autograd would let nobody change."""
+    query, key, value = tensors(device_of(backend), torch.float32)
+    found = cvg.attention_with_capture(query, key, value, [1], backend=backend)
+    found.maps.mul_(2)
+    (grad,) = torch.autograd.grad(found.maps.sum(), query)
+    right = cvg.attention_with_capture(query, key, value, [1], backend=backend).maps.sum()
+    torch.testing.assert_close(grad, 2 * torch.autograd.grad(right, query)[0])
+    found.out.add_(1)
+
+
+@pytest.mark.parametrize("backend", backends("attention", "native", "stock"))
+def test_traced_by_jit(backend):
+    """A trace holds the operation, not the memory that it wrote into."""
+    query, key, value = (t.detach() for t in tensors(device_of(backend), torch.float32))
+
+    def attend(*given):
+        return tuple(cvg.attention_with_capture(*given, [1, 2], backend=backend))
+
+    traced = torch.jit.trace(attend, (query, key, value), check_trace=False)
+    for mine, right in zip(
+        traced(2 * query, key, value), attend(2 * query, key, value), strict=True
+    ):
+        torch.testing.assert_close(mine, right)
+
+
 @pytest.mark.parametrize("layout", ["heads-last", "heads-first"])
-@pytest.mark.parametrize("backend", backends("attention", "native", "triton", "stock"))
+@pytest.mark.parametrize("backend", backends("attention", "reference", "native", "triton", "stock"))
 def test_results_lie_as_the_query_does(backend, layout):
     """Diffusers reshapes the output to [B, N, H · D]: no copy where the query came from there."""
     device = device_of(backend)
@@ -191,6 +218,7 @@ def test_results_lie_as_the_query_does(backend, layout):
     given = [t.requires_grad_() for t in given]
     found = cvg.attention_with_capture(*given, [1], backend=backend)
     grads = torch.autograd.grad((found.out, found.maps), given, [found.out, found.maps])
+    grads = grads if backend != "reference" else ()  # torch's own
     for tensor in (found.out, *grads):
         dense = tensor.transpose(1, 2) if layout == "heads-last" else tensor
         assert dense.is_contiguous()
@@ -217,6 +245,11 @@ def test_nothing_captured(backend):
         ({"token_bias": torch.zeros(2, 2, 36)}, r"\[K\], \[B, K\] or \[B, K, N\]"),
         ({"token_bias": torch.zeros(2, dtype=torch.int64)}, "token_bias must be a floating point"),
         ({"token_bias": [0.0, 1.0]}, "token_bias must be a floating point tensor or None, got list"),
+        ({"scale": "1"}, "scale must be a number or None, got '1'"),
+        ({"scale": float("nan")}, "scale must be a number or None, got nan"),
+        ({"scale": torch.ones((), requires_grad=True)}, "scale must not require a gradient"),
+        ({"deterministic": "no"}, "deterministic must be True, False or None, got 'no'"),
+        ({"key_mask": torch.ones(2, 45)}, "key_mask must be bool"),
         ({"band": 2.0}, "band must be a FrameBand or None, got float"),
         ({"band": cvg.FrameBand([0] * 37, [0] * 45, sigma=0.0)}, "sigma must be above 0"),
         ({"band": cvg.FrameBand([0] * 36, [0] * 45, sigma=1.0)}, "query_frames must have shape"),

@@ -182,6 +182,17 @@ def test_verdicts_are_kept(monkeypatch):
     assert len(tried) == 1
 
 
+def test_the_check_leaves_no_trace_in_autograd():
+    """Hooks on saved tensors are the caller's: checkpointing counts what it sees."""
+    (operator,) = fused.operators_of(CPU)
+
+    def refuse(tensor):
+        raise AssertionError("a tensor was saved")
+
+    with torch.autograd.graph.saved_tensors_hooks(refuse, refuse):
+        assert fused._wrong_numbers(operator, CPU, torch.float32) is None
+
+
 def test_the_check_runs_in_any_mode():
     (operator,) = fused.operators_of(CPU)
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):

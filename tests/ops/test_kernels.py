@@ -170,7 +170,6 @@ def failing(error: Exception, calls: list):
     [
         CompilationError("at 3:7: no such thing"),
         RuntimeError("Triton Error [CUDA]: invalid argument"),
-        cvg.BackendUnavailableError("another schema"),
     ],
 )
 def test_under_auto_the_next_kernel_takes_over_with_one_warning(error, everything_runs):
@@ -192,6 +191,15 @@ def test_under_auto_the_next_kernel_takes_over_with_one_warning(error, everythin
     )
     second = FACTS._replace(device=torch.device("cuda", 1))
     assert kernel_for("attention", "auto", second).backend is Backend.STOCK
+
+
+def test_what_torch_does_not_serve_now_it_may_serve_later(everything_runs, recwarn):
+    """Its operators can be switched off for a while by a context: no failure, and nothing to remember."""
+    calls = []
+    switched_off = failing(cvg.BackendUnavailableError("switched off"), calls)
+    for _ in range(2):
+        assert run_kernel("attention", "auto", FACTS, switched_off) == "attention"
+    assert calls == ["_attention_stock", "attention"] * 2 and not recwarn.list
 
 
 def test_a_module_that_cannot_be_loaded_is_a_kernel_that_fails(everything_runs, monkeypatch):

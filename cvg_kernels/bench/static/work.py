@@ -59,8 +59,6 @@ def _few_keys(c: dict, a: dict) -> Iterator[Work]:
         flops, padded = work.flops + more.flops, work.padded_flops + more.padded_flops
         work = Work("heads", work.elements, flops, padded)
     yield work
-    if c["HAS_TOKEN_BIAS"]:
-        yield _tokens(c, a, depths)
 
 
 def _capture(c: dict, a: dict) -> Iterator[Work]:
