@@ -24,7 +24,9 @@ def attend(call: AttentionCall, mask: torch.Tensor | None = None) -> AttentionRe
         )  # fmt: skip
     place = None if call.band is None else found.place.to(torch.int32)
     highest = None if call.band is None else found.highest
-    out = None if found.out is None else copied_like(found.out, call.query)
+    out = found.out
+    if out is not None and not torch.compiler.is_compiling():  # which lays out what it computes itself
+        out = copied_like(out, call.query)
     return AttentionResult(out, found.maps, found.lse, highest, place)
 
 
