@@ -102,7 +102,8 @@ def test_offsets_are_counted_in_64_bits():
 @pytest.mark.parametrize(
     "frames, dim, dtype, chosen",
     [
-        (128, 128, torch.float16, "triton"),
+        (128, 128, torch.float16, "cuda"),
+        (64, 128, torch.float16, "triton"),
         (129, 8, torch.float16, "reference"),
         (8, 136, torch.bfloat16, "reference"),
         (32, 8, torch.float32, "triton"),
