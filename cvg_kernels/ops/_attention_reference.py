@@ -25,7 +25,9 @@ def attend(call: AttentionCall, mask: torch.Tensor | None = None) -> AttentionRe
     place = None if call.band is None else found.place.to(torch.int32)
     highest = None if call.band is None else found.highest
     out = found.out
-    if out is not None and not torch.compiler.is_compiling():  # which lays out what it computes itself
+    if (
+        out is not None and not torch.compiler.is_compiling()
+    ):  # which lays out what it computes itself
         out = copied_like(out, call.query)
     return AttentionResult(out, found.maps, found.lse, highest, place)
 

@@ -48,7 +48,9 @@ class Emulated:
 def replace_cuda(gpu: Emulated, monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes `backend="cuda"` the emulation."""
     monkeypatch.setattr(_choice, "unavailable_reason", lambda *call: None)
-    monkeypatch.setattr(_choice, "_refusal", lambda *call: None)  # fewer frames than pay are right too
+    monkeypatch.setattr(
+        _choice, "_refusal", lambda *call: None
+    )  # fewer frames than pay are right too
     monkeypatch.setattr(native, "_run", gpu.run)
     monkeypatch.setattr(native, "_shares", gpu.shares)
 
