@@ -63,7 +63,8 @@ def test_info_json(capsys):
 def test_info_names_the_users_table(capsys, monkeypatch, tmp_path):
     monkeypatch.setenv("CVG_AUTO_DIR", str(tmp_path))
     path = auto.user_path(torch.device("cpu"))
-    auto.write(path, {"cpu": []}, {"cpu": "on a Tuesday"})
+    name = auto.architecture(torch.device("cpu"))
+    auto.write(path, {name: []}, {name: "on a Tuesday"})
     assert main(["info", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)["auto"]["cpu"]
     assert (facts["path"], facts["made"]) == (str(path), "on a Tuesday")
