@@ -22,9 +22,8 @@ def dense_like(tensor: torch.Tensor, last: int | None = None) -> torch.Tensor:
     for axis in reversed(_order(tensor)):
         strides[axis] = size
         size *= max(sizes[axis], 1)
-    return tensor.new_empty_strided(
-        sizes, strides
-    )  # not a view, which autograd lets nobody write into
+    # Not a view of another tensor, which autograd would let nobody write into.
+    return tensor.new_empty_strided(sizes, strides)
 
 
 def lies_like(tensor: torch.Tensor, like: torch.Tensor) -> bool:

@@ -18,7 +18,7 @@ from cvg_kernels.ops._registration import refuse_second_derivative
 from cvg_kernels.ops._shortcut import directly, somebody_looks, with_shortcut
 from cvg_kernels.ops._trace import register_autograd
 
-# `None` cannot be returned by an operation: what was not computed is an empty tensor. A band is four arguments of which
+# `None` cannot be returned by an operation: what was not computed is an empty tensor. A band is five arguments, of which
 # the frames are `None` where there is none.
 _CALL = (
     "Tensor query, Tensor key, Tensor? value, Tensor? token_ids, Tensor? key_bias, Tensor? token_bias, "
