@@ -1,8 +1,8 @@
 """The short way into an operation, around torch's dispatcher.
 
-A registered operation costs more Python than a fused kernel of torch takes as a whole on a small layer. Where nobody but autograd looks at a call, its forward pass is called as it is, or
-as a `torch.autograd.Function`. Compilers, tracers, profilers, fake tensors, subclasses and transforms get the registered
-operation.
+A registered operation costs more Python than a fused kernel of torch takes as a whole on a small layer. Where nobody but
+autograd looks at a call, its forward pass is called as it is, or as a `torch.autograd.Function`. Compilers, tracers,
+profilers, fake tensors, subclasses and transforms get the registered operation.
 """
 
 from __future__ import annotations
