@@ -77,12 +77,10 @@ def compare(present: Iterable[dict], committed: Iterable[dict]) -> Comparison:
         present: what the compiler makes now.
         committed: what the table has.
     """
-    now = {tuple(row[name] for name in _KEY): row for row in present}
-    then = {tuple(row[name] for name in _KEY): row for row in committed}
+    now, then = _by_key(present, _KEY), _by_key(committed, _KEY)
     result = Comparison([], [], [])
     for key in sorted(now.keys() ^ then.keys()):
-        side = "the table lacks" if key in now else "only the table has"
-        result.unknown.append(f"{side} {_name(key)}")
+        result.unknown.append(_missing(_name(key), here=key in now))
     for key in sorted(now.keys() & then.keys()):
         _compare_figures(result, _name(key), now[key], then[key], _AT_MOST, _AT_LEAST)
         loops, old_loops = now[key]["loops"], then[key]["loops"]
@@ -101,8 +99,7 @@ def compare_objects(present: Iterable[dict], committed: Iterable[dict]) -> Compa
         present: rows of the built module.
         committed: what the table has.
     """
-    now = {tuple(row[name] for name in _OBJECTS_KEY): row for row in present}
-    then = {tuple(row[name] for name in _OBJECTS_KEY): row for row in committed}
+    now, then = _by_key(present, _OBJECTS_KEY), _by_key(committed, _OBJECTS_KEY)
     targets = {target for target, _ in now} & {target for target, _ in then}
     result = Comparison([], [], [])
     for key in sorted(now.keys() | then.keys()):
@@ -112,10 +109,17 @@ def compare_objects(present: Iterable[dict], committed: Iterable[dict]) -> Compa
         if key in now and key in then:
             _compare_figures(result, name, now[key], then[key], _OBJECTS_AT_MOST, ())
         else:
-            result.unknown.append(
-                f"{'the table lacks' if key in now else 'only the table has'} {name}"
-            )
+            result.unknown.append(_missing(name, here=key in now))
     return result
+
+
+def _by_key(rows: Iterable[dict], key: tuple[str, ...]) -> dict[tuple[str, ...], dict]:
+    return {tuple(row[name] for name in key): row for row in rows}
+
+
+def _missing(name: str, *, here: bool) -> str:
+    """The line about a kernel that only one side has; `here`: it is the compiler's side."""
+    return f"{'the table lacks' if here else 'only the table has'} {name}"
 
 
 def _name(key: tuple[str, ...]) -> str:
