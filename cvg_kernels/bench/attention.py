@@ -35,10 +35,10 @@ from cvg_kernels.bench.harness import (
     as_layers_take_it,
     assert_agreement,
     extra_bytes,
-    forward,
     forward_backward,
     graphed_where_possible,
     median_seconds,
+    passes,
 )
 from cvg_kernels.ops import attention_with_capture
 
@@ -210,10 +210,7 @@ def measure(shape: Shape, device: torch.device, dtype: torch.dtype, rounds: int)
     ids = torch.arange(TOKENS, device=device)
     inputs = (q, k, v, ids)
     arms = arms_for(device, dtype)
-    calls = {
-        "forward": {name: forward(arm, inputs) for name, arm in arms.items()},
-        "forward_backward": {name: forward_backward(arm, inputs) for name, arm in arms.items()},
-    }
+    calls = passes(arms, inputs)
     # maps of the rivals in bfloat16 are good to a few percent only
     assert_agreement(calls["forward"], 2e-4 if dtype == torch.float32 else 3e-2)
     result = {

@@ -25,9 +25,8 @@ from cvg_kernels.bench.harness import (
     as_layers_take_it,
     assert_agreement,
     extra_bytes,
-    forward,
-    forward_backward,
     median_seconds,
+    passes,
 )
 from cvg_kernels.ops import frame_band_attention
 
@@ -135,12 +134,7 @@ def measure(shape: Shape, device: torch.device, dtype: torch.dtype, rounds: int)
     """
     inputs = make_inputs(shape, device, dtype)
     arms = RIVALS | arms_by_backend("frame_band_attention", ours_by, device, dtype)
-    calls = {
-        "forward": {name: forward(arm, inputs) for name, arm in arms.items()},
-        "forward_backward": {
-            name: forward_backward(arm, inputs, (0, 1, 2)) for name, arm in arms.items()
-        },
-    }
+    calls = passes(arms, inputs, (0, 1, 2))
     banded = {name: call for name, call in calls["forward"].items() if name != FLOOR}
     assert_agreement(banded, 2e-4 if dtype == torch.float32 else 3e-2)
     result: dict[str, Any] = {

@@ -49,6 +49,18 @@ def forward_backward(arm: Callable, inputs: tuple, needed: tuple[int, ...] = (0,
     return call
 
 
+def passes(
+    arms: Mapping[str, Callable], inputs: tuple, needed: tuple[int, ...] = (0,)
+) -> dict[str, dict[str, Arm]]:
+    """The calls of every arm, by what is timed: "forward", and "forward_backward" to the inputs `needed`."""
+    return {
+        "forward": {name: forward(arm, inputs) for name, arm in arms.items()},
+        "forward_backward": {
+            name: forward_backward(arm, inputs, needed) for name, arm in arms.items()
+        },
+    }
+
+
 def as_layers_have_it(
     batch: int, heads: int, tokens: int, dim: int, device: torch.device, dtype: torch.dtype
 ) -> torch.Tensor:

@@ -24,10 +24,9 @@ from cvg_kernels.bench.harness import (
     as_layers_have_it,
     as_layers_take_it,
     assert_agreement,
-    forward,
-    forward_backward,
     graphed_where_possible,
     median_seconds,
+    passes,
 )
 from cvg_kernels.ops import temporal_attention
 
@@ -127,12 +126,7 @@ def measure(shape: Shape, device: torch.device, dtype: torch.dtype, rounds: int)
     q, k, v = (as_layers_have_it(p, h, f, d, device, dtype) for _ in range(3))
     inputs = (q, k, v, band(q))
     arms = RIVALS | arms_by_backend("temporal_attention", ours_by, device, dtype)
-    calls = {
-        "forward": {name: forward(arm, inputs) for name, arm in arms.items()},
-        "forward_backward": {
-            name: forward_backward(arm, inputs, (0, 1, 2)) for name, arm in arms.items()
-        },
-    }
+    calls = passes(arms, inputs, (0, 1, 2))
     banded = {name: call for name, call in calls["forward"].items() if name != FLOOR}
     assert_agreement(banded, 2e-4 if dtype == torch.float32 else 3e-2)
     result: dict[str, Any] = {
