@@ -25,14 +25,16 @@ def assert_as_exact_as(
     factor: float = 1.5,
     depth: int = 1,
     size: float = 0.0,
+    exponent: float = 0.0,
 ) -> None:
     """Asserts that the error is at most `factor` times that of PyTorch's own result.
 
     On a few numbers the stock path can be exact by luck, so what no float32 kernel can avoid is allowed on top: one
-    rounding of the result, and the random walk √depth · eps of a sum of `depth` float32 terms. `size` is as for
-    `relative_error`.
+    rounding of the result, the random walk √depth · eps of a sum of `depth` float32 terms, and for probabilities made
+    as exp(score − logsumexp), with numbers up to `exponent`, the half ulp of either. `size` is as for `relative_error`.
     """
-    unavoidable = torch.finfo(actual.dtype).eps + depth**0.5 * torch.finfo(torch.float32).eps
+    unavoidable = torch.finfo(actual.dtype).eps
+    unavoidable += (depth**0.5 + exponent) * torch.finfo(torch.float32).eps
     allowed = factor * relative_error(stock, exact, size) + unavoidable
     found = relative_error(actual, exact, size)
     assert found <= allowed, f"error {found:.3g}, allowed {allowed:.3g}"

@@ -46,7 +46,8 @@ def build(
     )  # fmt: skip
     file = folder / f"{name}-{number}.so"
     subprocess.run([COMPILER, "-shared", *objects, watched, "-o", file], check=True)
-    spec = importlib.util.spec_from_file_location(name, file)
+    # pybind11 3.1 gives the module back that it made first under a full name.
+    spec = importlib.util.spec_from_file_location(f"emulation_{number}.{name}", file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

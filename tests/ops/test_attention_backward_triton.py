@@ -80,6 +80,23 @@ def per_key(call: AttentionCall, grad: torch.Tensor | None) -> torch.Tensor | No
     return grad.new_zeros(batch, call.key.shape[2], queries).scatter_add_(1, ids, grad)
 
 
+def sizes_of_terms(call, result, grads) -> list[float]:
+    """The largest sum of the absolute terms of each gradient: those of query and key cancel to less.
+
+    The gradient of the scores is read off as that of a query with as many more dims, zero here, as there are keys, each
+    of which one key alone has.
+    """
+    keys = call.key.shape[2]
+    own = torch.eye(keys, dtype=call.key.dtype, device=DEVICE).expand(*call.key.shape[:2], -1, -1)
+    none = call.query.new_zeros(*call.query.shape[:3], keys)
+    wide = call._replace(
+        query=torch.cat([call.query, none], -1), key=torch.cat([call.key, own], -1)
+    )
+    scores = reference.backward(wide, result, grads, QUERY_ALONE)[0][..., -keys:].abs()
+    of_query, of_key = scores @ call.key.abs(), scores.mT @ call.query.abs()
+    return [of_query.max().item(), of_key.max().item(), 0.0, 0.0]
+
+
 def run(call, result, grads, needed, **options):
     launches, found = backward_launches(call, result, grads, needed, **options)
     for launch in launches:
@@ -114,6 +131,9 @@ def check(call, given=("out", "maps", "lse"), needed=EVERYTHING, **options) -> l
         if grad is not None:
             assert grad.dtype == dtype and grad.stride() == dense_like(tensor).stride()
     depth = max(call.query.shape[2], call.key.shape[2])
+    lse = exact_result.lse
+    exponent = lse[lse.isfinite()].abs().max().item()
+    sizes = sizes_of_terms(exact_call, exact_result, exact_grads)
     for index in range(4):
         if found[index] is None:
             continue
@@ -125,7 +145,7 @@ def check(call, given=("out", "maps", "lse"), needed=EVERYTHING, **options) -> l
             # Out inside δ, P or dS before the product, and the result are rounded once each, as in flash attention.
             assert relative_error(three[0], three[2]) <= 3 * torch.finfo(dtype).eps
         else:
-            assert_as_exact_as(*three, depth=depth)
+            assert_as_exact_as(*three, depth=depth, size=sizes[index], exponent=exponent)
     return ran
 
 
