@@ -194,11 +194,20 @@ def _hand_over(maps, there, attention: Attention, request: MapRequest) -> None:
     else:
         begin = geometry.video_begins(attention.layer, tokens)
         maps = maps[..., begin : begin + math.prod(grid)]  # without the queries of a text
-        maps = maps.unflatten(-1, (grid[0], -1))
+        maps = _row_by_row(maps, grid, geometry.tile)
     if there is not None:
         shape = (there.shape[0], *[1] * (maps.ndim - 4), there.shape[1], 1, 1)
         maps = maps * there.view(shape)
     request.receive(maps.unflatten(-1, grid[1:]), grid)
+
+
+def _row_by_row(maps: torch.Tensor, grid: Grid, tile: int) -> torch.Tensor:
+    """Maps `[…, F·h·w]` as `[…, F, h·w]`, from the order of tiles to that of rows."""
+    frames, rows, columns = grid
+    if tile == 1:
+        return maps.unflatten(-1, (frames, -1))
+    maps = maps.unflatten(-1, (frames, rows // tile, columns // tile, tile, tile))
+    return maps.transpose(-3, -2).flatten(-4)
 
 
 @lru_cache(64)

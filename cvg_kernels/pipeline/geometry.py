@@ -28,6 +28,7 @@ class Geometry:
         text_length: tokens of the text.
         disturbed: how many samples, the last ones, have no attention of their own in the layers that PAG disturbs.
         order: where the tokens of the text stand in that of joint layers, if not where the denoiser was given them.
+        tile: side of the tiles in whose order the tokens of a frame are; 1: row by row.
         short: whether more tokens are asked for than the text has.
     """
 
@@ -37,6 +38,7 @@ class Geometry:
     text_length: int
     disturbed: int = 0
     order: TextOrder | None = None
+    tile: int = 1
     short: bool = False
 
     @classmethod
@@ -51,7 +53,8 @@ class Geometry:
         latents = model.named(arguments, network.config)
         order = None if model.text_order is None else model.text_order(arguments)
         length = model.text(arguments).shape[-2]
-        return cls(model, network, tuple(latents.shape), length, order=order)
+        tile = 1 if model.tiles is None else model.tiles(arguments)
+        return cls(model, network, tuple(latents.shape), length, order=order, tile=tile)
 
     def samples(self, disturbs: bool) -> int:
         """How many samples a layer sees.
@@ -89,6 +92,8 @@ class Geometry:
             tokens: that it has.
         """
         video = math.prod(self.grid(tokens))
+        if self.model.condition_behind:
+            return 0
         end = self._text_begins(layer, tokens, video) if layer.text == "last" else tokens
         return end - video
 

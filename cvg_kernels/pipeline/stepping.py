@@ -161,6 +161,7 @@ def _fitted(shift: torch.Tensor, sample: torch.Tensor, model: Model) -> torch.Te
     if sample.ndim == 5 and sample.shape[2] < frames and native.shape != sample.shape:
         shift = shift[:, :, -sample.shape[2] :]
     if model.axes == "BNC" and sample.ndim == 3 and sample.shape[1] > native.shape[1]:
-        native = pad(native, (0, 0, sample.shape[1] - native.shape[1], 0))
+        beside = sample.shape[1] - native.shape[1]
+        native = pad(native, (0, 0, 0, beside) if model.condition_behind else (0, 0, beside, 0))
     forms = (native, shift, shift.transpose(1, 2).flatten(0, 1))
     return next((form for form in forms if form.shape == sample.shape), None)

@@ -59,6 +59,8 @@ class Model:
         latents: name of the forward argument that holds the latents; those of a condition stand behind them.
         axes: the order of their axes.
         sizes: (arguments of a call) → the grid of latents whose axes are `"BNC"`.
+        condition_behind: whether tokens of a condition among them stand behind those of the video, not before.
+        tiles: (arguments of a call) → n, if the tokens of a frame are in the order of its tiles of n × n, else 1.
         channels_of: where its configuration tells the channels that go in and that come out.
         batched_branches: whether pipelines stack [unconditional, conditional] into one call.
         frames_in_batch: whether cross-attention sees one sample per frame (`[B·F, h·w, C]`), and temporal layers relate
@@ -84,6 +86,8 @@ class Model:
     latents: str = "hidden_states"
     axes: Axes = "BCFHW"
     sizes: Callable[[Arguments], Grid] | None = None
+    condition_behind: bool = False
+    tiles: Callable[[Arguments], int] | None = None
     channels_of: tuple[str, str] = ("in_channels", "out_channels")
     batched_branches: bool = True
     frames_in_batch: bool = False
@@ -149,8 +153,9 @@ class Model:
         latents = arguments[self.latents]
         if self.axes == "BNC":
             grid = self.sizes(arguments)
-            # Tokens of a condition stand before those of the video.
-            latents = latents[:, -math.prod(grid) :].unflatten(1, grid).movedim(-1, 1)
+            tokens = math.prod(grid)
+            begin = 0 if self.condition_behind else latents.shape[1] - tokens
+            latents = latents[:, begin : begin + tokens].unflatten(1, grid).movedim(-1, 1)
         elif self.axes == "BFCHW":
             latents = latents.transpose(1, 2)
         elif self.axes == "BFHWC":
@@ -173,9 +178,14 @@ class Model:
             latents: others, `[B, C, F, H, W]`.
         """
         given, made = arguments[self.latents], self.native(latents)
+        if self.axes == "BNC":
+            tokens = made.shape[1]
+            parts = (
+                [given[:, :-tokens], made]
+                if not self.condition_behind
+                else [made, given[:, tokens:]]
+            )
+            return torch.cat([part.to(given.dtype) for part in parts], dim=1)
         axis = self.axes.index("C")
         beside = given.narrow(axis, made.shape[axis], given.shape[axis] - made.shape[axis])
-        if self.axes == "BNC" and given.shape[1] > made.shape[1]:
-            beside, axis = given[:, : given.shape[1] - made.shape[1]], 1
-            return torch.cat([beside, made.to(given.dtype)], dim=axis)
         return torch.cat([made.to(given.dtype), beside], dim=axis)
