@@ -49,8 +49,14 @@ def found(tmp_path_factory) -> list[dict]:
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in range(2)]
 
 
-def _refused(form: str, way: str) -> str | None:
+def _refused(name: str, form: str, way: str) -> str | None:
     """What must be refused, and why."""
+    if name == "helios":
+        return "gathers its sequence at 6 places"
+    if name == "ltx" and form == "ring":
+        return "by a ring of 2 processes, each with a share of the keys"
+    if name == "ltx" and way == "vico":
+        return "maps and bands have no gradient there"
     if form.endswith("anything") and way == "vico":
         return f"with {form}, which diffusers cannot differentiate"
     if form == "ring" and "vstar" in way:
@@ -63,14 +69,14 @@ def _refused(form: str, way: str) -> str | None:
 @pytest.mark.parametrize("name, form, way", CASES)
 def test_both_processes_have_what_one_gives(name, form, way, found):
     """Whole maps, the frames, and for Vico every loss and gradient norm, in both processes."""
-    reason = _refused(form, way)
+    reason = _refused(name, form, way)
     for each in found:
         case = each[f"{name}-{form}-{way}"]
         assert "failed" not in case, case["failed"]
         if reason is not None:
             assert reason in case["refused"]
             continue
-        assert case["tokens"] == [6]  # of 12: the sequence really is spread
+        assert case["share"][0] == case["share"][1] > 0  # each process had half of the queries
         assert case["count"] >= {"capture": 13, "vico": 13, "gradients": 7}.get(way, 1)
         assert case["error"] < (MAGNIFIED if way == "vico" else ROUNDING)
 
