@@ -278,7 +278,7 @@ class PipelineHooks:
     def _decode(self, denoiser: nn.Module, arguments: dict[str, Any]) -> Call:
         """A call in the terms that everybody reads."""
         sampling, model = self._sampling, model_of(denoiser)
-        latents = model.named(arguments, unwrap(denoiser).config)
+        latents = model.named(arguments, getattr(unwrap(denoiser), "config", None))
         text = model.text(arguments)
         timestep = timestep_of(arguments)
         index, count, leading = self._stepping.locate(timestep)
