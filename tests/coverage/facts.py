@@ -21,6 +21,9 @@ DECODED = ("wan_modular", "framepack")
 #: Cases whose pipeline exchanges its scheduler in every run.
 OWN_SCHEDULER = ("text2video_zero",)
 
+#: Cases whose pipeline gives the layers other processors in every run, so that a swap before it is undone.
+OWN_PROCESSORS = ("text2video_zero",)
+
 #: Frames, rows and columns of the tokens, of cases whose latents are not stated.
 _GRIDS: dict[str, Grid] = {
     "wan_vace": (3, 2, 2),
