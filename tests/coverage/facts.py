@@ -65,6 +65,9 @@ WITHOUT_MAPS: dict[str, str] = {
     "animatediff_freenoise_split": "layers are handed parts of a batch",
 }
 
+#: Cases whose denoiser torch cannot differentiate on a CPU, and why.
+WITHOUT_GRADIENTS = {"anyflow_far": "flex attention has no backward pass on a CPU"}
+
 _SAME = "no tiny pipeline of its own; the denoiser is covered"
 _MODULAR = "modular, and its denoiser has no other pipeline"
 _AUDIO = "audio and video attend to each other; words are mixed before the denoiser is given them"
