@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -86,7 +86,11 @@ class Row:
     @property
     def prompted(self) -> list[int]:
         """Numbers of all calls that are given the prompt."""
-        return list(range(self.first, len(self.watch.calls), self.each))
+        calls = range(self.first, len(self.watch.calls), self.each)
+        if not self.case.extra_calls:
+            return list(calls)
+        # calls after which nothing steps, of clean latents
+        return [call for call in calls if self.watch.calls[call].arguments["timestep"].any()]
 
     def rows(self, batch: int) -> slice:
         """Those of the prompt's branch in a batch."""
@@ -98,7 +102,9 @@ class Row:
 
     @cached_property
     def places(self) -> oracle.Places:
-        return oracle.places(self.pipe, self.run, self.watch, self.first, WORDS, self.mixers)
+        found = oracle.places(self.pipe, self.run, self.watch, self.first, WORDS, self.mixers)
+        # LTX 2's sound attends to the text too
+        return replace(found, layers=[at for at in found.layers if "audio" not in at[0]])
 
     # -- what attention to the words is
 
@@ -140,8 +146,8 @@ class Row:
         case = self.case
         steps = case.denoising_steps(self.options.get("num_inference_steps", 3)) // case.rounds
         return [
-            Wanted(call // self.each % steps, layer, maps)
-            for call in self.prompted
+            Wanted(number % steps, layer, maps)
+            for number, call in enumerate(self.prompted)
             for layer, maps in self.seen_maps(self.watch, call)
         ]
 
