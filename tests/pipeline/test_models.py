@@ -119,7 +119,6 @@ def test_entries_name_arguments_that_there_are():
             continue
         parameters = inspect.signature(kind.forward).parameters
         assert model.latents in parameters and "encoder_hidden_states" in parameters
-        assert model.given_mask is None or model.given_mask in parameters
 
 
 def test_tiles_are_put_in_rows():
