@@ -284,6 +284,11 @@ class _Interception(TorchFunctionMode):
         computing = [tap for tap in self.taps if tap.computes]
         if not bands and not requests and not computing:
             return func(*args, **kwargs)
+        if requests and self.layer.kind != "cross" and context_of(self.layer.module.processor):
+            raise ArgumentError(
+                f"{self.layer.name} attends among the video's tokens, of which every process has a share under context "
+                "parallelism: its maps cannot be captured; run it on one process"
+            )
         if self._graph and not torch.is_grad_enabled() and (bands or requests):
             raise ArgumentError(
                 f"{self.layer.name} attends in a function that has a backward pass of its own, as under context "
