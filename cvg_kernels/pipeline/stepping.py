@@ -63,10 +63,11 @@ class Stepping:
         """Notes the first denoiser call of a step."""
         self._timestep, self._model, self._made = call.timestep, call.model, None
         self._sampling.steps += call.leading
-        if (
-            call.model.scaled_by is not None
-            and (scale := call.model.scaled_by(call.arguments)) != 1
-        ):
+        if call.model.scaled_by is None:
+            return
+        # Of the scheduler: the denoiser is told in its own dtype, perhaps a coarse one.
+        scale = call.model.scaled_by(call.arguments, float(self._scheduler.sigmas[call.index]))
+        if scale != 1:
             self._scaling, self._own_scale = (lambda sample: sample * scale), scale
 
     def watch(self) -> None:

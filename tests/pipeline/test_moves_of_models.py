@@ -106,7 +106,7 @@ def test_a_move_is_in_every_later_call(name):
 
 
 def test_a_move_where_the_pipeline_scales_by_itself():
-    """Cosmos 2: c · x is moved by as much at every later step, for the x₀ that it makes of c · x and the answer moves along."""
+    """Cosmos 2: c · x is moved by as much at every later step, for the x₀ made of c · x and the answer moves along."""
     case = PIPELINES["cosmos2_video2world"]
     pipe, options = case.build()
     check(case, pipe, options, given=1, scale=True)
