@@ -95,7 +95,7 @@ class Call:
             ArgumentError: for a word that is not there.
         """
         return [
-            text.find(each, convert=self.sampling.convert)
+            text.find(each, convert=self.sampling.prompt.convert)
             for text, each in zip(self.texts, words, strict=True)
         ]
 
