@@ -166,8 +166,8 @@ class PipelineHooks:
             before, after = Listener(self._before), Listener(self._after)
             stack.callback(network.register_forward_pre_hook(before, with_kwargs=True).remove)
             stack.callback(network.register_forward_hook(after, always_call=True).remove)
-        for hook in listening(self.pipe, self._sampling.prompt):
-            stack.callback(hook.remove)
+        for remove in listening(self.pipe, self._sampling.prompt):
+            stack.callback(remove)
         self._stepping = Stepping(self.pipe, self._sampling)
         for subscriber in self.subscribers:
             self._join(subscriber)
