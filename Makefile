@@ -32,7 +32,7 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS)
 LINTERS = $(shell sed -nE 's/^ *"((ruff|clang-format)==[^"]+)".*/\1/p' pyproject.toml)
 RIVALS = $(shell sed -nE 's/^ *"((ortools|pytest-benchmark)>=[^"]+)".*/\1/p' pyproject.toml)
 CPP_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.hpp' -o -name '*.cu' -o -name '*.cuh')
-FORMATTED := $(CPP_FILES) $(wildcard tests/*/*.cpp)
+FORMATTED := $(CPP_FILES) $(wildcard tests/*/*.cpp tests/*/*.h)
 
 .PHONY: demo test bench microbench gpu lint format clean
 .DELETE_ON_ERROR:

@@ -271,9 +271,8 @@ class PipelineHooks:
     def _decode(self, denoiser: nn.Module, arguments: dict[str, Any]) -> Call:
         """A call in the terms that everybody reads."""
         sampling, model = self._sampling, model_of(denoiser)
-        given = model.named(arguments[model.latents])
-        latents = given[:, : model.channels(denoiser)]
-        text = arguments["encoder_hidden_states"]
+        latents = model.named(arguments, unwrap(denoiser).config)
+        text = model.text(arguments)
         timestep = timestep_of(arguments)
         index, count, leading = self._stepping.locate(timestep)
         return Call(

@@ -12,7 +12,7 @@ import functools
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,7 +23,8 @@ from torch.overrides import TorchFunctionMode
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.pipeline.attention import Attention, MapRequest, attend
 from cvg_kernels.pipeline.exchange import plain
-from cvg_kernels.pipeline.layers import Layer
+from cvg_kernels.pipeline.layers import Layer, give_processor
+from cvg_kernels.pipeline.models import Grid
 
 _SLOT = "_cvg_taps"  # of an attention module
 _SDPA = inspect.Signature(
@@ -86,17 +87,17 @@ class _Tapped:
             if module.processor is intercepting:
                 return
             if module.processor is stock:
-                module.set_processor(intercepting)
+                give_processor(module, intercepting)
                 return
         self.made.append((_intercepting(module.processor), module.processor))
-        module.set_processor(self.made[-1][0])
+        give_processor(module, self.made[-1][0])
 
     def release(self) -> None:
         """Gives the layer the processor that it would have without us."""
         module = self.layer.module
         for intercepting, stock in self.made:
             if module.processor is intercepting:
-                module.set_processor(stock)
+                give_processor(module, stock)
 
 
 def add_tap(layer: Layer, tap: Tap) -> None:
@@ -235,6 +236,9 @@ class _Interception(TorchFunctionMode):
         self.layer = layer
         self.taps = taps
         self.calls = 0
+        self._parts: dict[
+            int, list[torch.Tensor]
+        ] = {}  # of each tap, in a layer that attends sample by sample
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
@@ -243,13 +247,22 @@ class _Interception(TorchFunctionMode):
         call = _SDPA.bind(*args, **kwargs)
         call.apply_defaults()
         given = call.arguments
+        key, value = given["key"], given["value"]
+        if given[
+            "enable_gqa"
+        ]:  # each head of the keys for some of the query's, one after the other
+            key, value = (_for_all_heads(one, given["query"].shape[1]) for one in (key, value))
         attention = Attention(
-            self.layer, given["query"], given["key"], given["value"], given["attn_mask"],
-            given["scale"], self.calls, self.disturbs,
+            self.layer, given["query"], key, value, given["attn_mask"], given["scale"], self.calls,
+            self.disturbs,
         )  # fmt: skip
         self.calls += 1
         bands = [band for tap in self.taps if (band := tap.band(attention))]
-        requests = [request for tap in self.taps if (request := tap.maps(attention))]
+        requests = [
+            self._of_all_samples(at, request)
+            for at, tap in enumerate(self.taps)
+            if (request := tap.maps(attention))
+        ]
         computing = [tap for tap in self.taps if tap.computes]
         if not bands and not requests and not computing:
             return func(*args, **kwargs)
@@ -257,11 +270,29 @@ class _Interception(TorchFunctionMode):
             raise ArgumentError(
                 f"{self.layer.name} is regularised by two methods at once: attach one VSTAR"
             )
-        if given["dropout_p"] or given["is_causal"] or given["enable_gqa"]:
+        if given["dropout_p"] or given["is_causal"]:
             raise ArgumentError(
-                "attention with dropout, a causal mask or grouped heads cannot be captured; got "
-                f"dropout_p={given['dropout_p']}, is_causal={given['is_causal']}, enable_gqa={given['enable_gqa']}"
+                f"{self.layer.name}: attention with dropout or a causal mask cannot be captured; got "
+                f"dropout_p={given['dropout_p']}, is_causal={given['is_causal']}"
             )
         chosen = [part.backend for part in (*self.taps, *requests)]
         backend = next((backend for backend in chosen if backend != "auto"), "auto")
         return attend(attention, bands[0] if bands else {}, requests, backend)
+
+    def _of_all_samples(self, tap: int, request: MapRequest) -> MapRequest:
+        """A request for one sample as part of that for all, where a layer attends sample by sample."""
+        if self.layer.text_call is not None:
+            return request
+        parts = self._parts.setdefault(tap, [])
+
+        def receive(maps: torch.Tensor, grid: Grid) -> None:
+            parts.append(maps)
+            if len(parts) == request.geometry.latents[0]:
+                request.receive(torch.cat(parts), grid)
+
+        return replace(request, receive=receive)
+
+
+def _for_all_heads(keys: torch.Tensor, heads: int) -> torch.Tensor:
+    """Keys or values of grouped heads, repeated for each head of the query."""
+    return keys.repeat_interleave(heads // keys.shape[1], dim=1)
