@@ -44,7 +44,8 @@ class RunPrompt:
                 stacklevel=2,
             )
         self.live = LiveTexts(pipe)  # what the text encoders were really given
-        self.embeddings: torch.Tensor | None = None  # that `encode_prompt` made of the prompt
+        #: What `encode_prompt` made of the prompt; some pipelines do not call it if they are given embeddings.
+        self.embeddings: torch.Tensor | None = _given_embeddings(self._options)
         self.negative: torch.Tensor | None = None
         self._encoding: dict[str, Any] | None = None  # the arguments of `encode_prompt`
         self._sure = False  # whether that call was the prompt's
@@ -73,11 +74,12 @@ class RunPrompt:
         sure = texts is not None and set(texts) == set(_listed(self._prompt) or ())
         made = result if isinstance(result, (tuple, list)) else (result,)
         embeddings = made[0] if torch.is_tensor(made[0]) else None
-        if self._encoding is not None and (self._sure or not sure):
+        others = not self._encodes and texts is not None
+        if others or (self._encoding is not None and (self._sure or not sure)):
             self.negative = embeddings if self.negative is None else self.negative
             return
         if self._encoding is not None:
-            self.negative = self.embeddings  # what came first was another prompt
+            self.negative = self.embeddings  # what came first was the text of another prompt
         self._encoding, self._sure, self.embeddings = arguments, sure, embeddings
         if self._encodes and self._prompt is None:
             self._prompt, self._sure = arguments.get("prompt"), True
@@ -144,7 +146,12 @@ class RunPrompt:
             return 1
         if self.embeddings is not None:
             return self.embeddings.shape[0]
-        return len(self.given()) * (self._options.get("num_videos_per_prompt") or 1)
+        if tokenizer_of(self.pipe, "text_encoder") is None:  # an image in the place of a prompt
+            image = self._options.get("image")
+            asked = len(image) if isinstance(image, (list, tuple, torch.Tensor)) else 1
+        else:
+            asked = len(self.given())
+        return asked * (self._options.get("num_videos_per_prompt") or 1)
 
     def texts(self) -> list[EncodedText]:
         """The prompt of each video as the text encoder read it, its tokens in their places among the denoiser's.
@@ -154,14 +161,12 @@ class RunPrompt:
                 there are videos, the pipeline has no tokenizer, or the tokens cannot be followed to the denoiser.
         """
         if self._texts is None:
+            if tokenizer_of(self.pipe, "text_encoder") is None:
+                raise unknown_places(self.pipe, "it has no tokenizer")
             prompts = self.given()
             if self.samples % len(prompts):
                 raise ArgumentError(
                     f"prompt must name one text for each of the {self.samples} videos, got {len(prompts)}"
-                )
-            if tokenizer_of(self.pipe, "text_encoder") is None:
-                raise ArgumentError(
-                    f"pipe must have a tokenizer, got {type(self.pipe).__name__} without"
                 )
             each = self.samples // len(prompts)
             self._texts = [
@@ -283,6 +288,12 @@ def _listed(prompt: Any) -> list[str] | None:
     if isinstance(prompt, dict):
         return list(prompt.values())
     return [prompt] if isinstance(prompt, str) else None if prompt is None else list(prompt)
+
+
+def _given_embeddings(options: dict[str, Any]) -> torch.Tensor | None:
+    """The prompt's embeddings among the arguments of a pipeline."""
+    named = (value for name, value in options.items() if name.startswith("prompt_embeds"))
+    return next((one for one in named if torch.is_tensor(one) and one.ndim > 2), None)
 
 
 def _same_shape(one: Any, other: torch.Tensor | None) -> bool:

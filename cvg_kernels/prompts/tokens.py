@@ -15,9 +15,6 @@ from cvg_kernels.prompts.encoding import Encoding, Template
 from cvg_kernels.prompts.inflection import other_forms
 from cvg_kernels.prompts.matching import FoldedText, fold, words_in
 
-#: A word or phrase, or that and which of its occurrences (0 is the first).
-Word = str | tuple[str, int]
-
 #: As words, the tokens that a text encoder has before and after the prompt.
 BEGIN, END = "<begin>", "<end>"
 
@@ -29,7 +26,7 @@ class TokenSpan:
     Attributes:
         word: as the caller gave it.
         occurrence: which of its occurrences.
-        ids: positions in the text encoder's sequence.
+        ids: positions in the text that the denoiser is given, or in a text encoder's sequence.
     """
 
     word: str
@@ -40,6 +37,10 @@ class TokenSpan:
     def label(self) -> str:
         """The name of the word; a later occurrence carries its number: "cat", "cat#1"."""
         return self.word if self.occurrence == 0 else f"{self.word}#{self.occurrence}"
+
+
+#: A word or phrase, or that and which of its occurrences (0 is the first); or a span that says itself where its tokens are.
+Word = str | tuple[str, int] | TokenSpan
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,7 @@ class EncodedText:
         tokenizer's own spelling of them, are the tokens around the prompt.
 
         Args:
-            words: each a word or phrase, or a pair of it and its occurrence.
+            words: each a word or phrase, or a pair of it and its occurrence; a `TokenSpan` stays as it is.
             convert: how the pipeline rewrites a text before it tokenises it (`pipe.maybe_convert_prompt` makes the several
                 tokens of a textual inversion of its one name).
 
@@ -186,8 +187,13 @@ class EncodedText:
             ArgumentError: for an entry that is no word, a word that is not in the text (names the nearest, lists those
                 there), an occurrence it does not have, one that was cut off, or a begin or end token that is not there.
         """
-        entries = [word_and_occurrence(one) for one in checked_words(words)]
-        return [TokenSpan(*entry, self._ids_of(*entry, convert)) for entry in entries]
+        spans = []
+        for one in checked_words(words):
+            word, occurrence = word_and_occurrence(one)
+            known = isinstance(one, TokenSpan)
+            ids = one.ids if known else self._ids_of(word, occurrence, convert)
+            spans.append(TokenSpan(word, occurrence, ids))
+        return spans
 
     def all_words(self) -> list[TokenSpan]:
         """Every token of the prompt as a word of its own, named by its characters; a space by "▁"."""
@@ -266,7 +272,7 @@ def checked_words(words: Any, source: str = "words") -> tuple[Word, ...]:
     """Returns words as a tuple.
 
     Args:
-        words: words, phrases, or pairs of one and its occurrence.
+        words: words, phrases, or pairs of one and its occurrence; or spans, which say where the tokens of a word are.
         source: the argument's name, for the error.
 
     Raises:
@@ -279,6 +285,9 @@ def checked_words(words: Any, source: str = "words") -> tuple[Word, ...]:
         raise ArgumentError(f"{source} must name at least one word, got none")
     for one in words:
         word_and_occurrence(one)
+        places = one.ids if isinstance(one, TokenSpan) else (0,)
+        if not places or not all(isinstance(at, int) and at >= 0 for at in places):
+            raise ArgumentError(f"{source}: a TokenSpan must have places from 0, got {one!r}")
     return words
 
 
@@ -325,7 +334,9 @@ def word_and_occurrence(given: Any) -> tuple[str, int]:
         ArgumentError: for anything else.
     """
     word, occurrence = (given, 0) if isinstance(given, str) else (None, None)
-    if isinstance(given, (tuple, list)) and len(given) == 2:
+    if isinstance(given, TokenSpan):
+        word, occurrence = given.word, given.occurrence
+    elif isinstance(given, (tuple, list)) and len(given) == 2:
         word, occurrence = given
     try:
         occurrence = -1 if isinstance(occurrence, bool) else operator.index(occurrence)
