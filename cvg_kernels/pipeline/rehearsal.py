@@ -185,7 +185,12 @@ class _StandIn:
         return getattr(self._encoder, name)
 
     def parameters(self) -> Iterator[torch.Tensor]:
+        """One, on the device where the rehearsal takes place."""
         yield torch.zeros(1)
+
+    def modules(self) -> Iterator[nn.Module]:
+        """None, so that no hook of an offloaded text encoder names another device."""
+        return iter(())
 
 
 class _Narrow:

@@ -144,3 +144,24 @@ def check(found: Seen, prompts: list[str], words: list[Any], pipe: Any) -> None:
                     word = tokenizer.convert_ids_to_tokens(ids[token])
                     matching.append((word, token in own and said.index(token)))
             assert (span.word, span.occurrence) in matching, (span, prompt, places)
+
+
+def check(found: Seen, prompts: list[str], words: list[Any], pipe: Any) -> None:
+    """Every token of a word is the hidden state of its id, at its place in its own prompt."""
+    tokenizer = getattr(pipe.tokenizer, "tokenizer", pipe.tokenizer)
+    texts = found.prompt.texts()
+    assert len(texts) == len(prompts) == len(found.text)
+    for text, prompt, rows in zip(texts, prompts, found.text, strict=True):
+        assert text.length == len(rows)
+        for span in text.find(words):
+            (at,) = span.ids
+            places = [p for p in sources(rows[at], found) if found.given[p[0]][0] == "text_encoder"]
+            matching = []
+            for call, sample, token in places:
+                ids = found.given[call][1][sample].tolist()
+                with contextlib.suppress(ValueError):  # the text of another prompt
+                    own = own_tokens(ids, prompt, tokenizer)
+                    said = [place for place in own if ids[place] == ids[token]]
+                    word = tokenizer.convert_ids_to_tokens(ids[token])
+                    matching.append((word, token in own and said.index(token)))
+            assert (span.word, span.occurrence) in matching, (span, prompt, places)
