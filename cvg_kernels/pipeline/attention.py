@@ -55,6 +55,8 @@ class Attention:
 
         Wan 2.1's image-to-video model attends to the image first, an IP-Adapter to the text.
         """
+        if self.layer.range is not None:
+            return self.layer.range.holds(self.query.shape[2], self.key.shape[2])
         return self.layer.text_call in (None, self.number)
 
     @property
@@ -171,8 +173,8 @@ def _captured(attention, requests, backend, **options) -> torch.Tensor:
     for request in requests:
         geometry, keys = request.geometry, attention.key.shape[2]
         ids, there = geometry.keys(attention.layer, keys, request.token_ids, attention.sample)
-        if geometry.model.frames_in_batch:
-            ids = ids.repeat_interleave(geometry.latents[2], dim=0)
+        if geometry.per_frame(attention.query.shape[2]):
+            ids = ids.repeat_interleave(geometry.grid(attention.query.shape[2])[0], dim=0)
         wanted = {**options, "head_reduction": request.head_reduction}
         if out is None:
             out, maps, _ = attention_with_capture(
@@ -188,8 +190,8 @@ def _hand_over(maps, there, attention: Attention, request: MapRequest) -> None:
     """Arranges cross maps `[B', (heads,) K, N]` over the video; those of a token that is not there are zero."""
     geometry, tokens = request.geometry, maps.shape[-1]
     grid = geometry.grid(tokens)
-    if geometry.model.frames_in_batch:
-        batch, frames = geometry.latents[0], geometry.latents[2]
+    if geometry.per_frame(tokens):
+        batch, frames = geometry.latents[0], grid[0]
         maps = maps.unflatten(0, (batch, frames)).movedim(1, -2)  # [B, (heads,) K, F, h·w]
     else:
         begin = geometry.video_begins(attention.layer, tokens)

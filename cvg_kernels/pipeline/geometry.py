@@ -50,11 +50,16 @@ class Geometry:
             arguments: of the call, by name.
         """
         model, network = model_of(denoiser), unwrap(denoiser)
-        latents = model.named(arguments, network.config)
+        latents = model.named(arguments, getattr(network, "config", None))
         order = None if model.text_order is None else model.text_order(arguments)
         length = model.text(arguments).shape[-2]
         tile = 1 if model.tiles is None else model.tiles(arguments)
         return cls(model, network, tuple(latents.shape), length, order=order, tile=tile)
+
+    def per_frame(self, tokens: int) -> bool:
+        """Whether a text layer of so many tokens sees the frames one by one."""
+        named = self.model.range
+        return self.model.frames_in_batch if named is None else named.per_frame(tokens)
 
     def samples(self, disturbs: bool) -> int:
         """How many samples a layer sees.
@@ -92,6 +97,8 @@ class Geometry:
             tokens: that it has.
         """
         video = math.prod(self.grid(tokens))
+        if layer.range is not None:
+            return layer.range.video_begins(tokens)
         if self.model.condition_behind:
             return 0
         end = self._text_begins(layer, tokens, video) if layer.text == "last" else tokens
@@ -121,6 +128,8 @@ class Geometry:
         """
         there = ids < self.text_length if self.short else None
         begin, places = 0, ids if there is None else ids.clamp_max(self.text_length - 1)
+        if layer.range is not None:
+            begin = layer.range.begins(tokens)
         if layer.text == "last":
             begin = self._text_begins(layer, tokens, math.prod(self.grid(tokens)))
         if layer.text != "alone" and self.order is not None:

@@ -6,10 +6,15 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
+
+from cvg_kernels.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from cvg_kernels.pipeline.models.by_range import TextRange
 
 Grid = tuple[int, int, int]  # frames, rows, columns
 Kind = Literal["cross", "self", "temporal"]
@@ -77,6 +82,7 @@ class Model:
         text_projection: name of the module that the text passes before it reaches the layers.
         frame_positions: name of the buffer `[1, F, C]` that is added to the frames before the first temporal layer, in a
             model that has one in its forward (others have modules for it).
+        range: what the user says of a denoiser that is not in the table.
         temporal_modules: the names of the modules through which alone its frames see each other, each of which adds to
             what it is given; `None` if there are no such modules.
     """
@@ -104,6 +110,7 @@ class Model:
     text_projection: str | None = None
     frame_positions: str | None = None
     temporal_modules: re.Pattern[str] | None = None
+    range: TextRange | None = None
 
     @property
     def joint(self) -> bool:
@@ -140,7 +147,9 @@ class Model:
         Args:
             arguments: of the call, by name.
         """
-        text = arguments["encoder_hidden_states"]
+        text = arguments.get("encoder_hidden_states")
+        if text is None:
+            raise ArgumentError("the denoiser must be given its text as encoder_hidden_states")
         return text[0] if isinstance(text, (tuple, list)) else text  # beside an image's
 
     def named(self, arguments: Arguments, config: Any) -> torch.Tensor:
@@ -151,6 +160,8 @@ class Model:
             config: of the denoiser.
         """
         latents = arguments[self.latents]
+        if self.range is not None:  # whatever its axes
+            return latents
         if self.axes == "BNC":
             grid = self.sizes(arguments)
             tokens = math.prod(grid)

@@ -42,6 +42,7 @@ LEFT_OUT: dict[str, str] = {
     "Cosmos3OmniTransformer": "text, image and video are one packed sequence, which it puts together itself",
     "Kandinsky6Transformer3DModel": "its blocks call parts of their attention by hand, for video and audio together",
     "Kandinsky6SRTransformer3DModel": "it attends to no text, and to the video by flex attention",
-    "SanaWMTransformer3DModel": "its attention to the text stands in modules without a processor",
+    "SanaWMTransformer3DModel": "it is not verified: it takes cameras, and another network refines what it makes",
+    "SanaWMLTX2RefinerTransformer3DModel": "it refines what another network has made",
     "MiniMaxH3Transformer3DModel": "text, image, audio and video are one packed sequence, sorted by index tensors",
 }
