@@ -76,11 +76,14 @@ class Model:
         image_call_first: whether a layer with keys of an image (`add_k_proj`) attends to that first, by a call of its own.
         call_per_sample: whether a layer attends once for each sample, without the padding of its text.
         masks_alike: whether a layer's mask, whatever its shape, is the same for all heads and all tokens of the video.
+        scaled_by: (arguments of a call, the scheduler's σ) → c, if the pipeline itself scales latents x to c · x for the
+            denoiser and makes the noise for its scheduler of c · x and the answer; 1 if it does not.
         prepares: (arguments of a call) → whether it fills a cache only and predicts nothing: such calls take no part.
         given: (arguments of a call, configuration) → where latents are given and not to be moved: 1 there and 0 elsewhere,
             broadcast to `[B, 1, F, H, W]`; `None`: nowhere.
         shared: arguments that all samples of a call share, whatever the length of their first dimension.
         leaves_out: (denoiser, name of a layer) → whether it takes no part although a pattern fits.
+        image_behind_text: whether keys of an image stand behind the text's in the same call.
         text_projection: name of the module that the text passes before it reaches the layers.
         frame_positions: name of the buffer `[1, F, C]` that is added to the frames before the first temporal layer, in a
             model that has one in its forward (others have modules for it).
@@ -104,12 +107,14 @@ class Model:
     image_call_first: bool = False
     call_per_sample: bool = False
     masks_alike: bool = False
+    scaled_by: Callable[[Arguments, float], float] | None = None
     prepares: Callable[[Arguments], bool] | None = None
     given: Callable[[Arguments, Any], torch.Tensor | None] | None = None
     shared: frozenset[str] = frozenset(
         ("image_rotary_emb", "attention_kwargs", "cross_attention_kwargs")
     )
     leaves_out: Callable[[nn.Module, str], bool] | None = None
+    image_behind_text: bool = False
     text_projection: str | None = None
     frame_positions: str | None = None
     temporal_modules: re.Pattern[str] | None = None
@@ -191,15 +196,12 @@ class Model:
             arguments: of the call, by name.
             latents: others, `[B, C, F, H, W]`.
         """
-        given, made = arguments[self.latents], self.native(latents)
-        if self.axes == "BNC":
-            tokens = made.shape[1]
-            parts = (
-                [given[:, :-tokens], made]
-                if not self.condition_behind
-                else [made, given[:, tokens:]]
-            )
-            return torch.cat([part.to(given.dtype) for part in parts], dim=1)
-        axis = self.axes.index("C")
-        beside = given.narrow(axis, made.shape[axis], given.shape[axis] - made.shape[axis])
-        return torch.cat([made.to(given.dtype), beside], dim=axis)
+        given = arguments[self.latents]
+        made = self.native(latents).to(given.dtype)
+        axis = 1 if self.axes == "BNC" else self.axes.index("C")
+        own, there = made.shape[axis], given.shape[axis]
+        if own == there:  # with the strides that it has: others are rounded otherwise
+            return made
+        if self.axes == "BNC" and not self.condition_behind:
+            return torch.cat([given.narrow(axis, 0, there - own), made], dim=axis)
+        return torch.cat([made, given.narrow(axis, own, there - own)], dim=axis)
