@@ -26,28 +26,18 @@ from cvg_kernels.pipeline.models import Grid
 
 
 @dataclass(frozen=True)
-class Attention:
-    """A call of scaled dot-product attention within a layer.
+class Place:
+    """Where attention is computed: what is known of a call before its tensors are.
 
     Attributes:
         layer: the layer.
-        query: `[B', heads, N, D]`, as the layer made it; key and value likewise.
-        key: `[B', heads, M, D]`.
-        value: `[B', heads, M, D]`.
-        mask: of `scaled_dot_product_attention`, or `None`.
-        scale: factor of the logits; `None` is D^-½.
         number: which of the calls that the layer makes in one forward, 0 first.
         disturbs: whether PAG's processor runs, which lets the disturbed samples attend to nothing.
     """
 
     layer: Layer
-    query: torch.Tensor
-    key: torch.Tensor
-    value: torch.Tensor
-    mask: torch.Tensor | None
-    scale: float | None
     number: int
-    disturbs: bool = False
+    disturbs: bool
 
     @property
     def of_text(self) -> bool:
@@ -57,6 +47,25 @@ class Attention:
         """
         image_first = getattr(self.layer.module, "add_k_proj", None) is not None
         return self.number == int(image_first and self.layer.kind == "cross")
+
+
+@dataclass(frozen=True)
+class Attention(Place):
+    """A call of scaled dot-product attention within a layer.
+
+    Attributes:
+        query: `[B', heads, N, D]`, as the layer made it; key and value likewise.
+        key: `[B', heads, M, D]`.
+        value: `[B', heads, M, D]`.
+        mask: of `scaled_dot_product_attention`, or `None`.
+        scale: factor of the logits; `None` is D^-½.
+    """
+
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    mask: torch.Tensor | None
+    scale: float | None
 
 
 @dataclass(frozen=True)
@@ -82,8 +91,10 @@ class MapRequest:
 
 def attend(
     attention: Attention, band: dict[str, Any], requests: Sequence[MapRequest], backend: str
-) -> torch.Tensor:
-    """Computes the output of a layer and hands its maps to those who want them.
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Computes the output of a layer, and for each request maps as the operations give them, for `hand_over`.
+
+    Nothing here looks at what changes from call to call but tensors: this is what becomes part of a compiled graph.
 
     Args:
         attention: the layer's call.
@@ -104,68 +115,59 @@ def attend(
     return _to_text(attention, requests, backend)
 
 
-def _temporal(attention, band, requests, backend) -> torch.Tensor:
+def _temporal(attention, band, requests, backend):
     _refuse_mask("temporal attention", attention.mask)
     result = temporal_attention(
         attention.query, attention.key, attention.value, scale=attention.scale, capture=bool(requests),
         backend=backend, **band,
     )  # fmt: skip
-    for request in requests:
-        frames, seen = request.geometry.latents[2], result.maps.shape[-1]
-        if seen != frames:
-            raise ArgumentError(
-                f"{attention.layer.name} sees {seen} of {frames} frames at a time (FreeNoise's windows): its maps cannot "
-                "be put together; do without temporal maps (Vico: flow='cross'), or take a context_length of the whole clip"
-            )
-        maps = result.maps.unflatten(0, (request.geometry.samples(attention.disturbs), -1))
-        request.receive(maps, request.geometry.grid(maps.shape[1]))
-    return result.out
+    return result.out, [result.maps] * len(requests)
 
 
-def _under_band(attention, band, requests, backend) -> torch.Tensor:
+def _under_band(attention, band, requests, backend):
     """Attention over the tokens of a video, with or without those of a text, with a band by frame distance."""
     _refuse_mask("attention over a video", attention.mask)
     frames = band["frames"]
     options = {name: value for name, value in band.items() if name != "frames"}
-    if not requests:
-        return frame_band_attention(
-            attention.query, attention.key, attention.value, frames, frames, scale=attention.scale,
-            backend=backend, **options,
-        ).out  # fmt: skip
-    return _captured(attention, requests, backend, band=FrameBand(frames, frames, **options))
+    if requests:
+        return _captured(attention, requests, backend, band=FrameBand(frames, frames, **options))
+    found = frame_band_attention(
+        attention.query, attention.key, attention.value, frames, frames, scale=attention.scale,
+        backend=backend, **options,
+    )  # fmt: skip
+    return found.out, []
 
 
-def _within_frames(attention, requests, backend) -> torch.Tensor:
+def _within_frames(attention, requests, backend):
     """Self-attention within a frame: every key is captured."""
     captured = attention_with_capture(
         attention.query, attention.key, attention.value,
         torch.arange(attention.key.shape[2], device=attention.query.device),
         scale=attention.scale, key_mask=per_key_mask(attention.mask), backend=backend,
     )  # fmt: skip
-    for request in requests:
-        maps = captured.maps.mT.unflatten(0, (request.geometry.latents[0], -1))  # [B, F, h·w, h·w]
-        request.receive(maps, request.geometry.grid(maps.shape[2]))
-    return captured.out
+    return captured.out, [captured.maps] * len(requests)
 
 
-def _to_text(attention, requests, backend) -> torch.Tensor:
+def _to_text(attention, requests, backend):
     mask = per_key_mask(attention.mask)
     if requests:
         return _captured(attention, requests, backend, key_mask=mask)
-    return attention_alone(
+    out = attention_alone(
         attention.query, attention.key, attention.value,
         scale=attention.scale, key_mask=mask, backend=backend,
     )  # fmt: skip
+    return out, []
 
 
-def _captured(attention, requests, backend, **options) -> torch.Tensor:
+def _captured(attention, requests, backend, **options):
     """The output, with the maps of the first request in the same pass; those of others by themselves."""
     options |= {"scale": attention.scale, "backend": backend}
-    out = None
+    out, found = None, []
     for request in requests:
         ids = request.token_ids
-        if request.geometry.model.frames_in_batch:
-            ids = ids.repeat_interleave(request.geometry.latents[2], dim=0)
+        each = attention.query.shape[0] // ids.shape[0]
+        if each > 1:  # the frames of a sample lie in the batch
+            ids = ids.repeat_interleave(each, dim=0)
         wanted = {**options, "head_reduction": request.head_reduction}
         if out is None:
             out, maps, _ = attention_with_capture(
@@ -173,21 +175,47 @@ def _captured(attention, requests, backend, **options) -> torch.Tensor:
             )
         else:
             maps = capture_maps(attention.query, attention.key, ids, **wanted).maps
-        _hand_over(maps, request)
-    return out
+        found.append(maps)
+    return out, found
 
 
-def _hand_over(maps: torch.Tensor, request: MapRequest) -> None:
-    """Arranges cross maps `[B', (heads,) K, N]` over the video."""
-    geometry = request.geometry
-    grid = geometry.grid(maps.shape[-1])
-    if geometry.model.frames_in_batch:
-        batch, frames = geometry.latents[0], geometry.latents[2]
-        maps = maps.unflatten(0, (batch, frames)).movedim(1, -2)  # [B, (heads,) K, F, h·w]
+def hand_over(place: Place, request: MapRequest, maps: torch.Tensor) -> None:
+    """Arranges maps over the video and gives them to who wants them.
+
+    Args:
+        place: where they are from.
+        request: of them.
+        maps: as `attend` returned them: cross `[B', (heads,) K, N]`, temporal `[B·h·w, F, F]`, self `[B·F, h·w, h·w]` with
+            the position that is looked at first.
+
+    Raises:
+        ArgumentError: for temporal maps of a part of the frames.
+    """
+    kind, geometry = place.layer.kind, request.geometry
+    if kind == "temporal":
+        _check_frames(place, geometry.latents[2], maps.shape[-1])
+        maps = maps.unflatten(0, (geometry.samples(place.disturbs), -1))
+        request.receive(maps, geometry.grid(maps.shape[1]))
+    elif kind == "self":
+        maps = maps.mT.unflatten(0, (geometry.latents[0], -1))  # [B, F, h·w, h·w]
+        request.receive(maps, geometry.grid(maps.shape[2]))
     else:
-        maps = maps[..., -math.prod(grid) :]  # without the queries of a text
-        maps = maps.unflatten(-1, (grid[0], -1))
-    request.receive(maps.unflatten(-1, grid[1:]), grid)
+        grid = geometry.grid(maps.shape[-1])
+        if geometry.model.frames_in_batch:
+            batch, frames = geometry.latents[0], geometry.latents[2]
+            maps = maps.unflatten(0, (batch, frames)).movedim(1, -2)  # [B, (heads,) K, F, h·w]
+        else:
+            maps = maps[..., -math.prod(grid) :]  # without the queries of a text
+            maps = maps.unflatten(-1, (grid[0], -1))
+        request.receive(maps.unflatten(-1, grid[1:]), grid)
+
+
+def _check_frames(place: Place, frames: int, seen: int) -> None:
+    if seen != frames:
+        raise ArgumentError(
+            f"{place.layer.name} sees {seen} of {frames} frames at a time (FreeNoise's windows): its maps cannot "
+            "be put together; do without temporal maps (Vico: flow='cross'), or take a context_length of the whole clip"
+        )
 
 
 @lru_cache(64)
