@@ -200,10 +200,13 @@ class Capture:
         """Finds the tokens of the words in the samples of a call, if it is recorded."""
         self._now = None
         if self._steps is None or call.index in self._steps:
-            self._now = _Recorded(call, call.geometry, self._table(call) if self._words else None)
+            if self._words:
+                self._now = self._with_tokens(call)
+            else:
+                self._now = _Recorded(call, call.geometry, None)
 
-    def _table(self, call: Call) -> TokenTable:
-        """The tokens of every sample; samples without the prompt look at the same places."""
+    def _with_tokens(self, call: Call) -> _Recorded:
+        """A call with the tokens of every sample; samples without the prompt look at the same places, if they have them."""
 
         def find() -> TokenTable:
             if self._words == "all":
@@ -215,8 +218,13 @@ class Capture:
             return TokenTable.of(self.tokens)
 
         table = call.sampling.remember((self, "table"), find)
-        check_reach(table.ids, call.geometry.text_length)
-        return table.repeat(len(call.branches) // len(table.ids)).to(call.latents.device)
+        geometry = call.geometry
+        if "cond" in call.branches:
+            check_reach(table.ids, geometry.text_length)
+        elif table.ids.numel():
+            geometry = geometry.reaching(int(table.ids.max()) + 1)
+        table = table.repeat(len(call.branches) // len(table.ids)).to(call.latents.device)
+        return _Recorded(call, geometry, table)
 
     # -- what the taps ask
 

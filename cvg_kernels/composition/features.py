@@ -53,7 +53,7 @@ class Selection:
         if not chosen:
             raise ArgumentError("layers selects no text cross-attention layer of the denoiser")
         names = tuple(layer.name for layer in chosen)
-        return cls(names, tuple(layer.module.heads for layer in chosen), tuple(grid))
+        return cls(names, tuple(layer.heads for layer in chosen), tuple(grid))
 
     @property
     def maps(self) -> int:

@@ -265,7 +265,8 @@ class _Band(Tap):
             columns = grid[2]
             options = self.settings.band(columns, columns)
             if options:
-                options["frames"] = token_frames(grid, tokens, attention.query.device)
+                begin = call.geometry.video_begins(self.layer, tokens)
+                options["frames"] = token_frames(grid, tokens, attention.query.device, begin)
         if call.own:
             return options
         if options:

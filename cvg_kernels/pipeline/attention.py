@@ -45,8 +45,12 @@ class Place:
 
         Wan 2.1's image-to-video model attends to the image first, an IP-Adapter to the text.
         """
-        image_first = getattr(self.layer.module, "add_k_proj", None) is not None
-        return self.number == int(image_first and self.layer.kind == "cross")
+        return self.layer.text_call in (None, self.number)
+
+    @property
+    def sample(self) -> int | None:
+        """The sample that it is for, in a layer that attends once for each."""
+        return self.number if self.layer.text_call is None else None
 
 
 @dataclass(frozen=True)
@@ -150,6 +154,8 @@ def _within_frames(attention, requests, backend):
 
 def _to_text(attention, requests, backend):
     mask = per_key_mask(attention.mask)
+    if attention.layer.masks_alike and mask is not None and (requests or backend != "auto"):
+        mask = mask[:, :1, :1]  # of the first head and query, as of every other of the video
     if requests:
         return _captured(attention, requests, backend, key_mask=mask)
     out = attention_alone(
@@ -164,9 +170,10 @@ def _captured(attention, requests, backend, **options):
     options |= {"scale": attention.scale, "backend": backend}
     out, found = None, []
     for request in requests:
-        ids = request.token_ids
+        geometry, keys = request.geometry, attention.key.shape[2]
+        ids, there = geometry.keys(attention.layer, keys, request.token_ids, attention.sample)
         each = attention.query.shape[0] // ids.shape[0]
-        if each > 1:  # the frames of a sample lie in the batch
+        if each > 1:  # the frames of a sample, which lie in the batch
             ids = ids.repeat_interleave(each, dim=0)
         wanted = {**options, "head_reduction": request.head_reduction}
         if out is None:
@@ -175,6 +182,9 @@ def _captured(attention, requests, backend, **options):
             )
         else:
             maps = capture_maps(attention.query, attention.key, ids, **wanted).maps
+        if there is not None:  # those of a token that is not there are zero
+            there = there.repeat_interleave(each, dim=0)
+            maps = maps * there.view(there.shape[0], *[1] * (maps.ndim - 3), -1, 1)
         found.append(maps)
     return out, found
 
@@ -205,7 +215,8 @@ def hand_over(place: Place, request: MapRequest, maps: torch.Tensor) -> None:
             batch, frames = geometry.latents[0], geometry.latents[2]
             maps = maps.unflatten(0, (batch, frames)).movedim(1, -2)  # [B, (heads,) K, F, h·w]
         else:
-            maps = maps[..., -math.prod(grid) :]  # without the queries of a text
+            begin = geometry.video_begins(place.layer, maps.shape[-1])
+            maps = maps[..., begin : begin + math.prod(grid)]  # without the queries of a text
             maps = maps.unflatten(-1, (grid[0], -1))
         request.receive(maps.unflatten(-1, grid[1:]), grid)
 
@@ -219,8 +230,10 @@ def _check_frames(place: Place, frames: int, seen: int) -> None:
 
 
 @lru_cache(64)
-def token_frames(grid: Grid, tokens: int, device: torch.device) -> torch.Tensor:
-    """Returns the frame of each token, int32 `[tokens]`; −1 for the tokens of a text, which come before those of the video.
+def token_frames(
+    grid: Grid, tokens: int, device: torch.device, begin: int | None = None
+) -> torch.Tensor:
+    """Returns the frame of each token, int32 `[tokens]`; −1 for those that are not of the video.
 
     It is made once for all layers and steps, and not to be written into.
 
@@ -228,16 +241,18 @@ def token_frames(grid: Grid, tokens: int, device: torch.device) -> torch.Tensor:
         grid: (F, h, w), filled frame by frame.
         tokens: how many there are.
         device: of the result.
+        begin: where those of the video begin; `None`: so that they are the last.
 
     Raises:
         ArgumentError: if there are too few for the grid.
     """
-    text = tokens - math.prod(grid)
-    if text < 0:
+    beside = tokens - math.prod(grid)
+    begin = beside if begin is None else begin
+    if beside < 0:
         raise ArgumentError(f"a layer of {tokens} tokens cannot hold a video of {grid}")
     with torch.inference_mode(False):  # else a later call with gradients could not keep it
         frames = torch.arange(grid[0], dtype=torch.int32, device=device)
-        return pad(frames.repeat_interleave(grid[1] * grid[2]), (text, 0), value=-1)
+        return pad(frames.repeat_interleave(grid[1] * grid[2]), (begin, beside - begin), value=-1)
 
 
 def per_key_mask(mask: torch.Tensor | None) -> torch.Tensor | None:

@@ -73,7 +73,7 @@ class Call:
     @property
     def text(self) -> torch.Tensor:
         """What the denoiser is given of the text, `[B, tokens, C]` or `[B·F, tokens, C]`."""
-        return self.arguments["encoder_hidden_states"]
+        return self.model.text(self.arguments)
 
     @property
     def texts(self) -> list[EncodedText]:
@@ -149,27 +149,32 @@ class Call:
         Args:
             latents: `[B, C, F, H, W]`, as the denoiser is given them.
         """
-        given = self.model.named(self.arguments[self.model.latents])
-        if given.shape[1] > latents.shape[1]:
-            latents = torch.cat([latents, given[:, latents.shape[1] :].to(latents.dtype)], dim=1)
-        return {**self.arguments, self.model.latents: self.model.native(latents.to(given.dtype))}
+        model = self.model
+        return {**self.arguments, model.latents: model.with_latents(self.arguments, latents)}
 
     def noisy(self) -> torch.Tensor | None:
-        """Where the latents are noisy, bool `[B, 1, F, H, W]`, if a call carries a timestep per token; else `None`.
+        """Where the latents are noisy, bool `[B, 1, F, H, W]`, if a call tells it of parts of them; else `None`.
 
-        Wan 2.2 gives the tokens of a frame that is given the timestep 0: they must not be moved.
+        Some pipelines give the tokens of a frame that is given the timestep 0, or a mask: those must not be moved.
         """
+        given = self.arguments.get(self.model.given_mask)
+        if torch.is_tensor(given):
+            return given[:, :1] == 0
         timesteps = self.arguments.get("timestep")
-        if not torch.is_tensor(timesteps) or timesteps.ndim != 2 or timesteps.shape[1] < 2:
+        if not torch.is_tensor(timesteps) or timesteps.ndim < 2 or timesteps[0].numel() < 2:
             return None
-        grid = self.geometry.grid(timesteps.shape[1])
-        if timesteps.shape[1] != grid[0] * grid[1] * grid[2]:
+        each = timesteps.flatten(1)
+        grid = self.geometry.grid(each.shape[1])
+        if each.shape[1] in (grid[0], self.latents.shape[2]):
+            grid = (each.shape[1], 1, 1)
+        size = grid[0] * grid[1] * grid[2]
+        if each.shape[1] < size:
             raise ArgumentError(
-                f"timestep must have one value per token of the grid {grid}, got {tuple(timesteps.shape)}"
+                f"timestep must have one value a frame or a token of the grid {grid}, got {tuple(timesteps.shape)}"
             )
-        noisy = (timesteps > 0).unflatten(1, grid)
-        for axis, size in enumerate(self.latents.shape[2:], start=1):
-            noisy = noisy.repeat_interleave(size // noisy.shape[axis], dim=axis)
+        noisy = (each[:, -size:] > 0).unflatten(1, grid)
+        for axis, full in enumerate(self.latents.shape[2:], start=1):
+            noisy = noisy.repeat_interleave(full // noisy.shape[axis], dim=axis)
         return noisy[:, None]
 
 

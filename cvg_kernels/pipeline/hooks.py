@@ -236,8 +236,8 @@ class PipelineHooks:
         """Decodes a call, moves the latents at the first one of a step, and tells the subscribers."""
         if threading.get_ident() != self._thread:
             raise ArgumentError(
-                f"{type(unwrap(denoiser)).__name__} is called from another thread while {type(self.pipe).__name__} runs on it with "
-                "something attached: let one run end before the other begins, or give each a denoiser of its own"
+                f"{type(unwrap(denoiser)).__name__} is called from another thread while {type(self.pipe).__name__} runs on "
+                "it with something attached: let one run end before the other begins, or give each a denoiser of its own"
             )
         if self._own is not None:
             self._calls.append(self._own)
@@ -280,9 +280,8 @@ class PipelineHooks:
     def _decode(self, denoiser: nn.Module, arguments: dict[str, Any]) -> Call:
         """A call in the terms that everybody reads."""
         sampling, model = self._sampling, model_of(denoiser)
-        given = model.named(arguments[model.latents])
-        latents = given[:, : model.channels(denoiser)]
-        text = arguments["encoder_hidden_states"]
+        latents = model.named(arguments, unwrap(denoiser).config)
+        text = model.text(arguments)
         timestep = timestep_of(arguments)
         index, count, leading = self._stepping.locate(timestep)
         return Call(

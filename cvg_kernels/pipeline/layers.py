@@ -4,25 +4,40 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Literal
 
 from torch import nn
 
 from cvg_kernels.errors import ArgumentError
-from cvg_kernels.pipeline.models import MODELS, model_of, unwrap
-
-Kind = Literal["cross", "self", "temporal"]
+from cvg_kernels.pipeline.models import Kind, TextPlace, known_model, model_of, unwrap
 
 
 @dataclass(frozen=True)
 class Layer:
-    """One attention layer of a denoiser."""
+    """One attention layer of a denoiser.
 
-    name: str  #: dotted path of the module
+    Attributes:
+        name: dotted path of the module.
+        module: the attention.
+        kind: joint attention of text and video is cross: there the words are looked at.
+        text: where the text stands among its keys.
+        text_call: which of its calls of attention has the text among the keys, 0 first; `None`: each, one for a sample.
+        masks_alike: whether its mask, whatever its shape, is the same for all heads and all tokens of the video.
+    """
+
+    name: str
     module: nn.Module
-    kind: Kind  #: joint attention of text and video is cross: there the words are looked at
+    kind: Kind
+    text: TextPlace = "alone"
+    text_call: int | None = 0
+    masks_alike: bool = False
+
+    @property
+    def heads(self) -> int:
+        """How many heads it has."""
+        return self.module.heads if hasattr(self.module, "heads") else self.module.num_heads
 
 
+#: The layers of frames alone, in denoisers that are not in the table.
 _TEMPORAL = re.compile(r"motion_modules|temp_attentions|transformer_in|temporal_transformer_blocks")
 #: Where a cross-attention layer stands → the names of the temporal layers behind it.
 _TEMPORAL_AFTER_CROSS = (
@@ -32,16 +47,27 @@ _TEMPORAL_AFTER_CROSS = (
 
 
 def attention_layers(denoiser: nn.Module) -> list[Layer]:
-    """Lists all attention layers of a denoiser, classified; of one that is not in `MODELS` too."""
+    """Lists all attention layers of a denoiser, classified; of one that is not in `MODELS` too.
+
+    Those that the entry of the denoiser leaves out are not among them.
+    """
     denoiser = unwrap(denoiser)
-    joint = any(
-        base.__name__ in MODELS and MODELS[base.__name__].joint for base in type(denoiser).__mro__
-    )
-    return [
-        Layer(_plain(name), module, "cross" if joint else _kind(name, module))
-        for name, module in denoiser.named_modules()
-        if hasattr(module, "set_processor") and hasattr(module, "processor")
-    ]
+    model = known_model(denoiser)
+    found = []
+    for path, module in denoiser.named_modules():
+        if not hasattr(module, "processor"):
+            continue
+        name = _plain(path)
+        if model is None:
+            found.append(Layer(name, module, _kind(name, module)))
+        elif (what := model.layers_of(denoiser, name)) is not None:
+            call: int | None = 0
+            if what.kind == "cross" and model.call_per_sample:
+                call = None
+            elif what.kind == "cross" and model.image_call_first:
+                call = int(getattr(module, "add_k_proj", None) is not None)
+            found.append(Layer(name, module, what.kind, what.text, call, model.masks_alike))
+    return found
 
 
 def _plain(name: str) -> str:
@@ -53,6 +79,19 @@ def _kind(name: str, module: nn.Module) -> Kind:
     if _TEMPORAL.search(name):
         return "temporal"
     return "cross" if getattr(module, "is_cross_attention", False) else "self"
+
+
+def give_processor(module: nn.Module, processor: object) -> None:
+    """Gives an attention another processor; some modules have no method for it.
+
+    Args:
+        module: the attention.
+        processor: that it calls from now on.
+    """
+    if hasattr(module, "set_processor"):
+        module.set_processor(processor)
+    else:
+        module.processor = processor
 
 
 def frame_layers(denoiser: nn.Module) -> list[Layer]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from cvg_kernels.pipeline.layers import attention_layers
+from cvg_kernels.pipeline.layers import attention_layers, give_processor
 from cvg_kernels.pipeline.models import denoisers_of
 from cvg_kernels.pipeline.taps import keep_taps
 
@@ -50,16 +50,16 @@ class Disturbance:
         for layer in attention_layers(denoiser) if self._kinds else ():
             if isinstance(layer.module.processor, self._kinds):
                 changed.append((layer.module, layer.module.processor))
-                layer.module.set_processor(self._stock[layer.module])
+                give_processor(layer.module, self._stock[layer.module])
                 keep_taps(layer)
         try:
             yield
         finally:
             for module, processor in changed:
-                module.set_processor(processor)
+                give_processor(module, processor)
 
     def end(self) -> None:
         """Puts back what a run has left in the place of the processors of before."""
         for module, processor in self._stock.items():
             if isinstance(module.processor, self._kinds):
-                module.set_processor(processor)
+                give_processor(module, processor)

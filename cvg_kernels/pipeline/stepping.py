@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch.nn.functional import pad
 
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.pipeline.call import Call
@@ -130,15 +131,13 @@ class Stepping:
                 f"scheduler {type(self._scheduler).__name__}: latents cannot be moved: its own `step` must name "
                 "model_output, timestep and sample, or take any arguments"
             ) from None
-        shift = model.native(shift)
-        if sample.ndim == 4 and shift.ndim == 5:  # ModelScope steps on [B·F, C, H, W]
-            shift = shift.transpose(1, 2).flatten(0, 1)
-        if shift.shape != sample.shape:
+        fitted = _fitted(shift, sample, model)
+        if fitted is None:
             raise ArgumentError(
                 f"{type(self.pipe).__name__} steps on a sample of shape {tuple(sample.shape)}, whose latents in the "
-                f"denoiser are of shape {tuple(shift.shape)}: they cannot be moved"
+                f"denoiser are of shape {tuple(model.native(shift).shape)}: they cannot be moved"
             )
-        return moved_step(stock, self._scheduler, given, shift.to(sample.device))
+        return moved_step(stock, self._scheduler, given, fitted.to(sample.device))
 
     def _scale(self, stock: Any, *args: Any, **kwargs: Any) -> Any:
         """The scheduler's `scale_model_input`: pipelines that call it give the denoiser latents on another scale."""
@@ -147,3 +146,21 @@ class Stepping:
             sample, *rest, **{name: value for name, value in kwargs.items() if name != "sample"}
         )
         return stock(*args, **kwargs)
+
+
+def _fitted(shift: torch.Tensor, sample: torch.Tensor, model: Model) -> torch.Tensor | None:
+    """A move `[B, C, F, H, W]` of latents with its axes as the sample of a scheduler has them; `None` if none fits.
+
+    Args:
+        shift: the move.
+        sample: that the scheduler steps on: as the denoiser is given it, perhaps with the tokens of a condition before its
+            own, or `[B, C, F, H, W]`, perhaps without the first frames, which are given, or `[B·F, C, H, W]`.
+        model: entry of the denoiser.
+    """
+    native, frames = model.native(shift), shift.shape[2]
+    if sample.ndim == 5 and sample.shape[2] < frames and native.shape != sample.shape:
+        shift = shift[:, :, -sample.shape[2] :]
+    if model.axes == "BNC" and sample.ndim == 3 and sample.shape[1] > native.shape[1]:
+        native = pad(native, (0, 0, sample.shape[1] - native.shape[1], 0))
+    forms = (native, shift, shift.transpose(1, 2).flatten(0, 1))
+    return next((form for form in forms if form.shape == sample.shape), None)

@@ -302,7 +302,7 @@ def test_two_bands_are_refused(layer, inputs):
         call(layer, inputs)
 
 
-@pytest.mark.parametrize("option", [{"dropout_p": 0.5}, {"is_causal": True}, {"enable_gqa": True}])
+@pytest.mark.parametrize("option", [{"dropout_p": 0.5}, {"is_causal": True}])
 def test_attention_of_other_kinds_is_refused_where_something_is_wanted(option, inputs):
     """A layer is left alone as long as nobody wants its maps."""
 
@@ -322,3 +322,31 @@ def test_attention_of_other_kinds_is_refused_where_something_is_wanted(option, i
         tapped([(layer, Asked(computes=True))]),
     ):
         call(layer, inputs)
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+def test_grouped_heads(backend, inputs):
+    """Four heads of the query for two of the keys: the first two of the four read the first."""
+
+    class Grouped:
+        def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None):
+            query = hidden_states.unflatten(-1, (4, 2)).transpose(1, 2)
+            keys = hidden_states[..., :4].unflatten(-1, (2, 2)).transpose(1, 2)
+            sdpa = torch.nn.functional.scaled_dot_product_attention
+            return sdpa(query, keys, keys, enable_gqa=True).transpose(1, 2).flatten(2)
+
+    seen = []
+
+    class Looking(Asked):
+        def maps(self, attention):
+            seen.append(attention.query @ attention.key.mT)
+
+    layer = layer_of("grouped", Grouped())
+    wanted = call(layer, inputs)
+    tap = Looking(computes=True)
+    tap.backend = backend
+    with tapped([(layer, tap)]):
+        torch.testing.assert_close(call(layer, inputs), wanted)
+    query, keys = inputs[0].unflatten(-1, (4, 2)), inputs[0][..., :4].unflatten(-1, (2, 2))
+    products = torch.einsum("bnhd,bmhd->bhnm", query, keys[:, :, [0, 0, 1, 1]])
+    torch.testing.assert_close(seen[0], products)

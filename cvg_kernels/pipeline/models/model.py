@@ -1,0 +1,181 @@
+"""`Model`: what capture and guidance must know of a denoiser class; one entry of the table is one of these."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+Grid = tuple[int, int, int]  # frames, rows, columns
+Kind = Literal["cross", "self", "temporal"]
+#: Where the text stands among the keys of a layer: they begin with it and hold no video, or both are one sequence.
+TextPlace = Literal["alone", "first", "last"]
+#: Order of the latents' axes as the denoiser takes them; N: the tokens of all frames, rows and columns.
+Axes = Literal["BCFHW", "BFCHW", "BFHWC", "BNC"]
+Arguments = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Layers:
+    """Attention layers of one kind.
+
+    Attributes:
+        pattern: a regular expression of their names, searched for.
+        kind: joint attention of text and video is `"cross"`: there the words are looked at.
+        text: where the text stands among their keys.
+    """
+
+    pattern: str
+    kind: Kind
+    text: TextPlace = "alone"
+
+
+@dataclass(frozen=True)
+class TextOrder:
+    """Where the tokens of the text that a denoiser is given stand in the text of its layers.
+
+    Attributes:
+        places: int64 `[B, L]`; −1 for a token that the layers do not have.
+        length: how many tokens the text of the layers has; `None`: all that stand behind the video.
+    """
+
+    places: torch.Tensor
+    length: int | None
+
+
+@dataclass(frozen=True)
+class Model:
+    """What capture and guidance must know of a denoiser class.
+
+    Attributes:
+        grid: (latents' shape `[B, C, F, H, W]`, tokens per sample, denoiser) → the grid of an attention layer.
+        layers: its attention layers; the first pattern that fits counts, layers that none fits take no part (of a text
+            refiner, of audio, of a face).
+        latents: name of the forward argument that holds the latents; those of a condition stand behind them.
+        axes: the order of their axes.
+        sizes: (arguments of a call) → the grid of latents whose axes are `"BNC"`.
+        channels_of: where its configuration tells the channels that go in and that come out.
+        batched_branches: whether pipelines stack [unconditional, conditional] into one call.
+        frames_in_batch: whether cross-attention sees one sample per frame (`[B·F, h·w, C]`), and temporal layers relate
+            the frames; if not, self-attention or joint attention spans the video.
+        text_per_frame: whether the caller repeats the text for every frame.
+        text_order: (arguments of a call) → where the tokens of the text stand in that of the layers, if not where the
+            denoiser was given them.
+        image_call_first: whether a layer with keys of an image (`add_k_proj`) attends to that first, by a call of its own.
+        call_per_sample: whether a layer attends once for each sample, without the padding of its text.
+        masks_alike: whether a layer's mask, whatever its shape, is the same for all heads and all tokens of the video.
+        given_mask: name of the argument that is 1 where latents are given and not to be moved, `[B, 1, F, H, W]`.
+        shared: arguments that all samples of a call share, whatever the length of their first dimension.
+        leaves_out: (denoiser, name of a layer) → whether it takes no part although a pattern fits.
+        text_projection: name of the module that the text passes before it reaches the layers.
+        frame_positions: name of the buffer `[1, F, C]` that is added to the frames before the first temporal layer, in a
+            model that has one in its forward (others have modules for it).
+        temporal_modules: the names of the modules through which alone its frames see each other, each of which adds to
+            what it is given; `None` if there are no such modules.
+    """
+
+    grid: Callable[[tuple[int, ...], int, Any], Grid]
+    layers: tuple[Layers, ...]
+    latents: str = "hidden_states"
+    axes: Axes = "BCFHW"
+    sizes: Callable[[Arguments], Grid] | None = None
+    channels_of: tuple[str, str] = ("in_channels", "out_channels")
+    batched_branches: bool = True
+    frames_in_batch: bool = False
+    text_per_frame: bool = False
+    text_order: Callable[[Arguments], TextOrder] | None = None
+    image_call_first: bool = False
+    call_per_sample: bool = False
+    masks_alike: bool = False
+    given_mask: str | None = None
+    shared: frozenset[str] = frozenset(
+        ("image_rotary_emb", "attention_kwargs", "cross_attention_kwargs")
+    )
+    leaves_out: Callable[[nn.Module, str], bool] | None = None
+    text_projection: str | None = None
+    frame_positions: str | None = None
+    temporal_modules: re.Pattern[str] | None = None
+
+    @property
+    def joint(self) -> bool:
+        """Whether one attention relates text and video, in one sequence."""
+        return any(layers.text != "alone" for layers in self.layers)
+
+    def layers_of(self, denoiser: nn.Module, name: str) -> Layers | None:
+        """What an attention layer is, or `None` if it takes no part.
+
+        Args:
+            denoiser: the network.
+            name: of the layer.
+        """
+        if self.leaves_out is not None and self.leaves_out(denoiser, name):
+            return None
+        return next((one for one in self.layers if re.search(one.pattern, name)), None)
+
+    def per_sample(self, name: str) -> bool:
+        """Whether an argument of the forward may hold one entry for every sample (or every frame of one)."""
+        return name not in self.shared
+
+    def channels(self, config: Any) -> int:
+        """How many of the channels that the denoiser is given are latents.
+
+        Args:
+            config: of the denoiser.
+        """
+        given, made = (config.get(name) for name in self.channels_of)
+        return min(given, made or given)
+
+    def text(self, arguments: Arguments) -> torch.Tensor:
+        """What a denoiser is given of the text, `[B, …, tokens, C]`.
+
+        Args:
+            arguments: of the call, by name.
+        """
+        text = arguments["encoder_hidden_states"]
+        return text[0] if isinstance(text, (tuple, list)) else text  # beside an image's
+
+    def named(self, arguments: Arguments, config: Any) -> torch.Tensor:
+        """The latents of a call with their axes as `[B, C, F, H, W]`, without those of a condition.
+
+        Args:
+            arguments: of the call, by name.
+            config: of the denoiser.
+        """
+        latents = arguments[self.latents]
+        if self.axes == "BNC":
+            grid = self.sizes(arguments)
+            # Tokens of a condition stand before those of the video.
+            latents = latents[:, -math.prod(grid) :].unflatten(1, grid).movedim(-1, 1)
+        elif self.axes == "BFCHW":
+            latents = latents.transpose(1, 2)
+        elif self.axes == "BFHWC":
+            latents = latents.movedim(-1, 1)
+        return latents[:, : self.channels(config)]
+
+    def native(self, latents: torch.Tensor) -> torch.Tensor:
+        """Latents `[B, C, F, H, W]` with their axes as the denoiser takes them."""
+        if self.axes == "BNC":
+            return latents.movedim(1, -1).flatten(1, 3)
+        if self.axes == "BFCHW":
+            return latents.transpose(1, 2)
+        return latents.movedim(1, -1) if self.axes == "BFHWC" else latents
+
+    def with_latents(self, arguments: Arguments, latents: torch.Tensor) -> torch.Tensor:
+        """What a denoiser is given in the place of its latents; what is given beside them stays.
+
+        Args:
+            arguments: of the call, by name.
+            latents: others, `[B, C, F, H, W]`.
+        """
+        given, made = arguments[self.latents], self.native(latents)
+        axis = self.axes.index("C")
+        beside = given.narrow(axis, made.shape[axis], given.shape[axis] - made.shape[axis])
+        if self.axes == "BNC" and given.shape[1] > made.shape[1]:
+            beside, axis = given[:, : given.shape[1] - made.shape[1]], 1
+            return torch.cat([beside, made.to(given.dtype)], dim=axis)
+        return torch.cat([made.to(given.dtype), beside], dim=axis)
