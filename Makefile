@@ -2,6 +2,7 @@
 #
 #   make demo    from a fresh machine to a guided video in out/           (PROMPT=… GUIDANCE=cvg+vico SEED=2)
 #   make test    the same set-up, then the tests, on all cores            (PYTEST_ARGS='-m "not slow"')
+#   make coverage    what works on which pipeline, measured and written into docs/coverage.json and docs/coverage.md
 #   make bench   the kernels against what people use today
 #   make microbench    every backend of every kernel on a small layer     (PYTEST_ARGS='--benchmark-autosave')
 #   make gpu     on a machine with an NVIDIA GPU, torch and nvcc, without network: build in place, GPU tests, compute-sanitizer,
@@ -32,9 +33,9 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS)
 LINTERS = $(shell sed -nE 's/^ *"((ruff|clang-format)==[^"]+)".*/\1/p' pyproject.toml)
 RIVALS = $(shell sed -nE 's/^ *"((ortools|pytest-benchmark)>=[^"]+)".*/\1/p' pyproject.toml)
 CPP_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.hpp' -o -name '*.cu' -o -name '*.cuh')
-FORMATTED := $(CPP_FILES) $(wildcard tests/*/*.cpp)
+FORMATTED := $(CPP_FILES) $(wildcard tests/*/*.cpp tests/*/*.h)
 
-.PHONY: demo test bench microbench gpu lint format clean
+.PHONY: demo test coverage bench microbench gpu lint format clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -42,6 +43,9 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(BIN)/python -m pytest --numprocesses auto $(PYTEST_ARGS)
+
+coverage: $(VENV)/installed
+	$(BIN)/python -m pytest --numprocesses auto --write-coverage $(PYTEST_ARGS)
 
 bench: $(VENV)/benchmarks
 	for operation in $(filter-out kernels,$(notdir $(basename $(wildcard benchmarks/*.py)))); \

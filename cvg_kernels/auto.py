@@ -175,8 +175,10 @@ def shipped() -> Table:
 def users(device: torch.device) -> Table | None:
     """The user's table for a device, or `None`; one that cannot be read gives a warning."""
     path = user_path(device)
+    if not path.is_file():
+        return None
     try:
-        return read(path, written_by=__version__) if path.is_file() else None
+        return read(path, written_by=__version__)
     except (OSError, BadTable) as error:
         warnings.warn(
             f"the table of backends {path} is ignored: {error} (`cvg-kernels tune` writes a new one)",
@@ -184,6 +186,18 @@ def users(device: torch.device) -> Table | None:
             stacklevel=2,
         )
         return None
+
+
+def why_no_users(device: torch.device) -> str:
+    """Why `users` finds no table for a device."""
+    path = user_path(device)
+    try:
+        read(path, written_by=__version__)
+    except FileNotFoundError:
+        return f"{path} is not there"
+    except (OSError, BadTable) as error:
+        return f"{path} is ignored: {error}"
+    return f"{path} was not there when this process first looked"
 
 
 def user_path(device: torch.device) -> Path:

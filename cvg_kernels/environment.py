@@ -127,7 +127,7 @@ def automatic() -> dict[str, dict[str, str]]:
                 "made": made,
             }
         else:
-            facts["user's table"] = f"none: {auto.user_path(device)} is not there or not used"
+            facts["user's table"] = f"none: {auto.why_no_users(device)}"
         found[name] = {"architecture": architecture, **facts}
     return found
 

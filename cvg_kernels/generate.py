@@ -8,7 +8,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -124,16 +124,30 @@ class Job:
                 ) from None
 
 
-def run(job: Job) -> dict[str, Any]:
+def run(
+    job: Job,
+    load: Callable[[Job], Any] | None = None,
+    *,
+    scratch: Path | None = None,
+    bars: bool = True,
+) -> dict[str, Any]:
     """Does the job and returns the report; the output folder is filled at the end, or not at all.
+
+    Args:
+        job: what is asked for.
+        load: gives the job's pipeline, on its device and in its dtype; `None` loads it anew.
+        scratch: an existing folder, on the disk of the output, for what is being made; `None` takes the output's parent.
+        bars: whether the steps are shown as they pass, where standard error is a terminal.
 
     Raises:
         ArgumentError: for what does not fit; nothing is written then.
     """
     job.check()
     times: dict[str, float] = {}
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()  # of the job before
     with _timed(times, "load"):
-        pipe = _load(job)
+        pipe = (load or load_pipeline)(job)
     most = getattr(getattr(pipe, "unet", None), "config", {}).get("motion_max_seq_length")
     if most is not None and job.frames > most:
         raise ArgumentError(f"--frames must be at most {most} with this model, got {job.frames}")
@@ -143,7 +157,8 @@ def run(job: Job) -> dict[str, Any]:
 
     clips, maps = {}, {}
     for name, attached in (("unguided", nullcontext()), ("guided", job.method.attach(pipe))):
-        pipe.set_progress_bar_config(desc=name, disable=not sys.stderr.isatty(), leave=False)
+        shown = bars and sys.stderr.isatty()
+        pipe.set_progress_bar_config(desc=name, disable=not shown, leave=False)
         watched = capture(pipe, words=words) if words else nullcontext()
         with _timed(times, name), attached as made, watched as captured:
             clips[name] = _call(pipe, job)
@@ -154,7 +169,8 @@ def run(job: Job) -> dict[str, Any]:
         maps[name] = captured
     report = _report(job, words, times, clips, made)
 
-    with tempfile.TemporaryDirectory(prefix=".cvg-", dir=job.output.resolve().parent) as folder:
+    scratch = scratch or job.output.resolve().parent
+    with tempfile.TemporaryDirectory(prefix=".cvg-", dir=scratch) as folder:
         try:
             with _timed(times, "write"):
                 report["files"] = _write(Path(folder), clips, maps, words, made.history)
@@ -175,12 +191,16 @@ def _timed(times: dict[str, float], name: str) -> Iterator[None]:
     times[name] = round(time.perf_counter() - began, 3)
 
 
-def _load(job: Job) -> Any:
-    """The pipeline, on its device and in its dtype."""
-    if job.model is None:
-        from cvg_kernels.shapes.pipeline import load_pipeline
+def load_pipeline(job: Job) -> Any:
+    """Loads the pipeline of a job, on its device and in its dtype.
 
-        return load_pipeline(None, job.device, getattr(torch, job.dtype))
+    Raises:
+        ArgumentError: if there is none.
+    """
+    if job.model is None:
+        from cvg_kernels.shapes import pipeline
+
+        return pipeline.load_pipeline(None, job.device, getattr(torch, job.dtype))
     from diffusers import DiffusionPipeline
 
     try:

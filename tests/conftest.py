@@ -23,6 +23,8 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["CVG_AUTO_DIR"] = os.path.join(os.path.dirname(__file__), "no-such-folder")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
+pytest_plugins = ("tests.coverage.plugin",)
+
 _FUNCTIONS = ("empty", "empty_like", "empty_strided", "empty_permuted")
 _METHODS = ("new_empty", "new_empty_strided")
 

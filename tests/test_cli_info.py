@@ -71,6 +71,21 @@ def test_info_names_the_users_table(capsys, monkeypatch, tmp_path):
     assert facts["table"].startswith("the user's")
 
 
+@pytest.mark.filterwarnings("ignore:the table of backends")
+def test_info_says_why_the_users_table_is_ignored(capsys, monkeypatch, tmp_path):
+    monkeypatch.setenv("CVG_AUTO_DIR", str(tmp_path))
+    path = auto.user_path(torch.device("cpu"))
+    told = []
+    for text in (None, '{"format": 0}'):
+        if text is not None:
+            path.write_text(text)
+        auto.users.cache_clear()
+        assert main(["info", "--json"]) == 0
+        told.append(json.loads(capsys.readouterr().out)["auto"]["cpu"]["user's table"])
+    assert told[0] == f"none: {path} is not there"
+    assert told[1].startswith(f"none: {path} is ignored: its format is 0, this version reads")
+
+
 def test_info_without_native_modules_says_why(capsys, monkeypatch):
     monkeypatch.setattr("cvg_kernels.native.reason", lambda target: f"no {target} compiler here")
     assert main(["info", "--json"]) == 0

@@ -17,7 +17,6 @@ import triton.language as tl
 
 from cvg_kernels._triton.primitives import (
     LOG2E,
-    band_tile,
     dot,
     load_frames,
     load_rows,
@@ -25,7 +24,7 @@ from cvg_kernels._triton.primitives import (
     offset_of,
     place_of,
     store_rows,
-    token_logits2,
+    token_scores2,
 )
 
 
@@ -54,14 +53,11 @@ def token_probabilities(
     HAS_KEY_BIAS: tl.constexpr, HAS_TOKEN_BIAS: tl.constexpr, BAND: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """C, [rows, K], 0 beyond the tokens, and the band at their columns (without one: C again)."""
-    s = token_logits2(
-        q, k_sel, ids, ids_at, rows, key_bias, token_bias, token_bias_k, token_bias_n, tokens, queries, scale,
-        HAS_KEY_BIAS, HAS_TOKEN_BIAS, UPCAST,
+    s, band = token_scores2(
+        q, k_sel, ids, ids_at, rows, top2, row_frames, key_bias, token_bias, key_frames,
+        token_bias_k, token_bias_n, tokens, queries, scale, falloff2, strength,
+        HAS_KEY_BIAS, HAS_TOKEN_BIAS, BAND, UPCAST,
     )  # fmt: skip
-    band = s
-    if BAND:
-        band = band_tile(row_frames, tl.load(key_frames + ids), falloff2, strength)
-        s += top2[:, None] * band
     return tl.where(ids_at[None, :] < tokens, tl.exp2(s - lse2[:, None]), 0.0), band
 
 

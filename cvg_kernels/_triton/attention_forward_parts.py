@@ -7,12 +7,12 @@ import triton.language as tl
 
 from cvg_kernels._triton.primitives import (
     LN2,
-    band_tile,
     dot,
     load_rows,
     load_token_ids,
     store_rows,
     token_logits2,
+    token_scores2,
 )
 
 
@@ -84,13 +84,11 @@ def captured(
 ):  # fmt: skip
     """2^(S' − base2) of chosen keys, [rows, K]: their probabilities if base2 is the log-sum-exp of the rows."""
     k = load_rows(key, ids, tokens, key_n, key_d, DIM, DIM_PAD, KEY_UNIT, True)
-    s = token_logits2(
-        q, k, ids, ids_at, rows, key_bias, token_bias, token_bias_k, token_bias_n, tokens, queries, factor,
-        HAS_KEY_BIAS, HAS_TOKEN_BIAS, UPCAST,
+    s, _ = token_scores2(
+        q, k, ids, ids_at, rows, top2, row_frames, key_bias, token_bias, key_frames,
+        token_bias_k, token_bias_n, tokens, queries, factor, falloff2, strength,
+        HAS_KEY_BIAS, HAS_TOKEN_BIAS, BAND, UPCAST,
     )  # fmt: skip
-    if BAND:
-        frames = tl.load(key_frames + ids)
-        s += top2[:, None] * band_tile(row_frames, frames, falloff2, strength)
     return tl.exp2(s - base2[:, None])
 
 

@@ -96,6 +96,24 @@ def token_logits2(
 
 
 @triton.jit
+def token_scores2(
+    q, k_sel, ids, ids_at, rows, top2, row_frames, key_bias, token_bias, key_frames,
+    token_bias_k, token_bias_n, tokens, queries, scale, falloff2, strength,
+    HAS_KEY_BIAS: tl.constexpr, HAS_TOKEN_BIAS: tl.constexpr, BAND: tl.constexpr, UPCAST: tl.constexpr,
+):  # fmt: skip
+    """Logits of chosen keys with all that is added, [rows, K], and the band there (without one: the logits again)."""
+    s = token_logits2(
+        q, k_sel, ids, ids_at, rows, key_bias, token_bias, token_bias_k, token_bias_n, tokens, queries, scale,
+        HAS_KEY_BIAS, HAS_TOKEN_BIAS, UPCAST,
+    )  # fmt: skip
+    band = s
+    if BAND:
+        band = band_tile(row_frames, tl.load(key_frames + ids), falloff2, strength)
+        s += top2[:, None] * band
+    return s, band
+
+
+@triton.jit
 def probabilities(s2, lse, MASKED: tl.constexpr):
     """exp(S − lse) from base-2 logits; where rows may be MASKED, 0 in those without keys, whose lse is −∞."""
     p = tl.exp2(s2 - lse[:, None] * LOG2E)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,7 +20,16 @@ from cvg_kernels.pipeline.geometry import Branch, Geometry
 from cvg_kernels.pipeline.guards import check_whole_sequence
 from cvg_kernels.pipeline.hooks import PipelineHooks
 from cvg_kernels.pipeline.layers import Layer, attention_layers, check_undivided
-from cvg_kernels.pipeline.models import Grid, denoisers_of, model_of
+from cvg_kernels.pipeline.models import (
+    Grid,
+    Model,
+    denoisers_of,
+    known_model,
+    model_by_range,
+    model_of,
+    named_model,
+    unwrap,
+)
 from cvg_kernels.pipeline.sampling import Sampling
 from cvg_kernels.pipeline.taps import Tap
 from cvg_kernels.prompts.token_table import TokenTable
@@ -48,6 +57,7 @@ class Capture:
         self, pipe: Any, words: Sequence[Word] | Literal["all"] | None, *, prompt: str | list[str] | None,
         layers: str | Sequence[str] | Callable[[str], bool] | None, temporal: bool, head_reduction: str,
         steps: Collection[int] | None, gradients: bool, own_loop: bool, keep: str, backend: str,
+        text: slice | None, grid: Grid | None,
     ) -> None:  # fmt: skip
         if words is not None and words != "all":
             words = checked_words(words)
@@ -79,6 +89,11 @@ class Capture:
         self._gradients = gradients
         self._own_loop = own_loop or gradients
         self._keep = keep
+        self._text, self._grid = text, grid
+        if temporal and (text is not None or grid is not None):
+            raise ArgumentError(
+                "temporal must be False where text and grid are named: they tell of the text's layers"
+            )
         self._backend = backend
         self._now: _Recorded | None = None
         self._runs = 0
@@ -88,10 +103,24 @@ class Capture:
             raise ArgumentError(
                 "this capture has been open already: make another one with capture(…)"
             )
-        self._check()
-        self._hooks: PipelineHooks | None = PipelineHooks.of(self._pipe)
-        self._hooks.add(self, own_loop=self._own_loop)
+        with ExitStack() as stack:
+            if self._text is not None or self._grid is not None:
+                for denoiser in denoisers_of(self._pipe):
+                    stack.enter_context(named_model(denoiser, self._model(denoiser)))
+            self._check()
+            self._hooks: PipelineHooks | None = PipelineHooks.of(self._pipe)
+            self._hooks.add(self, own_loop=self._own_loop)
+            self._named = stack.pop_all()
         return self
+
+    def _model(self, denoiser: nn.Module) -> Model:
+        """The entry of a denoiser that is not in the table, as the user tells it."""
+        network = unwrap(denoiser)
+        if known_model(network) is not None:
+            raise ArgumentError(
+                f"text and grid must be None for {type(network).__name__}, which is known: they are for others"
+            )
+        return model_by_range(network, self._text, self._grid)
 
     def _check(self) -> None:
         """Checks that the network is one whose maps can be had, now and before each run: it may be exchanged."""
@@ -104,6 +133,7 @@ class Capture:
 
     def __exit__(self, kind: Any, *error: object) -> None:
         self._hooks.remove(self)
+        self._named.close()
         if kind is None and not self.records:
             self._say_why_nothing()
         self._pipe = self._hooks = None  # heat maps that are kept do not keep a model
@@ -153,6 +183,10 @@ class Capture:
         if self._runs == 0:
             kind = type(self._pipe).__name__
             reason = f"{kind} was not called in the block (own_loop=True is for a loop of your own)"
+        elif self._grid is not None:
+            reason = (
+                f"no layer has the keys {self._text} beside the {self._grid} tokens of the video"
+            )
         elif self._steps is not None:
             reason = f"the run made none of the steps {sorted(self._steps)}"
         else:
@@ -353,6 +387,8 @@ def capture(
     own_loop: bool = False,
     keep: Literal["cpu", "device"] = "cpu",
     backend: str = "auto",
+    text: slice | None = None,
+    grid: Grid | None = None,
 ) -> Capture:
     """Records where words look while a pipeline runs; a context manager.
 
@@ -365,8 +401,8 @@ def capture(
     an exception. Calls that a guidance method makes itself are not recorded.
 
     Args:
-        pipe: a diffusers pipeline whose denoiser is in `pipeline.models.MODELS` (AnimateDiff, ModelScope, Latte, Wan,
-            CogVideoX and what derives from them).
+        pipe: a diffusers pipeline whose denoiser is in `pipeline.models.MODELS` or derives from one there; another one
+            needs `text` and `grid`.
         words: words or phrases of the prompt, or pairs (word, occurrence); a word of several tokens is their sum.
             `"<begin>"` and `"<end>"` are the tokens around the prompt. `"all"` takes every token of the prompt; `None` none
             (with `temporal=True`).
@@ -380,6 +416,11 @@ def capture(
         own_loop: you call the pipeline's denoiser and scheduler yourself, and the block is one run.
         keep: `"cpu"` moves maps off the device at once, `"device"` leaves them there.
         backend: which implementation of `attention_with_capture` to use.
+        text: of a denoiser that is not in the table, which keys of its layers are the text's: `slice(0, 226)` if the text
+            is first, `slice(-256, None)` if last, the whole range where it stands alone. Layers with other keys, and those
+            whose keys are the video, are left out. The words' tokens are counted from its beginning.
+        grid: of such a denoiser, frames, rows and columns of the video's tokens; they stand right before the text, or
+            behind one that is first, and a layer may see the frames one by one.
 
     Returns:
         A `Capture` with `records`, `tokens` and `heat_map(word)`.
@@ -391,4 +432,5 @@ def capture(
     return Capture(
         pipe, words, prompt=prompt, layers=layers, temporal=temporal, head_reduction=head_reduction,
         steps=steps, gradients=gradients, own_loop=own_loop, keep=keep, backend=backend,
+        text=text, grid=grid,
     )  # fmt: skip

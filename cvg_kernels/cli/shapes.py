@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from cvg_kernels.errors import ArgumentError
+from cvg_kernels.processes import Place
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,6 +56,9 @@ def _add_scoring(parser: argparse.ArgumentParser, prompts: int = 200, seed: int 
     parser.add_argument("--model", type=Path, help="a pipeline folder; default: shipped")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=Path, help="also write the report here")
+    parser.epilog = (
+        "Several processes share the clips: accelerate launch -m cvg_kernels shapes eval …"
+    )
 
 
 def run(options: argparse.Namespace) -> int:
@@ -62,7 +66,8 @@ def run(options: argparse.Namespace) -> int:
     import torch
 
     try:
-        device = torch.device(options.device)
+        place = Place.of_this_process()
+        device = torch.device(place.device(options.device))
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ArgumentError(f"--device {options.device} cannot be used: {error}") from None
@@ -146,8 +151,9 @@ def _score(
 
     from cvg_kernels.shapes.pipeline import STEPS, load_pipeline
 
+    place = Place.of_this_process()
     pipe = load_pipeline(options.model, device)
-    with Progress(transient=True) as bar:
+    with Progress(transient=True, disable=place.rank > 0) as bar:
         tasks = {name: bar.add_task(name, total=options.prompts) for name in names}
         report = score(
             pipe,
@@ -155,7 +161,10 @@ def _score(
             seed=options.seed,
             steps=options.steps or STEPS,
             progress=lambda name, done: bar.update(tasks[name], completed=done),
+            place=place,
         )
+    if place.rank > 0:
+        return 0
     if options.json is not None:
         options.json.write_text(json.dumps(report, indent=2) + "\n")
     show(report)

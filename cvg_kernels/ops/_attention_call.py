@@ -21,6 +21,8 @@ from typing import NamedTuple
 
 import torch
 
+from cvg_kernels.kernels import Facts
+
 
 class Band(NamedTuple):
     """VSTAR's band by the distance of frames."""
@@ -83,3 +85,15 @@ class Needed(NamedTuple):
     key: bool
     value: bool
     token_bias: bool = False
+
+
+def facts_of(call: AttentionCall, deterministic: bool = False, *of_backward: bool) -> Facts:
+    """What the choice of a kernel may depend on; of a backward pass the gradients that are needed and those that arrive."""
+    query, key, value, ids = call[:4]
+    batch, heads, queries, head_dim = query.shape
+    return Facts(
+        query.device, query.dtype, batch, heads, queries, key.shape[2], head_dim,
+        0 if value is None else value.shape[3], 0 if ids is None else ids.shape[1], 0, 0, 0,
+        call.key_bias is not None, call.token_bias is not None, call.band is not None, False,
+        *(of_backward or (False,) * 7), deterministic,
+    )  # fmt: skip

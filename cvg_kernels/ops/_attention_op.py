@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 
 from cvg_kernels._layout import dense_like
-from cvg_kernels.kernels import Backend, Facts
+from cvg_kernels.kernels import Backend
 from cvg_kernels.ops._attention_call import (
     AttentionCall,
     AttentionGrads,
     AttentionResult,
     Band,
     Needed,
+    facts_of,
 )
 from cvg_kernels.ops._choice import run_kernel
 from cvg_kernels.ops._registration import refuse_second_derivative
@@ -67,20 +68,8 @@ def _call(flat: tuple) -> AttentionCall:
 _FLAT = 13  # how many arguments a call is
 
 
-def _facts(call: AttentionCall, deterministic: bool, *of_backward: bool) -> Facts:
-    """What the choice of a kernel may depend on; of a backward pass the gradients that are needed and those that arrive."""
-    query, key, value, ids = call[:4]
-    batch, heads, queries, head_dim = query.shape
-    return Facts(
-        query.device, query.dtype, batch, heads, queries, key.shape[2], head_dim,
-        0 if value is None else value.shape[3], 0 if ids is None else ids.shape[1], 0, 0, 0,
-        call.key_bias is not None, call.token_bias is not None, call.band is not None, False,
-        *(of_backward or (False,) * 7), deterministic,
-    )  # fmt: skip
-
-
 def _run(call: AttentionCall, deterministic: bool, backend: str) -> AttentionResult:
-    facts = _facts(call, deterministic)
+    facts = facts_of(call, deterministic)
     return run_kernel(operation_of(call), backend, facts, lambda kernel: kernel.forward(call))
 
 
@@ -120,7 +109,7 @@ def _backward(*given):
             "needed.value: the gradient of value flows through grad_out, which is None"
         )
     arriving = (grad is not None for grad in grads)
-    facts = _facts(call, deterministic, *needed, *arriving)
+    facts = facts_of(call, deterministic, *needed, *arriving)
     found = run_kernel(
         f"{operation_of(call)}_backward", backend, facts,
         lambda kernel: kernel.backward(call, result, grads, needed),

@@ -21,11 +21,18 @@ import torch
 from torch.nn.functional import pad
 
 from cvg_kernels._layout import dense_like, lies_like
-from cvg_kernels.backends import Backend, unavailable_reason
 from cvg_kernels.errors import BackendUnavailableError
+from cvg_kernels.kernels import Backend, kernels_of
 from cvg_kernels.ops import _attention_reference as reference
-from cvg_kernels.ops._attention_call import AttentionCall, AttentionGrads, AttentionResult, Needed
+from cvg_kernels.ops._attention_call import (
+    AttentionCall,
+    AttentionGrads,
+    AttentionResult,
+    Needed,
+    facts_of,
+)
 from cvg_kernels.ops._autocast import autocast_off
+from cvg_kernels.ops._choice import why_not
 from cvg_kernels.ops._fused_attention import FusedOperator, operator_for, operators_of, unfit
 
 #: Numbers of maps that are made at once where no kernel makes them.
@@ -100,12 +107,9 @@ def capture(call: AttentionCall, lse: torch.Tensor) -> torch.Tensor:
 
 def _kernels_of(call: AttentionCall) -> ModuleType | None:
     backend = Backend.NATIVE if call.query.device.type == "cpu" else Backend.TRITON
-    if unavailable_reason("attention", backend, call.query.device) is not None:
+    if why_not("attention", backend, facts_of(call)) is not None:
         return None
-    if backend is Backend.TRITON and call.query.dtype == torch.float64:
-        return None
-    name = "ops._attention_native" if backend is Backend.NATIVE else "_triton.attention"
-    return import_module(f"cvg_kernels.{name}")
+    return import_module(kernels_of("attention")[backend].module)
 
 
 def _operator(call: AttentionCall) -> FusedOperator:

@@ -35,9 +35,11 @@ def integers_of(
         shape: what is accepted, for messages.
 
     Raises:
-        ArgumentError: for what is no list of integers.
+        ArgumentError: for what is no list of integers, or a tensor without numbers.
     """
     if isinstance(given, torch.Tensor):
+        if given.device.type == "meta" and device_of.device.type != "meta":
+            raise ArgumentError(f"{name} must hold numbers, got a tensor on the meta device")
         return Integers(given, _bounds(given))
     try:
         numbers = None if torch.compiler.is_compiling() else _frozen(given)

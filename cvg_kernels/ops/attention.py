@@ -199,8 +199,6 @@ def _attend(
         for name, other in (("key_mask", key_mask), ("token_bias", token_bias)):
             if other is not None:
                 raise ArgumentError(f"{name} cannot be combined with a band; give one of them")
-        if backend is Backend.STOCK:
-            raise ArgumentError("a band is not served by backend 'stock'; the others serve it")
         band = checked_band(band, query, key)
     mask = mask_of(key_mask, query, key)
     dense = mask is not None and mask.dense

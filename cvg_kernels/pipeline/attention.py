@@ -45,7 +45,7 @@ class Place:
 
         Wan 2.1's image-to-video model attends to the image first, an IP-Adapter to the text.
         """
-        return self.layer.text_call in (None, self.number)
+        return self.layer.range is not None or self.layer.text_call in (None, self.number)
 
     @property
     def sample(self) -> int | None:
@@ -70,6 +70,13 @@ class Attention(Place):
     value: torch.Tensor
     mask: torch.Tensor | None
     scale: float | None
+
+    @property
+    def of_text(self) -> bool:
+        """As of a `Place`; where the user has named the range of the text, only the numbers of tokens tell."""
+        if self.layer.range is not None:
+            return self.layer.range.holds(self.query.shape[2], self.key.shape[2])
+        return super().of_text
 
 
 @dataclass(frozen=True)
@@ -210,14 +217,14 @@ def hand_over(place: Place, request: MapRequest, maps: torch.Tensor) -> None:
         maps = maps.mT.unflatten(0, (geometry.latents[0], -1))  # [B, F, h·w, h·w]
         request.receive(maps, geometry.grid(maps.shape[2]))
     else:
-        grid = geometry.grid(maps.shape[-1])
-        if geometry.model.frames_in_batch:
-            batch, frames = geometry.latents[0], geometry.latents[2]
+        grid = geometry.grid(tokens := maps.shape[-1])
+        if geometry.per_frame(tokens):
+            batch, frames = geometry.latents[0], grid[0]
             maps = maps.unflatten(0, (batch, frames)).movedim(1, -2)  # [B, (heads,) K, F, h·w]
         else:
-            begin = geometry.video_begins(place.layer, maps.shape[-1])
+            begin = geometry.video_begins(place.layer, tokens)
             maps = maps[..., begin : begin + math.prod(grid)]  # without the queries of a text
-            maps = maps.unflatten(-1, (grid[0], -1))
+            maps = _row_by_row(maps, grid, geometry.tile)
         request.receive(maps.unflatten(-1, grid[1:]), grid)
 
 
@@ -227,6 +234,15 @@ def _check_frames(place: Place, frames: int, seen: int) -> None:
             f"{place.layer.name} sees {seen} of {frames} frames at a time (FreeNoise's windows): its maps cannot "
             "be put together; do without temporal maps (Vico: flow='cross'), or take a context_length of the whole clip"
         )
+
+
+def _row_by_row(maps: torch.Tensor, grid: Grid, tile: int) -> torch.Tensor:
+    """Maps `[…, F·h·w]` as `[…, F, h·w]`, from the order of tiles to that of rows."""
+    frames, rows, columns = grid
+    if tile == 1:
+        return maps.unflatten(-1, (frames, -1))
+    maps = maps.unflatten(-1, (frames, rows // tile, columns // tile, tile, tile))
+    return maps.transpose(-3, -2).flatten(-4)
 
 
 @lru_cache(64)

@@ -28,6 +28,7 @@ class Geometry:
         text_length: tokens of the text.
         disturbed: how many samples, the last ones, have no attention of their own in the layers that PAG disturbs.
         order: where the tokens of the text stand in that of joint layers, if not where the denoiser was given them.
+        tile: side of the tiles in whose order the tokens of a frame are; 1: row by row.
         short: whether more tokens are asked for than the text has.
     """
 
@@ -37,6 +38,7 @@ class Geometry:
     text_length: int
     disturbed: int = 0
     order: TextOrder | None = None
+    tile: int = 1
     short: bool = False
 
     @classmethod
@@ -48,10 +50,16 @@ class Geometry:
             arguments: of the call, by name.
         """
         model, network = model_of(denoiser), unwrap(denoiser)
-        latents = model.named(arguments, network.config)
+        latents = model.named(arguments, getattr(network, "config", None))
         order = None if model.text_order is None else model.text_order(arguments)
         length = model.text(arguments).shape[-2]
-        return cls(model, network, tuple(latents.shape), length, order=order)
+        tile = 1 if model.tiles is None else model.tiles(arguments)
+        return cls(model, network, tuple(latents.shape), length, order=order, tile=tile)
+
+    def per_frame(self, tokens: int) -> bool:
+        """Whether a text layer of so many tokens sees the frames one by one."""
+        named = self.model.range
+        return self.model.frames_in_batch if named is None else named.per_frame(tokens)
 
     def samples(self, disturbs: bool) -> int:
         """How many samples a layer sees.
@@ -89,6 +97,10 @@ class Geometry:
             tokens: that it has.
         """
         video = math.prod(self.grid(tokens))
+        if layer.range is not None:
+            return layer.range.video_begins(tokens)
+        if self.model.condition_behind:
+            return 0
         end = self._text_begins(layer, tokens, video) if layer.text == "last" else tokens
         return end - video
 
@@ -116,6 +128,8 @@ class Geometry:
         """
         there = ids < self.text_length if self.short else None
         begin, places = 0, ids if there is None else ids.clamp_max(self.text_length - 1)
+        if layer.range is not None:
+            begin = layer.range.begins(tokens)
         if layer.text == "last":
             begin = self._text_begins(layer, tokens, math.prod(self.grid(tokens)))
         if layer.text != "alone" and self.order is not None:

@@ -254,7 +254,7 @@ class PipelineHooks:
         if not stepping.begun:
             stepping.begin(call)
             if call.leading:
-                stepping.shift = self._shift(call)
+                stepping.shift, stepping.start = self._shift(call)
         if stepping.shift is not None:
             shift = repeated(stepping.shift, call.branches, self._sampling.samples)
             moved = call.latents.float() + shift * stepping.factor()
@@ -280,7 +280,7 @@ class PipelineHooks:
     def _decode(self, denoiser: nn.Module, arguments: dict[str, Any]) -> Call:
         """A call in the terms that everybody reads."""
         sampling, model = self._sampling, model_of(denoiser)
-        latents = model.named(arguments, unwrap(denoiser).config)
+        latents = model.named(arguments, getattr(unwrap(denoiser), "config", None))
         text = model.text(arguments)
         timestep = timestep_of(arguments)
         index, count, leading = self._stepping.locate(timestep)
@@ -290,12 +290,12 @@ class PipelineHooks:
             sampling=sampling, hooks=self,
         )  # fmt: skip
 
-    def _shift(self, call: Call) -> torch.Tensor | None:
-        """Asks the subscribers to move the conditional latents of a step; returns by how much they did."""
+    def _shift(self, call: Call) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Asks the subscribers to move the conditional latents of a step; returns by how much they did, and from where."""
         movers = [subscriber for subscriber in self._joined() if subscriber.moves(call)]
         samples = call.samples("cond")
         if not movers or samples == slice(0, 0):
-            return None
+            return None, None
         part, factor = call.part(samples), self._stepping.factor()
         noisy, start = part.noisy(), part.latents.detach().float() / factor
         moved = False
@@ -309,7 +309,7 @@ class PipelineHooks:
                     after = after.detach()
                     after = after if noisy is None else torch.where(noisy, after, start)
                     moved, part = True, replace(part, latents=after)
-        return part.latents - start if moved else None
+        return (part.latents - start, start) if moved else (None, None)
 
     @contextmanager
     def _within(self, call: Call) -> Iterator[None]:

@@ -8,7 +8,14 @@ from dataclasses import dataclass
 from torch import nn
 
 from cvg_kernels.errors import ArgumentError
-from cvg_kernels.pipeline.models import Kind, TextPlace, known_model, model_of, unwrap
+from cvg_kernels.pipeline.models import (
+    Kind,
+    TextPlace,
+    TextRange,
+    known_model,
+    model_of,
+    unwrap,
+)
 
 
 @dataclass(frozen=True)
@@ -22,6 +29,7 @@ class Layer:
         text: where the text stands among its keys.
         text_call: which of its calls of attention has the text among the keys, 0 first; `None`: each, one for a sample.
         masks_alike: whether its mask, whatever its shape, is the same for all heads and all tokens of the video.
+        range: what the user says of the layers of a denoiser that is not in the table.
     """
 
     name: str
@@ -30,6 +38,7 @@ class Layer:
     text: TextPlace = "alone"
     text_call: int | None = 0
     masks_alike: bool = False
+    range: TextRange | None = None
 
     @property
     def heads(self) -> int:
@@ -66,7 +75,8 @@ def attention_layers(denoiser: nn.Module) -> list[Layer]:
                 call = None
             elif what.kind == "cross" and model.image_call_first:
                 call = int(getattr(module, "add_k_proj", None) is not None)
-            found.append(Layer(name, module, what.kind, what.text, call, model.masks_alike))
+            alike = model.masks_alike
+            found.append(Layer(name, module, what.kind, what.text, call, alike, model.range))
     return found
 
 

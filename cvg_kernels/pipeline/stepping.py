@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ class Stepping:
 
     Attributes:
         shift: by which the latents of this step are moved, `[samples, C, F, H, W]`, or `None`.
+        start: from where: the latents as the denoiser was given them, in the scheduler's scale.
     """
 
     def __init__(self, pipe: Any, sampling: Sampling) -> None:
@@ -38,6 +40,7 @@ class Stepping:
         self._give_back = lambda: None
         self._schedule: Schedule | None = None
         self._own_memory: OwnMemory | None = None  # of the scheduler; `None` before its first step
+        self._made: _Made | None = None  # by the scheduler since the denoiser was called
         self._forget_step()
         self.watch()
 
@@ -45,6 +48,7 @@ class Stepping:
         self._timestep: float | None = None  # of the step under way
         self._model: Model | None = None
         self.shift: torch.Tensor | None = None
+        self.start: torch.Tensor | None = None
         #: How the pipeline scales the denoiser's input.
         self._scaling: Callable[[torch.Tensor], torch.Tensor] | None = None
         self._sampling.end_step()
@@ -56,7 +60,7 @@ class Stepping:
 
     def begin(self, call: Call) -> None:
         """Notes the first denoiser call of a step."""
-        self._timestep, self._model = call.timestep, call.model
+        self._timestep, self._model, self._made = call.timestep, call.model, None
         self._sampling.steps += call.leading
 
     def watch(self) -> None:
@@ -114,15 +118,18 @@ class Stepping:
 
     def _step(self, stock: Any, *args: Any, **kwargs: Any) -> Any:
         """The scheduler's `step`: its sample is the moved one."""
-        shift, model = self.shift, self._model
-        self._advance()
-        if self._own_memory is None:
-            self._own_memory = OwnMemory(self._scheduler)
-        if shift is None:
-            return stock(*args, **kwargs)
-        self._own_memory.check(self._scheduler)
         # By name: CogVideoX's multistep scheduler takes its arguments in another order.
         given = named_arguments(type(self._scheduler), "step", "sample", args, kwargs)
+        made = self._made
+        if made is None or not made.again(given):  # Cosmos asks twice: for x₀, and for the step
+            made = _Made(given.get("timestep"), self._model, self.shift, self.start)
+            self._advance()
+            self._made = made
+        if self._own_memory is None:
+            self._own_memory = OwnMemory(self._scheduler)
+        if made.shift is None:
+            return stock(*args, **kwargs)
+        self._own_memory.check(self._scheduler)
         try:
             inspect.signature(stock).bind(**given)
             sample = given["sample"]
@@ -131,13 +138,18 @@ class Stepping:
                 f"scheduler {type(self._scheduler).__name__}: latents cannot be moved: its own `step` must name "
                 "model_output, timestep and sample, or take any arguments"
             ) from None
-        fitted = _fitted(shift, sample, model)
-        if fitted is None:
+        shift = _fitted(made.shift, sample, made.model)
+        if shift is None:
             raise ArgumentError(
                 f"{type(self.pipe).__name__} steps on a sample of shape {tuple(sample.shape)}, whose latents in the "
-                f"denoiser are of shape {tuple(model.native(shift).shape)}: they cannot be moved"
+                f"denoiser are of shape {tuple(made.model.native(made.shift).shape)}: they cannot be moved"
             )
-        return moved_step(stock, self._scheduler, given, fitted.to(sample.device))
+        if _others(_fitted(made.start, sample, made.model), sample):
+            raise ArgumentError(
+                f"{type(self.pipe).__name__} gives its denoiser other latents than its scheduler steps on, perhaps scaled "
+                "by itself: a move of the ones is not known in the other, so they cannot be guided there"
+            )
+        return moved_step(stock, self._scheduler, given, shift.to(sample.device))
 
     def _scale(self, stock: Any, *args: Any, **kwargs: Any) -> Any:
         """The scheduler's `scale_model_input`: pipelines that call it give the denoiser latents on another scale."""
@@ -146,6 +158,28 @@ class Stepping:
             sample, *rest, **{name: value for name, value in kwargs.items() if name != "sample"}
         )
         return stock(*args, **kwargs)
+
+
+@dataclass(frozen=True)
+class _Made:
+    """A step that the scheduler has made."""
+
+    timestep: Any
+    model: Model | None
+    shift: torch.Tensor | None
+    start: torch.Tensor | None
+
+    def again(self, given: dict[str, Any]) -> bool:
+        """Whether a call of the scheduler asks for the same step once more."""
+        return self.model is not None and given.get("timestep") is self.timestep
+
+
+def _others(start: torch.Tensor, sample: torch.Tensor) -> bool:
+    """Whether most of a sample is not what the denoiser was given, but for rounding: frames that are given are replaced."""
+    wide, start = sample.float(), start.to(sample.device)
+    start = start.repeat(len(wide) // len(start), *[1] * (start.ndim - 1))
+    apart = (wide - start).abs() > 2**-6 * wide.abs() + 2**-6 * wide.std()
+    return bool(apart.float().mean() > 0.5)
 
 
 def _fitted(shift: torch.Tensor, sample: torch.Tensor, model: Model) -> torch.Tensor | None:
@@ -158,9 +192,15 @@ def _fitted(shift: torch.Tensor, sample: torch.Tensor, model: Model) -> torch.Te
         model: entry of the denoiser.
     """
     native, frames = model.native(shift), shift.shape[2]
-    if sample.ndim == 5 and sample.shape[2] < frames and native.shape != sample.shape:
+    if sample.ndim == 5 and sample.shape[2] < frames and not _fits(native, sample):
         shift = shift[:, :, -sample.shape[2] :]
     if model.axes == "BNC" and sample.ndim == 3 and sample.shape[1] > native.shape[1]:
-        native = pad(native, (0, 0, sample.shape[1] - native.shape[1], 0))
+        beside = sample.shape[1] - native.shape[1]
+        native = pad(native, (0, 0, 0, beside) if model.condition_behind else (0, 0, beside, 0))
     forms = (native, shift, shift.transpose(1, 2).flatten(0, 1))
-    return next((form for form in forms if form.shape == sample.shape), None)
+    return next((form for form in forms if _fits(form, sample)), None)
+
+
+def _fits(form: torch.Tensor, sample: torch.Tensor) -> bool:
+    """Whether a sample is of the shape of latents, perhaps of several branches of guidance."""
+    return form.shape[1:] == sample.shape[1:] and len(sample) % len(form) == 0

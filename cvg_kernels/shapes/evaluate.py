@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from cvg_kernels.processes import Place, gather
 from cvg_kernels.shapes.intervals import mean, paired_differences, rate
 from cvg_kernels.shapes.oracle import Verdict, compare, frame_consistency, look
 from cvg_kernels.shapes.pipeline import sample
@@ -24,6 +25,7 @@ from cvg_kernels.shapes.world import FRAMES, HELD_OUT, Thing, caption, random_th
 
 CLASSES = ("present", "bound", "direction", "all_right")
 _BATCH = 10
+_ALONE = Place()
 
 
 def two_object_prompts(count: int, seed: int) -> list[tuple[Thing, Thing]]:
@@ -62,33 +64,53 @@ def judge_clips(
     seed: int,
     guidance: Any = None,
     progress: Callable[[int], None] = lambda done: None,
+    place: Place = _ALONE,
     **options: Any,
 ) -> Judged:
-    """Makes and judges a clip for each prompt.
+    """Makes and judges a clip for each prompt; several processes share them, and each returns what all have made.
 
     Args:
         pipe: the shapes pipeline.
         things: the prompts.
         seed: clip number i starts from the noise of seed · 1 000 003 + i.
         guidance: a method or `None`.
-        progress: called with the number of clips made.
+        progress: called with the number of clips made, by all processes as far as this one can tell.
+        place: of this process.
         **options: of `pipeline.sample`.
     """
-    verdicts, consistencies, distances, features, seconds = [], [], [], [], 0.0
-    for start in range(0, len(things), _BATCH):
+    mine, made = {}, 0
+    # Whole batches are shared, so that each is the same whoever makes it.
+    for start in range(place.rank * _BATCH, len(things), place.count * _BATCH):
         part = things[start : start + _BATCH]
         seeds = [seed * 1_000_003 + start + at for at in range(len(part))]
         began = time.perf_counter()
         clips = sample(pipe, [caption(each) for each in part], seeds, guidance=guidance, **options)
-        seconds += time.perf_counter() - began
+        seconds = time.perf_counter() - began
         seen = [look(clip) for clip in clips]
-        verdicts += [compare(found, each) for found, each in zip(seen, part, strict=True)]
-        consistencies += [frame_consistency(clip) for clip in clips]
-        distances += [object_distance(clip, found) for clip, found in zip(clips, seen, strict=True)]
-        features.append(encoder_features(pipe.vae, clips))
-        progress(len(verdicts))
-    per_clip = seconds / max(len(things), 1)
-    return Judged(verdicts, consistencies, distances, torch.cat(features), per_clip)
+        mine[start] = Judged(
+            [compare(found, each) for found, each in zip(seen, part, strict=True)],
+            [frame_consistency(clip) for clip in clips],
+            [object_distance(clip, found) for clip, found in zip(clips, seen, strict=True)],
+            encoder_features(pipe.vae, clips),
+            seconds,
+        )
+        made += len(part)
+        progress(min(made * place.count, len(things)))
+    batches = {start: one for each in gather(mine, place) for start, one in each.items()}
+    progress(len(things))
+    return _joined([batches[start] for start in sorted(batches)])
+
+
+def _joined(batches: Sequence[Judged]) -> Judged:
+    """Batches, whose seconds are of all their clips, one after the other."""
+    verdicts = [verdict for one in batches for verdict in one.verdicts]
+    return Judged(
+        verdicts,
+        [value for one in batches for value in one.consistencies],
+        [value for one in batches for value in one.distances],
+        torch.cat([one.features for one in batches]),
+        sum(one.seconds for one in batches) / len(verdicts),
+    )
 
 
 def evaluate(
@@ -99,9 +121,10 @@ def evaluate(
     prompts: int,
     seed: int,
     progress: Callable[[str, int], None] = lambda name, done: None,
+    place: Place = _ALONE,
     **options: Any,
 ) -> dict[str, Any]:
-    """Scores methods on the same prompts and seeds.
+    """Scores methods on the same prompts and seeds; several processes share the clips, and each returns the report.
 
     Args:
         pipe: the shapes pipeline.
@@ -110,11 +133,12 @@ def evaluate(
         prompts: how many two-object prompts.
         seed: of prompts and noise.
         progress: called with method and number of clips made.
+        place: of this process.
         **options: of `pipeline.sample`.
 
     Returns:
-        model, prompts, seed; `real`, the image quality of real clips of the prompts through the autoencoder, the best
-        that is possible; and per method the rates of `present`, `bound`, `direction` and `all_right` with 95 %
+        model, prompts, seed, processes; `real`, the image quality of real clips of the prompts through the autoencoder, the
+        best that is possible; and per method the rates of `present`, `bound`, `direction` and `all_right` with 95 %
         intervals, the mean `consistency` of neighbouring frames, the image quality (`object_distance`,
         `encoder_frechet`), `seconds_per_clip`, the rates on prompts with and without a held-out pair, and (from the
         second method on) the paired differences to the first.
@@ -124,6 +148,7 @@ def evaluate(
     frames = options.get("frames", FRAMES)
     real = encoder_features(pipe.vae, real_clips(things, seed, frames=frames))
     report: dict[str, Any] = {"model": model, "prompts": prompts, "seed": seed}
+    report["processes"] = place.count
     best = reconstruct(pipe.vae, real_clips(things, seed, draw=1, frames=frames))
     report["real"] = {
         "object_distance": mean([object_distance(clip, look(clip)) for clip in best]),
@@ -132,9 +157,8 @@ def evaluate(
     report["guidance"] = {}
     first: dict[str, list[Any]] | None = None
     for name, method in methods.items():
-        judged = judge_clips(
-            pipe, things, seed, method, lambda done, name=name: progress(name, done), **options
-        )
+        told = lambda done, name=name: progress(name, done)
+        judged = judge_clips(pipe, things, seed, method, told, place, **options)
         table = [asdict(verdict) for verdict in judged.verdicts]
         entry: dict[str, Any] = {kind: rate([row[kind] for row in table]) for kind in CLASSES}
         entry["consistency"] = mean(judged.consistencies)

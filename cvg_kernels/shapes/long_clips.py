@@ -16,6 +16,7 @@ import torch
 
 from cvg_kernels.capturing import capture
 from cvg_kernels.guidance import VSTAR, diagonality
+from cvg_kernels.processes import Place, gather
 from cvg_kernels.shapes.intervals import mean, paired_differences, rate
 from cvg_kernels.shapes.oracle import frame_consistency, look
 from cvg_kernels.shapes.pipeline import sample
@@ -24,6 +25,7 @@ from cvg_kernels.shapes.world import COLOURS, DIRECTIONS, FRAMES, Thing, random_
 States = tuple[Thing, Thing]
 _SHOWN = ("first_state", "second_state", "both_states")
 _MEANS = ("consistency", "diagonality")
+_ALONE = Place()
 
 
 def changing_things(count: int, seed: int) -> list[States]:
@@ -98,9 +100,10 @@ def evaluate_long(
     seed: int = 0,
     methods: dict[str, Callable[[States], VSTAR]] | None = None,
     progress: Callable[[str, int], None] = lambda name, done: None,
+    place: Place = _ALONE,
     **options: Any,
 ) -> dict[str, Any]:
-    """Scores VSTAR's ingredients on the same prompts and seeds.
+    """Scores VSTAR's ingredients on the same prompts and seeds; several processes share the clips.
 
     Args:
         pipe: the shapes pipeline.
@@ -109,6 +112,7 @@ def evaluate_long(
         seed: of prompts and noise.
         methods: name → method for given states; `None` takes `arms()`.
         progress: called with method and number of clips made.
+        place: of this process.
         **options: of `pipeline.sample`.
 
     Returns:
@@ -121,19 +125,23 @@ def evaluate_long(
     report: dict[str, Any] = {"frames": frames, "prompts": prompts, "seed": seed, "guidance": {}}
     first: dict[str, list[float]] | None = None
     for name, method in (methods or arms()).items():
-        scores: dict[str, list[float]] = {kind: [] for kind in (*_SHOWN, *_MEANS)}
+        mine: dict[int, tuple[float, ...]] = {}
         began = time.perf_counter()
-        for number, states in enumerate(pairs):
+        for number in range(place.rank, prompts, place.count):
+            states = pairs[number]
             noise = seed * 1_000_003 + number
             with method(states).attach(pipe), capture(pipe, temporal=True) as captured:
                 (clip,) = sample(pipe, [str(states[0])], [noise], frames=frames, **options)
             shown = states_shown(clip, states)
             diagonal = _mean_diagonality(captured.records)
-            found = (*shown, all(shown), frame_consistency(clip), diagonal)
-            for kind, value in zip(scores, found, strict=True):
-                scores[kind].append(value)
-            progress(name, number + 1)
-        seconds = (time.perf_counter() - began) / prompts
+            mine[number] = (*shown, all(shown), frame_consistency(clip), diagonal)
+            progress(name, min(len(mine) * place.count, prompts))
+        shares = gather((time.perf_counter() - began, mine), place)
+        found = {number: values for _, share in shares for number, values in share.items()}
+        rows = zip(*(found[number] for number in range(prompts)), strict=True)
+        scores = dict(zip((*_SHOWN, *_MEANS), map(list, rows), strict=True))
+        progress(name, prompts)
+        seconds = sum(taken for taken, _ in shares) / prompts
         entry: dict[str, Any] = {kind: rate(scores[kind]) for kind in _SHOWN}
         entry |= {kind: mean(scores[kind]) for kind in _MEANS}
         entry["seconds_per_clip"] = seconds

@@ -1,11 +1,9 @@
-// Fibers, barriers, the watch over memory, and the calls that -fsanitize=thread puts before every
-// access. This file itself is compiled without it.
+// Fibers, barriers and late copies. This file is compiled without the watch.
 #include "emulated_lanes.h"
 
 #include <ucontext.h>
 
 #include <algorithm>
-#include <cstdio>
 #include <cstring>
 #include <memory>
 #include <numeric>
@@ -13,34 +11,13 @@
 #include <stdexcept>
 #include <string>
 
+#include "emulated_watch.h"
+
 namespace cvg::emulated {
 
 namespace {
 
 constexpr size_t kStack = size_t{1} << 20;
-constexpr int64_t kMostAccesses = int64_t{1} << 30;  // of a block: more is a loop without end
-
-// When something happened. Block barriers order all threads, a warp's barriers its lanes.
-struct Moment {
-  int64_t block = -1, warp = -1;
-};
-
-// Who did something: a lane; a warp as a whole, or lanes of it (lane = −1); or several warps.
-struct Actor {
-  int warp = -1, lane = -1;
-};
-
-// What is known of a byte: its last writer, and who read it since the last barrier.
-struct Byte {
-  Actor writer, reader;
-  Moment written, read;
-  bool awaits_copy = false;
-};
-
-struct Region {
-  char* start;
-  std::vector<Byte> bytes;
-};
 
 struct Copy {
   char* to;
@@ -65,8 +42,7 @@ struct World {
   std::mt19937_64 random;
   Faults faults;
   std::vector<uintptr_t> barriers, waits;  // the addresses where they were met
-  std::vector<Region> regions;
-  char *lowest = nullptr, *highest = nullptr;
+  Watch watch;
   std::vector<Copy> copies;
   std::vector<Fiber> fibers;
   std::vector<Moment> now;  // of every warp
@@ -74,7 +50,6 @@ struct World {
   const std::function<void(int)>* body = nullptr;
   ucontext_t scheduler;
   std::string error;
-  int64_t accesses = 0;
   int threads_of_fiber = 1, current = -1, lane = -1;
   Moment beyond;  // later than all there was before this block
 };
@@ -86,90 +61,10 @@ Actor actor() {
                                      : Actor{world.current, world.lane};
 }
 
-// Whether what `before` did at `then` may be undone or unseen by what `by` does now.
-bool unordered(const Actor& before, const Moment& then, const Actor& by) {
-  const Moment& now = world.now[by.warp];
-  if (then.block < now.block) {
-    return false;
-  }
-  if (before.warp != by.warp) {
-    return true;
-  }
-  const bool same = before.lane == by.lane && by.lane >= 0;
-  return then.warp == now.warp && !same;
-}
-
-std::string place_of(const Region& region, const char* at) {
-  return "region " + std::to_string(&region - world.regions.data()) + ", byte " +
-         std::to_string(at - region.start);
-}
-
-std::string name(const Actor& who) {
-  const std::string lane = who.lane < 0 ? "lanes" : "lane " + std::to_string(who.lane);
-  return who.warp < 0 ? "several warps" : lane + " of warp " + std::to_string(who.warp);
-}
-
 void access(const char* at, size_t size, bool write, const Actor& by, bool lands = false) {
-  if (world.current < 0 || at + size <= world.lowest || at >= world.highest) {
-    return;
+  if (world.current >= 0) {
+    world.watch.access(at, size, write, by, world.now[by.warp], lands);
   }
-  for (Region& region : world.regions) {
-    const int64_t first = at - region.start;
-    if (first < 0 || first >= static_cast<int64_t>(region.bytes.size())) {
-      continue;
-    }
-    if (++world.accesses > kMostAccesses) {
-      fail("it does not end");
-    }
-    if (first + size > region.bytes.size()) {
-      fail(("an access runs over the end of " + place_of(region, at)).c_str());
-    }
-    for (Byte *byte = &region.bytes[first], *end = byte + size; byte < end; ++byte) {
-      if (byte->awaits_copy && !lands) {
-        fail((name(by) + " comes before a copy that was not waited for: " + place_of(region, at))
-                 .c_str());
-      }
-      if (unordered(byte->writer, byte->written, by)) {
-        fail((name(by) + (write ? " writes" : " reads") + " what " + name(byte->writer) +
-              " wrote, with no barrier between: " + place_of(region, at))
-                 .c_str());
-      }
-      const Moment& now = world.now[by.warp];
-      if (write) {
-        if (unordered(byte->reader, byte->read, by)) {
-          fail((name(by) + " writes what " + name(byte->reader) +
-                " read, with no barrier between: " + place_of(region, at))
-                   .c_str());
-        }
-        byte->writer = by;
-        byte->written = now;
-      } else if (byte->read.block < now.block) {
-        byte->reader = by;
-        byte->read = now;
-      } else if (byte->reader.warp != by.warp) {
-        byte->reader = {-1, -1};
-      } else if (byte->read.warp < now.warp) {
-        byte->reader = by;
-        byte->read = now;
-      } else if (byte->reader.lane != by.lane) {
-        byte->reader.lane = -1;
-      }
-    }
-    return;
-  }
-}
-
-void mark_copy(char* to, size_t bytes, bool awaited) {
-  for (Region& region : world.regions) {
-    const int64_t first = to - region.start;
-    if (first >= 0 && first < static_cast<int64_t>(region.bytes.size())) {
-      for (size_t i = 0; i < bytes; ++i) {
-        region.bytes[first + i].awaits_copy = awaited;
-      }
-      return;
-    }
-  }
-  fail("a copy goes to memory that is not shared");
 }
 
 uintptr_t noted(std::vector<uintptr_t>& places, void* place) {
@@ -283,9 +178,7 @@ void watch(void* data, size_t bytes, bool fresh) {
   if (fresh) {
     std::memset(data, 0xff, bytes);
   }
-  world.lowest = world.regions.empty() ? start : std::min(world.lowest, start);
-  world.highest = std::max(world.highest, start + bytes);
-  world.regions.push_back({start, std::vector<Byte>(bytes)});
+  world.watch.add(start, bytes);
 }
 
 void run_block(int fibers, int threads_of_fiber, const std::function<void(int)>& body) {
@@ -297,7 +190,7 @@ void run_block(int fibers, int threads_of_fiber, const std::function<void(int)>&
     words.assign(fibers, 0);
   }
   world.body = &body;
-  world.accesses = 0;
+  world.watch.begin_block();
   world.lane = -1;
   world.fibers.resize(fibers);
   for (Fiber& fiber : world.fibers) {
@@ -359,7 +252,7 @@ std::vector<int> drawn_order(int count) {
 void copy_later(void* to, const void* from, size_t bytes, bool read) {
   char* target = static_cast<char*>(to);
   access(target, bytes, true, actor());
-  mark_copy(target, bytes, true);
+  world.watch.mark_copy(target, bytes, true);
   std::memset(to, 0xff, bytes);
   world.copies.push_back({target, static_cast<const char*>(from), bytes, read, actor()});
 }
@@ -373,7 +266,7 @@ __attribute__((noinline)) void wait_for_copies() {
   for (const Copy& copy : world.copies) {
     if (mine(copy)) {
       access(copy.to, copy.bytes, true, copy.by, true);
-      mark_copy(copy.to, copy.bytes, false);
+      world.watch.mark_copy(copy.to, copy.bytes, false);
       copy.read ? std::memcpy(copy.to, copy.from, copy.bytes) : std::memset(copy.to, 0, copy.bytes);
     }
   }
@@ -383,6 +276,12 @@ __attribute__((noinline)) void wait_for_copies() {
 
 void read_by_warp(const void* at, size_t bytes) {
   access(static_cast<const char*>(at), bytes, false, {actor().warp, -1});
+}
+
+void seen(const void* at, size_t size, bool write) {
+  if (world.current >= 0) {
+    access(static_cast<const char*>(at), size, write, actor());
+  }
 }
 
 // Leaves the fiber for good: what called it may not be able to pass an exception on.
@@ -396,60 +295,3 @@ void fail(const char* what) {
 }
 
 }  // namespace cvg::emulated
-
-// --- what -fsanitize=thread calls ---
-
-using cvg::emulated::access;
-using cvg::emulated::actor;
-
-#define TELL(SIZE)                              \
-  void __tsan_read##SIZE(void* at) {            \
-    seen(at, SIZE, false);                      \
-  }                                             \
-  void __tsan_write##SIZE(void* at) {           \
-    seen(at, SIZE, true);                       \
-  }                                             \
-  void __tsan_unaligned_read##SIZE(void* at) {  \
-    seen(at, SIZE, false);                      \
-  }                                             \
-  void __tsan_unaligned_write##SIZE(void* at) { \
-    seen(at, SIZE, true);                       \
-  }
-
-namespace {
-
-void seen(void* at, size_t size, bool write) {
-  if (cvg::emulated::world.current >= 0) {
-    access(static_cast<char*>(at), size, write, actor());
-  }
-}
-
-}  // namespace
-
-extern "C" {
-TELL(1)
-TELL(2)
-TELL(4)
-TELL(8)
-TELL(16)
-void __tsan_read_range(void* at, size_t size) {
-  seen(at, size, false);
-}
-void __tsan_write_range(void* at, size_t size) {
-  seen(at, size, true);
-}
-void* __tsan_memcpy(void* to, const void* from, size_t size) {
-  seen(const_cast<void*>(from), size, false);
-  seen(to, size, true);
-  return std::memcpy(to, from, size);
-}
-void* __tsan_memset(void* to, int value, size_t size) {
-  seen(to, size, true);
-  return std::memset(to, value, size);
-}
-void __tsan_init() {}
-void __tsan_func_entry(void*) {}
-void __tsan_func_exit() {}
-void __tsan_vptr_update(void**, void*) {}
-void __tsan_vptr_read(void**) {}
-}

@@ -2,7 +2,7 @@
 //
 // Threads run as fibers, each up to its next barrier, in an order that is drawn anew every time. A
 // fiber is one lane, or a whole warp, whose lanes then take turns by `each_lane`. Code compiled
-// with -fsanitize=thread tells of every access to memory (emulated_lanes.cpp answers those calls in
+// with -fsanitize=thread tells of every access to memory (emulated_watch.cpp answers those calls in
 // place of that sanitizer), so that no luck of the order is needed: what one thread writes and
 // another reads or writes with no barrier between them is an error, and so is memory that an
 // asynchronous copy may still write to. Errors end the block and are thrown by run_block.

@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 COMPILER = shutil.which(os.environ.get("CXX", "c++"))
-#: Every access to memory becomes a call, which emulated_lanes.cpp answers; calls stay where they stand in the code.
+#: Every access to memory becomes a call, which emulated_watch.cpp answers; calls stay where they stand in the code.
 WATCHED = ("-fsanitize=thread", "-O1", "-fno-optimize-sibling-calls")
 
 
@@ -33,8 +33,9 @@ def build(
         HERE, csrc, csrc / "include", pybind11.get_include(), sysconfig.get_path("include")
     )  # fmt: skip
     common = ["-std=c++17", "-fPIC", "-fvisibility=hidden", *(f"-I{f}" for f in folders)]
-    objects = [folder / f"{stem}.o" for stem in ("emulated_lanes", "emulated_warp", name)]
-    for file, level in zip(objects, ("-O2", "-O2", "-O0"), strict=True):
+    stems = ("emulated_lanes", "emulated_watch", "emulated_warp", name)
+    objects = [folder / f"{stem}.o" for stem in stems]
+    for file, level in zip(objects, ("-O2", "-O2", "-O2", "-O0"), strict=True):
         if not file.exists():
             source = HERE / f"{file.stem}.cpp"
             subprocess.run([COMPILER, *common, level, "-c", source, "-o", file], check=True)

@@ -295,6 +295,12 @@ def test_native_refuses_other_devices():
     assert reason == "the native kernels take CPU tensors, these are on cuda"
 
 
+def test_ids_without_numbers_are_refused():
+    query, key, value = inputs()
+    with pytest.raises(cvg.ArgumentError, match="token_ids must hold numbers, got a tensor on the"):
+        cvg.attention_with_capture(query, key, value, torch.tensor([0, 1], device="meta"))
+
+
 def test_shapes_on_meta_tensors():
     given = [t.to("meta") for t in inputs(torch.bfloat16)]
     found = cvg.attention_with_capture(*given, [1, 2])

@@ -93,11 +93,11 @@ def test_the_drop_in_swap(built):
 @pytest.mark.parametrize("built", ["cogvideox"], indirect=True)  # its classifier is as good as any
 @pytest.mark.parametrize("name", UNKNOWN)
 def test_an_unknown_denoiser_is_refused(name, built):
-    """By everything that is attached, with the class and those that are known; nothing is left behind."""
+    """By everything that is attached, with those that are known and the reason; nothing is left behind."""
     case = PIPELINES[name]
     pipe, _ = case.build()
     before = Snapshot(pipe)
-    message = f"denoiser must be one of UNetMotionModel, .*, got {case.denoiser}$"
+    message = f"denoiser must be one of UNetMotionModel, .*, got {case.denoiser}: it makes images"
     for words in (WORDS, None):
         with pytest.raises(cvg.ArgumentError, match=message):
             cvg.capture(pipe, words, temporal=words is None).__enter__()

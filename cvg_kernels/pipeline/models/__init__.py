@@ -3,6 +3,7 @@
 Supporting another model is one entry, in the file of its family, and its class in `table.py`.
 """
 
+from cvg_kernels.pipeline.models.by_range import TextRange, model_by_range
 from cvg_kernels.pipeline.models.grids import unet_grid
 from cvg_kernels.pipeline.models.lookup import (
     arguments_of,
@@ -24,9 +25,11 @@ __all__ = [
     "Model",
     "TextOrder",
     "TextPlace",
+    "TextRange",
     "arguments_of",
     "denoisers_of",
     "known_model",
+    "model_by_range",
     "model_of",
     "named_model",
     "unet_grid",

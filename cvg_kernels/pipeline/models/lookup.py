@@ -51,7 +51,8 @@ def model_of(denoiser: nn.Module) -> Model:
     kind = type(unwrap(denoiser))
     why = next((LEFT_OUT[base.__name__] for base in kind.__mro__ if base.__name__ in LEFT_OUT), "")
     raise ArgumentError(
-        f"denoiser must be one of {', '.join(MODELS)}, got {kind.__name__}" + (why and f": {why}")
+        f"denoiser must be one of {', '.join(MODELS)}, got {kind.__name__}{why and f': {why}'}; for others capture must be "
+        "told which keys are the text's in its layers, and how the video's tokens lie: text=slice(…), grid=(F, h, w)"
     )
 
 

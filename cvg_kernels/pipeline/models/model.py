@@ -6,10 +6,15 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import nn
+
+from cvg_kernels.errors import ArgumentError
+
+if TYPE_CHECKING:
+    from cvg_kernels.pipeline.models.by_range import TextRange
 
 Grid = tuple[int, int, int]  # frames, rows, columns
 Kind = Literal["cross", "self", "temporal"]
@@ -59,6 +64,8 @@ class Model:
         latents: name of the forward argument that holds the latents; those of a condition stand behind them.
         axes: the order of their axes.
         sizes: (arguments of a call) → the grid of latents whose axes are `"BNC"`.
+        condition_behind: whether tokens of a condition among them stand behind those of the video, not before.
+        tiles: (arguments of a call) → n, if the tokens of a frame are in the order of its tiles of n × n, else 1.
         channels_of: where its configuration tells the channels that go in and that come out.
         batched_branches: whether pipelines stack [unconditional, conditional] into one call.
         frames_in_batch: whether cross-attention sees one sample per frame (`[B·F, h·w, C]`), and temporal layers relate
@@ -75,6 +82,7 @@ class Model:
         text_projection: name of the module that the text passes before it reaches the layers.
         frame_positions: name of the buffer `[1, F, C]` that is added to the frames before the first temporal layer, in a
             model that has one in its forward (others have modules for it).
+        range: what the user says of a denoiser that is not in the table.
         temporal_modules: the names of the modules through which alone its frames see each other, each of which adds to
             what it is given; `None` if there are no such modules.
     """
@@ -84,6 +92,8 @@ class Model:
     latents: str = "hidden_states"
     axes: Axes = "BCFHW"
     sizes: Callable[[Arguments], Grid] | None = None
+    condition_behind: bool = False
+    tiles: Callable[[Arguments], int] | None = None
     channels_of: tuple[str, str] = ("in_channels", "out_channels")
     batched_branches: bool = True
     frames_in_batch: bool = False
@@ -100,6 +110,7 @@ class Model:
     text_projection: str | None = None
     frame_positions: str | None = None
     temporal_modules: re.Pattern[str] | None = None
+    range: TextRange | None = None
 
     @property
     def joint(self) -> bool:
@@ -136,7 +147,9 @@ class Model:
         Args:
             arguments: of the call, by name.
         """
-        text = arguments["encoder_hidden_states"]
+        text = arguments.get("encoder_hidden_states")
+        if text is None:
+            raise ArgumentError("the denoiser must be given its text as encoder_hidden_states")
         return text[0] if isinstance(text, (tuple, list)) else text  # beside an image's
 
     def named(self, arguments: Arguments, config: Any) -> torch.Tensor:
@@ -147,10 +160,13 @@ class Model:
             config: of the denoiser.
         """
         latents = arguments[self.latents]
+        if self.range is not None:  # whatever its axes
+            return latents
         if self.axes == "BNC":
             grid = self.sizes(arguments)
-            # Tokens of a condition stand before those of the video.
-            latents = latents[:, -math.prod(grid) :].unflatten(1, grid).movedim(-1, 1)
+            tokens = math.prod(grid)
+            begin = 0 if self.condition_behind else latents.shape[1] - tokens
+            latents = latents[:, begin : begin + tokens].unflatten(1, grid).movedim(-1, 1)
         elif self.axes == "BFCHW":
             latents = latents.transpose(1, 2)
         elif self.axes == "BFHWC":
@@ -173,9 +189,14 @@ class Model:
             latents: others, `[B, C, F, H, W]`.
         """
         given, made = arguments[self.latents], self.native(latents)
+        if self.axes == "BNC":
+            tokens = made.shape[1]
+            parts = (
+                [given[:, :-tokens], made]
+                if not self.condition_behind
+                else [made, given[:, tokens:]]
+            )
+            return torch.cat([part.to(given.dtype) for part in parts], dim=1)
         axis = self.axes.index("C")
         beside = given.narrow(axis, made.shape[axis], given.shape[axis] - made.shape[axis])
-        if self.axes == "BNC" and given.shape[1] > made.shape[1]:
-            beside, axis = given[:, : given.shape[1] - made.shape[1]], 1
-            return torch.cat([beside, made.to(given.dtype)], dim=axis)
         return torch.cat([made.to(given.dtype), beside], dim=axis)

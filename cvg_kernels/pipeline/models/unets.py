@@ -7,7 +7,10 @@ import re
 from cvg_kernels.pipeline.models.grids import frame_patch_grid, unet_grid
 from cvg_kernels.pipeline.models.model import Layers, Model
 
-_TEXT, _WITHIN = Layers(r"attn2$", "cross"), Layers(r"attn1$", "self")
+_TEXT, _WITHIN = (
+    Layers(r"transformer_blocks\.\d+\.attn2$", "cross"),
+    Layers(r"transformer_blocks\.\d+\.attn1$", "self"),
+)
 
 #: AnimateDiff: an image model with motion modules.
 UNET_MOTION = Model(
@@ -35,4 +38,16 @@ LATTE = Model(
     frames_in_batch=True,
     text_projection="caption_projection",
     frame_positions="temp_pos_embed",
+)
+
+#: I2VGenXL: as ModelScope; its keys are those of the text and then of the image.
+I2VGENXL = Model(unet_grid, UNET_3D.layers, latents="sample", frames_in_batch=True)
+
+#: Stable Video Diffusion: no text; its cross-attention, to one token of an image, takes no part.
+UNET_SPATIO_TEMPORAL = Model(
+    unet_grid,
+    (Layers(r"temporal_transformer_blocks\.\d+\.attn1$", "temporal"), _WITHIN),
+    latents="sample",
+    axes="BFCHW",
+    frames_in_batch=True,
 )

@@ -1,15 +1,27 @@
-"""Wan and what is built on its transformer: cross-attention over the whole video, a call for each branch of guidance."""
+"""Wan and what is built on its transformer: cross-attention over the whole video."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from cvg_kernels.pipeline.models.grids import patch_grid
 from cvg_kernels.pipeline.models.model import Layers, Model
 
-#: A layer of an image-to-video model attends to the tokens of an image first, by a call of its own.
+#: A call for each branch of guidance. A layer of an image-to-video model attends to the tokens of an image first, by a call
+#: of its own; the attention to a face (Animate) takes no part.
 WAN = Model(
     patch_grid,
     (Layers(r"blocks\.\d+\.attn2$", "cross"), Layers(r"blocks\.\d+\.attn1$", "self")),
     batched_branches=False,
     image_call_first=True,
     shared=frozenset(("attention_kwargs", "control_hidden_states_scale")),
+)
+
+#: Both branches in a call, frames before channels; FAR makes the video chunk by chunk.
+ANYFLOW = replace(
+    WAN,
+    axes="BFCHW",
+    batched_branches=True,
+    image_call_first=False,
+    shared=frozenset(("attention_kwargs", "kv_cache", "kv_cache_flag", "chunk_partition")),
 )

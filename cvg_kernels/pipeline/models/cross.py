@@ -1,0 +1,81 @@
+"""Transformers whose video attends to the text in layers of their own, the whole video at once."""
+
+from __future__ import annotations
+
+from cvg_kernels.errors import ArgumentError
+from cvg_kernels.pipeline.models.grids import frame_patch_grid, patch_grid, token_grid
+from cvg_kernels.pipeline.models.model import Arguments, Grid, Layers, Model
+
+_TEXT, _VIDEO = Layers(r"blocks\.\d+\.attn2$", "cross"), Layers(r"blocks\.\d+\.attn1$", "self")
+
+
+def _packed_sizes(arguments: Arguments) -> Grid:
+    """Returns the grid of LTX's packed latents: told by name, or read from the coordinates of the tokens."""
+    told = tuple(arguments.get(name) for name in ("num_frames", "height", "width"))
+    if None not in told:
+        return told
+    coordinates = arguments.get("video_coords")
+    if coordinates is None:
+        raise ArgumentError(
+            "the denoiser must be told the size of packed latents: num_frames, height and width, or video_coords"
+        )
+    times, rows, columns = coordinates[0]
+    rows, columns = rows.unique().numel(), columns.unique().numel()
+    times = times[:: rows * columns]
+    # Frames that are given for later stand first, each at a time after the beginning of the video.
+    begin = int((times == times.min()).nonzero().max())
+    return len(times) - begin, rows, columns
+
+
+_LTX = frozenset(("attention_kwargs", "rope_interpolation_scale"))
+
+#: LTX: latents packed into tokens.
+LTX = Model(
+    token_grid, (_TEXT, _VIDEO), axes="BNC", sizes=_packed_sizes, masks_alike=True, shared=_LTX
+)
+
+#: LTX 2: beside it audio, whose layers take no part.
+LTX2 = Model(
+    token_grid,
+    (_TEXT, _VIDEO),
+    axes="BNC",
+    sizes=_packed_sizes,
+    condition_behind=True,
+    masks_alike=True,
+    shared=_LTX,
+)
+
+#: Allegro: its text has an axis more.
+ALLEGRO = Model(frame_patch_grid, (_TEXT, _VIDEO), masks_alike=True)
+
+#: Cosmos 1, 2 and 2.5.
+COSMOS = Model(
+    patch_grid,
+    (_TEXT, _VIDEO),
+    batched_branches=False,
+    given_mask="condition_mask",
+    shared=frozenset(("padding_mask",)),
+)
+
+#: Sana: its self-attention is linear.
+SANA_VIDEO = Model(patch_grid, (_TEXT,), masks_alike=True)
+
+
+def _kandinsky_tiles(arguments: Arguments) -> int:
+    """Returns the side of the tiles of Kandinsky's sparse self-attention, which orders the tokens by them."""
+    sparse = arguments.get("sparse_params")
+    return 8 if sparse is not None and sparse["to_fractal"] else 1
+
+
+#: Kandinsky 5: channels last; the blocks of the text take no part.
+KANDINSKY5 = Model(
+    patch_grid,
+    (
+        Layers(r"visual_transformer_blocks\.\d+\.cross_attention$", "cross"),
+        Layers(r"visual_transformer_blocks\.\d+\.self_attention$", "self"),
+    ),
+    axes="BFHWC",
+    tiles=_kandinsky_tiles,
+    channels_of=("in_visual_dim", "out_visual_dim"),
+    batched_branches=False,
+)

@@ -1,0 +1,149 @@
+"""What the oracle cannot see for itself: the sizes of grids, where text mixes, and why something is left out."""
+
+from __future__ import annotations
+
+from tests.pipelines import PipelineCase
+
+Grid = tuple[int, int, int]  # frames, rows, columns
+
+#: Denoiser → full names of its modules in which the tokens of the text mix, or which sum them up.
+MIXERS = {
+    "HunyuanVideoTransformer3DModel": r"context_embedder",
+    "HunyuanVideoFramepackTransformer3DModel": r"context_embedder",
+    "HunyuanVideo15Transformer3DModel": r"context_embedder",
+    "Kandinsky5Transformer3DModel": r"text_transformer_blocks\.\d+",
+    "MochiTransformer3DModel": r"time_embed\.pooler",
+}
+
+#: Cases that cannot end in latents, or end in a list of them.
+DECODED = ("wan_modular", "framepack")
+
+#: Cases whose pipeline exchanges its scheduler in every run.
+OWN_SCHEDULER = ("text2video_zero",)
+
+#: Cases whose pipeline gives the layers other processors in every run, so that a swap before it is undone.
+OWN_PROCESSORS = ("text2video_zero",)
+
+#: Frames, rows and columns of the tokens, of cases whose latents are not stated.
+_GRIDS: dict[str, Grid] = {
+    "wan_vace": (3, 2, 2),
+    "wan_animate": (4, 1, 1),
+    "skyreels_v2": (3, 2, 2),
+    "skyreels_v2_df": (3, 2, 2),
+    "skyreels_v2_i2v": (3, 2, 2),
+    "chronoedit": (2, 2, 2),
+    "anyflow": (3, 2, 2),
+    "anyflow_far": (1, 2, 2),  # a frame at a time
+    "helios": (9, 2, 2),
+    "hunyuan_video": (3, 2, 4),
+    "hunyuan_video_true_cfg": (3, 2, 4),
+    "hunyuan_skyreels_i2v": (3, 2, 4),
+    "hunyuan_video_i2v": (3, 2, 4),
+    "framepack": (3, 2, 2),
+    "hunyuan_video15": (5, 4, 4),
+    "cosmos": (3, 4, 4),
+    "cosmos2_video2world": (3, 2, 2),
+    "cosmos2_5": (3, 2, 2),
+    "ltx": (3, 8, 8),
+    "ltx_i2v": (3, 8, 8),
+    "ltx_condition": (3, 8, 8),
+    "ltx2": (3, 16, 16),
+    "mochi": (2, 2, 2),
+    "allegro": (2, 2, 3),
+    "easyanimate": (2, 1, 1),
+    "kandinsky5": (2, 2, 2),
+    "sana_video": (3, 2, 2),
+    "sana_video_instruction": (3, 2, 2),
+    "motif_video": (3, 2, 2),
+}
+
+#: Cases whose maps of words are refused, and why; what the table says of them.
+WITHOUT_MAPS: dict[str, str] = {
+    "wan_animate": "not known yet",
+    "skyreels_v2": "not known yet",
+    "skyreels_v2_df": "not known yet",
+    "skyreels_v2_i2v": "not known yet",
+    "chronoedit": "not known yet",
+    "anyflow": "not known yet",
+    "anyflow_far": "not known yet",
+    "helios": "not known yet",
+    "hunyuan_video": "not known yet",
+    "hunyuan_video_true_cfg": "not known yet",
+    "hunyuan_skyreels_i2v": "not known yet",
+    "hunyuan_video_i2v": "not known yet",
+    "framepack": "not known yet",
+    "hunyuan_video15": "not known yet",
+    "cosmos": "not known yet",
+    "cosmos2_video2world": "not known yet",
+    "cosmos2_5": "not known yet",
+    "ltx2": "not known yet",
+    "i2vgenxl": "not known yet",
+    "svd": "not known yet",
+    "text2video_zero": "not known yet",
+    "ltx": "not known yet",
+    "ltx_i2v": "not known yet",
+    "ltx_condition": "not known yet",
+    "mochi": "not known yet",
+    "allegro": "not known yet",
+    "easyanimate": "not known yet",
+    "kandinsky5": "not known yet",
+    "sana_video": "not known yet",
+    "sana_video_instruction": "not known yet",
+    "motif_video": "not known yet",
+    "animatediff_freenoise_prompts": "the prompt changes on the way, so a word stands in different places",
+    "animatediff_freenoise_split": "layers are handed parts of a batch",
+}
+
+_SAME = "no tiny pipeline of its own; the denoiser is covered"
+_MODULAR = "modular, and its denoiser has no other pipeline"
+_AUDIO = "audio and video attend to each other; words are mixed before the denoiser is given them"
+
+#: Pipelines of diffusers that no case stands for, and why.
+LEFT_OUT: dict[str, str] = {
+    "ConsisIDPipeline": "needs opencv",
+    "Cosmos2TextToImagePipeline": "makes an image",
+    "Cosmos2_5_TransferPipeline": _SAME,
+    "Cosmos3OmniPipeline": "one packed sequence of text and video, and no encode_prompt",
+    "CosmosVideoToWorldPipeline": _SAME,
+    "EasyAnimateControlPipeline": _SAME,
+    "EasyAnimateInpaintPipeline": _SAME,
+    "HeliosPyramidPipeline": "the grid changes from stage to stage",
+    "HunyuanVideo15ImageToVideoPipeline": _SAME,
+    "JoyImageEditPipeline": "makes an image",
+    "Kandinsky5I2VPipeline": _SAME,
+    "Kandinsky6SRPipeline": "no text",
+    "Kandinsky6TI2VAPipeline": _AUDIO,
+    "LTX2ConditionPipeline": _AUDIO,
+    "LTX2DFRPipeline": _AUDIO,
+    "LTX2DFRTemporalRefinePipeline": _AUDIO,
+    "LTX2HDRPipeline": _AUDIO,
+    "LTX2ImageToVideoPipeline": _AUDIO,
+    "LTX2InContextPipeline": _AUDIO,
+    "LTX2LatentUpsamplePipeline": "no denoiser",
+    "LTX2VideoDiffusionDecodePipeline": "a decoder",
+    "LTXI2VLongMultiPromptPipeline": "several prompts on the way, in windows",
+    "LTXLatentUpsamplePipeline": "no denoiser",
+    "MotifVideoImage2VideoPipeline": _SAME,
+    "SanaImageToVideoPipeline": _SAME,
+    "SanaWMPipeline": "its self-attention is no attention; read from the source only",
+    "SkyReelsV2DiffusionForcingImageToVideoPipeline": _SAME,
+    "SkyReelsV2DiffusionForcingVideoToVideoPipeline": _SAME,
+    "TextToVideoZeroSDXLPipeline": "an image model; as TextToVideoZeroPipeline",
+    "WanAnimate2ModularPipeline": _MODULAR,
+    "MiniMaxH3ModularPipeline": _MODULAR,
+}
+
+
+def grids_of(case: PipelineCase) -> set[Grid]:
+    """The grids that the layers of a case's network may have; none where no maps are made."""
+    if case.name in _GRIDS:
+        return {_GRIDS[case.name]}
+    if case.name == "i2vgenxl":
+        return {(2, 16, 16), (2, 8, 8)}
+    if case.latents is None:
+        return set()
+    frames, rows, columns = case.latents
+    if case.denoiser.startswith("UNet"):
+        return {(frames, rows, columns), (frames, -(-rows // 2), -(-columns // 2))}
+    together = 2 if case.name == "cogvideox15" else 1
+    return {(frames // together, rows // 2, columns // 2)}

@@ -1,0 +1,206 @@
+"""Every tiny pipeline: maps and gradients against eager PyTorch, the swap, a step of each method, what is left behind.
+
+What is found is noted in the table (`docs/coverage.md`) and must be what is committed there: what was right must stay so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers")
+pytest.importorskip("transformers")
+
+import cvg_kernels as cvg  # noqa: E402
+from tests.composition.tiny import tiny_classifier  # noqa: E402
+from tests.coverage import gradients, oracle  # noqa: E402
+from tests.coverage.facts import OWN_PROCESSORS, WITHOUT_MAPS  # noqa: E402
+from tests.coverage.row import WORDS, Row  # noqa: E402
+from tests.pipeline.field import Push  # noqa: E402
+from tests.pipelines import PIPELINES  # noqa: E402
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+#: What rounding makes of a map, of a gradient, and of a denoiser's answers.
+MAP, GRADIENT, OUTPUT = 1e-5, 1e-4, 1e-5
+
+rows = pytest.mark.parametrize("row", PIPELINES, indirect=True)
+
+
+@pytest.fixture(scope="module")
+def row(request: pytest.FixtureRequest):
+    """The pipeline whose name a test is parametrised with, run once without us."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # the stock run must be rounded as those of the tests are
+    yield Row.of(request.param)
+    torch.set_num_threads(before)
+
+
+def answers(row: Row, watch: oracle.Watch) -> float:
+    """How far the denoiser's answers of a run are from those of the stock run, relative to the largest of each.
+
+    Only as far as they follow from the same latents: of the first step.
+    """
+    assert len(watch.calls) == len(row.watch.calls)
+    worst = 0.0
+    for call in range(row.each):
+        here, stock = watch.calls[call].output, row.watch.calls[call].output
+        worst = max(worst, float((here - stock).abs().max() / stock.abs().max()))
+    return worst
+
+
+def same_video(row: Row, video: torch.Tensor) -> None:
+    """Asserts that a video is the stock one but for rounding, which the steps multiply."""
+    assert video.shape == row.stock.shape
+    assert float((video - row.stock).abs().max()) <= 1e-3 * float(row.stock.abs().max())
+
+
+@rows
+def test_the_maps_of_words(row, coverage_note):
+    """Those of every layer and step of the branch with the prompt; the video is the stock one; nothing stays."""
+    name = row.case.name
+    coverage_note(name, "pipeline", type(row.pipe).__name__)
+    captured = cvg.capture(row.pipe, WORDS)
+    try:
+        with (
+            oracle.watched(row.networks, attention=False) as watch,
+            captured,
+            cvg.trace_backends() as ran,
+        ):
+            video = row.run()
+    except cvg.ArgumentError:
+        row.restored()
+        assert name in WITHOUT_MAPS, "refused without a reason in tests/coverage/facts.py"
+        for column, value in {"capture": "no", "why": WITHOUT_MAPS[name]}.items():
+            coverage_note(name, column, value)
+        return
+    assert name not in WITHOUT_MAPS, "works: its reason in tests/coverage/facts.py can go"
+    row.restored()
+    assert "attention" in {operation for operation, _ in ran}
+    same_video(row, video)
+    output = answers(row, watch)
+    assert output <= OUTPUT
+
+    records = [record for record in captured.records if record.branch == "cond"]
+    assert [(record.step, record.layer) for record in records] == [
+        (wanted.step, wanted.layer) for wanted in row.wanted
+    ]
+    error = 0.0
+    for record, wanted in zip(records, row.wanted, strict=True):
+        assert record.words == tuple(WORDS) and record.maps.shape == (1, 2, *record.grid)
+        assert record.grid in row.grids
+        error = max(error, float((record.maps[0].flatten(1) - wanted.maps).abs().max()))
+    assert error <= MAP
+    for column, value in {
+        "kind": row.kind,
+        "capture": error,
+        "output": output,
+        "why": None,
+    }.items():
+        coverage_note(name, column, value)
+
+
+@rows
+def test_the_gradient_on_the_latents(row, coverage_note):
+    """Of a random loss of the maps of all layers at the first step."""
+    name = row.case.name
+    if name in WITHOUT_MAPS:
+        return coverage_note(name, "gradient", "no")
+    weights = {
+        layer: torch.randn(maps.shape) for layer, maps in row.seen_maps(row.watch, row.first)
+    }
+    found = gradients.ours(row, weights)
+    row.restored()
+    assert set(found["names"]) == set(weights)
+    error = gradients.error(row, weights, found)
+    assert error <= GRADIENT
+    coverage_note(name, "gradient", error)
+
+
+@rows
+def test_the_drop_in_swap(row, coverage_note):
+    """The denoiser's answers by our kernels, and by the stock ones again."""
+    name = row.case.name
+    swap = cvg.processors(row.pipe)
+    try:
+        with (
+            oracle.watched(row.networks, attention=False) as watch,
+            cvg.trace_backends() as ran,
+            swap as swapped,
+        ):
+            layers = swapped.layers
+            video = row.run()
+    except cvg.ArgumentError:
+        coverage_note(name, "swap", "no")
+        return row.restored()
+    row.restored()
+    if name in OWN_PROCESSORS:
+        assert layers and not ran
+        return coverage_note(name, "swap", "no")
+    assert layers and ran
+    same_video(row, video)
+    output = answers(row, watch)
+    assert output <= OUTPUT
+    coverage_note(name, "swap", output)
+
+
+METHODS: dict[str, Callable[[Row], Any]] = {
+    "vico": lambda row: cvg.Vico(WORDS, step_size=0.1, iterations=1, stop=0.01),
+    "cvg": lambda row: cvg.CVG(
+        tiny_classifier(row.pipe, range(0, 1001, 250), grid=(2, 3, 3)),
+        label=["left", "right"], step_size=0.1, iterations=1, stop=0.01,
+    ),
+    "vstar": lambda row: cvg.VSTAR(sigma=0.5, strength=4.0, stop=0.01),
+    "gen1": lambda row: cvg.Gen1(2.0, stop=0.01),
+}  # fmt: skip
+
+
+@rows
+def test_a_step_of_each_method(row, coverage_note):
+    """It is guided, and the video is another one; or the method is refused."""
+    for column, method in METHODS.items():
+        try:
+            with method(row).attach(row.pipe) as run:
+                video = row.run()
+        except cvg.ArgumentError:
+            coverage_note(row.case.name, column, "no")
+        else:
+            assert {step for _, step in run.guided} == {0}
+            assert video.isfinite().all()
+            # rounding alone stays below a thousandth of this
+            assert float((video - row.stock).abs().max()) > 1e-4 * float(row.stock.abs().max())
+            coverage_note(row.case.name, column, "yes")
+        row.restored()
+
+
+@rows
+def test_what_stays_after_an_exception(row):
+    """In the middle of a captured and guided run; the next run is the stock one to the bit."""
+
+    class Interrupted(Exception):
+        pass
+
+    calls = []
+
+    def interrupt(module, args):
+        calls.append(module)
+        if len(calls) == len(row.watch.calls) // 2 + 1:
+            raise Interrupted
+
+    handles = [network.register_forward_pre_hook(interrupt) for network in row.networks]
+    with ExitStack() as opened:
+        for handle in handles:
+            opened.callback(handle.remove)
+        if row.case.name.startswith("animatediff_pag"):  # sets processors for a run itself
+            opened.enter_context(oracle.processors_kept(row.networks))
+        opened.enter_context(pytest.raises(Interrupted))
+        if row.case.name not in WITHOUT_MAPS:
+            opened.enter_context(Push(0.1).attach(row.pipe))
+            opened.enter_context(cvg.capture(row.pipe, WORDS))
+        row.run()
+    row.restored()
+    assert torch.equal(row.run(), row.stock)
