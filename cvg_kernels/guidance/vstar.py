@@ -155,12 +155,22 @@ class VSTAR(Guidance):
         """Checks that the settings are for such a network.
 
         Raises:
-            ArgumentError: for Wan or CogVideoX with `prompts` or `trained_frames`, or a network whose layers are given
-                parts of a video.
+            ArgumentError: for Wan or CogVideoX with `prompts` or `trained_frames`, a network whose layers are given parts
+                of a video, or one (Sana) whose frames see each other by no softmax attention.
         """
         for denoiser in denoisers_of(pipe):
             check_undivided(denoiser)
-            if model_of(denoiser).frames_in_batch:
+            if not frame_layers(denoiser):
+                raise ArgumentError(
+                    f"pipe must have layers of softmax attention in which frames attend to each other, which "
+                    f"{type(unwrap(denoiser)).__name__} has not"
+                )
+            model = model_of(denoiser)
+            if self.prompts is not None and model.image_behind_text:
+                raise ArgumentError(
+                    f"prompts must be None for {type(unwrap(denoiser)).__name__}, whose layers see an image with the text"
+                )
+            if model.frames_in_batch:
                 continue
             for name in ("prompts", "trained_frames"):
                 if getattr(self, name) is not None:

@@ -23,6 +23,7 @@ from cvg_kernels.ops import (
 from cvg_kernels.pipeline.geometry import Geometry
 from cvg_kernels.pipeline.layers import Layer
 from cvg_kernels.pipeline.models import Grid
+from cvg_kernels.pipeline.parallel import context_of, whole_maps
 
 
 @dataclass(frozen=True)
@@ -189,11 +190,20 @@ def _captured(attention, requests, backend, **options):
             )
         else:
             maps = capture_maps(attention.query, attention.key, ids, **wanted).maps
+        if context_of(geometry.denoiser) is not None:
+            maps = _of_all_processes(maps, attention, geometry)
         if there is not None:  # those of a token that is not there are zero
             there = there.repeat_interleave(each, dim=0)
             maps = maps * there.view(there.shape[0], *[1] * (maps.ndim - 3), -1, 1)
         found.append(maps)
     return out, found
+
+
+def _of_all_processes(maps, attention, geometry) -> torch.Tensor:
+    """Cross maps with the shares of other processes, under context parallelism."""
+    queries = math.prod(geometry.grid(maps.shape[-1]))
+    heads = attention.query.shape[1]
+    return whole_maps(maps, geometry.denoiser, attention.layer.module, heads, queries)
 
 
 def hand_over(place: Place, request: MapRequest, maps: torch.Tensor) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -12,7 +13,7 @@ from torch.utils._pytree import tree_map_only
 
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.pipeline.geometry import Branch, Geometry
-from cvg_kernels.pipeline.models import Model, model_of
+from cvg_kernels.pipeline.models import Model, model_of, unwrap
 from cvg_kernels.pipeline.sampling import Sampling
 from cvg_kernels.prompts.tokens import EncodedText, TokenSpan, Word
 
@@ -64,7 +65,7 @@ class Call:
         """Table entry of the denoiser."""
         return model_of(self.denoiser)
 
-    @property
+    @cached_property
     def geometry(self) -> Geometry:
         """How the tokens of the call lie."""
         geometry = Geometry.of(self.denoiser, self.arguments)
@@ -157,9 +158,10 @@ class Call:
 
         Some pipelines give the tokens of a frame that is given the timestep 0, or a mask: those must not be moved.
         """
-        given = self.arguments.get(self.model.given_mask)
-        if torch.is_tensor(given):
-            return given[:, :1] == 0
+        model, config = self.model, getattr(unwrap(self.denoiser), "config", None)
+        given = None if model.given is None else model.given(self.arguments, config)
+        if given is not None:
+            return given == 0
         timesteps = self.arguments.get("timestep")
         if not torch.is_tensor(timesteps) or timesteps.ndim < 2 or timesteps[0].numel() < 2:
             return None
@@ -172,7 +174,8 @@ class Call:
             raise ArgumentError(
                 f"timestep must have one value a frame or a token of the grid {grid}, got {tuple(timesteps.shape)}"
             )
-        noisy = (each[:, -size:] > 0).unflatten(1, grid)
+        own = each[:, :size] if model.condition_behind else each[:, -size:]
+        noisy = (own > 0).unflatten(1, grid)
         for axis, full in enumerate(self.latents.shape[2:], start=1):
             noisy = noisy.repeat_interleave(full // noisy.shape[axis], dim=axis)
         return noisy[:, None]

@@ -24,6 +24,7 @@ from cvg_kernels.pipeline.guards import differentiable, without_inference_tensor
 from cvg_kernels.pipeline.layers import Layer
 from cvg_kernels.pipeline.models import arguments_of, denoisers_of, model_of, unwrap
 from cvg_kernels.pipeline.pag import Disturbance
+from cvg_kernels.pipeline.parallel import adding_up_gradients, context_of
 from cvg_kernels.pipeline.sampling import Sampling
 from cvg_kernels.pipeline.signatures import named_arguments
 from cvg_kernels.pipeline.stepping import Stepping
@@ -186,7 +187,8 @@ class PipelineHooks:
                 self._layers += [layer for layer, _ in taps]
                 stack.enter_context(taking_part(denoiser, [layer for layer, _ in taps]))
                 changed = [layer.module for layer, tap in taps if not tap.foreseen]
-                changed += [network] if subscriber.changes_modules else []
+                if subscriber.changes_modules or context_of(network) is not None:
+                    changed.append(network)
                 stack.enter_context(uncompiled(denoiser, changed, say=self.runs == 1))
             self._frames[id(subscriber)] = stack.pop_all()
 
@@ -242,13 +244,15 @@ class PipelineHooks:
         if self._own is not None:
             self._calls.append(self._own)
             self._own = None
-            return None
+            return adding_up_gradients(denoiser, args, kwargs)
         self._calls.append(None)  # whatever happens here, the call ends with one entry less
         stepping = self._stepping
         stepping.watch()
         for layer in self._layers:
             keep_taps(layer)
-        arguments = arguments_of(denoiser, args, kwargs)
+        arguments, prepares = arguments_of(denoiser, args, kwargs), model_of(denoiser).prepares
+        if prepares is not None and prepares(arguments):
+            return None
         stepping.close(timestep_of(arguments))
         call = self._calls[-1] = self._decode(denoiser, arguments)
         if not stepping.begun:
@@ -263,7 +267,8 @@ class PipelineHooks:
             self._calls[-1] = call
         for subscriber in self._joined():
             subscriber.before_call(call)
-        return (args, kwargs) if stepping.shift is None else ((), call.arguments)
+        given = (args, kwargs) if stepping.shift is None else ((), call.arguments)
+        return adding_up_gradients(denoiser, *given)
 
     def _after(self, denoiser: nn.Module, args: tuple, output: Any) -> Any | None:
         """Ends a call, also a failed one; its prediction may be exchanged."""

@@ -24,6 +24,7 @@ from cvg_kernels.errors import ArgumentError
 from cvg_kernels.pipeline.attention import Attention, attend
 from cvg_kernels.pipeline.exchange import plain
 from cvg_kernels.pipeline.layers import Layer
+from cvg_kernels.pipeline.parallel import context_of
 from cvg_kernels.pipeline.tap import (
     SLOT,
     Plan,
@@ -87,14 +88,23 @@ def _run(kind: type, processor: Any, attn: nn.Module, args: tuple, kwargs: dict[
     taps = [tap for tap in tapped.taps if tap.active()] if tapped else []
     if not taps:
         return kind.__call__(processor, attn, *args, **kwargs)
-    return _under(
-        _Interception(tapped.layer, taps, disturbs_samples(kind)),
-        kind,
-        processor,
-        attn,
-        args,
-        kwargs,
-    )
+    interception = _Interception(tapped.layer, taps, disturbs_samples(kind))
+    try:
+        return _under(interception, kind, processor, attn, args, kwargs)
+    except ValueError as error:
+        _refuse_ring(processor, interception, error)
+        raise
+
+
+def _refuse_ring(processor: Any, interception: _Mode, error: ValueError) -> None:
+    """Says why PyTorch's attention cannot stand in for a ring of processes, each with a share of the keys."""
+    context = context_of(processor)
+    if context is None or context.ring_degree == 1 or interception.calls:
+        return
+    raise ArgumentError(
+        f"{interception.layer.name} attends by a ring of {context.ring_degree} processes, each with a share of the keys, "
+        "where neither maps nor bands can be had; use ulysses_degree"
+    ) from error
 
 
 def _run_in_graph(kind: type, processor: Any, attn: nn.Module, args: tuple, kwargs: dict[str, Any]):
@@ -201,6 +211,7 @@ class _Interception(_Mode):
         self.disturbs = disturbs
         self.taps = taps
         self.samples = Samples()
+        self.graph = torch.is_grad_enabled()
 
     def compute(self, number: int, given: _Given) -> torch.Tensor | None:
         attention = self._attention(number, self.disturbs, given)
@@ -208,6 +219,11 @@ class _Interception(_Mode):
         requests = requests_of(self.taps, attention)
         if not bands and not requests and not any(tap.computes for tap in self.taps):
             return None
+        if self.graph and not torch.is_grad_enabled() and (bands or requests):
+            raise ArgumentError(
+                f"{self.layer.name} attends in a function that has a backward pass of its own, as under context "
+                "parallelism: maps and bands have no gradient there; run it on one process"
+            )
         if len(bands) > 1:
             raise ArgumentError(
                 f"{self.layer.name} is regularised by two methods at once: attach one VSTAR"

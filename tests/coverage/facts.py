@@ -59,40 +59,14 @@ _GRIDS: dict[str, Grid] = {
 
 #: Cases whose maps of words are refused, and why; what the table says of them.
 WITHOUT_MAPS: dict[str, str] = {
-    "wan_animate": "not known yet",
-    "skyreels_v2": "not known yet",
-    "skyreels_v2_df": "not known yet",
-    "skyreels_v2_i2v": "not known yet",
-    "chronoedit": "not known yet",
-    "anyflow": "not known yet",
-    "anyflow_far": "not known yet",
-    "helios": "not known yet",
-    "hunyuan_video": "not known yet",
-    "hunyuan_video_true_cfg": "not known yet",
-    "hunyuan_skyreels_i2v": "not known yet",
-    "hunyuan_video_i2v": "not known yet",
-    "framepack": "not known yet",
-    "hunyuan_video15": "not known yet",
-    "cosmos": "not known yet",
-    "cosmos2_video2world": "not known yet",
-    "cosmos2_5": "not known yet",
-    "ltx2": "not known yet",
-    "i2vgenxl": "not known yet",
-    "svd": "not known yet",
-    "text2video_zero": "not known yet",
-    "ltx": "not known yet",
-    "ltx_i2v": "not known yet",
-    "ltx_condition": "not known yet",
-    "mochi": "not known yet",
-    "allegro": "not known yet",
-    "easyanimate": "not known yet",
-    "kandinsky5": "not known yet",
-    "sana_video": "not known yet",
-    "sana_video_instruction": "not known yet",
-    "motif_video": "not known yet",
+    "svd": "it attends to no text",
+    "text2video_zero": "an image model, and its pipeline tells it nothing of frames",
     "animatediff_freenoise_prompts": "the prompt changes on the way, so a word stands in different places",
     "animatediff_freenoise_split": "layers are handed parts of a batch",
 }
+
+#: Cases whose denoiser torch cannot differentiate on a CPU, and why.
+WITHOUT_GRADIENTS = {"anyflow_far": "flex attention has no backward pass on a CPU"}
 
 _SAME = "no tiny pipeline of its own; the denoiser is covered"
 _MODULAR = "modular, and its denoiser has no other pipeline"
@@ -147,3 +121,17 @@ def grids_of(case: PipelineCase) -> set[Grid]:
         return {(frames, rows, columns), (frames, -(-rows // 2), -(-columns // 2))}
     together = 2 if case.name == "cogvideox15" else 1
     return {(frames // together, rows // 2, columns // 2)}
+
+
+def video_begins(case: PipelineCase, tokens: int, video: int) -> int:
+    """Where the tokens of the video begin in a sequence of video and text.
+
+    Args:
+        case: whose.
+        tokens: of the sequence.
+        video: tokens of the video.
+    """
+    if case.name == "framepack":
+        return 13  # behind the tokens of earlier frames
+    last = case.denoiser.startswith(("Hunyuan", "Mochi", "Motif"))
+    return 0 if last else tokens - video

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 
 from tests.coverage import oracle
-from tests.coverage.facts import DECODED, MIXERS, OWN_SCHEDULER, grids_of
+from tests.coverage.facts import DECODED, MIXERS, OWN_SCHEDULER, grids_of, video_begins
 from tests.pipeline.snapshot import Snapshot
 from tests.pipelines import PIPELINES, PipelineCase, denoisers, run
 
@@ -86,7 +86,11 @@ class Row:
     @property
     def prompted(self) -> list[int]:
         """Numbers of all calls that are given the prompt."""
-        return list(range(self.first, len(self.watch.calls), self.each))
+        calls = range(self.first, len(self.watch.calls), self.each)
+        if not self.case.extra_calls:
+            return list(calls)
+        # calls after which nothing steps, of clean latents
+        return [call for call in calls if self.watch.calls[call].arguments["timestep"].any()]
 
     def rows(self, batch: int) -> slice:
         """Those of the prompt's branch in a batch."""
@@ -98,7 +102,9 @@ class Row:
 
     @cached_property
     def places(self) -> oracle.Places:
-        return oracle.places(self.pipe, self.run, self.watch, self.first, WORDS, self.mixers)
+        found = oracle.places(self.pipe, self.run, self.watch, self.first, WORDS, self.mixers)
+        # LTX 2's sound attends to the text too
+        return replace(found, layers=[at for at in found.layers if "audio" not in at[0]])
 
     # -- what attention to the words is
 
@@ -109,8 +115,9 @@ class Row:
         keys, queries = seen.key.shape[2], seen.query.shape[2]
         if self.places.joint:
             video = math.prod(next(iter(self.grids)))
-            behind = min(at for word in self.places.words for at in word) < keys - video
-            return f"joint, the text {'first' if behind else 'last'}"
+            begin = video_begins(self.case, keys, video)
+            first = max(at for word in self.places.words for at in word) < begin
+            return f"joint, the text {'first' if first else 'last'}"
         whole = queries in {math.prod(grid) for grid in self.grids}
         return "cross, over the video" if whole else "cross, in each frame"
 
@@ -123,8 +130,9 @@ class Row:
             assert together.shape[1] in tokens, (self.case.name, together.shape, tokens)
             return together
         (video,) = tokens
-        text_first = min(at for word in self.places.words for at in word) < maps.shape[-1] - video
-        return together[:, -video:] if text_first else together[:, :video]
+        begin = video_begins(self.case, together.shape[1], video)
+        assert not any(begin <= at < begin + video for word in self.places.words for at in word)
+        return together[:, begin : begin + video]
 
     def seen_maps(self, watch: oracle.Watch, call: int) -> list[tuple[str, torch.Tensor]]:
         """Every layer's attention to the words in one call of the denoiser."""
@@ -140,8 +148,8 @@ class Row:
         case = self.case
         steps = case.denoising_steps(self.options.get("num_inference_steps", 3)) // case.rounds
         return [
-            Wanted(call // self.each % steps, layer, maps)
-            for call in self.prompted
+            Wanted(number % steps, layer, maps)
+            for number, call in enumerate(self.prompted)
             for layer, maps in self.seen_maps(self.watch, call)
         ]
 

@@ -76,9 +76,12 @@ class Model:
         image_call_first: whether a layer with keys of an image (`add_k_proj`) attends to that first, by a call of its own.
         call_per_sample: whether a layer attends once for each sample, without the padding of its text.
         masks_alike: whether a layer's mask, whatever its shape, is the same for all heads and all tokens of the video.
-        given_mask: name of the argument that is 1 where latents are given and not to be moved, `[B, 1, F, H, W]`.
+        prepares: (arguments of a call) → whether it fills a cache only and predicts nothing: such calls take no part.
+        given: (arguments of a call, configuration) → where latents are given and not to be moved: 1 there and 0 elsewhere,
+            broadcast to `[B, 1, F, H, W]`; `None`: nowhere.
         shared: arguments that all samples of a call share, whatever the length of their first dimension.
         leaves_out: (denoiser, name of a layer) → whether it takes no part although a pattern fits.
+        image_behind_text: whether keys of an image stand behind the text's in the same call.
         text_projection: name of the module that the text passes before it reaches the layers.
         frame_positions: name of the buffer `[1, F, C]` that is added to the frames before the first temporal layer, in a
             model that has one in its forward (others have modules for it).
@@ -102,11 +105,13 @@ class Model:
     image_call_first: bool = False
     call_per_sample: bool = False
     masks_alike: bool = False
-    given_mask: str | None = None
+    prepares: Callable[[Arguments], bool] | None = None
+    given: Callable[[Arguments, Any], torch.Tensor | None] | None = None
     shared: frozenset[str] = frozenset(
         ("image_rotary_emb", "attention_kwargs", "cross_attention_kwargs")
     )
     leaves_out: Callable[[nn.Module, str], bool] | None = None
+    image_behind_text: bool = False
     text_projection: str | None = None
     frame_positions: str | None = None
     temporal_modules: re.Pattern[str] | None = None
