@@ -29,7 +29,7 @@ After = Callable[[nn.Module, tuple, Any], Any]
 
 
 @contextmanager
-def listening(denoiser: nn.Module, before: Before, after: After | None = None) -> Iterator[None]:
+def hearing(denoiser: nn.Module, before: Before, after: After | None = None) -> Iterator[None]:
     """Hears the calls of a network, outside of any graph.
 
     Args:

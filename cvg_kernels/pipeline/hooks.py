@@ -18,10 +18,11 @@ from torch import nn
 
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.pipeline.call import Call, repeated, timestep_of
-from cvg_kernels.pipeline.compiled import listening, taking_part, uncompiled
-from cvg_kernels.pipeline.exchange import Listener, exchange
+from cvg_kernels.pipeline.compiled import hearing, taking_part, uncompiled
+from cvg_kernels.pipeline.exchange import exchange
 from cvg_kernels.pipeline.guards import differentiable, without_inference_tensors
 from cvg_kernels.pipeline.layers import Layer
+from cvg_kernels.pipeline.listening import listening
 from cvg_kernels.pipeline.models import arguments_of, denoisers_of, model_of, unwrap
 from cvg_kernels.pipeline.pag import Disturbance
 from cvg_kernels.pipeline.parallel import adding_up_gradients, context_of
@@ -165,11 +166,9 @@ class PipelineHooks:
         self._pag = Disturbance(self.pipe)
         stack.callback(self._pag.end)
         for denoiser in denoisers_of(self.pipe):
-            stack.enter_context(listening(denoiser, self._before, self._after))
-        encoder = getattr(self.pipe, "text_encoder", None)
-        if isinstance(encoder, nn.Module):
-            hook = encoder.register_forward_pre_hook(Listener(self._read), with_kwargs=True)
-            stack.callback(hook.remove)
+            stack.enter_context(hearing(denoiser, self._before, self._after))
+        for remove in listening(self.pipe, self._sampling.prompt):
+            stack.callback(remove)
         self._stepping = Stepping(self.pipe, self._sampling)
         for subscriber in self.subscribers:
             self._join(subscriber)
@@ -223,14 +222,8 @@ class PipelineHooks:
         result = stock(*args, **kwargs)
         if self._sampling is not None:
             arguments = named_arguments(type(self.pipe), "encode_prompt", "prompt", args, kwargs)
-            self._sampling.note_encoding(arguments, result)
+            self._sampling.prompt.note_encoding(arguments, result)
         return result
-
-    def _read(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        """Sees what the text encoder is given."""
-        ids = kwargs.get("input_ids", args[0] if args else None)
-        if self._sampling is not None and threading.get_ident() == self._thread:
-            self._sampling.note_ids(ids)
 
     # -- a call of the denoiser
 

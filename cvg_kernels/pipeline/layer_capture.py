@@ -11,7 +11,7 @@ from torch import nn
 
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.pipeline.attention import MapRequest, Place
-from cvg_kernels.pipeline.compiled import listening, taking_part
+from cvg_kernels.pipeline.compiled import hearing, taking_part
 from cvg_kernels.pipeline.geometry import Geometry
 from cvg_kernels.pipeline.guards import check_extra_forwards
 from cvg_kernels.pipeline.layers import Layer, attention_layers
@@ -87,7 +87,7 @@ class LayerCapture:
         with ExitStack() as stack:
             stack.enter_context(tapped([(layer, _MapTap(self, layer)) for layer in self._chosen]))
             stack.enter_context(taking_part(self.denoiser, self._chosen))
-            stack.enter_context(listening(self.denoiser, self._begin_call))
+            stack.enter_context(hearing(self.denoiser, self._begin_call))
             self._stack = stack.pop_all()
         return self
 
