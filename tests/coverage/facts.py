@@ -24,6 +24,9 @@ OWN_SCHEDULER = ("text2video_zero",)
 #: Cases whose pipeline gives the layers other processors in every run, so that a swap before it is undone.
 OWN_PROCESSORS = ("text2video_zero",)
 
+#: Tokens of earlier frames that stand before those of the video, text behind both.
+HISTORY = {"framepack": 0}
+
 #: Frames, rows and columns of the tokens, of cases whose latents are not stated.
 _GRIDS: dict[str, Grid] = {
     "wan_vace": (3, 2, 2),
@@ -59,37 +62,6 @@ _GRIDS: dict[str, Grid] = {
 
 #: Cases whose maps of words are refused, and why; what the table says of them.
 WITHOUT_MAPS: dict[str, str] = {
-    "wan_animate": "not known yet",
-    "skyreels_v2": "not known yet",
-    "skyreels_v2_df": "not known yet",
-    "skyreels_v2_i2v": "not known yet",
-    "chronoedit": "not known yet",
-    "anyflow": "not known yet",
-    "anyflow_far": "not known yet",
-    "helios": "not known yet",
-    "hunyuan_video": "not known yet",
-    "hunyuan_video_true_cfg": "not known yet",
-    "hunyuan_skyreels_i2v": "not known yet",
-    "hunyuan_video_i2v": "not known yet",
-    "framepack": "not known yet",
-    "hunyuan_video15": "not known yet",
-    "cosmos": "not known yet",
-    "cosmos2_video2world": "not known yet",
-    "cosmos2_5": "not known yet",
-    "ltx2": "not known yet",
-    "i2vgenxl": "not known yet",
-    "svd": "not known yet",
-    "text2video_zero": "not known yet",
-    "ltx": "not known yet",
-    "ltx_i2v": "not known yet",
-    "ltx_condition": "not known yet",
-    "mochi": "not known yet",
-    "allegro": "not known yet",
-    "easyanimate": "not known yet",
-    "kandinsky5": "not known yet",
-    "sana_video": "not known yet",
-    "sana_video_instruction": "not known yet",
-    "motif_video": "not known yet",
     "animatediff_freenoise_prompts": "the prompt changes on the way, so a word stands in different places",
     "animatediff_freenoise_split": "layers are handed parts of a batch",
 }

@@ -136,7 +136,9 @@ def watched(
         return stock(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **options)
 
     def begin(module, args, arguments):
-        found.calls.append(Call(module, args, dict(arguments)))
+        # copies: some pipelines write into the latents that they gave
+        args, arguments = tree_map_only(torch.Tensor, _copy, (args, arguments))
+        found.calls.append(Call(module, args, arguments))
 
     def end(module, args, arguments, output):
         answer = output[0]  # none where a call only fills a cache
@@ -168,6 +170,10 @@ def watched(
         if attention:
             patch.setattr(functional, "scaled_dot_product_attention", spy)
         yield found
+
+
+def _copy(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().clone()
 
 
 def _first(args: tuple, arguments: dict[str, Any]) -> torch.Tensor:

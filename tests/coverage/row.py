@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
 import torch
 
 from tests.coverage import oracle
-from tests.coverage.facts import DECODED, MIXERS, OWN_SCHEDULER, grids_of
+from tests.coverage.facts import DECODED, HISTORY, MIXERS, OWN_SCHEDULER, grids_of
 from tests.pipeline.snapshot import Snapshot
 from tests.pipelines import PIPELINES, PipelineCase, denoisers, run
 
@@ -98,7 +98,15 @@ class Row:
 
     @cached_property
     def places(self) -> oracle.Places:
-        return oracle.places(self.pipe, self.run, self.watch, self.first, WORDS, self.mixers)
+        found = oracle.places(self.pipe, self.run, self.watch, self.first, WORDS, self.mixers)
+        seen = self.watch.of_call(self.first)
+        of_video = [name for name in found.layers if found.joint or self._is_video(seen[name].query)]
+        return replace(found, layers=of_video)  # LTX 2 lets the audio attend to the text too
+
+    def _is_video(self, query: torch.Tensor) -> bool:
+        """Whether the queries of a cross-attention are the video's, a frame of it or all of it."""
+        frames = {math.prod(grid[1:]) for grid in self.grids}
+        return query.shape[2] in frames | {math.prod(grid) for grid in self.grids}
 
     # -- what attention to the words is
 
@@ -124,7 +132,10 @@ class Row:
             return together
         (video,) = tokens
         text_first = min(at for word in self.places.words for at in word) < maps.shape[-1] - video
-        return together[:, -video:] if text_first else together[:, :video]
+        if text_first:
+            return together[:, -video:]
+        before = HISTORY.get(self.case.name, 0)
+        return together[:, before : before + video]
 
     def seen_maps(self, watch: oracle.Watch, call: int) -> list[tuple[str, torch.Tensor]]:
         """Every layer's attention to the words in one call of the denoiser."""
