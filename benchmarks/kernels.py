@@ -41,6 +41,10 @@ CASES = {
         lambda: [heads(160, 16, 5, 64).to(LOW) for _ in range(3)],
         lambda q, k, v, backend: cvg.temporal_attention(q, k, v, sigma=4.0, backend=backend).out,
     ),
+    "temporal_maps": (
+        lambda: [heads(1, 16 * 160, 5, 64) for _ in range(2)],
+        lambda q, k, backend: cvg.temporal_maps(q, k, None, (16, 10, 16), backend=backend),
+    ),
     "frame_band_attention": (
         lambda: [heads(1, 512, 4, 64) for _ in range(3)],
         lambda *qkv, backend: cvg.frame_band_attention(

@@ -59,5 +59,6 @@ PYBIND11_MODULE(_native_cpu, m) {
   bind_coupled_flow(m);
   bind_max_flow(m);
   bind_temporal_attention(m);
+  bind_temporal_maps(m);
   bind_guidance_mix(m);
 }

@@ -29,6 +29,7 @@ void bind_coupled_flow(py::module_& m);
 void bind_flow(py::module_& m);
 void bind_max_flow(py::module_& m);
 void bind_temporal_attention(py::module_& m);
+void bind_temporal_maps(py::module_& m);
 void bind_guidance_mix(py::module_& m);
 
 }  // namespace cvg::bindings

@@ -48,6 +48,7 @@ _HOMES = {
     "processors": "pipeline.swap",
     "subgraph_max_flow": "ops",
     "temporal_attention": "ops",
+    "temporal_maps": "ops",
     "token_peaks": "ops",
     "trace_backends": "ops",
     "use_processors": "pipeline.swap",
@@ -93,6 +94,7 @@ __all__ = [
     "shapes",
     "subgraph_max_flow",
     "temporal_attention",
+    "temporal_maps",
     "token_peaks",
     "trace_backends",
     "use_processors",
@@ -157,6 +159,7 @@ if TYPE_CHECKING:
         path_flow,
         subgraph_max_flow,
         temporal_attention,
+        temporal_maps,
         token_peaks,
         trace_backends,
     )

@@ -247,6 +247,13 @@ KERNELS: dict[str, dict[Backend, Kernel]] = {
         _between(16, 128, "frames"), _between(1, 160, "head_dim"),
         _between(1, 160, "value_dim", "head_dim of value"),
     ),
+    "temporal_maps": _reference("temporal_maps")
+    | _native("temporal_maps", _ALL)
+    | _triton(
+        "temporal_maps", _GPU,
+        Limit("frames 1 to 128, in float32 to 32", _frames_in_registers),
+        _between(1, 128, "head_dim"),
+    ),
     "path_flow": _PATHS,
     "min_max_matmul": _PATHS,
     "token_peaks": _reference("token_peaks")

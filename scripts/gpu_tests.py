@@ -14,6 +14,7 @@ FIRST = (
     "tests/ops/test_gpu.py",
     "tests/ops/test_frame_band_attention.py",
     "tests/ops/test_temporal_attention.py",
+    "tests/ops/test_temporal_maps.py",
 )
 
 Start = Callable[[list[str]], subprocess.Popen]

@@ -10,8 +10,7 @@
 //   dq = scale · dS k;   dk = scale · dSᵀ q;   dv = Pᵀ dO;   dadded = Σ m ∘ dS'
 #include "cvg/temporal_attention.h"
 
-#include "cpu/rows.h"
-#include "cpu/scratch.h"
+#include "cpu/sequences.h"
 
 namespace cvg::CVG_LEVEL {
 
@@ -21,24 +20,13 @@ namespace {
 // that it does not depend on the number of threads; fewer tasks need less memory for that.
 constexpr int64_t kTasks = 512, kSummingTasks = 64;
 
-// The [F, dim] matrix of one position and head.
-template <typename T>
-struct Matrix {
-  T* data;
-  int64_t row_stride, dim_stride;
-};
-template <typename T>
-Matrix<T> matrix(const Tensor5& t, int64_t b, int64_t p, int64_t h) {
-  return {static_cast<T*>(t.data) + b * t.stride[0] + p * t.stride[1] + h * t.stride[2],
-          t.stride[3], t.stride[4]};
-}
-
 // What both passes share: the probabilities of one position and head.
 template <typename T>
-class Temporal {
+class Temporal : protected Sequences<T> {
  protected:
-  using A = Wide<T>;
-  static constexpr int64_t lanes = kLanes<A>;
+  using Base = Sequences<T>;
+  using Base::lanes, Base::frames_, Base::width_, Base::weights_;
+  using typename Base::A;
   static constexpr A kNone = -std::numeric_limits<A>::infinity();
 
   // m of a vector of queries and its place, the first key that reaches it.
@@ -48,39 +36,11 @@ class Temporal {
 
   // `added` is transposed: [F, width_].
   Temporal(const TemporalArgs& args, const A* added)
-      : args_(args),
-        frames_(args.frames),
-        width_(round_up(args.frames, lanes)),
-        dim_width_(std::max(args.dim, lanes)),
+      : Base(args.frames, args.dim),
+        args_(args),
         value_width_(std::max(args.value_dim, lanes)),
         added_(added),
-        query_(frames_ * dim_width_),
-        key_(frames_ * dim_width_),
-        value_(frames_ * value_width_),
-        query_columns_(dim_width_ * width_),
-        weights_(frames_ * width_) {}
-
-  // A matrix of the inputs as rows of wide numbers.
-  Rows<const A> rows(const Tensor5& t, int64_t b, int64_t p, int64_t h, int64_t dim, A* scratch) {
-    const Matrix<const T> m = matrix<const T>(t, b, p, h);
-    return read_rows(m.data, m.row_stride, m.dim_stride, frames_, dim, scratch);
-  }
-
-  // to = A · B, with B[F, width ≥ dim], into a matrix of the results.
-  void write_product(const A* a, int64_t row_stride, int64_t depth_stride, Rows<const A> b,
-                     int64_t dim, const Tensor5& t, int64_t at, int64_t p, int64_t h, A* scratch) {
-    const Matrix<T> m = matrix<T>(t, at, p, h);
-    const Rows<A> to = target_rows(m.data, m.row_stride, m.dim_stride, dim, scratch);
-    multiply(a, row_stride, depth_stride, b, frames_, std::max(dim, lanes), frames_, to);
-    write_rows(to, m.data, m.row_stride, m.dim_stride, frames_, dim);
-  }
-
-  // Sᵀ into weights_.
-  void scores(Rows<const A> query, Rows<const A> key) {
-    transpose<A>(query, frames_, args_.dim, static_cast<A>(args_.scale), {query_columns_, width_});
-    multiply<A>(key.data, key.stride, 1, {query_columns_, width_}, frames_, width_, args_.dim,
-                {weights_, width_});
-  }
+        value_(frames_ * value_width_) {}
 
   // Scores of one vector of queries, a column of weights_, become probabilities in place.
   Peak softmax(int64_t column) {
@@ -104,28 +64,14 @@ class Temporal {
       }
       most = vmax(most, x);
     }
-    const auto unseen = most == splat(kNone);
-    most = unseen ? Vec<A>{} : most;
-    Vec<A> total{};
-    for (int64_t j = 0; j < frames_; ++j) {
-      const Vec<A> p = vexp(load(s + j * width_) - most);
-      store(s + j * width_, p);
-      total += p;
-    }
-    // Without a key the total is 0, and stays it; a NaN among hidden keys is in it.
-    const Vec<A> share = unseen ? total : 1 / total;
-    for (int64_t j = 0; j < frames_; ++j) {
-      store(s + j * width_, load(s + j * width_) * share);
-    }
+    normalise<A>(s, frames_, width_, most);
     return peak;
   }
 
   const TemporalArgs& args_;
-  const int64_t frames_, width_, dim_width_, value_width_;
+  const int64_t value_width_;
   const A* added_;
-  Scratch<A> query_, key_, value_;
-  Scratch<A> query_columns_;  // scale · qᵀ [D, width]
-  Scratch<A> weights_;        // Sᵀ, then Pᵀ [F, width]
+  Scratch<A> value_;
 };
 
 template <typename T>
@@ -145,7 +91,7 @@ class Forward : Temporal<T> {
   void position(int64_t b, int64_t p) {
     for (int64_t h = 0; h < args_.heads; ++h) {
       this->scores(this->rows(args_.query, b, p, h, args_.dim, this->query_),
-                   this->rows(args_.key, b, p, h, args_.dim, this->key_));
+                   this->rows(args_.key, b, p, h, args_.dim, this->key_), args_.dim, args_.scale);
       for (int64_t column = 0; column < width_; column += lanes) {
         this->softmax(column);
       }
@@ -217,7 +163,7 @@ class Backward : Temporal<T> {
     const Rows<const A> query = this->rows(args_.query, b, p, h, args_.dim, this->query_);
     const Rows<const A> key = this->rows(args_.key, b, p, h, args_.dim, this->key_);
     Rows<const A> grad_out{};
-    this->scores(query, key);
+    this->scores(query, key, args_.dim, args_.scale);
     if (in_.grad_out.data) {
       const Rows<const A> value = this->rows(args_.value, b, p, h, args_.value_dim, this->value_);
       grad_out = this->rows(in_.grad_out, b, p, h, args_.value_dim, grad_out_);
@@ -294,15 +240,6 @@ Scratch<A> added_columns(const TemporalArgs& args) {
     transpose<A>({added, args.frames}, args.frames, args.frames, A{1}, {columns, width});
   }
   return columns;
-}
-
-// Calls worker(task, first, end) for runs of positions counted through the batch.
-template <typename Worker>
-void each_task(int64_t total, int64_t tasks, Worker&& worker) {
-#pragma omp for schedule(dynamic, 1)
-  for (int64_t task = 0; task < tasks; ++task) {
-    worker(task, total * task / tasks, total * (task + 1) / tasks);
-  }
 }
 
 template <typename T>

@@ -67,11 +67,11 @@ def _common(
         "BY_ROW_MAX": by_row_max, "UPCAST": INTERPRETED and query.dtype != torch.float32,
     }  # fmt: skip
     for name in ("query", "key", "value"):
-        _add_strides(name, arguments[name], arguments, constants)
+        add_strides(name, arguments[name], arguments, constants)
     return arguments, constants, tile
 
 
-def _add_strides(name: str, tensor: torch.Tensor | None, arguments: dict, constants: dict) -> None:
+def add_strides(name: str, tensor: torch.Tensor | None, arguments: dict, constants: dict) -> None:
     """Adds the strides of a tensor `[B, P, H, F, D]`, in units where that tells the compiler what it cannot see itself."""
     if tensor is None or all(step % 16 == 0 for step in tensor.stride()[:-1]):
         steps, unit = strides(name, tensor, "bphfd"), {f"{name.upper()}_UNIT": 1}
@@ -99,7 +99,7 @@ def forward_launch(query, key, value, added, scale, by_row_max, capture):
         maps = query.new_empty((batch, positions, frames, frames), dtype=torch.float32)
     arguments, constants, tile = _common(query, key, value, added, scale, by_row_max)
     arguments |= {"out": out, "maps": maps}
-    _add_strides("out", out, arguments, constants)
+    add_strides("out", out, arguments, constants)
     constants["MAPS"] = capture
     grid = (arguments["tiles"] * (1 if capture else heads),)
     launch = Launch.matching(temporal_forward_kernel, grid, arguments, constants, tile.warps, 1)
@@ -126,10 +126,10 @@ def backward_launch(
         )  # of a sum all strides are 0: no load would be of more than one number
     grad_maps = None if grad_maps is None else grad_maps.contiguous()
     arguments |= {"grad_out": grad_out, "grad_maps": grad_maps, "sums": sums}
-    _add_strides("grad", grad_out, arguments, constants)
+    add_strides("grad", grad_out, arguments, constants)
     for name, grad in grads.items():
         arguments[f"grad_{name}"] = grad
-        _add_strides(f"to_{name}", grad, arguments, constants)
+        add_strides(f"to_{name}", grad, arguments, constants)
         constants[f"NEED_{name.upper()}"] = needed[name]
     constants |= {
         "ROW_MAX_GRAD": row_max_grad,

@@ -166,6 +166,43 @@ class TemporalVariant:
             )[0]
 
 
+@dataclass(frozen=True)
+class MapsVariant:
+    """Maps between frames out of joint attention: with the log-sum-exp and without, and their gradients."""
+
+    name: str
+    dtype: str
+    heads: int
+    frames: int
+    places: int
+    dim: int
+    text: int = 0  #: tokens before the video
+    masked: bool = False  #: with a key bias
+
+    def launches(
+        self, processors: int = 132, hopper: bool = True, parts: tuple[str, ...] | None = None
+    ) -> Iterator:
+        """See `Variant`."""
+        import torch
+
+        from cvg_kernels._triton import temporal_maps
+        from cvg_kernels.ops._temporal_maps_call import Targets, Video
+
+        tokens, dtype = self.text + self.frames * self.places, getattr(torch, self.dtype)
+        with torch.device("meta"):
+            shape = (2, 1, tokens, self.heads, self.dim)
+            query, key = torch.empty(shape, dtype=dtype).transpose(2, 3).unbind(0)
+            lse = torch.empty(1, self.heads, tokens)
+            bias = torch.empty(1, tokens) if self.masked else None
+        video = Video(self.frames, self.places, self.text, self.text)
+        for total in (lse, None):
+            # With heads where the maps are of the frames alone, so that each form is compiled once.
+            call = video.call(query, key, total, bias, 0.1, total is not None)
+            launch, maps = temporal_maps.forward_launch(call)
+            yield launch
+            yield temporal_maps.backward_launch(call, maps, Targets(*call[:3]))
+
+
 VARIANTS: tuple[Variant, ...] = (
     AttentionVariant("AnimateDiff cross", "bfloat16", 16, 8, 4096, 77, 40),
     AttentionVariant("VideoCrafter2 cross", "bfloat16", 16, 5, 2560, 77, 64),
@@ -184,5 +221,11 @@ VARIANTS: tuple[Variant, ...] = (
     AttentionVariant("Wan-1.3B band", "bfloat16", 1, 12, 32760, 32760, 128, 0, banded=True),
     AttentionVariant("CogVideoX-2B band", "bfloat16", 1, 30, 17776, 17776, 64, 8, banded=True),
     AttentionVariant("Wan-1.3B band", "float32", 1, 12, 32760, 32760, 128, 0, banded=True),
+    MapsVariant("maps, D 40", "float16", 8, 16, 1560, 40, 77, masked=True),
+    MapsVariant("maps, CogVideoX-2B", "bfloat16", 30, 13, 1350, 64, 226),
+    MapsVariant("maps, D 80", "bfloat16", 12, 21, 1560, 80),
+    MapsVariant("maps, D 96", "bfloat16", 12, 21, 1560, 96),
+    MapsVariant("maps, HunyuanVideo", "bfloat16", 24, 33, 3600, 128),
+    MapsVariant("maps, D 128", "float32", 12, 21, 1560, 128),
     AttentionVariant("VideoCrafter2 words", "bfloat16", 16, 5, 2560, 77, 64, 16, biased=True),
 )

@@ -128,6 +128,11 @@ class Capture:
             model_of(denoiser)
             check_whole_sequence(denoiser)
             check_undivided(denoiser)
+            there = {layer.kind for layer in attention_layers(denoiser)}
+            if "cross" in self._kinds - there:
+                raise ArgumentError(
+                    f"words must be None for {type(unwrap(denoiser)).__name__}, which attends to no text"
+                )
             if not self.taps(denoiser):
                 raise ArgumentError(f"layers={self._layers!r} selects no layer of the denoiser")
 

@@ -17,6 +17,7 @@ _BENCHMARKS = (
     "max_flow",
     "path_flow",
     "temporal_attention",
+    "temporal_maps",
 )
 _DTYPES = ("float32", "bfloat16", "float16")
 

@@ -38,7 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--words", help="words to guide and to show, separated by commas")
     parser.add_argument("--output", type=Path, default=Path("out"), help="folder for the results")
     parser.add_argument(
-        "--model", help="a local folder or hub id (AnimateDiff, ModelScope, Latte, Wan, CogVideoX)"
+        "--model",
+        help="a local folder or hub id (AnimateDiff, Wan, CogVideoX, HunyuanVideo, LTX …)",
     )
     parser.add_argument("--negative-prompt", help="what the clip should not show")
     for name, kind, default in (

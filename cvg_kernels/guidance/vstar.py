@@ -155,11 +155,16 @@ class VSTAR(Guidance):
         """Checks that the settings are for such a network.
 
         Raises:
-            ArgumentError: for Wan or CogVideoX with `prompts` or `trained_frames`, or a network whose layers are given
-                parts of a video.
+            ArgumentError: for Wan or CogVideoX with `prompts` or `trained_frames`, a network whose layers are given parts
+                of a video, or one (Sana) whose frames see each other by no softmax attention.
         """
         for denoiser in denoisers_of(pipe):
             check_undivided(denoiser)
+            if not frame_layers(denoiser):
+                raise ArgumentError(
+                    f"pipe must have layers of softmax attention in which frames attend to each other, which "
+                    f"{type(unwrap(denoiser)).__name__} has not"
+                )
             if model_of(denoiser).frames_in_batch:
                 continue
             for name in ("prompts", "trained_frames"):

@@ -16,6 +16,7 @@ from cvg_kernels.ops.min_max_matmul import min_max_matmul
 from cvg_kernels.ops.path_flow import path_flow
 from cvg_kernels.ops.structure import depth_structure
 from cvg_kernels.ops.temporal_attention import TemporalAttention, temporal_attention
+from cvg_kernels.ops.temporal_maps import temporal_maps
 from cvg_kernels.ops.token_peaks import token_peaks
 
 __all__ = [
@@ -39,6 +40,7 @@ __all__ = [
     "path_flow",
     "subgraph_max_flow",
     "temporal_attention",
+    "temporal_maps",
     "token_peaks",
     "trace_backends",
 ]

@@ -246,7 +246,9 @@ class PipelineHooks:
         stepping.watch()
         for layer in self._layers:
             keep_taps(layer)
-        arguments = arguments_of(denoiser, args, kwargs)
+        arguments, prepares = arguments_of(denoiser, args, kwargs), model_of(denoiser).prepares
+        if prepares is not None and prepares(arguments):
+            return None
         stepping.close(timestep_of(arguments))
         call = self._calls[-1] = self._decode(denoiser, arguments)
         if not stepping.begun:

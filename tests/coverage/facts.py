@@ -6,6 +6,9 @@ from tests.pipelines import PipelineCase
 
 Grid = tuple[int, int, int]  # frames, rows, columns
 
+#: Denoisers in whose sequence the text stands before the video.
+TEXT_FIRST = ("CogVideoXTransformer3DModel", "EasyAnimateTransformer3DModel")
+
 #: Denoiser → full names of its modules in which the tokens of the text mix, or which sum them up.
 MIXERS = {
     "HunyuanVideoTransformer3DModel": r"context_embedder",
@@ -13,6 +16,8 @@ MIXERS = {
     "HunyuanVideo15Transformer3DModel": r"context_embedder",
     "Kandinsky5Transformer3DModel": r"text_transformer_blocks\.\d+",
     "MochiTransformer3DModel": r"time_embed\.pooler",
+    # before the denoiser: a norm over all tokens, and attention among them
+    "LTX2VideoTransformer3DModel": r"connectors\.(text_proj_in|video_connector\..*\.attn1)",
 }
 
 #: Cases that cannot end in latents, or end in a list of them.
@@ -25,7 +30,7 @@ OWN_SCHEDULER = ("text2video_zero",)
 OWN_PROCESSORS = ("text2video_zero",)
 
 #: Tokens of earlier frames that stand before those of the video, text behind both.
-HISTORY = {"framepack": 0}
+HISTORY = {"framepack": 13}
 
 #: Frames, rows and columns of the tokens, of cases whose latents are not stated.
 _GRIDS: dict[str, Grid] = {
@@ -62,9 +67,14 @@ _GRIDS: dict[str, Grid] = {
 
 #: Cases whose maps of words are refused, and why; what the table says of them.
 WITHOUT_MAPS: dict[str, str] = {
+    "svd": "it attends to no text",
+    "text2video_zero": "an image model, and its pipeline tells it nothing of frames",
     "animatediff_freenoise_prompts": "the prompt changes on the way, so a word stands in different places",
     "animatediff_freenoise_split": "layers are handed parts of a batch",
 }
+
+#: Cases whose denoiser torch cannot differentiate on a CPU, and why.
+WITHOUT_GRADIENTS = {"anyflow_far": "flex attention has no backward pass on a CPU"}
 
 _SAME = "no tiny pipeline of its own; the denoiser is covered"
 _MODULAR = "modular, and its denoiser has no other pipeline"

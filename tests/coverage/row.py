@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from tests.coverage import oracle
-from tests.coverage.facts import DECODED, HISTORY, MIXERS, OWN_SCHEDULER, grids_of
+from tests.coverage.facts import DECODED, HISTORY, MIXERS, OWN_SCHEDULER, TEXT_FIRST, grids_of
 from tests.pipeline.snapshot import Snapshot
 from tests.pipelines import PIPELINES, PipelineCase, denoisers, run
 
@@ -50,7 +50,8 @@ class Row:
             self.options["output_type"] = "latent"
         self.scheduler = self.pipe.scheduler
         self.networks = [oracle.network_of(denoiser) for denoiser in denoisers(self.pipe)]
-        with oracle.watched(self.networks, mixers=self.mixers) as self.watch:
+        mixing = oracle.mixing(self.pipe, self.mixers)
+        with oracle.watched(self.networks, mixing=mixing) as self.watch:
             self.stock = self.run()
         self.grids = grids_of(case)
         self.before = Snapshot(self.pipe)
@@ -86,7 +87,11 @@ class Row:
     @property
     def prompted(self) -> list[int]:
         """Numbers of all calls that are given the prompt."""
-        return list(range(self.first, len(self.watch.calls), self.each))
+        calls = range(self.first, len(self.watch.calls), self.each)
+        if not self.case.extra_calls:
+            return list(calls)
+        # calls after which nothing steps, of clean latents
+        return [call for call in calls if self.watch.calls[call].arguments["timestep"].any()]
 
     def rows(self, batch: int) -> slice:
         """Those of the prompt's branch in a batch."""
@@ -99,14 +104,8 @@ class Row:
     @cached_property
     def places(self) -> oracle.Places:
         found = oracle.places(self.pipe, self.run, self.watch, self.first, WORDS, self.mixers)
-        seen = self.watch.of_call(self.first)
-        of_video = [name for name in found.layers if found.joint or self._is_video(seen[name].query)]
-        return replace(found, layers=of_video)  # LTX 2 lets the audio attend to the text too
-
-    def _is_video(self, query: torch.Tensor) -> bool:
-        """Whether the queries of a cross-attention are the video's, a frame of it or all of it."""
-        frames = {math.prod(grid[1:]) for grid in self.grids}
-        return query.shape[2] in frames | {math.prod(grid) for grid in self.grids}
+        # LTX 2's sound attends to the text too
+        return replace(found, layers=[at for at in found.layers if "audio" not in at[0]])
 
     # -- what attention to the words is
 
@@ -114,11 +113,10 @@ class Row:
     def kind(self) -> str:
         """How the video attends to the text, in words."""
         seen = self.watch.of_call(self.first)[self.places.layers[0]]
-        keys, queries = seen.key.shape[2], seen.query.shape[2]
+        queries = seen.query.shape[2]
         if self.places.joint:
-            video = math.prod(next(iter(self.grids)))
-            behind = min(at for word in self.places.words for at in word) < keys - video
-            return f"joint, the text {'first' if behind else 'last'}"
+            place = "first" if self.case.denoiser in TEXT_FIRST else "last"
+            return f"joint, the text {place}"
         whole = queries in {math.prod(grid) for grid in self.grids}
         return "cross, over the video" if whole else "cross, in each frame"
 
@@ -131,8 +129,7 @@ class Row:
             assert together.shape[1] in tokens, (self.case.name, together.shape, tokens)
             return together
         (video,) = tokens
-        text_first = min(at for word in self.places.words for at in word) < maps.shape[-1] - video
-        if text_first:
+        if self.case.denoiser in TEXT_FIRST:
             return together[:, -video:]
         before = HISTORY.get(self.case.name, 0)
         return together[:, before : before + video]
@@ -151,8 +148,8 @@ class Row:
         case = self.case
         steps = case.denoising_steps(self.options.get("num_inference_steps", 3)) // case.rounds
         return [
-            Wanted(call // self.each % steps, layer, maps)
-            for call in self.prompted
+            Wanted(number % steps, layer, maps)
+            for number, call in enumerate(self.prompted)
             for layer, maps in self.seen_maps(self.watch, call)
         ]
 

@@ -55,6 +55,13 @@ def _temporal(q, k, v, backend):
     return tuple(cvg.temporal_attention(q, k, v, sigma=4.0, capture=True, backend=backend))
 
 
+def _temporal_maps(q, k, lse, backend):
+    """Five frames of seven tokens behind two of a text, with a log-sum-exp and without."""
+    starts = {"query_start": 2, "key_start": 2, "backend": backend}
+    whole = cvg.temporal_maps(q, k, lse, (5, 7, 1), **starts)
+    return whole, cvg.temporal_maps(q, k, None, (5, 7, 1), head_reduction="none", **starts)
+
+
 def _path_flow(cross, first, second, backend):
     return (cvg.path_flow(cross, [first, second], temperature=0.05, backend=backend),)
 
@@ -72,6 +79,14 @@ LAYERS = {
     "attention with bias": Layer(lambda device: [*_CROSS(device), _BIAS(device)], _with_bias, 1e-2),
     "frame_band_attention": Layer(_of(*(_heads(1, _QUERIES, 2, 24),) * 3), _frame_band, 1e-2),
     "temporal_attention": Layer(_of(*(_heads(5, _FRAMES, 2, 40),) * 3), _temporal, 1e-2),
+    "temporal_maps": Layer(
+        _of(
+            *(_heads(2, _QUERIES, 3, 40),) * 2,
+            lambda device: torch.rand(2, 3, _QUERIES).to(device) + 4,
+        ),
+        _temporal_maps,
+        1e-2,
+    ),
     "path_flow": Layer(_of(_maps(1, 3, 5, 6, dim=1), _HOP, _HOP), _path_flow, 1e-4),
     "min_max_matmul": Layer(
         _of(_maps(2, 9, 7), _maps(2, 7, 5)),

@@ -44,6 +44,12 @@ CASES = {
         lambda: [normal(3, 2, 4, 6), normal(3, 2, 4, 6), normal(3, 2, 4, 6), near(()) + 1],
         lambda q, k, v, sigma, **o: cvg.temporal_attention(q, k, v, sigma=sigma, capture=True, **o),
     ),
+    "temporal_maps": (
+        lambda: [normal(1, 2, 7, 4), normal(1, 2, 7, 4), normal(1, 2, 7).abs() + 3],
+        lambda q, k, lse, **o: cvg.temporal_maps(
+            q, k, lse, (3, 1, 2), query_start=1, key_start=1, **o
+        ),
+    ),
     "frame_band_attention": (
         lambda: [normal(2, 2, 4, 6), normal(2, 2, 5, 6), normal(2, 2, 5, 6)],
         lambda q, k, v, **o: cvg.frame_band_attention(

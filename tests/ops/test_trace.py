@@ -36,6 +36,9 @@ CALLS = {
     "temporal_attention": lambda: cvg.temporal_attention(
         *(maps(3, 2, 4, 8) for _ in range(3)), sigma=1.0, capture=True
     ),
+    "temporal_maps": lambda: [
+        cvg.temporal_maps(*(maps(1, 2, 12, 8) for _ in range(2)), None, (3, 2, 2))
+    ],
     "path_flow": lambda: [cvg.path_flow(maps(1, 2, 3, 4), [maps(1, 4, 3, 3)], temperature=0.1)],
     "min_max_matmul": lambda: [cvg.min_max_matmul(maps(1, 3, 4), maps(1, 4, 5), 0.1)],
     "token_peaks": lambda: [cvg.token_peaks(maps(1, 2, 3, 4, 5))],

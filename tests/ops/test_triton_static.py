@@ -176,7 +176,9 @@ def test_wgmma_on_sm_90(rows):
 
 
 def test_matrix_cores_elsewhere(rows):
-    products = [row for row in rows if _attention(row) or row["kernel"].startswith("temporal")]
+    products = [
+        row for row in rows if _attention(row) or row["kernel"].startswith(("temporal", "maps"))
+    ]
     products = [row for row in products if row["dtype"] != "float32"]
     _held("matrix", products, lambda row: not row["mma"] and not row["wgmma"], "mma")
 

@@ -76,6 +76,7 @@ class Model:
         image_call_first: whether a layer with keys of an image (`add_k_proj`) attends to that first, by a call of its own.
         call_per_sample: whether a layer attends once for each sample, without the padding of its text.
         masks_alike: whether a layer's mask, whatever its shape, is the same for all heads and all tokens of the video.
+        prepares: (arguments of a call) → whether it fills a cache only and predicts nothing: such calls take no part.
         given_mask: name of the argument that is 1 where latents are given and not to be moved, `[B, 1, F, H, W]`.
         shared: arguments that all samples of a call share, whatever the length of their first dimension.
         leaves_out: (denoiser, name of a layer) → whether it takes no part although a pattern fits.
@@ -102,6 +103,7 @@ class Model:
     image_call_first: bool = False
     call_per_sample: bool = False
     masks_alike: bool = False
+    prepares: Callable[[Arguments], bool] | None = None
     given_mask: str | None = None
     shared: frozenset[str] = frozenset(
         ("image_rotary_emb", "attention_kwargs", "cross_attention_kwargs")

@@ -18,7 +18,7 @@ MODELS: dict[str, Model] = {
     "ChronoEditTransformer3DModel": wan.WAN,
     "HeliosTransformer3DModel": wan.WAN,
     "AnyFlowTransformer3DModel": wan.ANYFLOW,
-    "AnyFlowFARTransformer3DModel": wan.ANYFLOW,
+    "AnyFlowFARTransformer3DModel": wan.ANYFLOW_FAR,
     "CogVideoXTransformer3DModel": joint.COGVIDEOX,
     "ConsisIDTransformer3DModel": joint.COGVIDEOX,
     "EasyAnimateTransformer3DModel": joint.EASYANIMATE,

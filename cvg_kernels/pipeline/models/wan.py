@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from cvg_kernels.pipeline.models.grids import patch_grid
-from cvg_kernels.pipeline.models.model import Layers, Model
+from cvg_kernels.pipeline.models.model import Arguments, Layers, Model
 
 #: A call for each branch of guidance. A layer of an image-to-video model attends to the tokens of an image first, by a call
 #: of its own; the attention to a face (Animate) takes no part.
@@ -17,7 +17,7 @@ WAN = Model(
     shared=frozenset(("attention_kwargs", "control_hidden_states_scale")),
 )
 
-#: Both branches in a call, frames before channels; FAR makes the video chunk by chunk.
+#: Both branches in a call, frames before channels.
 ANYFLOW = replace(
     WAN,
     axes="BFCHW",
@@ -25,3 +25,12 @@ ANYFLOW = replace(
     image_call_first=False,
     shared=frozenset(("attention_kwargs", "kv_cache", "kv_cache_flag", "chunk_partition")),
 )
+
+
+def _fills_cache(arguments: Arguments) -> bool:
+    """Whether a finished chunk is put into the cache of keys and values."""
+    return bool((arguments.get("kv_cache_flag") or {}).get("is_cache_step"))
+
+
+#: The video chunk by chunk, each attending to those before it by a cache and flex attention.
+ANYFLOW_FAR = replace(ANYFLOW, layers=ANYFLOW.layers[:1], prepares=_fills_cache)
