@@ -6,9 +6,6 @@ from tests.pipelines import PipelineCase
 
 Grid = tuple[int, int, int]  # frames, rows, columns
 
-#: Denoisers in whose sequence the text stands before the video.
-TEXT_FIRST = ("CogVideoXTransformer3DModel", "EasyAnimateTransformer3DModel")
-
 #: Denoiser → full names of its modules in which the tokens of the text mix, or which sum them up.
 MIXERS = {
     "HunyuanVideoTransformer3DModel": r"context_embedder",
@@ -28,9 +25,6 @@ OWN_SCHEDULER = ("text2video_zero",)
 
 #: Cases whose pipeline gives the layers other processors in every run, so that a swap before it is undone.
 OWN_PROCESSORS = ("text2video_zero",)
-
-#: Tokens of earlier frames that stand before those of the video, text behind both.
-HISTORY = {"framepack": 13}
 
 #: Frames, rows and columns of the tokens, of cases whose latents are not stated.
 _GRIDS: dict[str, Grid] = {
@@ -129,3 +123,17 @@ def grids_of(case: PipelineCase) -> set[Grid]:
         return {(frames, rows, columns), (frames, -(-rows // 2), -(-columns // 2))}
     together = 2 if case.name == "cogvideox15" else 1
     return {(frames // together, rows // 2, columns // 2)}
+
+
+def video_begins(case: PipelineCase, tokens: int, video: int) -> int:
+    """Where the tokens of the video begin in a sequence of video and text.
+
+    Args:
+        case: whose.
+        tokens: of the sequence.
+        video: tokens of the video.
+    """
+    if case.name == "framepack":
+        return 13  # behind the tokens of earlier frames
+    last = case.denoiser.startswith(("Hunyuan", "Mochi", "Motif"))
+    return 0 if last else tokens - video

@@ -136,9 +136,7 @@ def watched(
         return stock(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **options)
 
     def begin(module, args, arguments):
-        # copies: some pipelines write into the latents that they gave
-        args, arguments = tree_map_only(torch.Tensor, _copy, (args, arguments))
-        found.calls.append(Call(module, args, arguments))
+        found.calls.append(Call(module, *_copied((args, arguments))))
 
     def end(module, args, arguments, output):
         answer = output[0]  # none where a call only fills a cache
@@ -169,10 +167,6 @@ def watched(
         if attention:
             patch.setattr(functional, "scaled_dot_product_attention", spy)
         yield found
-
-
-def _copy(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().clone()
 
 
 def _first(args: tuple, arguments: dict[str, Any]) -> torch.Tensor:
@@ -252,6 +246,11 @@ def mixing(pipe: Any, mixers: str | None) -> list[tuple[str, nn.Module]]:
     if hasattr(pipe, "connectors"):
         named += [(f"connectors.{name}", one) for name, one in pipe.connectors.named_modules()]
     return [(name, module) for name, module in named if re.fullmatch(mixers, name)]
+
+
+def _copied(arguments: tuple[tuple, dict[str, Any]]) -> tuple[tuple, dict[str, Any]]:
+    """The arguments of a call as they are now: some pipelines step in place."""
+    return tree_map_only(torch.Tensor, torch.clone, arguments)
 
 
 def _within(mixers: str, name: str) -> bool:
