@@ -94,8 +94,10 @@ class Call:
         Raises:
             ArgumentError: for a word that is not there.
         """
+        if all(isinstance(word, TokenSpan) for each in words for word in each):
+            return [list(each) for each in words]  # the texts need not be known
         return [
-            text.find(each, convert=self.sampling.convert)
+            text.find(each, convert=self.sampling.prompt.convert)
             for text, each in zip(self.texts, words, strict=True)
         ]
 
