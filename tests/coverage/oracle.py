@@ -64,6 +64,12 @@ class Call:
     arguments: dict[str, Any]
     output: torch.Tensor | None = None
 
+    @property
+    def latents(self) -> torch.Tensor:
+        """What the denoiser is given to denoise."""
+        names = [name for name in ("sample", "hidden_states") if name in self.arguments]
+        return self.arguments[names[0]] if names else self.args[0]
+
 
 @dataclass
 class Watch:

@@ -23,7 +23,7 @@ COLUMNS: dict[str, tuple[str, str]] = {
         "relative difference of the gradient that a loss of the maps has on the latents from that of eager PyTorch",
     ),
     "output": ("output", "largest change of a denoiser's answers by capture, relative to the largest"),
-    "swap": ("swap", "the same with `cvg.processors`; no: no layer could be swapped, and that was said"),
+    "swap": ("swap", "the same with `cvg.processors`, every swapped layer by our CPU kernels"),
     "vico": ("Vico", "a guided step: made, finite, and moving the video"),
     "cvg": ("CVG", "the same, with a classifier of random weights"),
     "vstar": ("VSTAR", "the same, of VSTAR's band"),
@@ -32,8 +32,8 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "context_parallel": ("context parallel", "maps by two processes"),
     "releases": ("releases", "of diffusers in which capture was right"),
 }  # fmt: skip
-#: Columns whose values are bounds.
-BOUNDS = ("capture", "gradient", "output", "swap")
+#: Columns whose values are bounds, and what they may not exceed: what rounding makes of a float32 number.
+LIMITS = {"capture": 1e-5, "gradient": 1e-4, "output": 1e-5, "swap": 1e-5}
 
 
 def read() -> dict[str, Any]:
@@ -48,14 +48,20 @@ def agrees(value: Any, committed: Any) -> bool:
     return value == committed
 
 
-def settled(value: Any, committed: Any) -> Any:
-    """What is written for a measured value: for an error a bound, which changes only where there is a reason."""
+def settled(value: Any, committed: Any, most: float = math.inf) -> Any:
+    """What is written for a measured value: for an error a bound, which changes only where there is a reason.
+
+    Args:
+        value: that was measured.
+        committed: what the table has.
+        most: the largest bound.
+    """
     if not isinstance(value, float):
         return value
-    if isinstance(committed, float) and committed / 1000 < value <= committed:
+    if isinstance(committed, float) and committed / 1000 < value <= committed <= most:
         return committed
-    # room for what the order of sums makes of it on other machines
-    return 10.0 ** math.ceil(math.log10(max(4 * value, 1e-9)))
+    # room for what the order of sums makes of it on other machines; float32 ends at 1e-7
+    return min(most, 10.0 ** math.ceil(math.log10(max(4 * value, 1e-7))))
 
 
 def write(notes: list[tuple[str, str, Any]]) -> None:
@@ -73,8 +79,9 @@ def write(notes: list[tuple[str, str, Any]]) -> None:
         for name, case in PIPELINES.items()
     }
     for name, column, value in notes:
-        rows[name][column] = settled(value, before.get(name, {}).get(column))
-    order = ("pipeline", "denoiser", *COLUMNS, "why")
+        there = before.get(name, {}).get(column)
+        rows[name][column] = settled(value, there, LIMITS.get(column, math.inf))
+    order = ("pipeline", "denoiser", *COLUMNS, "why", "refused")
     rows = {
         name: {key: row[key] for key in order if row.get(key) is not None}
         for name, row in rows.items()
@@ -128,9 +135,24 @@ def page(table: dict[str, Any]) -> str:
         lines += [f"`{name}`: {row['why']}." for name, row in rows if "why" in row]
         if any("why" in row for _, row in rows):
             lines.append("")
+    lines += _refused(table)
     lines += ["## Left out", "", "| of diffusers | why |", "| --- | --- |"]
     lines += [f"| {name} | {why} |" for name, why in table["left_out"].items()]
     return "\n".join(lines) + "\n"
+
+
+def _refused(table: dict[str, Any]) -> list[str]:
+    """What methods say where they cannot guide."""
+    where: dict[tuple[str, str], list[str]] = {}
+    for name, row in table["rows"].items():
+        for column, message in row.get("refused", {}).items():
+            where.setdefault((COLUMNS[column][0], message), []).append(f"`{name}`")
+    lines = ["## Refused", "", "| method | what it says | where |", "| --- | --- | --- |"]
+    lines += [
+        f"| {method} | {message} | {', '.join(names)} |"
+        for (method, message), names in sorted(where.items())
+    ]
+    return [*lines, ""]
 
 
 def _cell(value: Any) -> str:
