@@ -193,15 +193,12 @@ class Model:
             arguments: of the call, by name.
             latents: others, `[B, C, F, H, W]`.
         """
-        given, made = arguments[self.latents], self.native(latents)
-        if self.axes == "BNC":
-            tokens = made.shape[1]
-            parts = (
-                [given[:, :-tokens], made]
-                if not self.condition_behind
-                else [made, given[:, tokens:]]
-            )
-            return torch.cat([part.to(given.dtype) for part in parts], dim=1)
-        axis = self.axes.index("C")
-        beside = given.narrow(axis, made.shape[axis], given.shape[axis] - made.shape[axis])
-        return torch.cat([made.to(given.dtype), beside], dim=axis)
+        given = arguments[self.latents]
+        made = self.native(latents).to(given.dtype)
+        axis = 1 if self.axes == "BNC" else self.axes.index("C")
+        own, there = made.shape[axis], given.shape[axis]
+        if own == there:  # with the strides that it has: others are rounded otherwise
+            return made
+        if self.axes == "BNC" and not self.condition_behind:
+            return torch.cat([given.narrow(axis, 0, there - own), made], dim=axis)
+        return torch.cat([made, given.narrow(axis, own, there - own)], dim=axis)
