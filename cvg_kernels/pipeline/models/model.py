@@ -76,6 +76,8 @@ class Model:
         image_call_first: whether a layer with keys of an image (`add_k_proj`) attends to that first, by a call of its own.
         call_per_sample: whether a layer attends once for each sample, without the padding of its text.
         masks_alike: whether a layer's mask, whatever its shape, is the same for all heads and all tokens of the video.
+        scaled_by: (arguments of a call, the scheduler's σ) → c, if the pipeline itself scales latents x to c · x for the
+            denoiser and makes the noise for its scheduler of c · x and the answer; 1 if it does not.
         prepares: (arguments of a call) → whether it fills a cache only and predicts nothing: such calls take no part.
         given: (arguments of a call, configuration) → where latents are given and not to be moved: 1 there and 0 elsewhere,
             broadcast to `[B, 1, F, H, W]`; `None`: nowhere.
@@ -105,6 +107,7 @@ class Model:
     image_call_first: bool = False
     call_per_sample: bool = False
     masks_alike: bool = False
+    scaled_by: Callable[[Arguments, float], float] | None = None
     prepares: Callable[[Arguments], bool] | None = None
     given: Callable[[Arguments, Any], torch.Tensor | None] | None = None
     shared: frozenset[str] = frozenset(
