@@ -10,6 +10,7 @@ from typing import Any
 DOCS = Path(__file__).parents[2] / "docs"
 JSON = DOCS / "coverage.json"
 PAGE = DOCS / "coverage.md"
+RELEASES = DOCS / "releases.json"  # by make matrix
 
 #: Column → its heading and what it says. Numbers are bounds of an error; other columns are "yes", "no" or words.
 COLUMNS: dict[str, tuple[str, str]] = {
@@ -30,7 +31,7 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "gen1": ("Gen-1", "the same, of Gen-1's mixing"),
     "compile": ("compile", "maps of a denoiser under `torch.compile`"),
     "context_parallel": ("context parallel", "maps by two processes"),
-    "releases": ("releases", "of diffusers in which capture was right"),
+    "releases": ("releases", "of diffusers in which capture is right ([all of them](releases.md)); others: the newest alone"),
 }  # fmt: skip
 #: Columns whose values are bounds, and what they may not exceed: what rounding makes of a float32 number.
 LIMITS = {"capture": 1e-5, "gradient": 1e-4, "output": 1e-5, "swap": 1e-5}
@@ -39,6 +40,16 @@ LIMITS = {"capture": 1e-5, "gradient": 1e-4, "output": 1e-5, "swap": 1e-5}
 def read() -> dict[str, Any]:
     """The committed table."""
     return json.loads(JSON.read_text()) if JSON.exists() else {"rows": {}, "left_out": {}}
+
+
+def releases() -> dict[str, str]:
+    """Row → the releases of diffusers in which `make matrix` found capture right, the first and the last."""
+    right: dict[str, list[str]] = {}
+    for release, found in json.loads(RELEASES.read_text())["releases"].items():
+        for name, checks in found["checks"].items():
+            if checks.get("capture") == "right":
+                right.setdefault(name, []).append(release)
+    return {name: f"{spans[0]} to {spans[-1]}" for name, spans in right.items()}
 
 
 def agrees(value: Any, committed: Any) -> bool:
@@ -81,6 +92,8 @@ def write(notes: list[tuple[str, str, Any]]) -> None:
     for name, column, value in notes:
         there = before.get(name, {}).get(column)
         rows[name][column] = settled(value, there, LIMITS.get(column, math.inf))
+    for name, span in releases().items():
+        rows[name]["releases"] = span
     order = ("pipeline", "denoiser", *COLUMNS, "why", "refused")
     rows = {
         name: {key: row[key] for key in order if row.get(key) is not None}

@@ -45,6 +45,8 @@ def test_every_case_has_a_row_and_every_refusal_a_reason(committed):
         missing = {"capture", "gradient", "swap", "vico", "cvg", "vstar", "gen1"} - row.keys()
         assert not missing, name
     assert committed["left_out"] == LEFT_OUT
+    spans = {name: row["releases"] for name, row in rows.items() if "releases" in row}
+    assert spans == table.releases()
 
 
 def test_the_page_is_that_of_the_numbers(committed):
