@@ -124,10 +124,18 @@ class Call:
 
         Args:
             samples: which.
+
+        Raises:
+            ArgumentError: if the model has an argument that cannot be cut.
         """
         batch = len(self.branches)
         if samples == slice(0, batch):
             return self
+        if self.arguments.get(self.model.whole) is not None:
+            raise ArgumentError(
+                f"{self.model.whole} of {type(unwrap(self.denoiser)).__name__} holds all branches of guidance in one, and "
+                "cannot be cut for a method's own calls: call the pipeline with guidance_scale=1"
+            )
 
         def cut(tensor: torch.Tensor) -> torch.Tensor:
             if tensor.ndim == 0 or tensor.shape[0] == 0 or tensor.shape[0] % batch:

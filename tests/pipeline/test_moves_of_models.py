@@ -134,10 +134,13 @@ def test_a_frame_whose_tokens_are_replaced_stays():
     ("name", "message"),
     [
         ("skyreels_v2_df", "does not step with the `step` of its own scheduler"),
+        ("anyflow_far", "kv_cache of AnyFlowFARTransformer3DModel holds all branches"),
     ],
 )
 def test_where_a_move_would_be_lost_it_is_refused(name, message):
     pipe, options = PIPELINES[name].build()
+    if name == "anyflow_far":
+        options |= {"guidance_scale": 4.0, "negative_prompt": "running"}
     with pytest.raises(cvg.ArgumentError, match=message), Push().attach(pipe):
         run(pipe, options)
 

@@ -82,6 +82,7 @@ class Model:
         given: (arguments of a call, configuration) → where latents are given and not to be moved: 1 there and 0 elsewhere,
             broadcast to `[B, 1, F, H, W]`; `None`: nowhere.
         shared: arguments that all samples of a call share, whatever the length of their first dimension.
+        whole: an argument that holds all samples of a call in a way that cannot be cut, so that no call is made for some.
         leaves_out: (denoiser, name of a layer) → whether it takes no part although a pattern fits.
         image_behind_text: whether keys of an image stand behind the text's in the same call.
         text_projection: name of the module that the text passes before it reaches the layers.
@@ -113,6 +114,7 @@ class Model:
     shared: frozenset[str] = frozenset(
         ("image_rotary_emb", "attention_kwargs", "cross_attention_kwargs")
     )
+    whole: str | None = None
     leaves_out: Callable[[nn.Module, str], bool] | None = None
     image_behind_text: bool = False
     text_projection: str | None = None
