@@ -31,7 +31,7 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "gen1": ("Gen-1", "the same, of Gen-1's mixing"),
     "compile": ("compile", "maps of a denoiser under `torch.compile`"),
     "context_parallel": ("context parallel", "maps by two processes"),
-    "releases": ("releases", "of diffusers in which capture is right ([all of them](releases.md)); others: the newest alone"),
+    "releases": ("releases", "of diffusers in which capture is right ([more](releases.md)); others: the newest alone"),
 }  # fmt: skip
 #: Columns whose values are bounds, and what they may not exceed: what rounding makes of a float32 number.
 LIMITS = {"capture": 1e-5, "gradient": 1e-4, "output": 1e-5, "swap": 1e-5}
@@ -133,21 +133,16 @@ def page(table: dict[str, Any]) -> str:
         *(f"- **{heading}**: {meaning}" for heading, meaning in COLUMNS.values()),
         "",
     ]  # fmt: skip
-    by_denoiser: dict[str, list[tuple[str, dict[str, Any]]]] = {}
-    for name, row in table["rows"].items():
-        by_denoiser.setdefault(row["denoiser"], []).append((name, row))
     used = [c for c in COLUMNS if any(row.get(c) is not None for row in table["rows"].values())]
-    for denoiser, rows in sorted(by_denoiser.items()):
-        lines += [f"## {denoiser}", ""]
-        lines.append("| pipeline | " + " | ".join(COLUMNS[c][0] for c in used) + " |")
-        lines.append("| --- " * (len(used) + 1) + "|")
-        for name, row in rows:
-            cells = [f"{row.get('pipeline', '')} (`{name}`)", *(_cell(row.get(c)) for c in used)]
-            lines.append("| " + " | ".join(cells) + " |")
-        lines.append("")
-        lines += [f"`{name}`: {row['why']}." for name, row in rows if "why" in row]
-        if any("why" in row for _, row in rows):
-            lines.append("")
+    lines += ["| denoiser | pipeline | " + " | ".join(COLUMNS[c][0] for c in used) + " |"]
+    lines += ["| --- " * (len(used) + 2) + "|"]
+    rows = sorted(table["rows"].items(), key=lambda pair: pair[1]["denoiser"])
+    for name, row in rows:
+        cells = [row["denoiser"], f"{row.get('pipeline', '')} (`{name}`)"]
+        lines.append("| " + " | ".join([*cells, *(_cell(row.get(c)) for c in used)]) + " |")
+    lines += ["", "Without maps of words:", ""]
+    lines += [f"- `{name}`: {row['why']}" for name, row in rows if "why" in row]
+    lines.append("")
     lines += _refused(table)
     lines += ["## Left out", "", "| of diffusers | why |", "| --- | --- |"]
     lines += [f"| {name} | {why} |" for name, why in table["left_out"].items()]

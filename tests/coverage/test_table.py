@@ -53,6 +53,17 @@ def test_the_page_is_that_of_the_numbers(committed):
     assert table.PAGE.read_text() == table.page(committed)
 
 
+def test_the_readme_has_its_numbers(committed):
+    number = table.counts(committed)
+    text = " ".join((table.DOCS.parent / "README.md").read_text().split())
+    said = (
+        f"each of {number['rows']} tiny pipelines, written by the tests: captured maps are those of eager PyTorch, layer by "
+        f"layer, on {number['capture']} of them ({number['classes']} pipeline classes, {number['denoisers']} denoisers), and "
+        f"a step is guided by Vico on {number['vico']}."
+    )
+    assert said in text
+
+
 def test_no_pipeline_of_diffusers_is_forgotten(committed):
     """One that is new must get a tiny pipeline or a reason."""
     named = {row["pipeline"] for row in committed["rows"].values()} | set(LEFT_OUT)
