@@ -26,6 +26,9 @@ OWN_SCHEDULER = ("text2video_zero",)
 #: Cases whose pipeline gives the layers other processors in every run, so that a swap before it is undone.
 OWN_PROCESSORS = ("text2video_zero",)
 
+#: Cases whose latents cannot be moved: of every frame a scheduler of its own.
+UNMOVED = ("skyreels_v2_df",)
+
 #: Frames, rows and columns of the tokens, of cases whose latents are not stated.
 _GRIDS: dict[str, Grid] = {
     "wan_vace": (3, 2, 2),

@@ -19,7 +19,7 @@ import cvg_kernels as cvg  # noqa: E402
 from cvg_kernels import native  # noqa: E402
 from tests.composition.tiny import tiny_classifier  # noqa: E402
 from tests.coverage import gradients, oracle  # noqa: E402
-from tests.coverage.facts import OWN_PROCESSORS, WITHOUT_GRADIENTS, WITHOUT_MAPS  # noqa: E402
+from tests.coverage.facts import OWN_PROCESSORS, UNMOVED, WITHOUT_GRADIENTS, WITHOUT_MAPS  # noqa: E402
 from tests.coverage.row import WORDS, Row  # noqa: E402
 from tests.coverage.table import LIMITS  # noqa: E402
 from tests.pipeline.field import Push  # noqa: E402
@@ -199,11 +199,12 @@ def test_what_stays_after_an_exception(row):
     with ExitStack() as opened:
         for handle in handles:
             opened.callback(handle.remove)
-        if row.case.name.startswith("animatediff_pag"):  # sets processors for a run itself
+        if row.case.name.startswith("animatediff_pag") or row.case.name in OWN_PROCESSORS:
             opened.enter_context(oracle.processors_kept(row.networks))
         opened.enter_context(pytest.raises(Interrupted))
         if row.case.name not in WITHOUT_MAPS:
-            opened.enter_context(Push(0.1).attach(row.pipe))
+            if row.case.name not in UNMOVED:
+                opened.enter_context(Push(0.1).attach(row.pipe))
             opened.enter_context(cvg.capture(row.pipe, WORDS))
         row.run()
     row.restored()
