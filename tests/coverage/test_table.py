@@ -57,9 +57,9 @@ def test_the_readme_has_its_numbers(committed):
     number = table.counts(committed)
     text = " ".join((table.DOCS.parent / "README.md").read_text().split())
     said = (
-        f"each of {number['rows']} tiny pipelines, written by the tests: captured maps are those of eager PyTorch, layer"
-        f" by layer, on {number['capture']} of them ({number['classes']} pipeline classes, {number['denoisers']} denoisers),"
-        f" and a step is guided by Vico on {number['vico']}."
+        f"each of {number['rows']} tiny pipelines, written by the tests: captured maps are those of eager PyTorch,"
+        f" layer by layer, on {number['capture']} of them ({number['classes']} pipeline classes,"
+        f" {number['denoisers']} denoisers), and a step is guided by Vico on {number['vico']}."
     )
     assert said in text
 
