@@ -19,6 +19,7 @@ from cvg_kernels.ops import (
     capture_maps,
     frame_band_attention,
     temporal_attention,
+    temporal_maps,
 )
 from cvg_kernels.pipeline.geometry import Geometry
 from cvg_kernels.pipeline.layers import Layer
@@ -74,6 +75,8 @@ class MapRequest:
         receive: is given the maps and the layer's grid (F, h, w): cross `[B, K, F, h, w]` (or `[B, heads, K, F, h, w]`),
             temporal `[B, h·w, F, F]`, and self, of a model whose self-attention stays within a frame, `[B, F, h·w, h·w]`,
             with the attending frame or position first.
+        over_frames: of attention that spans the video, whether the temporal maps are wanted and not those of words:
+            `"whole"`: probabilities of that attention; `"alone"`: of the frames alone, whose rows sum to 1.
         token_ids: `[B, K]`, tokens to capture in cross-attention, on the device of the layer.
         head_reduction: of cross maps, `"mean"` or `"none"`.
         backend: which implementation to use.
@@ -81,6 +84,7 @@ class MapRequest:
 
     geometry: Geometry
     receive: Callable[[torch.Tensor, Grid], None]
+    over_frames: Literal["whole", "alone"] | None = None
     token_ids: torch.Tensor | None = None
     head_reduction: Literal["mean", "none"] = "mean"
     backend: str = "auto"
@@ -103,6 +107,8 @@ def attend(
     kind = attention.layer.kind
     if kind == "temporal":
         return _temporal(attention, band, requests, backend)
+    if any(request.over_frames for request in requests):
+        return _over_video(attention, band, requests, backend)
     if band:
         return _under_band(attention, band, requests, backend)
     if kind == "self":
@@ -128,6 +134,53 @@ def _temporal(attention, band, requests, backend) -> torch.Tensor:
     return result.out
 
 
+def _over_video(attention, band, requests, backend) -> torch.Tensor:
+    """Attention that spans the video, some of whose requests are for maps between frames."""
+    if band:
+        raise ArgumentError(
+            f"{attention.layer.name} spans the video, and its maps between frames cannot be had under VSTAR's band: do "
+            "without temporal maps (Vico: flow='cross') or without the band"
+        )
+    words = [request for request in requests if request.over_frames is None]
+    whole = [request for request in requests if request.over_frames == "whole"]
+    for request in requests:  # first: the last one may end the forward, which then needs no output
+        if request.over_frames == "alone":
+            _hand_over_frames(attention, None, request, backend)
+    lse = None
+    if words:
+        out, lse = _captured(attention, words, backend, key_mask=_mask_of_video(attention))
+    elif whole:
+        out, _, lse = attention_with_capture(
+            attention.query, attention.key, attention.value, None,
+            scale=attention.scale, key_mask=_mask_of_video(attention), backend=backend,
+        )  # fmt: skip
+    else:
+        return _to_text(attention, [], backend)
+    for request in whole:
+        _hand_over_frames(attention, lse, request, backend)
+    return out
+
+
+def _hand_over_frames(attention: Attention, lse, request: MapRequest, backend: str) -> None:
+    """Makes the maps between frames at every place, and arranges the places row by row."""
+    geometry, tokens = request.geometry, attention.query.shape[2]
+    grid = geometry.grid(tokens)
+    begin = geometry.video_begins(attention.layer, tokens)
+    if attention.key.shape[2] != tokens or begin < 0:
+        raise ArgumentError(
+            f"{attention.layer.name} attends from {tokens} tokens to {attention.key.shape[2]} and not from a video of "
+            f"{grid} to itself: it has no maps between its frames; do without temporal maps (Vico: flow='cross')"
+        )
+    maps = temporal_maps(
+        attention.query, attention.key, lse, grid, query_start=begin, key_start=begin,
+        scale=attention.scale, key_mask=_mask_of_video(attention), backend=backend,
+    )  # fmt: skip
+    if geometry.tile > 1:
+        places = torch.arange(maps.shape[1], device=maps.device)
+        maps = maps.index_select(1, _row_by_row(places, (1, *grid[1:]), geometry.tile)[0])
+    request.receive(maps, grid)
+
+
 def _under_band(attention, band, requests, backend) -> torch.Tensor:
     """Attention over the tokens of a video, with or without those of a text, with a band by frame distance."""
     _refuse_mask("attention over a video", attention.mask)
@@ -138,7 +191,7 @@ def _under_band(attention, band, requests, backend) -> torch.Tensor:
             attention.query, attention.key, attention.value, frames, frames, scale=attention.scale,
             backend=backend, **options,
         ).out  # fmt: skip
-    return _captured(attention, requests, backend, band=FrameBand(frames, frames, **options))
+    return _captured(attention, requests, backend, band=FrameBand(frames, frames, **options))[0]
 
 
 def _within_frames(attention, requests, backend) -> torch.Tensor:
@@ -155,21 +208,27 @@ def _within_frames(attention, requests, backend) -> torch.Tensor:
 
 
 def _to_text(attention, requests, backend) -> torch.Tensor:
-    mask = per_key_mask(attention.mask)
-    if attention.layer.masks_alike and mask is not None and (requests or backend != "auto"):
-        mask = mask[:, :1, :1]  # of the first head and query, as of every other of the video
     if requests:
-        return _captured(attention, requests, backend, key_mask=mask)
+        return _captured(attention, requests, backend, key_mask=_mask_of_video(attention))[0]
+    mask = per_key_mask(attention.mask) if backend == "auto" else _mask_of_video(attention)
     return attention_alone(
         attention.query, attention.key, attention.value,
         scale=attention.scale, key_mask=mask, backend=backend,
     )  # fmt: skip
 
 
-def _captured(attention, requests, backend, **options) -> torch.Tensor:
-    """The output, with the maps of the first request in the same pass; those of others by themselves."""
+def _mask_of_video(attention: Attention) -> torch.Tensor | None:
+    """The mask as the queries of the video have it."""
+    mask = per_key_mask(attention.mask)
+    if attention.layer.masks_alike and mask is not None:
+        mask = mask[:, :1, :1]  # of the first head and query, as of every other of the video
+    return mask
+
+
+def _captured(attention, requests, backend, **options) -> tuple[torch.Tensor, torch.Tensor]:
+    """The output and the log-sum-exp, with the maps of the first request in the same pass; those of others alone."""
     options |= {"scale": attention.scale, "backend": backend}
-    out = None
+    out = lse = None
     for request in requests:
         geometry, keys = request.geometry, attention.key.shape[2]
         ids, there = geometry.keys(attention.layer, keys, request.token_ids, attention.sample)
@@ -177,13 +236,13 @@ def _captured(attention, requests, backend, **options) -> torch.Tensor:
             ids = ids.repeat_interleave(geometry.grid(attention.query.shape[2])[0], dim=0)
         wanted = {**options, "head_reduction": request.head_reduction}
         if out is None:
-            out, maps, _ = attention_with_capture(
+            out, maps, lse = attention_with_capture(
                 attention.query, attention.key, attention.value, ids, **wanted
             )
         else:
             maps = capture_maps(attention.query, attention.key, ids, **wanted).maps
         _hand_over(maps, there, attention, request)
-    return out
+    return out, lse
 
 
 def _hand_over(maps, there, attention: Attention, request: MapRequest) -> None:
