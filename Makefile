@@ -5,6 +5,8 @@
 #   make coverage    what works on which pipeline, measured and written into docs/coverage.json and docs/coverage.md
 #   make bench   the kernels against what people use today
 #   make microbench    every backend of every kernel on a small layer     (PYTEST_ARGS='--benchmark-autosave')
+#   make matrix  capture, methods and the shapes pipeline under every release of diffusers that is supported, each in a folder of
+#                its own; writes docs/releases.*                            (MATRIX_ARGS='0.35.0 0.42.1')
 #   make gpu     on a machine with an NVIDIA GPU, torch and nvcc, without network: build in place, GPU tests, compute-sanitizer,
 #                the table of the fastest kernels, benchmarks; in 9 minutes       (GPU_ARGS='--minutes 20')
 #   make lint    ruff and clang-format
@@ -20,6 +22,7 @@ PIP_TORCH_ARGS ?=
 PIP_ARGS ?=
 PYTEST_ARGS ?=
 GPU_ARGS ?=
+MATRIX_ARGS ?=
 OUT ?= out
 PROMPT ?= a red triangle moving right and a green square moving left
 GUIDANCE ?= cvg
@@ -35,7 +38,7 @@ RIVALS = $(shell sed -nE 's/^ *"((ortools|pytest-benchmark)>=[^"]+)".*/\1/p' pyp
 CPP_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.hpp' -o -name '*.cu' -o -name '*.cuh')
 FORMATTED := $(CPP_FILES) $(wildcard tests/*/*.cpp tests/*/*.h)
 
-.PHONY: demo test coverage bench microbench gpu lint format clean
+.PHONY: demo test coverage bench microbench matrix gpu lint format clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -53,6 +56,9 @@ bench: $(VENV)/benchmarks
 
 microbench: $(VENV)/benchmarks
 	$(BIN)/python -m pytest -p no:xdist benchmarks/kernels.py --benchmark-columns=median,iqr,rounds $(PYTEST_ARGS)
+
+matrix: $(VENV)/installed
+	$(BIN)/python scripts/matrix.py --pip="$(PIP_ARGS)" $(MATRIX_ARGS)
 
 gpu:
 	$(PYTHON) scripts/gpu.py $(GPU_ARGS)

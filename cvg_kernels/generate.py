@@ -201,13 +201,14 @@ def load_pipeline(job: Job) -> Any:
         from cvg_kernels.shapes import pipeline
 
         return pipeline.load_pipeline(None, job.device, getattr(torch, job.dtype))
-    from diffusers import DiffusionPipeline
+    from diffusers import DiffusionPipeline, __version__
 
+    # Releases before 0.40 know it by its old name, and leave aside what they do not know.
+    newer = tuple(map(int, __version__.split(".")[:2])) >= (0, 40)
+    options = {"dtype" if newer else "torch_dtype": getattr(torch, job.dtype)}
     try:
         pipe = DiffusionPipeline.from_pretrained(
-            job.model,
-            dtype=getattr(torch, job.dtype),
-            local_files_only=Path(job.model).exists(),
+            job.model, local_files_only=Path(job.model).exists(), **options
         )
     except (OSError, ValueError, AttributeError) as error:
         reason = " ".join(str(error).split())[:300]

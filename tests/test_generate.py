@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
 from cvg_kernels.cli import main  # noqa: E402
+from cvg_kernels.generate import Job, load_pipeline  # noqa: E402
 from cvg_kernels.guidance.methods import METHODS  # noqa: E402
+from cvg_kernels.shapes.pipeline import WEIGHTS  # noqa: E402
 from tests import offline_pipelines  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -183,10 +186,16 @@ def test_output_that_cannot_be_written(tmp_path, capsys):
     assert (tmp_path / "file").read_text() == "mine"
 
 
+@pytest.mark.parametrize("folder", [None, WEIGHTS], ids=["shapes", "folder"])
+def test_weights_are_in_the_dtype_asked_for(folder, tmp_path):
+    job = Job(PROMPT, tmp_path / "out", model=folder and str(folder), dtype="bfloat16")
+    pipe = load_pipeline(job)
+    for part in (pipe.unet, pipe.text_encoder, pipe.vae):
+        assert {weight.dtype for weight in part.parameters()} == {torch.bfloat16}
+
+
 def test_a_local_folder_as_model(tmp_path):
     """Any pipeline folder works, without verdicts of the oracle."""
-    from cvg_kernels.shapes.pipeline import WEIGHTS
-
     code = main(
         ["generate", "a red circle, slowly", "--model", str(WEIGHTS), "--height", "64", "--width", "64",
          "--steps", "2", "--words", "circle", "--guidance", "vico", "--output", str(tmp_path / "out")]

@@ -17,7 +17,6 @@ from cvg_kernels.errors import ArgumentError, GuidanceWarning, check_flag
 from cvg_kernels.pipeline.attention import Attention, MapRequest
 from cvg_kernels.pipeline.call import Call
 from cvg_kernels.pipeline.geometry import Branch, Geometry
-from cvg_kernels.pipeline.guards import check_whole_sequence
 from cvg_kernels.pipeline.hooks import PipelineHooks
 from cvg_kernels.pipeline.layers import Layer, attention_layers, check_undivided, frame_layers
 from cvg_kernels.pipeline.models import (
@@ -31,6 +30,7 @@ from cvg_kernels.pipeline.models import (
     named_model,
     unwrap,
 )
+from cvg_kernels.pipeline.parallel import check_maps
 from cvg_kernels.pipeline.sampling import Sampling
 from cvg_kernels.pipeline.taps import Tap
 from cvg_kernels.prompts.token_table import TokenTable
@@ -127,7 +127,7 @@ class Capture:
         """Checks that the network is one whose maps can be had, now and before each run: it may be exchanged."""
         for denoiser in denoisers_of(self._pipe):
             model_of(denoiser)
-            check_whole_sequence(denoiser)
+            check_maps(denoiser)
             check_undivided(denoiser)
             there = {layer.kind for layer in attention_layers(denoiser)}
             if "cross" in self._kinds - there:

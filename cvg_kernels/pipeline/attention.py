@@ -24,6 +24,7 @@ from cvg_kernels.ops import (
 from cvg_kernels.pipeline.geometry import Geometry
 from cvg_kernels.pipeline.layers import Layer
 from cvg_kernels.pipeline.models import Grid
+from cvg_kernels.pipeline.parallel import whole_maps
 
 
 @dataclass(frozen=True)
@@ -241,8 +242,16 @@ def _captured(attention, requests, backend, **options) -> tuple[torch.Tensor, to
             )
         else:
             maps = capture_maps(attention.query, attention.key, ids, **wanted).maps
+        maps = _of_all_processes(maps, attention, geometry)
         _hand_over(maps, there, attention, request)
     return out, lse
+
+
+def _of_all_processes(maps, attention, geometry) -> torch.Tensor:
+    """Cross maps with the shares of other processes, under context parallelism."""
+    queries = math.prod(geometry.grid(maps.shape[-1]))
+    heads = attention.query.shape[1]
+    return whole_maps(maps, geometry.denoiser, attention.layer.module, heads, queries)
 
 
 def _hand_over(maps, there, attention: Attention, request: MapRequest) -> None:

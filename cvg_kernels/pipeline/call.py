@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map_only
 
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.pipeline.geometry import Branch, Geometry
-from cvg_kernels.pipeline.models import Model, model_of
+from cvg_kernels.pipeline.models import Model, model_of, unwrap
 from cvg_kernels.pipeline.sampling import Sampling
 from cvg_kernels.prompts.tokens import EncodedText, TokenSpan, Word
 
@@ -157,9 +157,10 @@ class Call:
 
         Some pipelines give the tokens of a frame that is given the timestep 0, or a mask: those must not be moved.
         """
-        given = self.arguments.get(self.model.given_mask)
-        if torch.is_tensor(given):
-            return given[:, :1] == 0
+        model, config = self.model, getattr(unwrap(self.denoiser), "config", None)
+        given = None if model.given is None else model.given(self.arguments, config)
+        if given is not None:
+            return given == 0
         timesteps = self.arguments.get("timestep")
         if not torch.is_tensor(timesteps) or timesteps.ndim < 2 or timesteps[0].numel() < 2:
             return None

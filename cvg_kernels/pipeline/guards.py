@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map_only
 
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.pipeline.models import unwrap
+from cvg_kernels.pipeline.parallel import check_gradients, check_maps
 
 _log = logging.getLogger("cvg_kernels")
 
@@ -24,8 +25,8 @@ def check_extra_forwards(denoiser: nn.Module) -> None:
     """Checks that a denoiser can be called between a pipeline's own calls, for maps of a whole video.
 
     Raises:
-        ArgumentError: if a cache is enabled, whose state the extra calls would poison, or its sequence is spread over
-            several processes.
+        ArgumentError: if a cache is enabled, whose state the extra calls would poison, or it is spread over several
+            processes in a way that allows no maps or gradients.
     """
     network = unwrap(denoiser)
     if getattr(network, "is_cache_enabled", False):
@@ -33,21 +34,8 @@ def check_extra_forwards(denoiser: nn.Module) -> None:
             "the denoiser has a cache enabled, which the extra forward passes of guidance would poison: call "
             "disable_cache() first"
         )
-    check_whole_sequence(denoiser)
-
-
-def check_whole_sequence(denoiser: nn.Module) -> None:
-    """Checks that every process sees all tokens of a video.
-
-    Raises:
-        ArgumentError: under context parallelism (`enable_parallelism`): a layer has only a share of the tokens.
-    """
-    parallel = getattr(unwrap(denoiser), "_parallel_config", None)
-    if getattr(parallel, "context_parallel_config", None) is not None:
-        raise ArgumentError(
-            "the denoiser runs under context parallelism, where every process sees only a share of the video's tokens: "
-            "maps of it cannot be captured; run it on one process"
-        )
+    check_maps(denoiser)
+    check_gradients(denoiser)
 
 
 def keeps_weights(denoiser: nn.Module) -> bool:

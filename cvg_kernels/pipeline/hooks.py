@@ -23,6 +23,7 @@ from cvg_kernels.pipeline.guards import differentiable, uncompiled, without_infe
 from cvg_kernels.pipeline.layers import Layer
 from cvg_kernels.pipeline.models import arguments_of, denoisers_of, model_of, unwrap
 from cvg_kernels.pipeline.pag import Disturbance
+from cvg_kernels.pipeline.parallel import adding_up_gradients
 from cvg_kernels.pipeline.sampling import Sampling
 from cvg_kernels.pipeline.signatures import named_arguments
 from cvg_kernels.pipeline.stepping import Stepping
@@ -240,7 +241,7 @@ class PipelineHooks:
         if self._own is not None:
             self._calls.append(self._own)
             self._own = None
-            return None
+            return adding_up_gradients(denoiser, args, kwargs)
         self._calls.append(None)  # whatever happens here, the call ends with one entry less
         stepping = self._stepping
         stepping.watch()
@@ -263,7 +264,8 @@ class PipelineHooks:
             self._calls[-1] = call
         for subscriber in self._joined():
             subscriber.before_call(call)
-        return (args, kwargs) if stepping.shift is None else ((), call.arguments)
+        given = (args, kwargs) if stepping.shift is None else ((), call.arguments)
+        return adding_up_gradients(denoiser, *given)
 
     def _after(self, denoiser: nn.Module, args: tuple, output: Any) -> Any | None:
         """Ends a call, also a failed one; its prediction may be exchanged."""

@@ -15,6 +15,7 @@ from cvg_kernels.pipeline.geometry import Geometry
 from cvg_kernels.pipeline.guards import check_extra_forwards, uncompiled
 from cvg_kernels.pipeline.layers import Layer, attention_layers, frame_maps
 from cvg_kernels.pipeline.models import Grid, arguments_of, model_of, unwrap
+from cvg_kernels.pipeline.parallel import adding_up_gradients
 from cvg_kernels.pipeline.taps import Tap, tapped
 from cvg_kernels.prompts.tokens import check_reach
 
@@ -101,11 +102,12 @@ class LayerCapture:
     def __exit__(self, *error: object) -> None:
         self._stack.close()
 
-    def _begin_call(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
+    def _begin_call(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple:
         arguments = arguments_of(module, args, kwargs)
         self._geometry = Geometry.of(module, arguments)
         check_reach(self.token_ids, self._geometry.text_length)
         self._ids_there = self.token_ids.to(arguments[self._geometry.model.latents].device)
+        return adding_up_gradients(module, args, kwargs)
 
     def request(self, name: str, over_frames: Literal["alone"] | None) -> MapRequest:
         """The maps of a name; in the replay of a checkpointed layer too, which must save what its call saved."""

@@ -187,18 +187,20 @@ def _fitted(shift: torch.Tensor, sample: torch.Tensor, model: Model) -> torch.Te
 
     Args:
         shift: the move.
-        sample: that the scheduler steps on: as the denoiser is given it, perhaps with the tokens of a condition before its
-            own, or `[B, C, F, H, W]`, perhaps without the first frames, which are given, or `[B·F, C, H, W]`.
+        sample: that the scheduler steps on: as the denoiser is given it, or `[B, C, F, H, W]`, or `[B·F, C, H, W]`; perhaps
+            without the first frames, which are given, or with the tokens of a condition.
         model: entry of the denoiser.
     """
-    native, frames = model.native(shift), shift.shape[2]
-    if sample.ndim == 5 and sample.shape[2] < frames and not _fits(native, sample):
-        shift = shift[:, :, -sample.shape[2] :]
-    if model.axes == "BNC" and sample.ndim == 3 and sample.shape[1] > native.shape[1]:
-        beside = sample.shape[1] - native.shape[1]
-        native = pad(native, (0, 0, 0, beside) if model.condition_behind else (0, 0, beside, 0))
-    forms = (native, shift, shift.transpose(1, 2).flatten(0, 1))
-    return next((form for form in forms if _fits(form, sample)), None)
+    for given in range(shift.shape[2]):
+        rest = shift[:, :, given:]
+        native = model.native(rest)
+        if model.axes == "BNC" and sample.ndim == 3 and sample.shape[1] > native.shape[1]:
+            beside = sample.shape[1] - native.shape[1]
+            native = pad(native, (0, 0, 0, beside) if model.condition_behind else (0, 0, beside, 0))
+        for form in (native, rest, rest.transpose(1, 2).flatten(0, 1)):
+            if _fits(form, sample):
+                return form
+    return None
 
 
 def _fits(form: torch.Tensor, sample: torch.Tensor) -> bool:

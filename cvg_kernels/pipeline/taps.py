@@ -25,6 +25,7 @@ from cvg_kernels.pipeline.attention import Attention, MapRequest, attend
 from cvg_kernels.pipeline.exchange import plain
 from cvg_kernels.pipeline.layers import Layer, give_processor
 from cvg_kernels.pipeline.models import Grid
+from cvg_kernels.pipeline.parallel import context_of
 
 _SLOT = "_cvg_taps"  # of an attention module
 _SDPA = inspect.Signature(
@@ -198,14 +199,30 @@ def _run(kind: type, processor: Any, attn: nn.Module, args: tuple, kwargs: dict[
     if not taps:
         return kind.__call__(processor, attn, *args, **kwargs)
     disturbs = kind.__name__.startswith("PAG")
-    with _native(processor), _Interception(tapped.layer, taps, disturbs) as interception:
-        result = kind.__call__(processor, attn, *args, **kwargs)
+    interception = _Interception(tapped.layer, taps, disturbs)
+    with _native(processor), interception:
+        try:
+            result = kind.__call__(processor, attn, *args, **kwargs)
+        except ValueError as error:
+            _refuse_ring(processor, interception, error)
+            raise
     if interception.calls == 0:
         raise ArgumentError(
             f"{tapped.layer.name} cannot be captured: its processor {kind.__name__} does not call "
             "scaled_dot_product_attention; set the stock PyTorch 2 processor first"
         )
     return result
+
+
+def _refuse_ring(processor: Any, interception: _Interception, error: ValueError) -> None:
+    """Says why PyTorch's attention cannot stand in for a ring of processes, each with a share of the keys."""
+    context = context_of(processor)
+    if context is None or context.ring_degree == 1 or interception.calls:
+        return
+    raise ArgumentError(
+        f"{interception.layer.name} attends by a ring of {context.ring_degree} processes, each with a share of the keys, "
+        "where neither maps nor bands can be had; use ulysses_degree"
+    ) from error
 
 
 @contextmanager
@@ -236,6 +253,7 @@ class _Interception(TorchFunctionMode):
         self.layer = layer
         self.taps = taps
         self.calls = 0
+        self._graph = torch.is_grad_enabled()
         self._parts: dict[
             int, list[torch.Tensor]
         ] = {}  # of each tap, in a layer that attends sample by sample
@@ -266,6 +284,11 @@ class _Interception(TorchFunctionMode):
         computing = [tap for tap in self.taps if tap.computes]
         if not bands and not requests and not computing:
             return func(*args, **kwargs)
+        if self._graph and not torch.is_grad_enabled() and (bands or requests):
+            raise ArgumentError(
+                f"{self.layer.name} attends in a function that has a backward pass of its own, as under context "
+                "parallelism: maps and bands have no gradient there; run it on one process"
+            )
         if len(bands) > 1:
             raise ArgumentError(
                 f"{self.layer.name} is regularised by two methods at once: attach one VSTAR"

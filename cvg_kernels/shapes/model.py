@@ -17,6 +17,7 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from cvg_kernels.shapes.files import END, START, save_tokenizer
 from cvg_kernels.shapes.world import COLOURS, DIRECTIONS, SHAPES, Thing, caption
 
 #: Tokens of a prompt, BOS and EOS included: two things take thirteen.
@@ -37,8 +38,7 @@ def build_tokenizer(folder: str | Path) -> CLIPTokenizer:
     """
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-    start, end = "<|startoftext|>", "<|endoftext|>"
-    learner = Tokenizer(models.BPE(unk_token=end, end_of_word_suffix="</w>"))
+    learner = Tokenizer(models.BPE(unk_token=END, end_of_word_suffix="</w>"))
     learner.normalizer = normalizers.Lowercase()
     learner.pre_tokenizer = pre_tokenizers.Whitespace()
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
@@ -49,7 +49,7 @@ def build_tokenizer(folder: str | Path) -> CLIPTokenizer:
     # Each letter once inside a word and once at its end, so that no text is ever unknown.
     corpus.append(" ".join(f"{letter} {letter}a" for letter in letters))
     trainer = trainers.BpeTrainer(
-        vocab_size=10_000, min_frequency=2, special_tokens=[start, end], end_of_word_suffix="</w>"
+        vocab_size=10_000, min_frequency=2, special_tokens=[START, END], end_of_word_suffix="</w>"
     )
     learner.train_from_iterator(corpus, trainer)
     model = json.loads(learner.to_str())["model"]
@@ -60,17 +60,7 @@ def build_tokenizer(folder: str | Path) -> CLIPTokenizer:
     )
     numbers = sorted(vocabulary[token] for token in endings)
     vocabulary.update(zip(endings, numbers, strict=True))
-    tokenizer = CLIPTokenizer(
-        vocab=vocabulary,
-        merges=[tuple(merge) for merge in model["merges"]],
-        bos_token=start,
-        eos_token=end,
-        unk_token=end,
-        pad_token=end,
-        model_max_length=MAX_TOKENS,
-    )
-    tokenizer.save_pretrained(folder)
-    return tokenizer
+    return save_tokenizer(Path(folder), vocabulary, model["merges"], MAX_TOKENS)
 
 
 def build_autoencoder() -> AutoencoderKL:

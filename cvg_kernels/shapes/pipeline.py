@@ -30,18 +30,23 @@ def load_pipeline(
         dtype: of its weights.
 
     Raises:
-        ArgumentError: if the folder holds no pipeline.
+        ArgumentError: if the folder holds no pipeline, or weights that are not those of its networks.
     """
-    from diffusers import AnimateDiffPipeline
+    from diffusers import AnimateDiffPipeline, AutoencoderKL, UNetMotionModel
+    from transformers import CLIPTextModel
+
+    from cvg_kernels.shapes.files import load_model
 
     folder = WEIGHTS if folder is None else Path(folder)
     if not (folder / "model_index.json").exists():
         raise ArgumentError(
             f"folder must hold a diffusers pipeline, got {folder} without model_index.json"
         )
-    pipe = AnimateDiffPipeline.from_pretrained(folder, dtype=dtype, local_files_only=True)
+    kinds = {"vae": AutoencoderKL, "text_encoder": CLIPTextModel, "unet": UNetMotionModel}
+    parts = {name: load_model(kind, folder / name) for name, kind in kinds.items()}
+    pipe = AnimateDiffPipeline.from_pretrained(folder, **parts, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to(device)
+    return pipe.to(device, dtype)
 
 
 def sample(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from diffusers import AutoencoderKL, UNetMotionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from cvg_kernels.errors import ArgumentError
+from cvg_kernels.shapes.files import load_model, save_text_encoder
 from cvg_kernels.shapes.latents import encode_shards
 from cvg_kernels.shapes.model import assemble, build_tokenizer
 from cvg_kernels.shapes.train_autoencoder import train_autoencoder
@@ -86,7 +88,7 @@ def _denoiser_stages(
 ) -> None:
     """Everything after the autoencoder, as seen by one process."""
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
-    autoencoder = AutoencoderKL.from_pretrained(folder / "vae").eval()
+    autoencoder = load_model(AutoencoderKL, folder / "vae").eval()
     share = {"rank": rank, "processes": processes}
     for stage, steps in ((IMAGES, recipe.image_steps), (VIDEO, recipe.video_steps)):
         done = (folder / stage.name / "text_encoder").exists()
@@ -107,11 +109,16 @@ def _denoiser_stages(
 
 def _export(folder: Path) -> Path:
     """Writes the trained parts as one pipeline folder."""
+    text_encoder = load_model(CLIPTextModel, folder / "video" / "text_encoder")
     pipeline = assemble(
-        AutoencoderKL.from_pretrained(folder / "vae"),
-        CLIPTextModel.from_pretrained(folder / "video" / "text_encoder"),
+        load_model(AutoencoderKL, folder / "vae"),
+        text_encoder,
         CLIPTokenizer.from_pretrained(folder / "tokenizer"),
-        UNetMotionModel.from_pretrained(folder / "video" / "unet"),
+        load_model(UNetMotionModel, folder / "video" / "unet"),
     )
     pipeline.save_pretrained(folder / "pipeline")
+    # What the installed release writes for these two is not what others read.
+    save_text_encoder(text_encoder, folder / "pipeline" / "text_encoder")
+    shutil.rmtree(folder / "pipeline" / "tokenizer")
+    shutil.copytree(folder / "tokenizer", folder / "pipeline" / "tokenizer")
     return folder / "pipeline"

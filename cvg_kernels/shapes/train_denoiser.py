@@ -18,6 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from cvg_kernels.shapes.checkpoint import Checkpoint
+from cvg_kernels.shapes.files import load_model, save_text_encoder
 from cvg_kernels.shapes.latents import load_shards, tokenize
 from cvg_kernels.shapes.log import TrainingLog
 from cvg_kernels.shapes.model import (
@@ -134,8 +135,8 @@ def _start(stage: Stage, folder: Path, tokenizer: CLIPTokenizer) -> TextToLatent
     """The networks a stage begins with: fresh ones, or the image model with motion modules added."""
     if stage.name == "images":
         return TextToLatents(build_text_encoder(tokenizer), build_image_denoiser())
-    text_encoder = CLIPTextModel.from_pretrained(folder / "images" / "text_encoder")
-    images = UNet2DConditionModel.from_pretrained(folder / "images" / "unet")
+    text_encoder = load_model(CLIPTextModel, folder / "images" / "text_encoder")
+    images = load_model(UNet2DConditionModel, folder / "images" / "unet")
     adapter: MotionAdapter = build_motion_adapter()
     return TextToLatents(text_encoder, UNetMotionModel.from_unet2d(images, adapter))
 
@@ -223,4 +224,4 @@ def train_denoiser(
         checkpoint.save(steps)
         trained: TextToLatents = average.module.to("cpu", memory_format=torch.contiguous_format)
         trained.denoiser.save_pretrained(folder / stage.name / "unet")
-        trained.text_encoder.save_pretrained(folder / stage.name / "text_encoder")
+        save_text_encoder(trained.text_encoder, folder / stage.name / "text_encoder")

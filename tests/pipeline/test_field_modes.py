@@ -285,7 +285,7 @@ def test_weights_that_are_taken_away_after_the_forward(name, how, tmp_path):
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
 
-# -- caches and parallelism
+# -- caches
 
 
 def first_block(threshold=0.5):
@@ -337,14 +337,3 @@ def test_a_cache_that_is_enabled_in_the_block_is_refused_when_it_runs():
     with pytest.raises(cvg.ArgumentError, match="cache enabled"), VICO.attach(pipe):
         pipe.transformer.enable_cache(first_block())
         run(pipe, options)
-
-
-def test_context_parallelism_is_refused():
-    """A process sees a share of the video's tokens: no maps, and no guidance by them; the swap is fine."""
-    pipe, _ = PIPELINES["wan"].build()
-    parallel = diffusers.ContextParallelConfig(ulysses_degree=2)
-    pipe.transformer._parallel_config = diffusers.ParallelConfig(context_parallel_config=parallel)
-    for attach in (lambda: cvg.capture(pipe, words=WORDS).__enter__(), lambda: VICO.attach(pipe)):
-        with pytest.raises(cvg.ArgumentError, match="under context parallelism"):
-            attach()
-    cvg.use_processors(pipe).restore()

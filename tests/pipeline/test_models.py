@@ -14,7 +14,14 @@ import torch  # noqa: E402
 
 import cvg_kernels as cvg  # noqa: E402
 from cvg_kernels.pipeline.attention import _row_by_row, token_frames  # noqa: E402
-from cvg_kernels.pipeline.models import LEFT_OUT, MODELS, model_by_range  # noqa: E402
+from cvg_kernels.pipeline.layer_capture import LayerCapture  # noqa: E402
+from cvg_kernels.pipeline.layers import attention_layers  # noqa: E402
+from cvg_kernels.pipeline.models import (  # noqa: E402
+    LEFT_OUT,
+    MODELS,
+    arguments_of,
+    model_by_range,
+)
 from tests.pipelines import PIPELINES, run  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -119,7 +126,6 @@ def test_entries_name_arguments_that_there_are():
             continue
         parameters = inspect.signature(kind.forward).parameters
         assert model.latents in parameters and "encoder_hidden_states" in parameters
-        assert model.given_mask is None or model.given_mask in parameters
 
 
 def test_tiles_are_put_in_rows():
@@ -138,3 +144,69 @@ def test_tiles_are_put_in_rows():
 def test_frames_of_tokens_before_a_text():
     found = token_frames((2, 1, 2), 7, torch.device("cpu"), 1)
     assert found.tolist() == [-1, 0, 0, 1, 1, -1, -1]
+
+
+#: Their texts are masked, trimmed or sorted: pipeline → arguments that hold one entry for each token of a text.
+MASKED = {
+    "hunyuan_video": ("encoder_attention_mask",),
+    "framepack": ("encoder_attention_mask",),
+    "hunyuan_video15": ("encoder_attention_mask", "encoder_attention_mask_2"),
+    "mochi": ("encoder_attention_mask",),
+    "motif_video": ("encoder_attention_mask",),
+    "ltx": ("encoder_attention_mask",),
+    "allegro": ("encoder_attention_mask",),
+    "sana_video": ("encoder_attention_mask",),
+}
+
+
+def first_call(pipe, options) -> dict:
+    """The arguments of a pipeline's first call of its denoiser, one sample."""
+    seen = []
+
+    def note(module, args, kwargs):
+        seen.append(arguments_of(module, args, kwargs))
+
+    hook = pipe.transformer.register_forward_pre_hook(note, with_kwargs=True)
+    run(pipe, options)
+    hook.remove()
+    batch = seen[0]["encoder_hidden_states"].shape[0]
+    return {
+        name: value[-1:] if torch.is_tensor(value) and len(value) == batch else value
+        for name, value in seen[0].items()
+    }
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_texts_of_several_lengths_in_a_batch(name):
+    """Maps of every token of two texts, one shorter, are those of each alone, where models trim otherwise or not at all."""
+    pipe, options = PIPELINES[name].build()
+    one = first_call(pipe, options)
+    other = {
+        key: torch.randn_like(value) if key == "encoder_hidden_states" else value
+        for key, value in one.items()
+    }
+    tokens = one["encoder_hidden_states"].shape[-2]
+    for number, mask in enumerate(MASKED[name]):
+        one[mask], other[mask] = (torch.zeros_like(one[mask]) for _ in range(2))
+        one[mask][:, : 5 - 2 * number] = 1
+        other[mask][:, : 3 - 2 * number] = 1
+    shared = MODELS[PIPELINES[name].denoiser].shared
+    both = {
+        key: torch.cat([value, other[key]])
+        if torch.is_tensor(value) and key not in shared
+        else value
+        for key, value in one.items()
+    }
+    layers = [layer.name for layer in attention_layers(pipe.transformer) if layer.kind == "cross"]
+
+    def maps(arguments, samples):
+        ids = torch.arange(tokens).expand(samples, -1)
+        with torch.no_grad(), LayerCapture(pipe.transformer, ids, layers) as capture:
+            return capture.run(lambda: pipe.transformer(**arguments))
+
+    found = maps(both, 2)
+    assert set(found) == set(layers)
+    for sample, alone in enumerate((one, other)):
+        for layer, wanted in maps(alone, 1).items():
+            assert wanted[:, 0].min() > 0 and not wanted[:, 5:].any()
+            torch.testing.assert_close(found[layer][sample], wanted[0], rtol=1e-4, atol=1e-6)

@@ -96,6 +96,15 @@ def hunyuan_skyreels_i2v():
 @_case(task="image-to-video", takes=("image",), condition_channels=5)
 def hunyuan_video_i2v():
     """The image's tokens stand before the words in the text sequence; its latents and a mask beside the noise."""
+    return _image_to_video(in_channels=9, image_condition_type="latent_concat")
+
+
+def token_replaced():
+    """The same, the image in the place of the first frame."""
+    return _image_to_video(image_condition_type="token_replace")
+
+
+def _image_to_video(**changes: Any) -> tuple[Any, dict[str, Any]]:
     vision = transformers.CLIPVisionConfig(
         hidden_size=8, intermediate_size=37, projection_dim=32, num_attention_heads=4,
         num_hidden_layers=2, image_size=32, patch_size=16,
@@ -104,7 +113,7 @@ def hunyuan_video_i2v():
         vision_config=vision, text_config=transformers.LlamaConfig(**_LLAMA), pad_token_id=0,
         image_token_index=IMAGE_TOKEN, image_token_id=IMAGE_TOKEN,
     )  # fmt: skip
-    parts = _parts(in_channels=9, guidance_embeds=False, image_condition_type="latent_concat")
+    parts = _parts(guidance_embeds=False, **changes)
     parts["text_encoder"] = transformers.LlavaForConditionalGeneration(config).eval()
     pipe = diffusers.HunyuanVideoImageToVideoPipeline(image_processor=clip_processor(), **parts)
     template = {

@@ -17,6 +17,7 @@ from cvg_kernels.shapes.checkpoint import Checkpoint  # noqa: E402
 from cvg_kernels.shapes.model import build_autoencoder, build_tokenizer, fold_latent_scale  # noqa: E402
 from cvg_kernels.shapes.pipeline import load_pipeline, sample  # noqa: E402
 from cvg_kernels.shapes.train import Recipe, train  # noqa: E402
+from tests.shapes.test_files import written_for_all  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
@@ -36,7 +37,7 @@ def test_training_ends_in_a_stock_pipeline(tmp_path):
 
     folder = train(tmp_path / "run", TINY, device=CPU)
     pipe = load_pipeline(folder)
-    assert type(pipe) is AnimateDiffPipeline
+    assert type(pipe) is AnimateDiffPipeline and written_for_all(folder)
     clip = sample(pipe, ["a red circle moving left"], [0], steps=1)
     assert clip.shape == (1, 8, 3, 64, 64) and torch.isfinite(clip).all()
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch
+
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.pipeline.models.grids import frame_patch_grid, patch_grid, token_grid
 from cvg_kernels.pipeline.models.model import Arguments, Grid, Layers, Model
@@ -48,12 +52,18 @@ LTX2 = Model(
 #: Allegro: its text has an axis more.
 ALLEGRO = Model(frame_patch_grid, (_TEXT, _VIDEO), masks_alike=True)
 
+
+def _condition_mask(arguments: Arguments, config: Any) -> torch.Tensor | None:
+    """Returns where Cosmos is given frames."""
+    return arguments.get("condition_mask")
+
+
 #: Cosmos 1, 2 and 2.5.
 COSMOS = Model(
     patch_grid,
     (_TEXT, _VIDEO),
     batched_branches=False,
-    given_mask="condition_mask",
+    given=_condition_mask,
     shared=frozenset(("padding_mask",)),
 )
 
@@ -67,6 +77,13 @@ def _kandinsky_tiles(arguments: Arguments) -> int:
     return 8 if sparse is not None and sparse["to_fractal"] else 1
 
 
+def _kandinsky_given(arguments: Arguments, config: Any) -> torch.Tensor | None:
+    """Returns where Kandinsky is given frames: its last channel, if it has those of a condition."""
+    if not config.get("visual_cond"):
+        return None
+    return arguments["hidden_states"][..., -1:].movedim(-1, 1)
+
+
 #: Kandinsky 5: channels last; the blocks of the text take no part.
 KANDINSKY5 = Model(
     patch_grid,
@@ -77,5 +94,6 @@ KANDINSKY5 = Model(
     axes="BFHWC",
     tiles=_kandinsky_tiles,
     channels_of=("in_visual_dim", "out_visual_dim"),
+    given=_kandinsky_given,
     batched_branches=False,
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -23,8 +25,25 @@ EASYANIMATE = Model(
 #: Double and single blocks; the attention of the text refiner, which has no video, takes no part.
 _DOUBLE_AND_SINGLE = (Layers(r"transformer_blocks\.\d+\.attn$", "cross", "last"),)
 
+
+def _first_frame(arguments: Arguments, config: Any) -> torch.Tensor | None:
+    """Where an image takes the place of the first frame."""
+    if config.get("image_condition_type") != "token_replace":
+        return None
+    latents = arguments["hidden_states"]
+    given = torch.zeros(1, 1, latents.shape[2], 1, 1, device=latents.device)
+    given[:, :, 0] = 1
+    return given
+
+
 #: HunyuanVideo: video, then text; padding is masked. Of image to video, the image's tokens are part of the text.
-HUNYUAN = Model(frame_patch_grid, _DOUBLE_AND_SINGLE, batched_branches=False, masks_alike=True)
+HUNYUAN = Model(
+    frame_patch_grid,
+    _DOUBLE_AND_SINGLE,
+    batched_branches=False,
+    masks_alike=True,
+    given=_first_frame,
+)
 
 
 def _behind_image(arguments: Arguments) -> TextOrder:

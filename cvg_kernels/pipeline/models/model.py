@@ -77,7 +77,8 @@ class Model:
         call_per_sample: whether a layer attends once for each sample, without the padding of its text.
         masks_alike: whether a layer's mask, whatever its shape, is the same for all heads and all tokens of the video.
         prepares: (arguments of a call) → whether it fills a cache only and predicts nothing: such calls take no part.
-        given_mask: name of the argument that is 1 where latents are given and not to be moved, `[B, 1, F, H, W]`.
+        given: (arguments of a call, configuration) → where latents are given and not to be moved: 1 there and 0 elsewhere,
+            broadcast to `[B, 1, F, H, W]`; `None`: nowhere.
         shared: arguments that all samples of a call share, whatever the length of their first dimension.
         leaves_out: (denoiser, name of a layer) → whether it takes no part although a pattern fits.
         text_projection: name of the module that the text passes before it reaches the layers.
@@ -104,7 +105,7 @@ class Model:
     call_per_sample: bool = False
     masks_alike: bool = False
     prepares: Callable[[Arguments], bool] | None = None
-    given_mask: str | None = None
+    given: Callable[[Arguments, Any], torch.Tensor | None] | None = None
     shared: frozenset[str] = frozenset(
         ("image_rotary_emb", "attention_kwargs", "cross_attention_kwargs")
     )
