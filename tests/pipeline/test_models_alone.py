@@ -138,3 +138,42 @@ def test_ltx_with_frames_that_are_given_for_later():
     layer = "transformer_blocks.0.attn2"
     arguments["encoder_attention_mask"] = None
     check(network, arguments, (4, rows, columns), {layer: (1, 4)}, {layer: 12})
+
+
+def test_kandinsky_whose_tokens_are_in_tiles():
+    """Sparse attention that sees all blocks is the usual one, the tokens of a frame tile by tile: the maps are the same."""
+    network = diffusers.Kandinsky5Transformer3DModel(
+        in_visual_dim=4, in_text_dim=8, in_text_dim2=8, time_dim=16, out_visual_dim=4, model_dim=32,
+        patch_size=(1, 2, 2), ff_dim=32, num_text_blocks=1, num_visual_blocks=2, axes_dims=(4, 4, 8),
+        visual_cond=False, attention_type="nabla",
+    ).eval()  # fmt: skip
+    for name, parameter in network.named_parameters():
+        if "modulation" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    frames, rows, columns = 2, 8, 16
+    arguments = {
+        "hidden_states": torch.randn(1, frames, 2 * rows, 2 * columns, 4),
+        "encoder_hidden_states": torch.randn(1, 7, 8),
+        "timestep": torch.tensor([500.0]),
+        "pooled_projections": torch.randn(1, 8),
+        "visual_rope_pos": [torch.arange(size) for size in (frames, rows, columns)],
+        "text_rope_pos": torch.arange(7),
+    }
+    layers = [layer.name for layer in attention_layers(network)]
+    assert layers == [f"visual_transformer_blocks.{at}.cross_attention" for at in range(2)]
+    blocks = frames * rows * columns // 64
+    sparse = {"sta_mask": torch.ones(1, 1, blocks, blocks, dtype=torch.bool), "P": 1.0}
+    found = []
+    for params, backend in ((None, "native"), ({**sparse, "to_fractal": True}, "flex")):
+        for block in network.visual_transformer_blocks:
+            block.self_attention.set_attention_backend(backend)
+        with torch.no_grad(), LayerCapture(network, IDS, layers) as capture:
+            given = {**arguments, "sparse_params": params}
+            found.append(capture.run(lambda given=given: network(**given)))
+    usual, tiled = found
+    for name in layers:
+        assert usual[name].shape == (1, 2, frames, rows, columns)
+        # its rotations are rounded to bfloat16
+        torch.testing.assert_close(tiled[name], usual[name], rtol=2e-2, atol=1e-4)
+    spread = usual[layers[0]].std() / usual[layers[0]].mean()
+    assert spread > 0.05

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.pipeline.models.grids import frame_patch_grid, patch_grid, token_grid
@@ -84,6 +85,11 @@ def _kandinsky_given(arguments: Arguments, config: Any) -> torch.Tensor | None:
     return arguments["hidden_states"][..., -1:].movedim(-1, 1)
 
 
+def _sparse_self_attention(denoiser: nn.Module, name: str) -> bool:
+    """Whether a layer attends by blocks, with flex attention."""
+    return name.endswith("self_attention") and denoiser.config.get("attention_type") == "nabla"
+
+
 #: Kandinsky 5: channels last; the blocks of the text take no part.
 KANDINSKY5 = Model(
     patch_grid,
@@ -95,5 +101,6 @@ KANDINSKY5 = Model(
     tiles=_kandinsky_tiles,
     channels_of=("in_visual_dim", "out_visual_dim"),
     given=_kandinsky_given,
+    leaves_out=_sparse_self_attention,
     batched_branches=False,
 )
