@@ -380,7 +380,9 @@ def capture(
             (with `temporal=True`).
         prompt: says what the prompt is if the pipeline is called with `prompt_embeds`.
         layers: regular expression, list of names or predicate on layer names; `None` takes all.
-        temporal: also record the temporal attention maps `[B, h·w, F, F]`, mean over heads.
+        temporal: also record the temporal attention maps `[B, h·w, F, F]`, mean over heads. Where attention spans the
+            video (Wan, CogVideoX, HunyuanVideo, LTX …), these are `temporal_maps`: the probabilities with which a place of
+            one frame attends to itself in the others, whose rows sum to what it pays to itself.
         head_reduction: `"mean"`, or `"none"` to keep the heads of cross maps.
         steps: record in these steps only; the first that the run makes is 0.
         gradients: keep the maps attached to the graph. Pipelines run without gradients, so this is for a loop of your

@@ -24,7 +24,8 @@ from cvg_kernels.pipeline.session import Run
 class TemporalBand(Guidance):
     """Guidance by the gradient of how far temporal attention is from a band; attach it to a pipeline.
 
-    Where `VSTAR` sets the maps, this leaves the network as it is and looks for latents whose maps are of that kind, so it
+    In networks whose attention spans the video the maps are those between frames at every place (`temporal_maps`), of the
+    frames alone. Where `VSTAR` sets the maps, this leaves the network as it is and looks for latents whose maps are of that kind, so it
     combines with other losses.
 
     Attributes:

@@ -21,6 +21,7 @@ from cvg_kernels.ops import (
     temporal_attention,
     temporal_maps,
 )
+from cvg_kernels.pipeline.banded_frames import banded_video
 from cvg_kernels.pipeline.geometry import Geometry
 from cvg_kernels.pipeline.layers import Layer
 from cvg_kernels.pipeline.models import Grid
@@ -137,32 +138,29 @@ def _temporal(attention, band, requests, backend) -> torch.Tensor:
 
 def _over_video(attention, band, requests, backend) -> torch.Tensor:
     """Attention that spans the video, some of whose requests are for maps between frames."""
-    if band:
-        raise ArgumentError(
-            f"{attention.layer.name} spans the video, and its maps between frames cannot be had under VSTAR's band: do "
-            "without temporal maps (Vico: flow='cross') or without the band"
-        )
     words = [request for request in requests if request.over_frames is None]
     whole = [request for request in requests if request.over_frames == "whole"]
     for request in requests:  # first: the last one may end the forward, which then needs no output
         if request.over_frames == "alone":
-            _hand_over_frames(attention, None, request, backend)
-    lse = None
+            _hand_over_frames(attention, None, band, request, backend)
+    if not words and not whole:
+        if band:
+            return _under_band(attention, band, [], backend)
+        return _to_text(attention, [], backend)
+    options = _band_options(attention, band) if band else {"key_mask": _mask_of_video(attention)}
     if words:
-        out, lse = _captured(attention, words, backend, key_mask=_mask_of_video(attention))
-    elif whole:
+        out, lse = _captured(attention, words, backend, **options)
+    else:
         out, _, lse = attention_with_capture(
             attention.query, attention.key, attention.value, None,
-            scale=attention.scale, key_mask=_mask_of_video(attention), backend=backend,
+            scale=attention.scale, backend=backend, **options,
         )  # fmt: skip
-    else:
-        return _to_text(attention, [], backend)
     for request in whole:
-        _hand_over_frames(attention, lse, request, backend)
+        _hand_over_frames(attention, lse, band, request, backend)
     return out
 
 
-def _hand_over_frames(attention: Attention, lse, request: MapRequest, backend: str) -> None:
+def _hand_over_frames(attention: Attention, lse, band, request: MapRequest, backend: str) -> None:
     """Makes the maps between frames at every place, and arranges the places row by row."""
     geometry, tokens = request.geometry, attention.query.shape[2]
     grid = geometry.grid(tokens)
@@ -172,10 +170,15 @@ def _hand_over_frames(attention: Attention, lse, request: MapRequest, backend: s
             f"{attention.layer.name} attends from {tokens} tokens to {attention.key.shape[2]} and not from a video of "
             f"{grid} to itself: it has no maps between its frames; do without temporal maps (Vico: flow='cross')"
         )
-    maps = temporal_maps(
-        attention.query, attention.key, lse, grid, query_start=begin, key_start=begin,
-        scale=attention.scale, key_mask=_mask_of_video(attention), backend=backend,
-    )  # fmt: skip
+    query, key, scale = attention.query, attention.key, attention.scale
+    options = {"query_start": begin, "key_start": begin, "key_mask": _mask_of_video(attention)}
+    if band:
+        _refuse_mask("attention over a video", attention.mask)
+        scale = query.shape[-1] ** -0.5 if scale is None else scale
+        query, key = banded_video(query, key, grid, begin, scale, band, backend)
+        lse = None if lse is None else lse[:, :, begin : begin + math.prod(grid)]
+        options = {}
+    maps = temporal_maps(query, key, lse, grid, scale=scale, backend=backend, **options)
     if geometry.tile > 1:
         places = torch.arange(maps.shape[1], device=maps.device)
         maps = maps.index_select(1, _row_by_row(places, (1, *grid[1:]), geometry.tile)[0])
@@ -184,15 +187,23 @@ def _hand_over_frames(attention: Attention, lse, request: MapRequest, backend: s
 
 def _under_band(attention, band, requests, backend) -> torch.Tensor:
     """Attention over the tokens of a video, with or without those of a text, with a band by frame distance."""
-    _refuse_mask("attention over a video", attention.mask)
-    frames = band["frames"]
-    options = {name: value for name, value in band.items() if name != "frames"}
+    banded = _band_options(attention, band)
     if not requests:
         return frame_band_attention(
-            attention.query, attention.key, attention.value, frames, frames, scale=attention.scale,
-            backend=backend, **options,
+            attention.query, attention.key, attention.value, *banded["band"][:2],
+            scale=attention.scale, backend=backend, **_without_frames(band),
         ).out  # fmt: skip
-    return _captured(attention, requests, backend, band=FrameBand(frames, frames, **options))[0]
+    return _captured(attention, requests, backend, **banded)[0]
+
+
+def _band_options(attention: Attention, band: dict[str, Any]) -> dict[str, Any]:
+    """A band as `attention_with_capture` takes it."""
+    _refuse_mask("attention over a video", attention.mask)
+    return {"band": FrameBand(band["frames"], band["frames"], **_without_frames(band))}
+
+
+def _without_frames(band: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in band.items() if name != "frames"}
 
 
 def _within_frames(attention, requests, backend) -> torch.Tensor:

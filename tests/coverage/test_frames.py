@@ -32,7 +32,10 @@ LAST = (
 #: All that is not the video stands behind it.
 FIRST = ("hunyuan_video", "hunyuan_video15", "mochi", "motif_video", "ltx2")
 #: One attention relates text and video: of a layer there are maps of words as well.
-JOINT = ("cogvideox", "cogvideox15", "easyanimate", "framepack", "hunyuan_video", "hunyuan_video15", "mochi", "motif_video")  # fmt: skip
+JOINT = (
+    *("cogvideox", "cogvideox15", "easyanimate", "framepack", "hunyuan_video", "hunyuan_video15"),
+    *("mochi", "motif_video"),
+)
 
 
 def begins(row: Row, tokens: int, grid) -> int:
@@ -195,14 +198,23 @@ def test_vico_follows_its_flow_from_frame_to_frame(name):
     assert not torch.allclose(*videos, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize("method", [cvg.TemporalBand(stop=0.34), cvg.Vico(WORDS, stop=0.34)])
-def test_a_band_on_the_same_attention_is_refused(method):
-    """Its maps would be those without the band."""
-    row = Row.of("wan")
-    together = cvg.Together((method, cvg.VSTAR(sigma=1.0)))
-    with (
-        pytest.raises(cvg.ArgumentError, match="cannot be had under VSTAR's band"),
-        together.attach(row.pipe),
-    ):
+@pytest.mark.parametrize("name", ["wan", "cogvideox"])
+def test_maps_under_a_band_are_those_of_the_banded_attention(name):
+    """And come as probabilities of all of it, or of the frames alone; the row's maximum moves with the gradient."""
+    row, sigma, strength = Row.of(name), 0.7, 2.0
+    (grid,) = row.grids
+    band = cvg.VSTAR(sigma=sigma, strength=strength, stop=0.01)
+    with band.attach(row.pipe), cvg.capture(row.pipe, temporal=True, steps=0) as captured:
         row.run()
-    row.restored()
+    records = [one for one in captured.records if one.branch == "cond"]
+    first = records[0]  # later layers are given what the band has made of this one
+    (logits,) = softmaxes(row, row.watch, row.first, first.layer)
+    tokens, video = logits.shape[-1], math.prod(grid)
+    begin = begins(row, tokens, grid)
+    frame = torch.arange(video) // (grid[1] * grid[2])
+    near = (-(frame[:, None] - frame).double().square() / (2 * sigma**2)).exp()
+    added = torch.zeros_like(logits)
+    added[:, begin : begin + video, begin : begin + video] = strength * near
+    banded = logits + logits.amax(-1, keepdim=True) * added
+    assert float((first.maps[0] - between_frames(row, banded)).abs().max()) <= MAP
+    assert float((first.maps[0] - between_frames(row, logits)).abs().max()) > 100 * MAP
