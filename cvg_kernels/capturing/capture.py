@@ -260,7 +260,7 @@ class Capture:
             if self._words == "all":
                 self.tokens = [text.all_words() for text in call.texts]
             else:
-                self.tokens = call.find([self._words] * len(call.texts))
+                self.tokens = call.find([self._words] * call.sampling.samples)
             if len({len(spans) for spans in self.tokens}) > 1:
                 raise ArgumentError("words='all' needs prompts of the same number of tokens")
             return TokenTable.of(self.tokens)

@@ -10,10 +10,14 @@ from torch.nn import functional
 
 pytest.importorskip("diffusers")
 
+pytest.importorskip("transformers")
+
 import diffusers  # noqa: E402
 
+import cvg_kernels as cvg  # noqa: E402
 from cvg_kernels.pipeline.layer_capture import LayerCapture  # noqa: E402
 from cvg_kernels.pipeline.layers import attention_layers  # noqa: E402
+from tests.pipelines import PIPELINES, run  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -177,3 +181,41 @@ def test_kandinsky_whose_tokens_are_in_tiles():
         torch.testing.assert_close(tiled[name], usual[name], rtol=2e-2, atol=1e-4)
     spread = usual[layers[0]].std() / usual[layers[0]].mean()
     assert spread > 0.05
+
+
+def test_stable_video_diffusion_has_temporal_maps_and_no_words():
+    pipe, options = PIPELINES["svd"].build()
+    with pytest.raises(cvg.ArgumentError, match="attends to no text"):
+        cvg.capture(pipe, ["cat"]).__enter__()
+    stock, seen, now = functional.scaled_dot_product_attention, [], [None]
+
+    def spy(query, key, value, attn_mask=None, **rest):
+        if now[0]:
+            maps = (query.double() @ key.double().mT * query.shape[-1] ** -0.5).softmax(-1)
+            seen.append((now[0], maps.mean(1).float()))
+        return stock(query, key, value, attn_mask=attn_mask, **rest)
+
+    handles = []
+    for name, module in pipe.unet.named_modules():
+        if "temporal_transformer_blocks" in name and name.endswith("attn1"):
+            handles.append(
+                module.register_forward_pre_hook(lambda *_, name=name: now.__setitem__(0, name))
+            )
+            handles.append(module.register_forward_hook(lambda *_: now.__setitem__(0, None)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(functional, "scaled_dot_product_attention", spy)
+        video = run(pipe, options)
+    for handle in handles:
+        handle.remove()
+    with cvg.capture(pipe, temporal=True) as captured:
+        torch.testing.assert_close(run(pipe, options), video, rtol=1e-4, atol=1e-4)
+    records = iter(captured.records)
+    for name, maps in seen:
+        for branch, part in zip(("uncond", "cond"), maps.chunk(2), strict=True):
+            record = next(records)
+            assert (record.layer, record.branch, record.kind) == (name, branch, "temporal")
+            torch.testing.assert_close(record.maps[0], part, rtol=1e-4, atol=1e-6)
+    assert next(records, None) is None and seen
+    with cvg.TemporalBand(step_size=0.1, stop=0.3).attach(pipe) as guided:
+        moved = run(pipe, options)
+    assert guided.guided == [(0, 0)] and (moved - video).abs().max() > 1e-4

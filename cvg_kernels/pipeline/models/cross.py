@@ -59,12 +59,19 @@ def _condition_mask(arguments: Arguments, config: Any) -> torch.Tensor | None:
     return arguments.get("condition_mask")
 
 
+def _cosmos2_scale(arguments: Arguments, sigma: float) -> float:
+    """Returns c = 1 / (1 + σ) for Cosmos 2, which tells the denoiser a time of every frame, and frames per second."""
+    of_frames = arguments["timestep"].ndim == 5 and arguments.get("fps") is not None
+    return 1 / (1 + sigma) if of_frames else 1.0
+
+
 #: Cosmos 1, 2 and 2.5.
 COSMOS = Model(
     patch_grid,
     (_TEXT, _VIDEO),
     batched_branches=False,
     given=_condition_mask,
+    scaled_by=_cosmos2_scale,
     shared=frozenset(("padding_mask",)),
 )
 
