@@ -24,9 +24,9 @@ from cvg_kernels.pipeline.session import Run
 class TemporalBand(Guidance):
     """Guidance by the gradient of how far temporal attention is from a band; attach it to a pipeline.
 
-    In networks whose attention spans the video the maps are those between frames at every place (`temporal_maps`), of the
-    frames alone. Where `VSTAR` sets the maps, this leaves the network as it is and looks for latents whose maps are of that kind, so it
-    combines with other losses.
+    Where `VSTAR` sets the maps, this leaves the network as it is and looks for latents whose maps are of that kind, so it
+    combines with other losses. In networks whose attention spans the video the maps are those between frames at every place
+    (`temporal_maps`), of the frames alone.
 
     Attributes:
         loss: `"band"`: `losses.band_distance`; `"diagonality"`: 1 − `losses.diagonality`, mean over positions.
