@@ -14,7 +14,7 @@ from cvg_kernels.backends import parse_backend
 from cvg_kernels.capturing.choice import chosen_layers, chosen_steps
 from cvg_kernels.capturing.records import Record, heat_map
 from cvg_kernels.errors import ArgumentError, GuidanceWarning, check_flag
-from cvg_kernels.pipeline.attention import Attention, MapRequest
+from cvg_kernels.pipeline.attention import MapRequest, Place
 from cvg_kernels.pipeline.call import Call
 from cvg_kernels.pipeline.geometry import Branch, Geometry
 from cvg_kernels.pipeline.hooks import PipelineHooks
@@ -229,6 +229,8 @@ class Capture:
             if self._chosen(layer.name)
         ]
 
+    changes_modules = False
+
     def modules(self, denoiser: nn.Module) -> Any:
         """Nothing else is changed."""
         return nullcontext()
@@ -313,6 +315,8 @@ class Capture:
 class _Recorder(Tap):
     """Asks one layer for its maps and records them."""
 
+    foreseen = True
+
     def __init__(self, capture: Capture, layer: Layer, kind: Kind) -> None:
         self.capture = capture
         self.layer = layer
@@ -326,9 +330,9 @@ class _Recorder(Tap):
     def active(self) -> bool:
         return self._wanted() is not None
 
-    def maps(self, attention: Attention) -> MapRequest | None:
+    def maps(self, place: Place) -> MapRequest | None:
         capture, recorded = self.capture, self._wanted()
-        if recorded is None or not attention.of_text:
+        if recorded is None or not place.of_text:
             return None
         self.last = recorded
 

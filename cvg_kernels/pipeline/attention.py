@@ -25,32 +25,22 @@ from cvg_kernels.pipeline.banded_frames import banded_video
 from cvg_kernels.pipeline.geometry import Geometry
 from cvg_kernels.pipeline.layers import Layer
 from cvg_kernels.pipeline.models import Grid
-from cvg_kernels.pipeline.parallel import whole_maps
+from cvg_kernels.pipeline.parallel import context_of, whole_maps
 
 
 @dataclass(frozen=True)
-class Attention:
-    """A call of scaled dot-product attention within a layer.
+class Place:
+    """Where attention is computed: what is known of a call before its tensors are.
 
     Attributes:
         layer: the layer.
-        query: `[B', heads, N, D]`, as the layer made it; key and value likewise.
-        key: `[B', heads, M, D]`.
-        value: `[B', heads, M, D]`.
-        mask: of `scaled_dot_product_attention`, or `None`.
-        scale: factor of the logits; `None` is D^-½.
         number: which of the calls that the layer makes in one forward, 0 first.
         disturbs: whether PAG's processor runs, which lets the disturbed samples attend to nothing.
     """
 
     layer: Layer
-    query: torch.Tensor
-    key: torch.Tensor
-    value: torch.Tensor
-    mask: torch.Tensor | None
-    scale: float | None
     number: int
-    disturbs: bool = False
+    disturbs: bool
 
     @property
     def of_text(self) -> bool:
@@ -58,14 +48,38 @@ class Attention:
 
         Wan 2.1's image-to-video model attends to the image first, an IP-Adapter to the text.
         """
-        if self.layer.range is not None:
-            return self.layer.range.holds(self.query.shape[2], self.key.shape[2])
-        return self.layer.text_call in (None, self.number)
+        return self.layer.range is not None or self.layer.text_call in (None, self.number)
 
     @property
     def sample(self) -> int | None:
         """The sample that it is for, in a layer that attends once for each."""
         return self.number if self.layer.text_call is None else None
+
+
+@dataclass(frozen=True)
+class Attention(Place):
+    """A call of scaled dot-product attention within a layer.
+
+    Attributes:
+        query: `[B', heads, N, D]`, as the layer made it; key and value likewise.
+        key: `[B', heads, M, D]`.
+        value: `[B', heads, M, D]`.
+        mask: of `scaled_dot_product_attention`, or `None`.
+        scale: factor of the logits; `None` is D^-½.
+    """
+
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    mask: torch.Tensor | None
+    scale: float | None
+
+    @property
+    def of_text(self) -> bool:
+        """As of a `Place`; where the user has named the range of the text, only the numbers of tokens tell."""
+        if self.layer.range is not None:
+            return self.layer.range.holds(self.query.shape[2], self.key.shape[2])
+        return super().of_text
 
 
 @dataclass(frozen=True)
@@ -94,8 +108,10 @@ class MapRequest:
 
 def attend(
     attention: Attention, band: dict[str, Any], requests: Sequence[MapRequest], backend: str
-) -> torch.Tensor:
-    """Computes the output of a layer and hands its maps to those who want them.
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Computes the output of a layer, and for each request maps as the operations give them, for `hand_over`.
+
+    Nothing here looks at what changes from call to call but tensors: this is what becomes part of a compiled graph.
 
     Args:
         attention: the layer's call.
@@ -118,50 +134,45 @@ def attend(
     return _to_text(attention, requests, backend)
 
 
-def _temporal(attention, band, requests, backend) -> torch.Tensor:
+def _temporal(attention, band, requests, backend):
     _refuse_mask("temporal attention", attention.mask)
     result = temporal_attention(
         attention.query, attention.key, attention.value, scale=attention.scale, capture=bool(requests),
         backend=backend, **band,
     )  # fmt: skip
-    for request in requests:
-        frames, seen = request.geometry.latents[2], result.maps.shape[-1]
-        if seen != frames:
-            raise ArgumentError(
-                f"{attention.layer.name} sees {seen} of {frames} frames at a time (FreeNoise's windows): its maps cannot "
-                "be put together; do without temporal maps (Vico: flow='cross'), or take a context_length of the whole clip"
-            )
-        maps = result.maps.unflatten(0, (request.geometry.samples(attention.disturbs), -1))
-        request.receive(maps, request.geometry.grid(maps.shape[1]))
-    return result.out
+    return result.out, [result.maps] * len(requests)
 
 
-def _over_video(attention, band, requests, backend) -> torch.Tensor:
+def _over_video(attention, band, requests, backend):
     """Attention that spans the video, some of whose requests are for maps between frames."""
     words = [request for request in requests if request.over_frames is None]
-    whole = [request for request in requests if request.over_frames == "whole"]
-    for request in requests:  # first: the last one may end the forward, which then needs no output
-        if request.over_frames == "alone":
-            _hand_over_frames(attention, None, band, request, backend)
-    if not words and not whole:
-        if band:
-            return _under_band(attention, band, [], backend)
-        return _to_text(attention, [], backend)
+    whole = any(request.over_frames == "whole" for request in requests)
     options = _band_options(attention, band) if band else {"key_mask": _mask_of_video(attention)}
+    lse, of_words = None, []
     if words:
-        out, lse = _captured(attention, words, backend, **options)
-    else:
+        out, of_words, lse = _captured_with_lse(attention, words, backend, **options)
+    elif whole:
         out, _, lse = attention_with_capture(
             attention.query, attention.key, attention.value, None,
             scale=attention.scale, backend=backend, **options,
         )  # fmt: skip
-    for request in whole:
-        _hand_over_frames(attention, lse, band, request, backend)
-    return out
+    else:
+        out, _ = (
+            _under_band(attention, band, (), backend) if band else _to_text(attention, (), backend)
+        )
+    given = iter(of_words)
+    return out, [
+        next(given)
+        if request.over_frames is None
+        else _between_frames(
+            attention, lse if request.over_frames == "whole" else None, band, request, backend
+        )
+        for request in requests
+    ]
 
 
-def _hand_over_frames(attention: Attention, lse, band, request: MapRequest, backend: str) -> None:
-    """Makes the maps between frames at every place, and arranges the places row by row."""
+def _between_frames(attention, lse, band, request: MapRequest, backend: str) -> torch.Tensor:
+    """The maps between frames at every place, `[B', h·w, F, F]`, the places as the tokens are ordered."""
     geometry, tokens = request.geometry, attention.query.shape[2]
     grid = geometry.grid(tokens)
     begin = geometry.video_begins(attention.layer, tokens)
@@ -169,6 +180,11 @@ def _hand_over_frames(attention: Attention, lse, band, request: MapRequest, back
         raise ArgumentError(
             f"{attention.layer.name} attends from {tokens} tokens to {attention.key.shape[2]} and not from a video of "
             f"{grid} to itself: it has no maps between its frames; do without temporal maps (Vico: flow='cross')"
+        )
+    if context_of(geometry.denoiser) is not None:
+        raise ArgumentError(
+            f"{attention.layer.name} is shared out among processes: maps between frames cannot be had under context "
+            "parallelism; do without temporal maps (Vico: flow='cross')"
         )
     query, key, scale = attention.query, attention.key, attention.scale
     options = {"query_start": begin, "key_start": begin, "key_mask": _mask_of_video(attention)}
@@ -178,22 +194,20 @@ def _hand_over_frames(attention: Attention, lse, band, request: MapRequest, back
         query, key = banded_video(query, key, grid, begin, scale, band, backend)
         lse = None if lse is None else lse[:, :, begin : begin + math.prod(grid)]
         options = {}
-    maps = temporal_maps(query, key, lse, grid, scale=scale, backend=backend, **options)
-    if geometry.tile > 1:
-        places = torch.arange(maps.shape[1], device=maps.device)
-        maps = maps.index_select(1, _row_by_row(places, (1, *grid[1:]), geometry.tile)[0])
-    request.receive(maps, grid)
+    return temporal_maps(query, key, lse, grid, scale=scale, backend=backend, **options)
 
 
-def _under_band(attention, band, requests, backend) -> torch.Tensor:
+def _under_band(attention, band, requests, backend):
     """Attention over the tokens of a video, with or without those of a text, with a band by frame distance."""
-    banded = _band_options(attention, band)
-    if not requests:
-        return frame_band_attention(
-            attention.query, attention.key, attention.value, *banded["band"][:2],
-            scale=attention.scale, backend=backend, **_without_frames(band),
-        ).out  # fmt: skip
-    return _captured(attention, requests, backend, **banded)[0]
+    options = _band_options(attention, band)
+    if requests:
+        return _captured(attention, requests, backend, **options)
+    given, frames = attention, band["frames"]
+    found = frame_band_attention(
+        given.query, given.key, given.value, frames, frames, scale=given.scale, backend=backend,
+        **_without_frames(band),
+    )  # fmt: skip
+    return found.out, []
 
 
 def _band_options(attention: Attention, band: dict[str, Any]) -> dict[str, Any]:
@@ -206,27 +220,25 @@ def _without_frames(band: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in band.items() if name != "frames"}
 
 
-def _within_frames(attention, requests, backend) -> torch.Tensor:
+def _within_frames(attention, requests, backend):
     """Self-attention within a frame: every key is captured."""
     captured = attention_with_capture(
         attention.query, attention.key, attention.value,
         torch.arange(attention.key.shape[2], device=attention.query.device),
         scale=attention.scale, key_mask=per_key_mask(attention.mask), backend=backend,
     )  # fmt: skip
-    for request in requests:
-        maps = captured.maps.mT.unflatten(0, (request.geometry.latents[0], -1))  # [B, F, h·w, h·w]
-        request.receive(maps, request.geometry.grid(maps.shape[2]))
-    return captured.out
+    return captured.out, [captured.maps] * len(requests)
 
 
-def _to_text(attention, requests, backend) -> torch.Tensor:
+def _to_text(attention, requests, backend):
     if requests:
-        return _captured(attention, requests, backend, key_mask=_mask_of_video(attention))[0]
+        return _captured(attention, requests, backend, key_mask=_mask_of_video(attention))
     mask = per_key_mask(attention.mask) if backend == "auto" else _mask_of_video(attention)
-    return attention_alone(
+    out = attention_alone(
         attention.query, attention.key, attention.value,
         scale=attention.scale, key_mask=mask, backend=backend,
     )  # fmt: skip
+    return out, []
 
 
 def _mask_of_video(attention: Attention) -> torch.Tensor | None:
@@ -237,15 +249,21 @@ def _mask_of_video(attention: Attention) -> torch.Tensor | None:
     return mask
 
 
-def _captured(attention, requests, backend, **options) -> tuple[torch.Tensor, torch.Tensor]:
-    """The output and the log-sum-exp, with the maps of the first request in the same pass; those of others alone."""
+def _captured(attention, requests, backend, **options):
+    """The output and the maps of words."""
+    return _captured_with_lse(attention, requests, backend, **options)[:2]
+
+
+def _captured_with_lse(attention, requests, backend, **options):
+    """The output, with the maps of the first request in the same pass, those of others by themselves; log-sum-exp."""
     options |= {"scale": attention.scale, "backend": backend}
-    out = lse = None
+    out, found, lse = None, [], None
     for request in requests:
         geometry, keys = request.geometry, attention.key.shape[2]
         ids, there = geometry.keys(attention.layer, keys, request.token_ids, attention.sample)
-        if geometry.per_frame(attention.query.shape[2]):
-            ids = ids.repeat_interleave(geometry.grid(attention.query.shape[2])[0], dim=0)
+        each = attention.query.shape[0] // ids.shape[0]
+        if each > 1:  # the frames of a sample, which lie in the batch
+            ids = ids.repeat_interleave(each, dim=0)
         wanted = {**options, "head_reduction": request.head_reduction}
         if out is None:
             out, maps, lse = attention_with_capture(
@@ -253,9 +271,13 @@ def _captured(attention, requests, backend, **options) -> tuple[torch.Tensor, to
             )
         else:
             maps = capture_maps(attention.query, attention.key, ids, **wanted).maps
-        maps = _of_all_processes(maps, attention, geometry)
-        _hand_over(maps, there, attention, request)
-    return out, lse
+        if context_of(geometry.denoiser) is not None:
+            maps = _of_all_processes(maps, attention, geometry)
+        if there is not None:  # those of a token that is not there are zero
+            there = there.repeat_interleave(each, dim=0)
+            maps = maps * there.view(there.shape[0], *[1] * (maps.ndim - 3), -1, 1)
+        found.append(maps)
+    return out, found, lse
 
 
 def _of_all_processes(maps, attention, geometry) -> torch.Tensor:
@@ -265,21 +287,50 @@ def _of_all_processes(maps, attention, geometry) -> torch.Tensor:
     return whole_maps(maps, geometry.denoiser, attention.layer.module, heads, queries)
 
 
-def _hand_over(maps, there, attention: Attention, request: MapRequest) -> None:
-    """Arranges cross maps `[B', (heads,) K, N]` over the video; those of a token that is not there are zero."""
-    geometry, tokens = request.geometry, maps.shape[-1]
-    grid = geometry.grid(tokens)
-    if geometry.per_frame(tokens):
-        batch, frames = geometry.latents[0], grid[0]
-        maps = maps.unflatten(0, (batch, frames)).movedim(1, -2)  # [B, (heads,) K, F, h·w]
+def hand_over(place: Place, request: MapRequest, maps: torch.Tensor) -> None:
+    """Arranges maps over the video and gives them to who wants them.
+
+    Args:
+        place: where they are from.
+        request: of them.
+        maps: as `attend` returned them: cross `[B', (heads,) K, N]`, temporal `[B·h·w, F, F]` (`[B', h·w, F, F]` of
+            attention that spans the video), self `[B·F, h·w, h·w]` with the position that is looked at first.
+
+    Raises:
+        ArgumentError: for temporal maps of a part of the frames.
+    """
+    kind, geometry = place.layer.kind, request.geometry
+    if request.over_frames:
+        grid = geometry.grid(maps.shape[1])
+        if geometry.tile > 1:
+            places = torch.arange(maps.shape[1], device=maps.device)
+            maps = maps.index_select(1, _row_by_row(places, (1, *grid[1:]), geometry.tile)[0])
+        request.receive(maps, grid)
+    elif kind == "temporal":
+        _check_frames(place, geometry.latents[2], maps.shape[-1])
+        maps = maps.unflatten(0, (geometry.samples(place.disturbs), -1))
+        request.receive(maps, geometry.grid(maps.shape[1]))
+    elif kind == "self":
+        maps = maps.mT.unflatten(0, (geometry.latents[0], -1))  # [B, F, h·w, h·w]
+        request.receive(maps, geometry.grid(maps.shape[2]))
     else:
-        begin = geometry.video_begins(attention.layer, tokens)
-        maps = maps[..., begin : begin + math.prod(grid)]  # without the queries of a text
-        maps = _row_by_row(maps, grid, geometry.tile)
-    if there is not None:
-        shape = (there.shape[0], *[1] * (maps.ndim - 4), there.shape[1], 1, 1)
-        maps = maps * there.view(shape)
-    request.receive(maps.unflatten(-1, grid[1:]), grid)
+        grid = geometry.grid(tokens := maps.shape[-1])
+        if geometry.per_frame(tokens):
+            batch, frames = geometry.latents[0], grid[0]
+            maps = maps.unflatten(0, (batch, frames)).movedim(1, -2)  # [B, (heads,) K, F, h·w]
+        else:
+            begin = geometry.video_begins(place.layer, tokens)
+            maps = maps[..., begin : begin + math.prod(grid)]  # without the queries of a text
+            maps = _row_by_row(maps, grid, geometry.tile)
+        request.receive(maps.unflatten(-1, grid[1:]), grid)
+
+
+def _check_frames(place: Place, frames: int, seen: int) -> None:
+    if seen != frames:
+        raise ArgumentError(
+            f"{place.layer.name} sees {seen} of {frames} frames at a time (FreeNoise's windows): its maps cannot "
+            "be put together; do without temporal maps (Vico: flow='cross'), or take a context_length of the whole clip"
+        )
 
 
 def _row_by_row(maps: torch.Tensor, grid: Grid, tile: int) -> torch.Tensor:

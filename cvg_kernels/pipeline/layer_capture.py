@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from cvg_kernels.errors import ArgumentError
-from cvg_kernels.pipeline.attention import Attention, MapRequest
+from cvg_kernels.pipeline.attention import MapRequest, Place
+from cvg_kernels.pipeline.compiled import hearing, taking_part
 from cvg_kernels.pipeline.geometry import Geometry
-from cvg_kernels.pipeline.guards import check_extra_forwards, uncompiled
+from cvg_kernels.pipeline.guards import check_extra_forwards
 from cvg_kernels.pipeline.layers import Layer, attention_layers, frame_maps
 from cvg_kernels.pipeline.models import Grid, arguments_of, model_of, unwrap
 from cvg_kernels.pipeline.parallel import adding_up_gradients
@@ -91,11 +92,9 @@ class LayerCapture:
     def __enter__(self) -> LayerCapture:
         with ExitStack() as stack:
             stack.enter_context(tapped(self._chosen))
-            modules = [layer.module for layer, _ in self._chosen]
-            stack.enter_context(uncompiled(self.denoiser, modules))
-            network = unwrap(self.denoiser)
-            hook = network.register_forward_pre_hook(self._begin_call, with_kwargs=True)
-            stack.callback(hook.remove)
+            layers = [layer for layer, _ in self._chosen]
+            stack.enter_context(taking_part(self.denoiser, layers))
+            stack.enter_context(hearing(self.denoiser, self._begin_call))
             self._stack = stack.pop_all()
         return self
 
@@ -141,6 +140,8 @@ class LayerCapture:
 class _MapTap(Tap):
     """Asks one layer for its maps."""
 
+    foreseen = True
+
     def __init__(
         self, capture: LayerCapture, name: str, over_frames: Literal["alone"] | None
     ) -> None:
@@ -148,7 +149,5 @@ class _MapTap(Tap):
         self.name = name
         self.over_frames = over_frames
 
-    def maps(self, attention: Attention) -> MapRequest | None:
-        if not attention.of_text:
-            return None
-        return self.capture.request(self.name, self.over_frames)
+    def maps(self, place: Place) -> MapRequest | None:
+        return self.capture.request(self.name, self.over_frames) if place.of_text else None

@@ -19,10 +19,14 @@ from cvg_kernels.pipeline.layer_capture import LayerCapture  # noqa: E402
 from cvg_kernels.pipeline.layers import frame_maps  # noqa: E402
 from tests.coverage import gradients, oracle  # noqa: E402
 from tests.coverage.row import WORDS, Row  # noqa: E402
-from tests.coverage.test_coverage import GRADIENT, MAP, OUTPUT, answers, same_video  # noqa: E402
+from tests.coverage.table import LIMITS  # noqa: E402
+from tests.coverage.test_coverage import answers, same_video  # noqa: E402
 from tests.pipelines import PIPELINES  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+#: What rounding makes of a map, of a gradient, and of a denoiser's answers.
+MAP, GRADIENT, OUTPUT = (LIMITS[what] for what in ("capture", "gradient", "output"))
 
 #: The video is all there is, or stands last, behind a text, a condition or earlier frames.
 LAST = (
