@@ -162,10 +162,32 @@ def test_guidance_runs_in_graphs(how):
     run(pipe, options)
     assert graphs.new() == 1
     torch.testing.assert_close(guided(), want, **CLOSE)
-    assert graphs.new() == 1  # that of the maps and their gradient
+    # Of the maps and their gradient; the first block alone has no maps between frames, through which a flow comes.
+    assert graphs.new() == (2 if how is blocks else 1)
     with settled():
         guided(num_inference_steps=10)
         run(pipe, options)
+    assert graphs.new() == 0 and not counters["graph_break"]
+
+
+@pytest.mark.parametrize(
+    ("how", "name"), [(wrapped, "wan"), (blocks, "wan"), (wrapped, "cogvideox")]
+)
+def test_temporal_maps_in_graphs(how, name):
+    """Of attention that spans the video: those of the eager run, nothing compiled at later steps."""
+    pipe, options = PIPELINES[name].build()
+
+    def captured(**changes):
+        with cvg.capture(pipe, temporal=True) as found:
+            frames = run(pipe, options, **changes)
+        return frames, torch.stack([record.maps for record in found.records])
+
+    want = captured()
+    how(pipe, "transformer", backend=(graphs := Graphs()), fullgraph=True)
+    torch.testing.assert_close(captured(), want, **CLOSE)
+    assert graphs.new() == 1
+    with settled():
+        captured(num_inference_steps=10)
     assert graphs.new() == 0 and not counters["graph_break"]
 
 
