@@ -30,12 +30,19 @@ def fingerprint(denoiser: nn.Module, layers: Sequence[str]) -> dict[str, Any]:
         "norms": {
             name: [
                 float(f"{float(projection.weight.detach().float().norm()):.6g}")
-                for projection in (modules[name].to_q, modules[name].to_k)
+                for projection in _projections(modules[name])
             ]
             for name in layers
             if name in modules
         },
     }
+
+
+def _projections(module: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """Those of queries and keys; Kandinsky's layers have other names for them."""
+    if hasattr(module, "to_query"):
+        return module.to_query, module.to_key
+    return module.to_q, module.to_k
 
 
 def _class_name(network: nn.Module) -> str:

@@ -165,7 +165,12 @@ class VSTAR(Guidance):
                     f"pipe must have layers of softmax attention in which frames attend to each other, which "
                     f"{type(unwrap(denoiser)).__name__} has not"
                 )
-            if model_of(denoiser).frames_in_batch:
+            model = model_of(denoiser)
+            if self.prompts is not None and model.image_behind_text:
+                raise ArgumentError(
+                    f"prompts must be None for {type(unwrap(denoiser)).__name__}, whose layers see an image with the text"
+                )
+            if model.frames_in_batch:
                 continue
             for name in ("prompts", "trained_frames"):
                 if getattr(self, name) is not None:

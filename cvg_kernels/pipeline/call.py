@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -64,7 +65,7 @@ class Call:
         """Table entry of the denoiser."""
         return model_of(self.denoiser)
 
-    @property
+    @cached_property
     def geometry(self) -> Geometry:
         """How the tokens of the call lie."""
         geometry = Geometry.of(self.denoiser, self.arguments)
@@ -173,7 +174,8 @@ class Call:
             raise ArgumentError(
                 f"timestep must have one value a frame or a token of the grid {grid}, got {tuple(timesteps.shape)}"
             )
-        noisy = (each[:, -size:] > 0).unflatten(1, grid)
+        own = each[:, :size] if model.condition_behind else each[:, -size:]
+        noisy = (own > 0).unflatten(1, grid)
         for axis, full in enumerate(self.latents.shape[2:], start=1):
             noisy = noisy.repeat_interleave(full // noisy.shape[axis], dim=axis)
         return noisy[:, None]

@@ -121,3 +121,17 @@ def grids_of(case: PipelineCase) -> set[Grid]:
         return {(frames, rows, columns), (frames, -(-rows // 2), -(-columns // 2))}
     together = 2 if case.name == "cogvideox15" else 1
     return {(frames // together, rows // 2, columns // 2)}
+
+
+def video_begins(case: PipelineCase, tokens: int, video: int) -> int:
+    """Where the tokens of the video begin in a sequence of video and text.
+
+    Args:
+        case: whose.
+        tokens: of the sequence.
+        video: tokens of the video.
+    """
+    if case.name == "framepack":
+        return 13  # behind the tokens of earlier frames
+    last = case.denoiser.startswith(("Hunyuan", "Mochi", "Motif"))
+    return 0 if last else tokens - video

@@ -136,7 +136,7 @@ def watched(
         return stock(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **options)
 
     def begin(module, args, arguments):
-        found.calls.append(Call(module, args, dict(arguments)))
+        found.calls.append(Call(module, *_copied((args, arguments))))
 
     def end(module, args, arguments, output):
         answer = output[0]  # none where a call only fills a cache
@@ -237,6 +237,11 @@ def places(
     return Places(
         [[at for t in word.split() for at in sorted(found[t])] for word in words], layers, joint
     )
+
+
+def _copied(arguments: tuple[tuple, dict[str, Any]]) -> tuple[tuple, dict[str, Any]]:
+    """The arguments of a call as they are now: some pipelines step in place."""
+    return tree_map_only(torch.Tensor, torch.clone, arguments)
 
 
 def _within(mixers: str, name: str) -> bool:

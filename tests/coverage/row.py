@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from tests.coverage import oracle
-from tests.coverage.facts import DECODED, MIXERS, OWN_SCHEDULER, grids_of
+from tests.coverage.facts import DECODED, MIXERS, OWN_SCHEDULER, grids_of, video_begins
 from tests.pipeline.snapshot import Snapshot
 from tests.pipelines import PIPELINES, PipelineCase, denoisers, run
 
@@ -115,8 +115,9 @@ class Row:
         keys, queries = seen.key.shape[2], seen.query.shape[2]
         if self.places.joint:
             video = math.prod(next(iter(self.grids)))
-            behind = min(at for word in self.places.words for at in word) < keys - video
-            return f"joint, the text {'first' if behind else 'last'}"
+            begin = video_begins(self.case, keys, video)
+            first = max(at for word in self.places.words for at in word) < begin
+            return f"joint, the text {'first' if first else 'last'}"
         whole = queries in {math.prod(grid) for grid in self.grids}
         return "cross, over the video" if whole else "cross, in each frame"
 
@@ -129,8 +130,9 @@ class Row:
             assert together.shape[1] in tokens, (self.case.name, together.shape, tokens)
             return together
         (video,) = tokens
-        text_first = min(at for word in self.places.words for at in word) < maps.shape[-1] - video
-        return together[:, -video:] if text_first else together[:, :video]
+        begin = video_begins(self.case, together.shape[1], video)
+        assert not any(begin <= at < begin + video for word in self.places.words for at in word)
+        return together[:, begin : begin + video]
 
     def seen_maps(self, watch: oracle.Watch, call: int) -> list[tuple[str, torch.Tensor]]:
         """Every layer's attention to the words in one call of the denoiser."""

@@ -210,3 +210,16 @@ def test_texts_of_several_lengths_in_a_batch(name):
         for layer, wanted in maps(alone, 1).items():
             assert wanted[:, 0].min() > 0 and not wanted[:, 5:].any()
             torch.testing.assert_close(found[layer][sample], wanted[0], rtol=1e-4, atol=1e-6)
+
+
+def test_texts_by_frame_are_refused_where_an_image_stands_with_the_text():
+    pipe, _ = PIPELINES["i2vgenxl"].build()
+    with pytest.raises(cvg.ArgumentError, match="prompts must be None for I2VGenXLUNet"):
+        cvg.VSTAR(sigma=None, prompts=["a red cat", "a blue dog"]).attach(pipe)
+    cvg.VSTAR(sigma=1.0).attach(pipe)
+
+
+def test_vstar_needs_attention_among_frames():
+    pipe, _ = PIPELINES["sana_video"].build()
+    with pytest.raises(cvg.ArgumentError, match="softmax attention .* SanaVideoTransformer3DModel"):
+        cvg.VSTAR().attach(pipe)

@@ -81,6 +81,7 @@ class Model:
             broadcast to `[B, 1, F, H, W]`; `None`: nowhere.
         shared: arguments that all samples of a call share, whatever the length of their first dimension.
         leaves_out: (denoiser, name of a layer) → whether it takes no part although a pattern fits.
+        image_behind_text: whether keys of an image stand behind the text's in the same call.
         text_projection: name of the module that the text passes before it reaches the layers.
         frame_positions: name of the buffer `[1, F, C]` that is added to the frames before the first temporal layer, in a
             model that has one in its forward (others have modules for it).
@@ -110,6 +111,7 @@ class Model:
         ("image_rotary_emb", "attention_kwargs", "cross_attention_kwargs")
     )
     leaves_out: Callable[[nn.Module, str], bool] | None = None
+    image_behind_text: bool = False
     text_projection: str | None = None
     frame_positions: str | None = None
     temporal_modules: re.Pattern[str] | None = None
