@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import torch
 from torch import nn
 
 from cvg_kernels.backends import parse_backend
+from cvg_kernels.capturing.choice import chosen_layers, chosen_steps
 from cvg_kernels.capturing.records import Record, heat_map
 from cvg_kernels.errors import ArgumentError, GuidanceWarning, check_flag
 from cvg_kernels.pipeline.attention import Attention, MapRequest
@@ -81,11 +81,11 @@ class Capture:
         self.prompt = prompt
         self._pipe: Any = pipe
         self._words = words
-        self._chosen = _chooser(layers)
+        self._chosen = chosen_layers(layers)
         self._layers = layers
         self._kinds = ({"temporal"} if temporal else set()) | ({"cross"} if words else set())
         self._head_reduction = head_reduction
-        self._steps = _steps(steps)
+        self._steps = chosen_steps(steps)
         self._gradients = gradients
         self._own_loop = own_loop or gradients
         self._keep = keep
@@ -249,7 +249,7 @@ class Capture:
             if self._words == "all":
                 self.tokens = [text.all_words() for text in call.texts]
             else:
-                self.tokens = call.find([self._words] * len(call.texts))
+                self.tokens = call.find([self._words] * call.sampling.samples)
             if len({len(spans) for spans in self.tokens}) > 1:
                 raise ArgumentError("words='all' needs prompts of the same number of tokens")
             return TokenTable.of(self.tokens)
@@ -328,51 +328,6 @@ class _Recorder(Tap):
         return MapRequest(
             recorded.geometry, receive, ids, capture._head_reduction, capture._backend
         )
-
-
-def _chooser(layers: Any) -> Callable[[str], bool]:
-    """Which layers are wanted, by name."""
-    if layers is None:
-        return lambda name: True
-    if isinstance(layers, str):
-        try:
-            return lambda name, pattern=re.compile(layers): pattern.search(name) is not None
-        except re.error as error:
-            raise ArgumentError(
-                f"layers must be a regular expression, got {layers!r}: {error}"
-            ) from None
-    if callable(layers):
-        return layers
-    if isinstance(layers, (list, tuple, set, frozenset)) and all(
-        isinstance(n, str) for n in layers
-    ):
-        return frozenset(layers).__contains__
-    raise ArgumentError(
-        f"layers must be a regular expression, a list of names, a function of the name or None, got {layers!r}"
-    )
-
-
-def _steps(steps: Any) -> frozenset[int] | range | None:
-    """Which steps are wanted."""
-    if steps is None:
-        return None
-    if isinstance(steps, range) and steps and min(steps[0], steps[-1]) >= 0:
-        return steps  # however long
-    if isinstance(steps, int) and not isinstance(steps, bool):
-        steps = (steps,)
-    try:
-        chosen = frozenset(steps)
-    except TypeError:
-        raise ArgumentError(
-            f"steps must be numbers of steps, 0 first, or None, got {steps!r}"
-        ) from None
-    if not chosen or any(
-        not isinstance(at, int) or isinstance(at, bool) or at < 0 for at in chosen
-    ):
-        raise ArgumentError(
-            f"steps must be numbers of steps, 0 first, or None, got {sorted(map(str, chosen))}"
-        )
-    return chosen
 
 
 def capture(

@@ -64,7 +64,7 @@ class FrameTexts:
             return None
         made = []
         for prompt in prompts:
-            states = call.sampling.encode(self._states(prompt), call.text.device)
+            states = call.sampling.prompt.encode(self._states(prompt), call.text.device)
             texts, there = frame_texts(
                 [state.to(call.text.dtype) for state in states], call.latents.shape[2]
             )

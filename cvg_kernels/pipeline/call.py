@@ -95,8 +95,10 @@ class Call:
         Raises:
             ArgumentError: for a word that is not there.
         """
+        if all(isinstance(word, TokenSpan) for each in words for word in each):
+            return [list(each) for each in words]  # the texts need not be known
         return [
-            text.find(each, convert=self.sampling.convert)
+            text.find(each, convert=self.sampling.prompt.convert)
             for text, each in zip(self.texts, words, strict=True)
         ]
 
@@ -122,10 +124,18 @@ class Call:
 
         Args:
             samples: which.
+
+        Raises:
+            ArgumentError: if the model has an argument that cannot be cut.
         """
         batch = len(self.branches)
         if samples == slice(0, batch):
             return self
+        if self.arguments.get(self.model.whole) is not None:
+            raise ArgumentError(
+                f"{self.model.whole} of {type(unwrap(self.denoiser)).__name__} holds all branches of guidance in one, and "
+                "cannot be cut for a method's own calls: call the pipeline with guidance_scale=1"
+            )
 
         def cut(tensor: torch.Tensor) -> torch.Tensor:
             if tensor.ndim == 0 or tensor.shape[0] == 0 or tensor.shape[0] % batch:

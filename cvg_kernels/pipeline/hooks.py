@@ -21,6 +21,7 @@ from cvg_kernels.pipeline.call import Call, repeated, timestep_of
 from cvg_kernels.pipeline.exchange import Listener, exchange
 from cvg_kernels.pipeline.guards import differentiable, uncompiled, without_inference_tensors
 from cvg_kernels.pipeline.layers import Layer
+from cvg_kernels.pipeline.listening import listening
 from cvg_kernels.pipeline.models import arguments_of, denoisers_of, model_of, unwrap
 from cvg_kernels.pipeline.pag import Disturbance
 from cvg_kernels.pipeline.parallel import adding_up_gradients
@@ -166,10 +167,8 @@ class PipelineHooks:
             before, after = Listener(self._before), Listener(self._after)
             stack.callback(network.register_forward_pre_hook(before, with_kwargs=True).remove)
             stack.callback(network.register_forward_hook(after, always_call=True).remove)
-        encoder = getattr(self.pipe, "text_encoder", None)
-        if isinstance(encoder, nn.Module):
-            hook = encoder.register_forward_pre_hook(Listener(self._read), with_kwargs=True)
-            stack.callback(hook.remove)
+        for remove in listening(self.pipe, self._sampling.prompt):
+            stack.callback(remove)
         self._stepping = Stepping(self.pipe, self._sampling)
         for subscriber in self.subscribers:
             self._join(subscriber)
@@ -220,14 +219,8 @@ class PipelineHooks:
         result = stock(*args, **kwargs)
         if self._sampling is not None:
             arguments = named_arguments(type(self.pipe), "encode_prompt", "prompt", args, kwargs)
-            self._sampling.note_encoding(arguments, result)
+            self._sampling.prompt.note_encoding(arguments, result)
         return result
-
-    def _read(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        """Sees what the text encoder is given."""
-        ids = kwargs.get("input_ids", args[0] if args else None)
-        if self._sampling is not None and threading.get_ident() == self._thread:
-            self._sampling.note_ids(ids)
 
     # -- a call of the denoiser
 

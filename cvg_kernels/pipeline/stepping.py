@@ -16,7 +16,7 @@ from cvg_kernels.pipeline.exchange import exchange
 from cvg_kernels.pipeline.models import Model
 from cvg_kernels.pipeline.sampling import Sampling
 from cvg_kernels.pipeline.schedule import Schedule
-from cvg_kernels.pipeline.scheduler_memory import OwnMemory
+from cvg_kernels.pipeline.scheduler_memory import OwnMemory, moved
 from cvg_kernels.pipeline.schedulers import moved_step
 from cvg_kernels.pipeline.signatures import named_arguments
 
@@ -51,6 +51,7 @@ class Stepping:
         self.start: torch.Tensor | None = None
         #: How the pipeline scales the denoiser's input.
         self._scaling: Callable[[torch.Tensor], torch.Tensor] | None = None
+        self._own_scale: float | None = None  # where the pipeline does it by itself
         self._sampling.end_step()
 
     @property
@@ -62,6 +63,12 @@ class Stepping:
         """Notes the first denoiser call of a step."""
         self._timestep, self._model, self._made = call.timestep, call.model, None
         self._sampling.steps += call.leading
+        if call.model.scaled_by is None:
+            return
+        # Of the scheduler: the denoiser is told in its own dtype, perhaps a coarse one.
+        scale = call.model.scaled_by(call.arguments, float(self._scheduler.sigmas[call.index]))
+        if scale != 1:
+            self._scaling, self._own_scale = (lambda sample: sample * scale), scale
 
     def watch(self) -> None:
         """Listens to the scheduler that the pipeline has now: it may be exchanged between two steps."""
@@ -122,7 +129,9 @@ class Stepping:
         given = named_arguments(type(self._scheduler), "step", "sample", args, kwargs)
         made = self._made
         if made is None or not made.again(given):  # Cosmos asks twice: for x₀, and for the step
-            made = _Made(given.get("timestep"), self._model, self.shift, self.start)
+            made = _Made(
+                given.get("timestep"), self._model, self.shift, self.start, self._own_scale
+            )
             self._advance()
             self._made = made
         if self._own_memory is None:
@@ -149,7 +158,11 @@ class Stepping:
                 f"{type(self.pipe).__name__} gives its denoiser other latents than its scheduler steps on, perhaps scaled "
                 "by itself: a move of the ones is not known in the other, so they cannot be guided there"
             )
-        return moved_step(stock, self._scheduler, given, shift.to(sample.device))
+        shift = shift.to(sample.device)
+        if made.scale is not None:
+            # Of the pipeline's x₀ = c · x + …, the noise (x − x₀) / σ moves by (1 − c) / σ = c times the move.
+            given = {**given, "model_output": moved(given["model_output"], made.scale * shift)}
+        return moved_step(stock, self._scheduler, given, shift)
 
     def _scale(self, stock: Any, *args: Any, **kwargs: Any) -> Any:
         """The scheduler's `scale_model_input`: pipelines that call it give the denoiser latents on another scale."""
@@ -168,6 +181,7 @@ class _Made:
     model: Model | None
     shift: torch.Tensor | None
     start: torch.Tensor | None
+    scale: float | None
 
     def again(self, given: dict[str, Any]) -> bool:
         """Whether a call of the scheduler asks for the same step once more."""

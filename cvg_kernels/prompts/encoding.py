@@ -37,6 +37,45 @@ class Encoding:
     end: int | None
 
 
+@dataclass(frozen=True)
+class Template:
+    """The tokens that a text encoder is given around every prompt, padding aside."""
+
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+
+    def inside(self, tokenizer: Any, ids: Sequence[int]) -> tuple[int, int]:
+        """The first of a prompt's own ids, and the one after the last.
+
+        Args:
+            tokenizer: that made them.
+            ids: in the template, which may be cut off at the end, and padded.
+        """
+        start, kept = without_padding(tokenizer, ids)
+        pairs = enumerate(zip(kept, self.before, strict=False))
+        begun = next((at for at, (a, b) in pairs if a != b), min(len(kept), len(self.before)))
+        own = kept[begun:]
+        ends = (n for n in range(len(self.after), 0, -1) if own[-n:] == self.after[:n])
+        return start + begun, start + len(kept) - next(ends, 0)
+
+
+def without_padding(tokenizer: Any, ids: Sequence[int]) -> tuple[int, tuple[int, ...]]:
+    """How many ids are padding before a text, and the ids without the padding on either side.
+
+    Args:
+        tokenizer: that made them.
+        ids: of one text.
+    """
+    pad, first, last = tokenizer.pad_token_id, 0, len(ids)
+    if pad is None:
+        return 0, tuple(ids)
+    while last and ids[last - 1] == pad:
+        last -= 1
+    while first < last and ids[first] == pad != tokenizer.bos_token_id:
+        first += 1
+    return first, tuple(ids[first:last])
+
+
 def encode(tokenizer: Any, text: str, max_length: int | None = None) -> Encoding:
     """Tokenises a text.
 
@@ -67,14 +106,17 @@ def encode(tokenizer: Any, text: str, max_length: int | None = None) -> Encoding
     return Encoding(ids, text, offsets, begin, end)
 
 
-def decode(tokenizer: Any, ids: Sequence[int]) -> Encoding:
+def decode(tokenizer: Any, ids: Sequence[int], inside: tuple[int, int] | None = None) -> Encoding:
     """Puts a text together again from ids that a text encoder was given, padding and all.
 
     Args:
         tokenizer: that made them.
         ids: with or without begin, end and padding.
+        inside: the first of the text's own ids and the one after the last, where they stand in a template.
     """
     begin, first, last, end = own_tokens(tokenizer, ids)
+    if inside is not None:
+        first, last = inside
     text, offsets = _rebuild(tokenizer, ids, first, last)
     return Encoding(tuple(ids), text, _without_spaces(tokenizer, ids, text, offsets), begin, end)
 

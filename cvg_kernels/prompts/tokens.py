@@ -11,12 +11,9 @@ from typing import Any
 
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.prompts import encoding
-from cvg_kernels.prompts.encoding import Encoding
+from cvg_kernels.prompts.encoding import Encoding, Template
 from cvg_kernels.prompts.inflection import other_forms
 from cvg_kernels.prompts.matching import FoldedText, fold, words_in
-
-#: A word or phrase, or that and which of its occurrences (0 is the first).
-Word = str | tuple[str, int]
 
 #: As words, the tokens that a text encoder has before and after the prompt.
 BEGIN, END = "<begin>", "<end>"
@@ -29,7 +26,7 @@ class TokenSpan:
     Attributes:
         word: as the caller gave it.
         occurrence: which of its occurrences.
-        ids: positions in the text encoder's sequence.
+        ids: positions in the text that the denoiser is given, or in a text encoder's sequence.
     """
 
     word: str
@@ -40,6 +37,10 @@ class TokenSpan:
     def label(self) -> str:
         """The name of the word; a later occurrence carries its number: "cat", "cat#1"."""
         return self.word if self.occurrence == 0 else f"{self.word}#{self.occurrence}"
+
+
+#: A word or phrase, or that and which of its occurrences (0 is the first); or a span that says itself where its tokens are.
+Word = str | tuple[str, int] | TokenSpan
 
 
 @dataclass(frozen=True)
@@ -72,19 +73,27 @@ class EncodedText:
         """Tokenises a prompt, cut off at the tokenizer's length.
 
         Args:
-            tokenizer: the pipeline's own, fast or slow.
+            tokenizer: the pipeline's own, fast or slow, or a processor that has one.
             prompt: the text.
         """
+        tokenizer = _text_tokenizer(tokenizer)
         return cls._of(tokenizer, encoding.encode(tokenizer, prompt))
 
     @classmethod
-    def of_ids(cls, tokenizer: Any, ids: Sequence[int], prompt: str | None = None) -> EncodedText:
+    def of_ids(
+        cls,
+        tokenizer: Any,
+        ids: Sequence[int],
+        prompt: str | None = None,
+        template: Template | Callable[[], Template] | None = None,
+    ) -> EncodedText:
         """Reads the ids that the text encoder was really given: cleaned, rewritten, in a template, padded.
 
         Args:
-            tokenizer: the pipeline's own.
+            tokenizer: the pipeline's own, or a processor that has one.
             ids: of one sample, padding and all; a list or a tensor `[T]`.
             prompt: if its tokens are these ids, its spelling is kept; if a template holds it, the rest is left out.
+            template: the template's tokens, or what finds them out; without it, the prompt is looked for in the text.
 
         Raises:
             ArgumentError: for ids of another form.
@@ -94,13 +103,31 @@ class EncodedText:
             raise ArgumentError(
                 f"ids must be the token ids of one text, a list of integers, got {_shown(ids)}"
             )
+        tokenizer = _text_tokenizer(tokenizer)
         if prompt is None:
             return cls._of(tokenizer, encoding.decode(tokenizer, ids))
         same = encoding.shifted(encoding.encode(tokenizer, prompt, len(ids)), ids, tokenizer)
         if same is not None:
             return cls._of(tokenizer, same)
+        if template is not None:
+            known = template if isinstance(template, Template) else template()
+            inside = encoding.decode(tokenizer, ids, known.inside(tokenizer, ids))
+            return replace(cls._of(tokenizer, inside), prompt=prompt)
         made = cls._of(tokenizer, encoding.decode(tokenizer, ids))
         return replace(made, prompt=prompt)._without_template()
+
+    def placed(self, rows: Sequence[int | None]) -> EncodedText:
+        """The text as its tokens stand in what a pipeline makes of the text encoder's output.
+
+        Args:
+            rows: per token of that, its position in the text encoder's sequence, or `None` for what is not of it.
+        """
+        offsets = {at: self.offsets[row] for at, row in enumerate(rows) if row in self.offsets}
+        begin, end = (
+            None if marker is None or marker not in rows else list(rows).index(marker)
+            for marker in (self.begin, self.end)
+        )
+        return replace(self, offsets=offsets, begin=begin, end=end, length=len(rows))
 
     @classmethod
     def _of(cls, tokenizer: Any, made: Encoding) -> EncodedText:
@@ -112,16 +139,29 @@ class EncodedText:
 
     def _without_template(self) -> EncodedText:
         """The text without the template around the prompt, if there is one."""
-        places = FoldedText.of(self.text).places([self.prompt])
-        if not places:
+        place = self._place_of_prompt()
+        if place is None:
             return self
-        start, end = places[-1]  # instructions come before what they are about
+        start, end = place
         offsets = {
             at: (max(low, start) - start, min(high, end) - start)
             for at, (low, high) in self.offsets.items()
             if low < end and high > start
         }
         return replace(self, text=self.text[start:end], offsets=offsets)
+
+    def _place_of_prompt(self) -> tuple[int, int] | None:
+        """Characters of the prompt, or of as much of it as was kept, in the text of a template."""
+        text = self._folded
+        places = text.places([self.prompt])
+        if places:
+            return places[-1]  # instructions come before what they are about
+        for _, end in reversed(words_in(self.prompt)):
+            places = text.places([self.prompt[:end]])
+            rest = fold(self.prompt[end:]).lstrip()
+            if places and rest.startswith(fold(self.text[places[-1][1] :]).strip()):
+                return places[-1][0], len(self.text)
+        return None
 
     @property
     def ids(self) -> tuple[int, ...]:
@@ -139,7 +179,7 @@ class EncodedText:
         tokenizer's own spelling of them, are the tokens around the prompt.
 
         Args:
-            words: each a word or phrase, or a pair of it and its occurrence.
+            words: each a word or phrase, or a pair of it and its occurrence; a `TokenSpan` stays as it is.
             convert: how the pipeline rewrites a text before it tokenises it (`pipe.maybe_convert_prompt` makes the several
                 tokens of a textual inversion of its one name).
 
@@ -147,8 +187,13 @@ class EncodedText:
             ArgumentError: for an entry that is no word, a word that is not in the text (names the nearest, lists those
                 there), an occurrence it does not have, one that was cut off, or a begin or end token that is not there.
         """
-        entries = [word_and_occurrence(one) for one in checked_words(words)]
-        return [TokenSpan(*entry, self._ids_of(*entry, convert)) for entry in entries]
+        spans = []
+        for one in checked_words(words):
+            word, occurrence = word_and_occurrence(one)
+            known = isinstance(one, TokenSpan)
+            ids = one.ids if known else self._ids_of(word, occurrence, convert)
+            spans.append(TokenSpan(word, occurrence, ids))
+        return spans
 
     def all_words(self) -> list[TokenSpan]:
         """Every token of the prompt as a word of its own, named by its characters; a space by "▁"."""
@@ -227,7 +272,7 @@ def checked_words(words: Any, source: str = "words") -> tuple[Word, ...]:
     """Returns words as a tuple.
 
     Args:
-        words: words, phrases, or pairs of one and its occurrence.
+        words: words, phrases, or pairs of one and its occurrence; or spans, which say where the tokens of a word are.
         source: the argument's name, for the error.
 
     Raises:
@@ -240,6 +285,9 @@ def checked_words(words: Any, source: str = "words") -> tuple[Word, ...]:
         raise ArgumentError(f"{source} must name at least one word, got none")
     for one in words:
         word_and_occurrence(one)
+        places = one.ids if isinstance(one, TokenSpan) else (0,)
+        if not places or not all(isinstance(at, int) and at >= 0 for at in places):
+            raise ArgumentError(f"{source}: a TokenSpan must have places from 0, got {one!r}")
     return words
 
 
@@ -286,7 +334,9 @@ def word_and_occurrence(given: Any) -> tuple[str, int]:
         ArgumentError: for anything else.
     """
     word, occurrence = (given, 0) if isinstance(given, str) else (None, None)
-    if isinstance(given, (tuple, list)) and len(given) == 2:
+    if isinstance(given, TokenSpan):
+        word, occurrence = given.word, given.occurrence
+    elif isinstance(given, (tuple, list)) and len(given) == 2:
         word, occurrence = given
     try:
         occurrence = -1 if isinstance(occurrence, bool) else operator.index(occurrence)
@@ -310,6 +360,11 @@ def _too_high(word: str, occurrence: int, count: int) -> ArgumentError:
         f"words: {word!r} occurs {count} time(s) in the prompt, so its occurrence must be 0 to {count - 1}, "
         f"got {occurrence}"
     )
+
+
+def _text_tokenizer(tokenizer: Any) -> Any:
+    """The tokenizer itself, of a processor of texts and images."""
+    return getattr(tokenizer, "tokenizer", tokenizer)
 
 
 def _shown(ids: list) -> str:

@@ -183,7 +183,6 @@ def test_a_word_beyond_the_text_is_refused(name):
     message = (
         "'dog' lies beyond the 6 tokens that the text encoder reads: .* raise max_sequence_length"
     )
-    from_embeddings = "token 7 lies beyond the 6 tokens of text .* raise max_sequence_length"
     for words in (["dog"], ["cat", "dog"]):
         for attach in (
             cvg.capture,
@@ -192,7 +191,7 @@ def test_a_word_beyond_the_text_is_refused(name):
             with pytest.raises(cvg.ArgumentError, match=message), attach(pipe, words, prompt=None):
                 run(pipe, options)
             with (
-                pytest.raises(cvg.ArgumentError, match=from_embeddings),
+                pytest.raises(cvg.ArgumentError, match=message),
                 attach(pipe, words, prompt=PROMPT),
             ):
                 run(pipe, options, None, **given)

@@ -10,10 +10,14 @@ from torch.nn import functional
 
 pytest.importorskip("diffusers")
 
+pytest.importorskip("transformers")
+
 import diffusers  # noqa: E402
 
+import cvg_kernels as cvg  # noqa: E402
 from cvg_kernels.pipeline.layer_capture import LayerCapture  # noqa: E402
 from cvg_kernels.pipeline.layers import attention_layers  # noqa: E402
+from tests.pipelines import PIPELINES, run  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -138,3 +142,80 @@ def test_ltx_with_frames_that_are_given_for_later():
     layer = "transformer_blocks.0.attn2"
     arguments["encoder_attention_mask"] = None
     check(network, arguments, (4, rows, columns), {layer: (1, 4)}, {layer: 12})
+
+
+def test_kandinsky_whose_tokens_are_in_tiles():
+    """Sparse attention that sees all blocks is the usual one, the tokens of a frame tile by tile: the maps are the same."""
+    network = diffusers.Kandinsky5Transformer3DModel(
+        in_visual_dim=4, in_text_dim=8, in_text_dim2=8, time_dim=16, out_visual_dim=4, model_dim=32,
+        patch_size=(1, 2, 2), ff_dim=32, num_text_blocks=1, num_visual_blocks=2, axes_dims=(4, 4, 8),
+        visual_cond=False, attention_type="nabla",
+    ).eval()  # fmt: skip
+    for name, parameter in network.named_parameters():
+        if "modulation" in name:
+            torch.nn.init.normal_(parameter, std=0.2)
+    frames, rows, columns = 2, 8, 16
+    arguments = {
+        "hidden_states": torch.randn(1, frames, 2 * rows, 2 * columns, 4),
+        "encoder_hidden_states": torch.randn(1, 7, 8),
+        "timestep": torch.tensor([500.0]),
+        "pooled_projections": torch.randn(1, 8),
+        "visual_rope_pos": [torch.arange(size) for size in (frames, rows, columns)],
+        "text_rope_pos": torch.arange(7),
+    }
+    layers = [layer.name for layer in attention_layers(network)]
+    assert layers == [f"visual_transformer_blocks.{at}.cross_attention" for at in range(2)]
+    blocks = frames * rows * columns // 64
+    sparse = {"sta_mask": torch.ones(1, 1, blocks, blocks, dtype=torch.bool), "P": 1.0}
+    found = []
+    for params, backend in ((None, "native"), ({**sparse, "to_fractal": True}, "flex")):
+        for block in network.visual_transformer_blocks:
+            block.self_attention.set_attention_backend(backend)
+        with torch.no_grad(), LayerCapture(network, IDS, layers) as capture:
+            given = {**arguments, "sparse_params": params}
+            found.append(capture.run(lambda given=given: network(**given)))
+    usual, tiled = found
+    for name in layers:
+        assert usual[name].shape == (1, 2, frames, rows, columns)
+        # its rotations are rounded to bfloat16
+        torch.testing.assert_close(tiled[name], usual[name], rtol=2e-2, atol=1e-4)
+    spread = usual[layers[0]].std() / usual[layers[0]].mean()
+    assert spread > 0.05
+
+
+def test_stable_video_diffusion_has_temporal_maps_and_no_words():
+    pipe, options = PIPELINES["svd"].build()
+    with pytest.raises(cvg.ArgumentError, match="attends to no text"):
+        cvg.capture(pipe, ["cat"]).__enter__()
+    stock, seen, now = functional.scaled_dot_product_attention, [], [None]
+
+    def spy(query, key, value, attn_mask=None, **rest):
+        if now[0]:
+            maps = (query.double() @ key.double().mT * query.shape[-1] ** -0.5).softmax(-1)
+            seen.append((now[0], maps.mean(1).float()))
+        return stock(query, key, value, attn_mask=attn_mask, **rest)
+
+    handles = []
+    for name, module in pipe.unet.named_modules():
+        if "temporal_transformer_blocks" in name and name.endswith("attn1"):
+            handles.append(
+                module.register_forward_pre_hook(lambda *_, name=name: now.__setitem__(0, name))
+            )
+            handles.append(module.register_forward_hook(lambda *_: now.__setitem__(0, None)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(functional, "scaled_dot_product_attention", spy)
+        video = run(pipe, options)
+    for handle in handles:
+        handle.remove()
+    with cvg.capture(pipe, temporal=True) as captured:
+        torch.testing.assert_close(run(pipe, options), video, rtol=1e-4, atol=1e-4)
+    records = iter(captured.records)
+    for name, maps in seen:
+        for branch, part in zip(("uncond", "cond"), maps.chunk(2), strict=True):
+            record = next(records)
+            assert (record.layer, record.branch, record.kind) == (name, branch, "temporal")
+            torch.testing.assert_close(record.maps[0], part, rtol=1e-4, atol=1e-6)
+    assert next(records, None) is None and seen
+    with cvg.TemporalBand(step_size=0.1, stop=0.3).attach(pipe) as guided:
+        moved = run(pipe, options)
+    assert guided.guided == [(0, 0)] and (moved - video).abs().max() > 1e-4

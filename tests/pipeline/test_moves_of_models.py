@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -12,6 +12,7 @@ pytest.importorskip("transformers")
 
 import cvg_kernels as cvg  # noqa: E402
 from cvg_kernels.guidance.base import Guidance  # noqa: E402
+from cvg_kernels.pipeline.models import MODELS  # noqa: E402
 from tests.pipelines import PIPELINES, denoisers, run  # noqa: E402
 from tests.pipelines.hunyuan import token_replaced  # noqa: E402
 
@@ -68,8 +69,11 @@ def inputs_of(pipe, options, case) -> list[torch.Tensor]:
     return seen
 
 
-def check(case, pipe, options, given: int = 0) -> None:
-    """Asserts that later calls are given latents that are moved as those of the step are, but for the first frames."""
+def check(case, pipe, options, given: int = 0, scale: bool = False) -> None:
+    """Asserts that later calls are given latents that are moved as those of the step are, but for the first frames.
+
+    `scale`: by the numbers of the move, but for a factor that the pipeline scales them by.
+    """
     stock = inputs_of(pipe, options, case)
     push = Push()
     with push.attach(pipe) as guided:
@@ -88,6 +92,9 @@ def check(case, pipe, options, given: int = 0) -> None:
             assert not change.any()
             continue
         change = change.narrow(case.channel_axis, 0, want.shape[case.channel_axis])
+        if scale and number == each:
+            want = want * float((want * change).sum() / want.square().sum())
+            assert 0.01 < float(want.std()) < 0.99
         torch.testing.assert_close(change, want.expand_as(change), rtol=1e-4, atol=1e-4)
 
 
@@ -98,6 +105,26 @@ def test_a_move_is_in_every_later_call(name):
     check(case, pipe, options, given=name in ("ltx_i2v", "ltx_condition"))
 
 
+def test_a_move_where_the_pipeline_scales_by_itself():
+    """Cosmos 2: c · x is moved by as much at every later step, for the x₀ made of c · x and the answer moves along."""
+    case = PIPELINES["cosmos2_video2world"]
+    pipe, options = case.build()
+    check(case, pipe, options, given=1, scale=True)
+
+
+def test_latents_that_are_not_those_of_the_scheduler(monkeypatch):
+    """A pipeline that scales them unknown to the table: refused, not silently moved by something else."""
+    monkeypatch.setitem(
+        MODELS,
+        "CosmosTransformer3DModel",
+        replace(MODELS["CosmosTransformer3DModel"], scaled_by=None),
+    )
+    pipe, options = PIPELINES["cosmos2_video2world"].build()
+    message = "gives its denoiser other latents than its scheduler steps on"
+    with pytest.raises(cvg.ArgumentError, match=message), Push().attach(pipe):
+        run(pipe, options)
+
+
 def test_a_frame_whose_tokens_are_replaced_stays():
     case, (pipe, options) = PIPELINES["hunyuan_video_i2v"], token_replaced()
     check(case, pipe, options, given=1)
@@ -106,12 +133,14 @@ def test_a_frame_whose_tokens_are_replaced_stays():
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("cosmos2_video2world", "gives its denoiser other latents than its scheduler steps on"),
         ("skyreels_v2_df", "does not step with the `step` of its own scheduler"),
+        ("anyflow_far", "kv_cache of AnyFlowFARTransformer3DModel holds all branches"),
     ],
 )
 def test_where_a_move_would_be_lost_it_is_refused(name, message):
     pipe, options = PIPELINES[name].build()
+    if name == "anyflow_far":
+        options |= {"guidance_scale": 4.0, "negative_prompt": "running"}
     with pytest.raises(cvg.ArgumentError, match=message), Push().attach(pipe):
         run(pipe, options)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import nn
 
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.pipeline.models.grids import frame_patch_grid, patch_grid, token_grid
@@ -58,12 +59,19 @@ def _condition_mask(arguments: Arguments, config: Any) -> torch.Tensor | None:
     return arguments.get("condition_mask")
 
 
+def _cosmos2_scale(arguments: Arguments, sigma: float) -> float:
+    """Returns c = 1 / (1 + σ) for Cosmos 2, which tells the denoiser a time of every frame, and frames per second."""
+    of_frames = arguments["timestep"].ndim == 5 and arguments.get("fps") is not None
+    return 1 / (1 + sigma) if of_frames else 1.0
+
+
 #: Cosmos 1, 2 and 2.5.
 COSMOS = Model(
     patch_grid,
     (_TEXT, _VIDEO),
     batched_branches=False,
     given=_condition_mask,
+    scaled_by=_cosmos2_scale,
     shared=frozenset(("padding_mask",)),
 )
 
@@ -84,6 +92,11 @@ def _kandinsky_given(arguments: Arguments, config: Any) -> torch.Tensor | None:
     return arguments["hidden_states"][..., -1:].movedim(-1, 1)
 
 
+def _sparse_self_attention(denoiser: nn.Module, name: str) -> bool:
+    """Whether a layer attends by blocks, with flex attention."""
+    return name.endswith("self_attention") and denoiser.config.get("attention_type") == "nabla"
+
+
 #: Kandinsky 5: channels last; the blocks of the text take no part.
 KANDINSKY5 = Model(
     patch_grid,
@@ -95,5 +108,6 @@ KANDINSKY5 = Model(
     tiles=_kandinsky_tiles,
     channels_of=("in_visual_dim", "out_visual_dim"),
     given=_kandinsky_given,
+    leaves_out=_sparse_self_attention,
     batched_branches=False,
 )

@@ -76,10 +76,13 @@ class Model:
         image_call_first: whether a layer with keys of an image (`add_k_proj`) attends to that first, by a call of its own.
         call_per_sample: whether a layer attends once for each sample, without the padding of its text.
         masks_alike: whether a layer's mask, whatever its shape, is the same for all heads and all tokens of the video.
+        scaled_by: (arguments of a call, the scheduler's σ) → c, if the pipeline itself scales latents x to c · x for the
+            denoiser and makes the noise for its scheduler of c · x and the answer; 1 if it does not.
         prepares: (arguments of a call) → whether it fills a cache only and predicts nothing: such calls take no part.
         given: (arguments of a call, configuration) → where latents are given and not to be moved: 1 there and 0 elsewhere,
             broadcast to `[B, 1, F, H, W]`; `None`: nowhere.
         shared: arguments that all samples of a call share, whatever the length of their first dimension.
+        whole: an argument that holds all samples of a call in a way that cannot be cut, so that no call is made for some.
         leaves_out: (denoiser, name of a layer) → whether it takes no part although a pattern fits.
         image_behind_text: whether keys of an image stand behind the text's in the same call.
         text_projection: name of the module that the text passes before it reaches the layers.
@@ -105,11 +108,13 @@ class Model:
     image_call_first: bool = False
     call_per_sample: bool = False
     masks_alike: bool = False
+    scaled_by: Callable[[Arguments, float], float] | None = None
     prepares: Callable[[Arguments], bool] | None = None
     given: Callable[[Arguments, Any], torch.Tensor | None] | None = None
     shared: frozenset[str] = frozenset(
         ("image_rotary_emb", "attention_kwargs", "cross_attention_kwargs")
     )
+    whole: str | None = None
     leaves_out: Callable[[nn.Module, str], bool] | None = None
     image_behind_text: bool = False
     text_projection: str | None = None
@@ -193,15 +198,12 @@ class Model:
             arguments: of the call, by name.
             latents: others, `[B, C, F, H, W]`.
         """
-        given, made = arguments[self.latents], self.native(latents)
-        if self.axes == "BNC":
-            tokens = made.shape[1]
-            parts = (
-                [given[:, :-tokens], made]
-                if not self.condition_behind
-                else [made, given[:, tokens:]]
-            )
-            return torch.cat([part.to(given.dtype) for part in parts], dim=1)
-        axis = self.axes.index("C")
-        beside = given.narrow(axis, made.shape[axis], given.shape[axis] - made.shape[axis])
-        return torch.cat([made.to(given.dtype), beside], dim=axis)
+        given = arguments[self.latents]
+        made = self.native(latents).to(given.dtype)
+        axis = 1 if self.axes == "BNC" else self.axes.index("C")
+        own, there = made.shape[axis], given.shape[axis]
+        if own == there:  # with the strides that it has: others are rounded otherwise
+            return made
+        if self.axes == "BNC" and not self.condition_behind:
+            return torch.cat([given.narrow(axis, 0, there - own), made], dim=axis)
+        return torch.cat([made, given.narrow(axis, own, there - own)], dim=axis)

@@ -33,4 +33,4 @@ def _fills_cache(arguments: Arguments) -> bool:
 
 
 #: The video chunk by chunk, each attending to those before it by a cache and flex attention.
-ANYFLOW_FAR = replace(ANYFLOW, layers=ANYFLOW.layers[:1], prepares=_fills_cache)
+ANYFLOW_FAR = replace(ANYFLOW, layers=ANYFLOW.layers[:1], prepares=_fills_cache, whole="kv_cache")
