@@ -30,7 +30,10 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "gen1": ("Gen-1", "the same, of Gen-1's mixing"),
     "compile": ("compile", "maps of a denoiser under `torch.compile`"),
     "context_parallel": ("context parallel", "maps by two processes"),
-    "releases": ("releases", "of diffusers in which capture was right"),
+    "releases": (
+        "releases",
+        "of diffusers under which capture was run and right ([all that was run there](releases.md))",
+    ),
 }  # fmt: skip
 #: Columns whose values are bounds.
 BOUNDS = ("capture", "gradient", "output", "swap")

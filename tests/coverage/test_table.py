@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 
 import pytest
 
@@ -45,6 +46,25 @@ def test_every_case_has_a_row_and_every_refusal_a_reason(committed):
         missing = {"capture", "gradient", "swap", "vico", "cvg", "vstar", "gen1"} - row.keys()
         assert not missing, name
     assert committed["left_out"] == LEFT_OUT
+
+
+def test_the_releases_in_which_capture_is_right(coverage_note):
+    """Of the pipelines that `make matrix` runs under every release: from the first to the last, or each that is right."""
+    rows = json.loads((table.DOCS / "releases.json").read_text())["releases"]
+    numbers = list(rows)
+    for name in PIPELINES:
+        right = [
+            number
+            for number, row in rows.items()
+            if row["checks"].get(name, {}).get("capture") == "right"
+        ]
+        if not right:
+            continue
+        between = numbers[numbers.index(right[0]) : numbers.index(right[-1]) + 1]
+        first, last = (number.rpartition(".")[0] for number in (right[0], right[-1]))
+        coverage_note(
+            name, "releases", f"{first} to {last}" if right == between else ", ".join(right)
+        )
 
 
 def test_the_page_is_that_of_the_numbers(committed):
