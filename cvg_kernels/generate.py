@@ -227,13 +227,15 @@ def _call(pipe: Any, job: Job) -> torch.Tensor:
     options = {name: value for name, value in size.items() if value is not None}
     if job.negative_prompt is not None:
         options["negative_prompt"] = job.negative_prompt
-    # Latte's pipeline has a name of its own for it.
-    length = "num_frames" if "num_frames" in signature(pipe.__call__).parameters else "video_length"
-    options[length] = job.frames
+    known = signature(pipe.__call__).parameters
+    # Latte's and Sana's pipelines have names of their own for it.
+    lengths = ("num_frames", "video_length", "frames")
+    options[next(name for name in lengths if name in known)] = job.frames
+    if "guidance_scale" in known:  # a guider has it in newer pipelines
+        options["guidance_scale"] = job.guidance_scale
     frames = pipe(
-        job.prompt,
+        prompt=job.prompt,
         num_inference_steps=job.steps,
-        guidance_scale=job.guidance_scale,
         generator=torch.Generator().manual_seed(job.seed),
         output_type="pt",
         **options,
