@@ -40,10 +40,13 @@ def small_batches(monkeypatch):
 def run(tmp_path_factory):
     """The folder of a run that was finished once."""
     folder = tmp_path_factory.mktemp("run") / "run"
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # rounded as in the tests
     with pytest.MonkeyPatch.context() as patch:
         small_batches_by(patch)
         patch.setattr("cvg_kernels.shapes.log._EVERY", 1)
         train(folder, TINY, device=CPU)
+    torch.set_num_threads(before)
     return folder
 
 
