@@ -14,7 +14,7 @@ from cvg_kernels.backends import parse_backend
 from cvg_kernels.capturing.choice import chosen_layers, chosen_steps
 from cvg_kernels.capturing.records import Record, heat_map
 from cvg_kernels.errors import ArgumentError, GuidanceWarning, check_flag
-from cvg_kernels.pipeline.attention import Attention, MapRequest
+from cvg_kernels.pipeline.attention import MapRequest, Place
 from cvg_kernels.pipeline.call import Call
 from cvg_kernels.pipeline.geometry import Branch, Geometry
 from cvg_kernels.pipeline.hooks import PipelineHooks
@@ -218,6 +218,8 @@ class Capture:
             if layer.kind in self._kinds and self._chosen(layer.name)
         ]
 
+    changes_modules = False
+
     def modules(self, denoiser: nn.Module) -> Any:
         """Nothing else is changed."""
         return nullcontext()
@@ -300,6 +302,8 @@ class Capture:
 class _Recorder(Tap):
     """Asks one layer for its maps and records them."""
 
+    foreseen = True
+
     def __init__(self, capture: Capture, layer: Layer) -> None:
         self.capture = capture
         self.layer = layer
@@ -312,9 +316,9 @@ class _Recorder(Tap):
     def active(self) -> bool:
         return self._wanted() is not None
 
-    def maps(self, attention: Attention) -> MapRequest | None:
+    def maps(self, place: Place) -> MapRequest | None:
         capture, recorded = self.capture, self._wanted()
-        if recorded is None or not attention.of_text:
+        if recorded is None or not place.of_text:
             return None
         self.last = recorded
 

@@ -11,6 +11,7 @@ from cvg_kernels.errors import ArgumentError
 #: Operations, and the modules of `cvg_kernels.bench` that measure them.
 _BENCHMARKS = (
     "attention",
+    "compiled",
     "frame_band_attention",
     "guidance",
     "guidance_mix",

@@ -94,6 +94,11 @@ class Guidance:
         """Whether the method has a `before_step`."""
         return type(self).before_step is not Guidance.before_step
 
+    @property
+    def changes_modules(self) -> bool:
+        """Whether the method has `modules`, for which a compiled denoiser runs uncompiled."""
+        return type(self).modules is not Guidance.modules
+
     def check(self, pipe: Any) -> None:
         """Checks that a pipeline can be guided, before anything runs.
 

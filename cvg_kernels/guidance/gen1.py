@@ -20,8 +20,8 @@ from cvg_kernels.errors import ArgumentError
 from cvg_kernels.guidance.base import Guidance, check_number
 from cvg_kernels.ops import depth_structure, guidance_mix
 from cvg_kernels.pipeline.call import Call
+from cvg_kernels.pipeline.compiled import uncompiled
 from cvg_kernels.pipeline.exchange import replaced_forwards
-from cvg_kernels.pipeline.guards import uncompiled
 from cvg_kernels.pipeline.models import MODELS, denoisers_of, model_of, unwrap
 
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.ops import temporal_attention
-from cvg_kernels.pipeline.guards import uncompiled
+from cvg_kernels.pipeline.compiled import uncompiled
 from cvg_kernels.pipeline.models import unet_grid
 
 #: (columns of a layer's grid, columns of the latents) → options of `temporal_attention`.
@@ -95,7 +95,7 @@ def _regularised(
         return band(columns, latents[-1])
 
     with ExitStack() as stack:
-        stack.enter_context(uncompiled(unet, attentions))
+        stack.enter_context(uncompiled(unet, [unet, *attentions]))
         stack.callback(unet.register_forward_pre_hook(begin_call, with_kwargs=True).remove)
         for attention in attentions:
             before = vars(attention).get("forward")

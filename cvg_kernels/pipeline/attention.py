@@ -23,32 +23,22 @@ from cvg_kernels.ops import (
 from cvg_kernels.pipeline.geometry import Geometry
 from cvg_kernels.pipeline.layers import Layer
 from cvg_kernels.pipeline.models import Grid
-from cvg_kernels.pipeline.parallel import whole_maps
+from cvg_kernels.pipeline.parallel import context_of, whole_maps
 
 
 @dataclass(frozen=True)
-class Attention:
-    """A call of scaled dot-product attention within a layer.
+class Place:
+    """Where attention is computed: what is known of a call before its tensors are.
 
     Attributes:
         layer: the layer.
-        query: `[B', heads, N, D]`, as the layer made it; key and value likewise.
-        key: `[B', heads, M, D]`.
-        value: `[B', heads, M, D]`.
-        mask: of `scaled_dot_product_attention`, or `None`.
-        scale: factor of the logits; `None` is D^-½.
         number: which of the calls that the layer makes in one forward, 0 first.
         disturbs: whether PAG's processor runs, which lets the disturbed samples attend to nothing.
     """
 
     layer: Layer
-    query: torch.Tensor
-    key: torch.Tensor
-    value: torch.Tensor
-    mask: torch.Tensor | None
-    scale: float | None
     number: int
-    disturbs: bool = False
+    disturbs: bool
 
     @property
     def of_text(self) -> bool:
@@ -56,14 +46,38 @@ class Attention:
 
         Wan 2.1's image-to-video model attends to the image first, an IP-Adapter to the text.
         """
-        if self.layer.range is not None:
-            return self.layer.range.holds(self.query.shape[2], self.key.shape[2])
-        return self.layer.text_call in (None, self.number)
+        return self.layer.range is not None or self.layer.text_call in (None, self.number)
 
     @property
     def sample(self) -> int | None:
         """The sample that it is for, in a layer that attends once for each."""
         return self.number if self.layer.text_call is None else None
+
+
+@dataclass(frozen=True)
+class Attention(Place):
+    """A call of scaled dot-product attention within a layer.
+
+    Attributes:
+        query: `[B', heads, N, D]`, as the layer made it; key and value likewise.
+        key: `[B', heads, M, D]`.
+        value: `[B', heads, M, D]`.
+        mask: of `scaled_dot_product_attention`, or `None`.
+        scale: factor of the logits; `None` is D^-½.
+    """
+
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    mask: torch.Tensor | None
+    scale: float | None
+
+    @property
+    def of_text(self) -> bool:
+        """As of a `Place`; where the user has named the range of the text, only the numbers of tokens tell."""
+        if self.layer.range is not None:
+            return self.layer.range.holds(self.query.shape[2], self.key.shape[2])
+        return super().of_text
 
 
 @dataclass(frozen=True)
@@ -89,8 +103,10 @@ class MapRequest:
 
 def attend(
     attention: Attention, band: dict[str, Any], requests: Sequence[MapRequest], backend: str
-) -> torch.Tensor:
-    """Computes the output of a layer and hands its maps to those who want them.
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Computes the output of a layer, and for each request maps as the operations give them, for `hand_over`.
+
+    Nothing here looks at what changes from call to call but tensors: this is what becomes part of a compiled graph.
 
     Args:
         attention: the layer's call.
@@ -111,71 +127,62 @@ def attend(
     return _to_text(attention, requests, backend)
 
 
-def _temporal(attention, band, requests, backend) -> torch.Tensor:
+def _temporal(attention, band, requests, backend):
     _refuse_mask("temporal attention", attention.mask)
     result = temporal_attention(
         attention.query, attention.key, attention.value, scale=attention.scale, capture=bool(requests),
         backend=backend, **band,
     )  # fmt: skip
-    for request in requests:
-        frames, seen = request.geometry.latents[2], result.maps.shape[-1]
-        if seen != frames:
-            raise ArgumentError(
-                f"{attention.layer.name} sees {seen} of {frames} frames at a time (FreeNoise's windows): its maps cannot "
-                "be put together; do without temporal maps (Vico: flow='cross'), or take a context_length of the whole clip"
-            )
-        maps = result.maps.unflatten(0, (request.geometry.samples(attention.disturbs), -1))
-        request.receive(maps, request.geometry.grid(maps.shape[1]))
-    return result.out
+    return result.out, [result.maps] * len(requests)
 
 
-def _under_band(attention, band, requests, backend) -> torch.Tensor:
+def _under_band(attention, band, requests, backend):
     """Attention over the tokens of a video, with or without those of a text, with a band by frame distance."""
     _refuse_mask("attention over a video", attention.mask)
     frames = band["frames"]
     options = {name: value for name, value in band.items() if name != "frames"}
-    if not requests:
-        return frame_band_attention(
-            attention.query, attention.key, attention.value, frames, frames, scale=attention.scale,
-            backend=backend, **options,
-        ).out  # fmt: skip
-    return _captured(attention, requests, backend, band=FrameBand(frames, frames, **options))
+    if requests:
+        return _captured(attention, requests, backend, band=FrameBand(frames, frames, **options))
+    found = frame_band_attention(
+        attention.query, attention.key, attention.value, frames, frames, scale=attention.scale,
+        backend=backend, **options,
+    )  # fmt: skip
+    return found.out, []
 
 
-def _within_frames(attention, requests, backend) -> torch.Tensor:
+def _within_frames(attention, requests, backend):
     """Self-attention within a frame: every key is captured."""
     captured = attention_with_capture(
         attention.query, attention.key, attention.value,
         torch.arange(attention.key.shape[2], device=attention.query.device),
         scale=attention.scale, key_mask=per_key_mask(attention.mask), backend=backend,
     )  # fmt: skip
-    for request in requests:
-        maps = captured.maps.mT.unflatten(0, (request.geometry.latents[0], -1))  # [B, F, h·w, h·w]
-        request.receive(maps, request.geometry.grid(maps.shape[2]))
-    return captured.out
+    return captured.out, [captured.maps] * len(requests)
 
 
-def _to_text(attention, requests, backend) -> torch.Tensor:
+def _to_text(attention, requests, backend):
     mask = per_key_mask(attention.mask)
     if attention.layer.masks_alike and mask is not None and (requests or backend != "auto"):
         mask = mask[:, :1, :1]  # of the first head and query, as of every other of the video
     if requests:
         return _captured(attention, requests, backend, key_mask=mask)
-    return attention_alone(
+    out = attention_alone(
         attention.query, attention.key, attention.value,
         scale=attention.scale, key_mask=mask, backend=backend,
     )  # fmt: skip
+    return out, []
 
 
-def _captured(attention, requests, backend, **options) -> torch.Tensor:
+def _captured(attention, requests, backend, **options):
     """The output, with the maps of the first request in the same pass; those of others by themselves."""
     options |= {"scale": attention.scale, "backend": backend}
-    out = None
+    out, found = None, []
     for request in requests:
         geometry, keys = request.geometry, attention.key.shape[2]
         ids, there = geometry.keys(attention.layer, keys, request.token_ids, attention.sample)
-        if geometry.per_frame(attention.query.shape[2]):
-            ids = ids.repeat_interleave(geometry.grid(attention.query.shape[2])[0], dim=0)
+        each = attention.query.shape[0] // ids.shape[0]
+        if each > 1:  # the frames of a sample, which lie in the batch
+            ids = ids.repeat_interleave(each, dim=0)
         wanted = {**options, "head_reduction": request.head_reduction}
         if out is None:
             out, maps, _ = attention_with_capture(
@@ -183,9 +190,13 @@ def _captured(attention, requests, backend, **options) -> torch.Tensor:
             )
         else:
             maps = capture_maps(attention.query, attention.key, ids, **wanted).maps
-        maps = _of_all_processes(maps, attention, geometry)
-        _hand_over(maps, there, attention, request)
-    return out
+        if context_of(geometry.denoiser) is not None:
+            maps = _of_all_processes(maps, attention, geometry)
+        if there is not None:  # those of a token that is not there are zero
+            there = there.repeat_interleave(each, dim=0)
+            maps = maps * there.view(there.shape[0], *[1] * (maps.ndim - 3), -1, 1)
+        found.append(maps)
+    return out, found
 
 
 def _of_all_processes(maps, attention, geometry) -> torch.Tensor:
@@ -195,21 +206,44 @@ def _of_all_processes(maps, attention, geometry) -> torch.Tensor:
     return whole_maps(maps, geometry.denoiser, attention.layer.module, heads, queries)
 
 
-def _hand_over(maps, there, attention: Attention, request: MapRequest) -> None:
-    """Arranges cross maps `[B', (heads,) K, N]` over the video; those of a token that is not there are zero."""
-    geometry, tokens = request.geometry, maps.shape[-1]
-    grid = geometry.grid(tokens)
-    if geometry.per_frame(tokens):
-        batch, frames = geometry.latents[0], grid[0]
-        maps = maps.unflatten(0, (batch, frames)).movedim(1, -2)  # [B, (heads,) K, F, h·w]
+def hand_over(place: Place, request: MapRequest, maps: torch.Tensor) -> None:
+    """Arranges maps over the video and gives them to who wants them.
+
+    Args:
+        place: where they are from.
+        request: of them.
+        maps: as `attend` returned them: cross `[B', (heads,) K, N]`, temporal `[B·h·w, F, F]`, self `[B·F, h·w, h·w]` with
+            the position that is looked at first.
+
+    Raises:
+        ArgumentError: for temporal maps of a part of the frames.
+    """
+    kind, geometry = place.layer.kind, request.geometry
+    if kind == "temporal":
+        _check_frames(place, geometry.latents[2], maps.shape[-1])
+        maps = maps.unflatten(0, (geometry.samples(place.disturbs), -1))
+        request.receive(maps, geometry.grid(maps.shape[1]))
+    elif kind == "self":
+        maps = maps.mT.unflatten(0, (geometry.latents[0], -1))  # [B, F, h·w, h·w]
+        request.receive(maps, geometry.grid(maps.shape[2]))
     else:
-        begin = geometry.video_begins(attention.layer, tokens)
-        maps = maps[..., begin : begin + math.prod(grid)]  # without the queries of a text
-        maps = _row_by_row(maps, grid, geometry.tile)
-    if there is not None:
-        shape = (there.shape[0], *[1] * (maps.ndim - 4), there.shape[1], 1, 1)
-        maps = maps * there.view(shape)
-    request.receive(maps.unflatten(-1, grid[1:]), grid)
+        grid = geometry.grid(tokens := maps.shape[-1])
+        if geometry.per_frame(tokens):
+            batch, frames = geometry.latents[0], grid[0]
+            maps = maps.unflatten(0, (batch, frames)).movedim(1, -2)  # [B, (heads,) K, F, h·w]
+        else:
+            begin = geometry.video_begins(place.layer, tokens)
+            maps = maps[..., begin : begin + math.prod(grid)]  # without the queries of a text
+            maps = _row_by_row(maps, grid, geometry.tile)
+        request.receive(maps.unflatten(-1, grid[1:]), grid)
+
+
+def _check_frames(place: Place, frames: int, seen: int) -> None:
+    if seen != frames:
+        raise ArgumentError(
+            f"{place.layer.name} sees {seen} of {frames} frames at a time (FreeNoise's windows): its maps cannot "
+            "be put together; do without temporal maps (Vico: flow='cross'), or take a context_length of the whole clip"
+        )
 
 
 def _row_by_row(maps: torch.Tensor, grid: Grid, tile: int) -> torch.Tensor:

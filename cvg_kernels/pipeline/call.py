@@ -31,7 +31,7 @@ class Call:
 
     Attributes:
         pipe: the pipeline that is running.
-        denoiser: the network.
+        denoiser: the network, or what is compiled around it.
         arguments: of the call, by name.
         latents: `[B, C, F, H, W]`, without the channels of a condition. For `Guidance.before_step` they are in float32
             and as the scheduler has them, else as the denoiser is given them.

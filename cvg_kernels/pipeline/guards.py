@@ -1,10 +1,9 @@
-"""What a network may be under when something is attached to it: compilation, caches, offloading, parallelism."""
+"""What a network may be under when something is attached to it: caches, offloading, parallelism."""
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -14,8 +13,6 @@ from torch.utils._pytree import tree_map_only
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.pipeline.models import unwrap
 from cvg_kernels.pipeline.parallel import check_gradients, check_maps
-
-_log = logging.getLogger("cvg_kernels")
 
 #: Hooks of diffusers that take a module's weights away after its forward.
 _WEIGHT_HOOKS = ("group_offloading", "lazy_prefetch_group_offloading", "layerwise_casting")
@@ -93,55 +90,3 @@ def without_inference_tensors(arguments: Any) -> Any:
             lambda tensor: tensor.clone() if tensor.is_inference() else tensor,
             arguments,
         )
-
-
-@contextmanager
-def uncompiled(
-    denoiser: nn.Module, touched: Sequence[nn.Module], *, say: bool = True
-) -> Iterator[None]:
-    """Runs the compiled parts of a denoiser as they were written, where they contain what is touched.
-
-    Compiled code knows nothing of hooks and taps that come later. Blocks without any stay compiled.
-
-    Args:
-        denoiser: as the pipeline has it, perhaps the result of `torch.compile`.
-        touched: modules with taps or hooks.
-        say: whether to say so in the log.
-    """
-    wanted = {id(module) for module in touched} | {id(unwrap(denoiser))}
-    with ExitStack() as stack:
-        names = []
-        for name, module in denoiser.named_modules():
-            compiled = getattr(module, "_compiled_call_impl", None) is not None
-            if not (compiled or hasattr(module, "_orig_mod")):
-                continue
-            if not any(id(part) in wanted for part in module.modules()):
-                continue
-            names.append(name or type(unwrap(module)).__name__)
-            if compiled:
-                stack.callback(setattr, module, "_compiled_call_impl", module._compiled_call_impl)
-                module._compiled_call_impl = None
-            if hasattr(module, "_orig_mod"):
-                stack.enter_context(_forward_of(module, module._orig_mod))
-        if names and say:
-            _log.warning(
-                "%s compiled; while attached to, it runs uncompiled",
-                f"{names[0]} is"
-                if len(names) == 1
-                else f"{names[0]} and {len(names) - 1} other modules are",
-            )
-        yield
-
-
-@contextmanager
-def _forward_of(wrapper: nn.Module, forward: nn.Module) -> Iterator[None]:
-    """Lets a wrapper of `torch.compile` call what it wraps."""
-    own = vars(wrapper).get("forward")
-    vars(wrapper)["forward"] = forward
-    try:
-        yield
-    finally:
-        if own is None:
-            del vars(wrapper)["forward"]
-        else:
-            vars(wrapper)["forward"] = own

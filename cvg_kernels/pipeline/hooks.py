@@ -18,13 +18,14 @@ from torch import nn
 
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.pipeline.call import Call, repeated, timestep_of
-from cvg_kernels.pipeline.exchange import Listener, exchange
-from cvg_kernels.pipeline.guards import differentiable, uncompiled, without_inference_tensors
+from cvg_kernels.pipeline.compiled import hearing, taking_part, uncompiled
+from cvg_kernels.pipeline.exchange import exchange
+from cvg_kernels.pipeline.guards import differentiable, without_inference_tensors
 from cvg_kernels.pipeline.layers import Layer
 from cvg_kernels.pipeline.listening import listening
 from cvg_kernels.pipeline.models import arguments_of, denoisers_of, model_of, unwrap
 from cvg_kernels.pipeline.pag import Disturbance
-from cvg_kernels.pipeline.parallel import adding_up_gradients
+from cvg_kernels.pipeline.parallel import adding_up_gradients, context_of
 from cvg_kernels.pipeline.sampling import Sampling
 from cvg_kernels.pipeline.signatures import named_arguments
 from cvg_kernels.pipeline.stepping import Stepping
@@ -37,6 +38,8 @@ class Subscriber(Protocol):
     """What is told of a pipeline's calls; see `PipelineSession` and `Capture`."""
 
     prompt: str | list[str] | None
+    #: Whether `modules` may change what a compiled network would not see.
+    changes_modules: bool
 
     def begin_run(self, sampling: Sampling) -> None:
         """A call of the pipeline begins."""
@@ -163,10 +166,7 @@ class PipelineHooks:
         self._pag = Disturbance(self.pipe)
         stack.callback(self._pag.end)
         for denoiser in denoisers_of(self.pipe):
-            network = unwrap(denoiser)
-            before, after = Listener(self._before), Listener(self._after)
-            stack.callback(network.register_forward_pre_hook(before, with_kwargs=True).remove)
-            stack.callback(network.register_forward_hook(after, always_call=True).remove)
+            stack.enter_context(hearing(denoiser, self._before, self._after))
         for remove in listening(self.pipe, self._sampling.prompt):
             stack.callback(remove)
         self._stepping = Stepping(self.pipe, self._sampling)
@@ -184,8 +184,11 @@ class PipelineHooks:
                 stack.enter_context(tapped(taps))
                 stack.enter_context(subscriber.modules(network))
                 self._layers += [layer for layer, _ in taps]
-                modules = [layer.module for layer, _ in taps]
-                stack.enter_context(uncompiled(denoiser, modules, say=self.runs == 1))
+                stack.enter_context(taking_part(denoiser, [layer for layer, _ in taps]))
+                changed = [layer.module for layer, tap in taps if not tap.foreseen]
+                if subscriber.changes_modules or context_of(network) is not None:
+                    changed.append(network)
+                stack.enter_context(uncompiled(denoiser, changed, say=self.runs == 1))
             self._frames[id(subscriber)] = stack.pop_all()
 
     def _joined(self) -> list[Subscriber]:
@@ -228,8 +231,8 @@ class PipelineHooks:
         """Decodes a call, moves the latents at the first one of a step, and tells the subscribers."""
         if threading.get_ident() != self._thread:
             raise ArgumentError(
-                f"{type(denoiser).__name__} is called from another thread while {type(self.pipe).__name__} runs on it with "
-                "something attached: let one run end before the other begins, or give each a denoiser of its own"
+                f"{type(unwrap(denoiser)).__name__} is called from another thread while {type(self.pipe).__name__} runs on "
+                "it with something attached: let one run end before the other begins, or give each a denoiser of its own"
             )
         if self._own is not None:
             self._calls.append(self._own)

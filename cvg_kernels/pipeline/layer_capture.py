@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 from cvg_kernels.errors import ArgumentError
-from cvg_kernels.pipeline.attention import Attention, MapRequest
+from cvg_kernels.pipeline.attention import MapRequest, Place
+from cvg_kernels.pipeline.compiled import hearing, taking_part
 from cvg_kernels.pipeline.geometry import Geometry
-from cvg_kernels.pipeline.guards import check_extra_forwards, uncompiled
+from cvg_kernels.pipeline.guards import check_extra_forwards
 from cvg_kernels.pipeline.layers import Layer, attention_layers
 from cvg_kernels.pipeline.models import Grid, arguments_of, model_of, unwrap
 from cvg_kernels.pipeline.parallel import adding_up_gradients
@@ -85,10 +86,8 @@ class LayerCapture:
     def __enter__(self) -> LayerCapture:
         with ExitStack() as stack:
             stack.enter_context(tapped([(layer, _MapTap(self, layer)) for layer in self._chosen]))
-            stack.enter_context(uncompiled(self.denoiser, [layer.module for layer in self._chosen]))
-            network = unwrap(self.denoiser)
-            hook = network.register_forward_pre_hook(self._begin_call, with_kwargs=True)
-            stack.callback(hook.remove)
+            stack.enter_context(taking_part(self.denoiser, self._chosen))
+            stack.enter_context(hearing(self.denoiser, self._begin_call))
             self._stack = stack.pop_all()
         return self
 
@@ -134,9 +133,11 @@ class LayerCapture:
 class _MapTap(Tap):
     """Asks one layer for its maps."""
 
+    foreseen = True
+
     def __init__(self, capture: LayerCapture, layer: Layer) -> None:
         self.capture = capture
         self.layer = layer
 
-    def maps(self, attention: Attention) -> MapRequest | None:
-        return self.capture.request(self.layer) if attention.of_text else None
+    def maps(self, place: Place) -> MapRequest | None:
+        return self.capture.request(self.layer) if place.of_text else None

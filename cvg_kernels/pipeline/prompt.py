@@ -182,7 +182,10 @@ class RunPrompt:
             return self.live.texts(prompts, each)
         options = {**self._options, **(self._encoding or {})}
         rehearsal = Rehearsal(self.pipe, options)
-        asked = _listed(self._encoding.get("prompt")) if self._sure else prompts
+        encoded = _listed((self._encoding or {}).get("prompt")) or []
+        # The pipeline may have rewritten the prompts; FreeNoise encodes one for every key frame.
+        own = self._encodes and (self._sure or len(encoded) == len(prompts))
+        asked = encoded if own else prompts
         with self._rehearsed():
             readings, reason = self._rehearse(rehearsal, asked)
         if reason:
@@ -214,7 +217,7 @@ class RunPrompt:
                     f"its embeddings have {self._length} tokens, not {len(reading.rows)} as those of its prompt",
                 )
             if not self.live.knows(reading.encoder, reading.ids):
-                return [], "its text encoder is given other tokens each time"
+                return [], "its text encoder was given other tokens than those of the prompt"
         return readings, None
 
     def _template(self, rehearsal: Rehearsal, encoder: str) -> Template:

@@ -137,7 +137,7 @@ class Rehearsal:
         options["prompt"] = prompts[0] if len(prompts) == 1 else list(prompts)
         with self._stand_ins(), _without_warnings():
             result = self._run(self.pipe, **options)
-        return flat(result[0] if isinstance(result, (tuple, list)) else result)
+        return flat(result[0] if isinstance(result, (tuple, list)) else result).cpu()
 
     @contextmanager
     def _stand_ins(self) -> Iterator[None]:
@@ -155,7 +155,7 @@ class Rehearsal:
 
     def _answer(self, name: str, ids: torch.Tensor) -> torch.Tensor:
         self._asked.append((name, ids))
-        return self._marks.take(*ids.shape)
+        return self._marks.take(*ids.shape).to(ids.device)
 
     def _default(self, name: str) -> Any:
         return self._known[name].default if name in self._known else None

@@ -149,6 +149,11 @@ class PipelineSession:
     def end_run(self, sampling: Sampling) -> None:
         """Nothing is kept of a run but its `Run`."""
 
+    @property
+    def changes_modules(self) -> bool:
+        """Whether a method changes modules other than by taps."""
+        return any(method.changes_modules for method in self.methods)
+
     def taps(self, denoiser: nn.Module) -> list[tuple[Layer, Tap]]:
         """What the methods do in attention layers."""
         return [pair for method in self.methods for pair in method.processors(denoiser, self)]

@@ -17,6 +17,8 @@ class _Swap(Tap):
     """Attention by our kernels with nothing kept."""
 
     computes = True
+    foreseen = True
+    constant = True
 
     def __init__(self, backend: str) -> None:
         self.backend = backend
@@ -53,8 +55,7 @@ def use_processors(pipe: Any, *, backend: str = "auto") -> ProcessorSwap:
     The video is that of the stock pipeline to floating-point tolerance. Joint attention is text attention too. Under `auto`
     text attention is torch's own as long as nobody wants its maps: nothing is faster there, and a backend asked
     for by name computes it all.
-    Self-attention keeps the stock kernel: it has no tokens to capture, and the fused kernels of torch serve it well. In
-    a compiled denoiser the swapped layers run uncompiled.
+    Self-attention keeps the stock kernel: it has no tokens to capture, and the fused kernels of torch serve it well.
 
     Args:
         pipe: a diffusers pipeline or a denoiser.

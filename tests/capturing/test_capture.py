@@ -29,7 +29,6 @@ from tests.offline_pipelines import (  # noqa: E402
     latte,
     noise,
     run,
-    wan,
 )
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -324,37 +323,6 @@ def test_a_processor_without_sdpa_is_named():
         cvg.capture(pipe, words=["cat"]),
     ):
         run(pipe, options)
-
-
-def test_a_compiled_denoiser_runs_uncompiled(caplog):
-    """While captured it runs as it was written, with a line in the log; afterwards it is compiled again."""
-    compiled = []
-
-    def backend(graph, inputs):  # what torch.compile hands the traced code to
-        compiled.append(graph)
-        return graph.forward
-
-    pipe, options = animatediff()
-    with cvg.capture(pipe, words=["cat"]) as stock:
-        video = run(pipe, options)
-    pipe.unet = torch.compile(pipe.unet, backend=backend)
-    other, other_options = wan()
-    with cvg.capture(other, words=["cat"]) as other_stock:
-        other_video = run(other, other_options)
-    other.transformer.compile(backend=backend)
-    for one, given, frames, alone, name in (
-        (pipe, options, video, stock, "UNetMotionModel"),
-        (other, other_options, other_video, other_stock, "WanTransformer3DModel"),
-    ):
-        caplog.clear()
-        with cvg.capture(one, words=["cat"]) as captured:
-            torch.testing.assert_close(run(one, given), frames)
-        assert f"{name} is compiled; while attached to, it runs uncompiled" in caplog.text
-        assert not compiled and len(captured.records) == len(alone.records)
-        torch.testing.assert_close(captured.heat_map("cat"), alone.heat_map("cat"))
-        torch.testing.assert_close(run(one, given), frames, rtol=1e-4, atol=1e-4)
-        assert compiled
-        compiled.clear()
 
 
 def test_a_capture_is_opened_once():

@@ -13,6 +13,8 @@ MIXERS = {
     "HunyuanVideo15Transformer3DModel": r"context_embedder",
     "Kandinsky5Transformer3DModel": r"text_transformer_blocks\.\d+",
     "MochiTransformer3DModel": r"time_embed\.pooler",
+    # before the denoiser: a norm over all tokens, and attention among them
+    "LTX2VideoTransformer3DModel": r"connectors\.(text_proj_in|video_connector\..*\.attn1)",
 }
 
 #: Cases that cannot end in latents, or end in a list of them.
@@ -23,6 +25,9 @@ OWN_SCHEDULER = ("text2video_zero",)
 
 #: Cases whose pipeline gives the layers other processors in every run, so that a swap before it is undone.
 OWN_PROCESSORS = ("text2video_zero",)
+
+#: Cases whose latents cannot be moved: of every frame a scheduler of its own.
+UNMOVED = ("skyreels_v2_df",)
 
 #: Frames, rows and columns of the tokens, of cases whose latents are not stated.
 _GRIDS: dict[str, Grid] = {
@@ -70,11 +75,10 @@ WITHOUT_GRADIENTS = {"anyflow_far": "flex attention has no backward pass on a CP
 
 _SAME = "no tiny pipeline of its own; the denoiser is covered"
 _MODULAR = "modular, and its denoiser has no other pipeline"
-_AUDIO = "audio and video attend to each other; words are mixed before the denoiser is given them"
 
 #: Pipelines of diffusers that no case stands for, and why.
 LEFT_OUT: dict[str, str] = {
-    "ConsisIDPipeline": "needs opencv",
+    "ConsisIDPipeline": "needs opencv; its denoiser is covered without it",
     "Cosmos2TextToImagePipeline": "makes an image",
     "Cosmos2_5_TransferPipeline": _SAME,
     "Cosmos3OmniPipeline": "one packed sequence of text and video, and no encode_prompt",
@@ -86,20 +90,20 @@ LEFT_OUT: dict[str, str] = {
     "JoyImageEditPipeline": "makes an image",
     "Kandinsky5I2VPipeline": _SAME,
     "Kandinsky6SRPipeline": "no text",
-    "Kandinsky6TI2VAPipeline": _AUDIO,
-    "LTX2ConditionPipeline": _AUDIO,
-    "LTX2DFRPipeline": _AUDIO,
-    "LTX2DFRTemporalRefinePipeline": _AUDIO,
-    "LTX2HDRPipeline": _AUDIO,
-    "LTX2ImageToVideoPipeline": _AUDIO,
-    "LTX2InContextPipeline": _AUDIO,
+    "Kandinsky6TI2VAPipeline": "its blocks call parts of their attention by hand, for video and audio together",
+    "LTX2ConditionPipeline": _SAME,
+    "LTX2DFRPipeline": _SAME,
+    "LTX2DFRTemporalRefinePipeline": _SAME,
+    "LTX2HDRPipeline": _SAME,
+    "LTX2ImageToVideoPipeline": _SAME,
+    "LTX2InContextPipeline": _SAME,
     "LTX2LatentUpsamplePipeline": "no denoiser",
     "LTX2VideoDiffusionDecodePipeline": "a decoder",
     "LTXI2VLongMultiPromptPipeline": "several prompts on the way, in windows",
     "LTXLatentUpsamplePipeline": "no denoiser",
     "MotifVideoImage2VideoPipeline": _SAME,
     "SanaImageToVideoPipeline": _SAME,
-    "SanaWMPipeline": "its self-attention is no attention; read from the source only",
+    "SanaWMPipeline": "its attention to the text stands in modules without a processor",
     "SkyReelsV2DiffusionForcingImageToVideoPipeline": _SAME,
     "SkyReelsV2DiffusionForcingVideoToVideoPipeline": _SAME,
     "TextToVideoZeroSDXLPipeline": "an image model; as TextToVideoZeroPipeline",

@@ -61,7 +61,7 @@ def eager(row: Row, weights: dict[str, torch.Tensor]) -> tuple[torch.Tensor, tor
         Both in the denoiser's order of axes, the prompt's rows alone, with the channels of conditions.
     """
     call = row.watch.calls[row.first]
-    latents = _latents(call)
+    latents = call.latents
     z = latents.detach().clone().requires_grad_()
     args = tuple(z if one is latents else one for one in call.args)
     arguments = {key: z if one is latents else one for key, one in call.arguments.items()}
@@ -80,12 +80,6 @@ def eager(row: Row, weights: dict[str, torch.Tensor]) -> tuple[torch.Tensor, tor
             parameter.requires_grad_(was)
     rows = row.rows(len(z))
     return z.detach()[rows], gradient[rows]
-
-
-def _latents(call: oracle.Call) -> torch.Tensor:
-    """What a denoiser is given to denoise."""
-    names = [name for name in ("sample", "hidden_states") if name in call.arguments]
-    return call.arguments[names[0]] if names else call.args[0]
 
 
 def error(row: Row, weights: dict[str, torch.Tensor], found: dict[str, Any]) -> float:

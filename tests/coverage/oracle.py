@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -64,6 +64,12 @@ class Call:
     arguments: dict[str, Any]
     output: torch.Tensor | None = None
 
+    @property
+    def latents(self) -> torch.Tensor:
+        """What the denoiser is given to denoise."""
+        names = [name for name in ("sample", "hidden_states") if name in self.arguments]
+        return self.arguments[names[0]] if names else self.args[0]
+
 
 @dataclass
 class Watch:
@@ -109,7 +115,7 @@ def watched(
     *,
     attention: bool = True,
     keep_graph: bool = False,
-    mixers: str | None = None,
+    mixing: Sequence[tuple[str, nn.Module]] = (),
 ) -> Iterator[Watch]:
     """Notes every call of some networks in a block, and every attention in them.
 
@@ -117,7 +123,7 @@ def watched(
         networks: the denoisers.
         attention: whether attention is spied on; if not, its function is left alone.
         keep_graph: whether queries and keys stay on the graph.
-        mixers: full names of modules whose inputs and outputs are noted too.
+        mixing: modules whose inputs and outputs are noted too, by name.
     """
     found = Watch()
     stack: list[str] = []  # the modules that are running, the innermost last
@@ -148,7 +154,7 @@ def watched(
     def leave(module, args, arguments, output):
         stack.pop()
 
-    def mixing(name):
+    def noting(name):
         def note(module, args, arguments, output):
             at = (len(found.calls) - 1, name)
             found.mixed[(*at, times[at])] = (_first(args, arguments), output)
@@ -162,8 +168,7 @@ def watched(
         for name, module in network.named_modules():
             if name and attention:
                 hooks += [(module, "pre", entering(name)), (module, "post", leave)]
-            if mixers and re.fullmatch(mixers, name):
-                hooks.append((module, "post", mixing(name)))
+    hooks += [(module, "post", noting(name)) for name, module in mixing]
     with hooked(hooks), pytest.MonkeyPatch.context() as patch:
         if attention:
             patch.setattr(functional, "scaled_dot_product_attention", spy)
@@ -239,6 +244,16 @@ def places(
     )
 
 
+def mixing(pipe: Any, mixers: str | None) -> list[tuple[str, nn.Module]]:
+    """The modules in which tokens of text mix, in the denoisers and in the connectors that some pipelines have before."""
+    if mixers is None:
+        return []
+    named = [pair for denoiser in denoisers(pipe) for pair in network_of(denoiser).named_modules()]
+    if hasattr(pipe, "connectors"):
+        named += [(f"connectors.{name}", one) for name, one in pipe.connectors.named_modules()]
+    return [(name, module) for name, module in named if re.fullmatch(mixers, name)]
+
+
 def _copied(arguments: tuple[tuple, dict[str, Any]]) -> tuple[tuple, dict[str, Any]]:
     """The arguments of a call as they are now: some pipelines step in place."""
     return tree_map_only(torch.Tensor, torch.clone, arguments)
@@ -288,21 +303,19 @@ def _disturbed(
         if seen_calls[0] == call:
             raise Enough
 
-    def mixing(name):
+    def mixed(name):
         def mix(module, args, arguments, output):
             at = (seen_calls[0], name)
             given, answer = stock.mixed[(*at, counts[at])]
             counts[at] += 1
-            moved = (_first(args, arguments) - given).abs().amax(-1) > 1e-6
-            return _bumped(answer, moved)
+            moved = (_first(args, arguments) - given).abs().amax(-1)
+            # a norm over all tokens moves the others too, by less
+            return _bumped(answer, (moved > 1e-6) & (moved > moved.max() / 2))
 
         return mix
 
-    for network in networks:
-        hooks.append((network, "pre", begin))
-        for name, module in network.named_modules():
-            if mixers and re.fullmatch(mixers, name):
-                hooks.append((module, "post", mixing(name)))
+    hooks += [(network, "pre", begin) for network in networks]
+    hooks += [(module, "post", mixed(name)) for name, module in mixing(pipe, mixers)]
     with ExitStack() as opened:
         opened.enter_context(processors_kept(networks))
         found = opened.enter_context(watched(networks))

@@ -50,7 +50,8 @@ class Row:
             self.options["output_type"] = "latent"
         self.scheduler = self.pipe.scheduler
         self.networks = [oracle.network_of(denoiser) for denoiser in denoisers(self.pipe)]
-        with oracle.watched(self.networks, mixers=self.mixers) as self.watch:
+        mixing = oracle.mixing(self.pipe, self.mixers)
+        with oracle.watched(self.networks, mixing=mixing) as self.watch:
             self.stock = self.run()
         self.grids = grids_of(case)
         self.before = Snapshot(self.pipe)
@@ -112,14 +113,14 @@ class Row:
     def kind(self) -> str:
         """How the video attends to the text, in words."""
         seen = self.watch.of_call(self.first)[self.places.layers[0]]
-        keys, queries = seen.key.shape[2], seen.query.shape[2]
+        keys = seen.key.shape[2]
         if self.places.joint:
             video = math.prod(next(iter(self.grids)))
             begin = video_begins(self.case, keys, video)
             first = max(at for word in self.places.words for at in word) < begin
             return f"joint, the text {'first' if first else 'last'}"
-        whole = queries in {math.prod(grid) for grid in self.grids}
-        return "cross, over the video" if whole else "cross, in each frame"
+        by_frame = seen.query.shape[0] > self.watch.calls[self.first].latents.shape[0]
+        return "cross, in each frame" if by_frame else "cross, over the video"
 
     def videos(self, maps: torch.Tensor) -> torch.Tensor:
         """Of maps `[B', words, queries]` the branch's, and of its queries the video's: `[words, F·h·w]`."""

@@ -10,6 +10,7 @@ from typing import Any
 DOCS = Path(__file__).parents[2] / "docs"
 JSON = DOCS / "coverage.json"
 PAGE = DOCS / "coverage.md"
+RELEASES = DOCS / "releases.json"  # by make matrix
 
 #: Column → its heading and what it says. Numbers are bounds of an error; other columns are "yes", "no" or words.
 COLUMNS: dict[str, tuple[str, str]] = {
@@ -23,25 +24,32 @@ COLUMNS: dict[str, tuple[str, str]] = {
         "relative difference of the gradient that a loss of the maps has on the latents from that of eager PyTorch",
     ),
     "output": ("output", "largest change of a denoiser's answers by capture, relative to the largest"),
-    "swap": ("swap", "the same with `cvg.processors`; no: no layer could be swapped, and that was said"),
+    "swap": ("swap", "the same with `cvg.processors`, every swapped layer by our CPU kernels"),
     "vico": ("Vico", "a guided step: made, finite, and moving the video"),
     "cvg": ("CVG", "the same, with a classifier of random weights"),
     "vstar": ("VSTAR", "the same, of VSTAR's band"),
     "gen1": ("Gen-1", "the same, of Gen-1's mixing"),
     "compile": ("compile", "maps of a denoiser under `torch.compile`"),
     "context_parallel": ("context parallel", "maps by two processes"),
-    "releases": (
-        "releases",
-        "of diffusers under which capture was run and right ([all that was run there](releases.md))",
-    ),
+    "releases": ("releases", "of diffusers in which capture is right ([more](releases.md)); others: the newest alone"),
 }  # fmt: skip
-#: Columns whose values are bounds.
-BOUNDS = ("capture", "gradient", "output", "swap")
+#: Columns whose values are bounds, and what they may not exceed: what rounding makes of a float32 number.
+LIMITS = {"capture": 1e-5, "gradient": 1e-4, "output": 1e-5, "swap": 1e-5}
 
 
 def read() -> dict[str, Any]:
     """The committed table."""
     return json.loads(JSON.read_text()) if JSON.exists() else {"rows": {}, "left_out": {}}
+
+
+def releases() -> dict[str, str]:
+    """Row → the releases of diffusers in which `make matrix` found capture right, the first and the last."""
+    right: dict[str, list[str]] = {}
+    for release, found in json.loads(RELEASES.read_text())["releases"].items():
+        for name, checks in found["checks"].items():
+            if checks.get("capture") == "right":
+                right.setdefault(name, []).append(release)
+    return {name: f"{spans[0]} to {spans[-1]}" for name, spans in right.items()}
 
 
 def agrees(value: Any, committed: Any) -> bool:
@@ -51,14 +59,20 @@ def agrees(value: Any, committed: Any) -> bool:
     return value == committed
 
 
-def settled(value: Any, committed: Any) -> Any:
-    """What is written for a measured value: for an error a bound, which changes only where there is a reason."""
+def settled(value: Any, committed: Any, most: float = math.inf) -> Any:
+    """What is written for a measured value: for an error a bound, which changes only where there is a reason.
+
+    Args:
+        value: that was measured.
+        committed: what the table has.
+        most: the largest bound.
+    """
     if not isinstance(value, float):
         return value
-    if isinstance(committed, float) and committed / 1000 < value <= committed:
+    if isinstance(committed, float) and committed / 1000 < value <= committed <= most:
         return committed
-    # room for what the order of sums makes of it on other machines
-    return 10.0 ** math.ceil(math.log10(max(4 * value, 1e-9)))
+    # room for what the order of sums makes of it on other machines; float32 ends at 1e-7
+    return min(most, 10.0 ** math.ceil(math.log10(max(4 * value, 1e-7))))
 
 
 def write(notes: list[tuple[str, str, Any]]) -> None:
@@ -76,8 +90,11 @@ def write(notes: list[tuple[str, str, Any]]) -> None:
         for name, case in PIPELINES.items()
     }
     for name, column, value in notes:
-        rows[name][column] = settled(value, before.get(name, {}).get(column))
-    order = ("pipeline", "denoiser", *COLUMNS, "why")
+        there = before.get(name, {}).get(column)
+        rows[name][column] = settled(value, there, LIMITS.get(column, math.inf))
+    for name, span in releases().items():
+        rows[name]["releases"] = span
+    order = ("pipeline", "denoiser", *COLUMNS, "why", "refused")
     rows = {
         name: {key: row[key] for key in order if row.get(key) is not None}
         for name, row in rows.items()
@@ -116,24 +133,34 @@ def page(table: dict[str, Any]) -> str:
         *(f"- **{heading}**: {meaning}" for heading, meaning in COLUMNS.values()),
         "",
     ]  # fmt: skip
-    by_denoiser: dict[str, list[tuple[str, dict[str, Any]]]] = {}
-    for name, row in table["rows"].items():
-        by_denoiser.setdefault(row["denoiser"], []).append((name, row))
     used = [c for c in COLUMNS if any(row.get(c) is not None for row in table["rows"].values())]
-    for denoiser, rows in sorted(by_denoiser.items()):
-        lines += [f"## {denoiser}", ""]
-        lines.append("| pipeline | " + " | ".join(COLUMNS[c][0] for c in used) + " |")
-        lines.append("| --- " * (len(used) + 1) + "|")
-        for name, row in rows:
-            cells = [f"{row.get('pipeline', '')} (`{name}`)", *(_cell(row.get(c)) for c in used)]
-            lines.append("| " + " | ".join(cells) + " |")
-        lines.append("")
-        lines += [f"`{name}`: {row['why']}." for name, row in rows if "why" in row]
-        if any("why" in row for _, row in rows):
-            lines.append("")
+    lines += ["| denoiser | pipeline | " + " | ".join(COLUMNS[c][0] for c in used) + " |"]
+    lines += ["| --- " * (len(used) + 2) + "|"]
+    rows = sorted(table["rows"].items(), key=lambda pair: pair[1]["denoiser"])
+    for name, row in rows:
+        cells = [row["denoiser"], f"{row.get('pipeline', '')} (`{name}`)"]
+        lines.append("| " + " | ".join([*cells, *(_cell(row.get(c)) for c in used)]) + " |")
+    lines += ["", "Without maps of words:", ""]
+    lines += [f"- `{name}`: {row['why']}" for name, row in rows if "why" in row]
+    lines.append("")
+    lines += _refused(table)
     lines += ["## Left out", "", "| of diffusers | why |", "| --- | --- |"]
     lines += [f"| {name} | {why} |" for name, why in table["left_out"].items()]
     return "\n".join(lines) + "\n"
+
+
+def _refused(table: dict[str, Any]) -> list[str]:
+    """What methods say where they cannot guide."""
+    where: dict[tuple[str, str], list[str]] = {}
+    for name, row in table["rows"].items():
+        for column, message in row.get("refused", {}).items():
+            where.setdefault((COLUMNS[column][0], message), []).append(f"`{name}`")
+    lines = ["## Refused", "", "| method | what it says | where |", "| --- | --- | --- |"]
+    lines += [
+        f"| {method} | {message} | {', '.join(names)} |"
+        for (method, message), names in sorted(where.items())
+    ]
+    return [*lines, ""]
 
 
 def _cell(value: Any) -> str:

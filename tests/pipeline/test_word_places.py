@@ -157,6 +157,21 @@ def test_the_prompts_encoding_is_known_among_others(first):
     assert prompt.embeddings is own and prompt.negative is other
 
 
+def test_a_prompt_that_the_pipeline_rewrites():
+    """Words are those of what is encoded; tokens that nobody encoded are not taken for them."""
+    pipe, options = PIPELINES["hunyuan_video"].build()
+    encoding = {name: options[name] for name in ("prompt_template", "max_sequence_length")}
+    encoding["prompt"] = "a red cat"
+    prompt = RunPrompt(pipe, {"prompt": "cat"}, None)
+    prompt.note_encoding(encoding, (torch.zeros(1, 16, 16),))
+    assert [span.ids for span in prompt.texts()[0].find(["red", "cat"])] == [(1,), (2,)]
+    prompt = RunPrompt(pipe, {"prompt": "cat"}, None)
+    prompt.note_encoding(encoding, (torch.zeros(1, 16, 16),))
+    prompt.live.note("text_encoder", torch.ones(1, 5, dtype=torch.int64))
+    with pytest.raises(cvg.ArgumentError, match="was given other tokens than those of the prompt"):
+        prompt.texts()
+
+
 def test_a_negative_prompt_beside_embeddings_is_not_the_prompt():
     own, other = torch.randn(2, 1, 5, 4)
     prompt = RunPrompt(Calls(), {"prompt_embeds_qwen": own}, PROMPT)
