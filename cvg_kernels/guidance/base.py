@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from cvg_kernels.backends import parse_backend
-from cvg_kernels.errors import ArgumentError
+from cvg_kernels.errors import ArgumentError, check_flag
 from cvg_kernels.pipeline.call import Call
 from cvg_kernels.pipeline.layers import Layer
 from cvg_kernels.pipeline.session import PipelineSession, Run
@@ -27,11 +27,14 @@ class Guidance:
     Attributes:
         start: share of the denoising steps that pass before it begins.
         stop: share of the denoising steps after which it ends.
+        checkpointing: lets the denoiser compute its blocks again in the backward pass of `before_step`, which keeps much
+            less memory for the time of one more forward; for methods that move the latents.
         until: old name of `stop`; goes with the next release.
     """
 
     start: float = field(default=0.0, kw_only=True)
     stop: float = field(default=1.0, kw_only=True)
+    checkpointing: bool = field(default=False, kw_only=True)
     until: float | None = field(default=None, kw_only=True, repr=False)
 
     def __post_init__(self) -> None:
@@ -50,6 +53,11 @@ class Guidance:
             object.__setattr__(self, "until", None)
         if hasattr(self, "backend"):
             parse_backend(self.backend)
+        check_flag("checkpointing", self.checkpointing)
+        if self.checkpointing and not self.moves_latents:
+            raise ArgumentError(
+                f"checkpointing=True is for methods that move the latents by a gradient; {type(self).__name__} has none"
+            )
         check_number("start", self.start, 0, 1)
         check_number("stop", self.stop, 0, 1)
         if self.start > self.stop:

@@ -48,6 +48,11 @@ def descend(
         began = time.perf_counter()
         z = latents.detach().requires_grad_()
         losses, notes = loss_at(z)
+        if not losses.requires_grad:
+            raise ArgumentError(
+                "the loss has no gradient to the latents: the denoiser has layers that cannot be differentiated, such as "
+                "weights with dynamically quantised activations; quantise the weights alone"
+            )
         (gradient,) = torch.autograd.grad(losses.sum(), z)
         seen.append(losses.detach())
         active = seen[-1] > threshold

@@ -9,6 +9,7 @@ from dataclasses import fields
 from typing import Any
 
 from cvg_kernels.errors import ArgumentError
+from cvg_kernels.guidance.base import Guidance
 from cvg_kernels.guidance.cvg import CVG
 from cvg_kernels.guidance.gen1 import Gen1
 from cvg_kernels.guidance.temporal_band import TemporalBand
@@ -60,6 +61,8 @@ def _one(spec: str, words: Sequence[Word] | None) -> Any:
         raise ArgumentError(f"guidance must be one of {', '.join(METHODS)}, got {name!r}")
     kind = METHODS[name]
     accepted = [] if kind is None else [field.name for field in fields(kind)]
+    if kind is not None and kind.before_step is Guidance.before_step:
+        accepted.remove("checkpointing")  # it differentiates nothing
     options = {"words": words} if "words" in accepted else {}
     for pair in given:
         option, equals, value = pair.partition("=")

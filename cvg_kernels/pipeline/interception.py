@@ -202,6 +202,16 @@ class _Mode(TorchFunctionMode):
                 f"dropout_p={given.dropout_p}, is_causal={given.is_causal}"
             )
 
+    def _check_whole(self, requests: Any) -> None:
+        """Refuses maps between the tokens of a video of which every process has a share."""
+        if not requests or self.layer.kind == "cross":
+            return
+        if context_of(self.layer.module.processor) is not None:
+            raise ArgumentError(
+                f"{self.layer.name} attends among the video's tokens, of which every process has a share under context "
+                "parallelism: its maps cannot be captured; run it on one process"
+            )
+
 
 class _Interception(_Mode):
     """Asks the taps at every call."""
@@ -219,6 +229,7 @@ class _Interception(_Mode):
         requests = requests_of(self.taps, attention)
         if not bands and not requests and not any(tap.computes for tap in self.taps):
             return None
+        self._check_whole(requests)
         if self.graph and not torch.is_grad_enabled() and (bands or requests):
             raise ArgumentError(
                 f"{self.layer.name} attends in a function that has a backward pass of its own, as under context "
@@ -249,6 +260,7 @@ class _Planned(_Mode):
         if not requests and not plan.computes:
             return None
         self._check_kind(given)
+        self._check_whole(requests)
         out, found = attend(attention, {}, requests, plan.backend)
         if requests:
             plan.turn, plan.turns.taken = plan.turns.taken, plan.turns.taken + 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import nn
 
 from cvg_kernels.errors import ArgumentError, GuidanceWarning, check_flag
 from cvg_kernels.pipeline.call import Call
+from cvg_kernels.pipeline.checkpointing import check_checkpointing, checkpointed
 from cvg_kernels.pipeline.hooks import PipelineHooks
 from cvg_kernels.pipeline.layers import Layer
 from cvg_kernels.pipeline.models import denoisers_of, model_of
@@ -105,6 +106,9 @@ class PipelineSession:
             model_of(denoiser)
         for method in self.methods:
             method.check(self._pipe)
+            if getattr(method, "checkpointing", False):
+                for denoiser in denoisers_of(self._pipe):
+                    check_checkpointing(denoiser)
 
     def __enter__(self) -> Run:
         self._hooks = PipelineHooks.of(self._pipe)
@@ -183,7 +187,9 @@ class PipelineSession:
         for method in self.methods:
             if not (method.moves_latents and method.guides(call)):
                 continue
-            after = method.before_step(call, self.run)
+            saving = getattr(method, "checkpointing", False)
+            with checkpointed(call.denoiser) if saving else nullcontext():
+                after = method.before_step(call, self.run)
             if after is not None:
                 moved = _checked_latents(method, after, call)
                 call = replace(call, latents=moved)

@@ -98,7 +98,7 @@ CASES = [
     CASES,
     ids=[f"{case[0]}-{case[1].__name__}-{case[2]}" for case in CASES],
 )
-def test_capture_is_part_of_one_graph(name, how, when):
+def test_capture_is_part_of_one_graph(name, how, when, coverage_note):
     """`fullgraph=True`: a break would be an error. One graph more, and none for later steps, runs, words or attachments."""
     pipe, options = PIPELINES[name].build()
     options["num_inference_steps"] = 1
@@ -130,9 +130,10 @@ def test_capture_is_part_of_one_graph(name, how, when):
     found, wanted = by_layer(captured), by_layer(eager)
     assert list(found) == list(wanted)  # in the order in which the layers ran
     torch.testing.assert_close(found, wanted, **CLOSE)
+    coverage_note(name, "compile", "one graph")
 
 
-def test_a_network_that_breaks_by_itself_breaks_no_more():
+def test_a_network_that_breaks_by_itself_breaks_no_more(coverage_note):
     """AnimateDiff's sizes here need a resized upsampling, of which the stock forward writes to its log."""
     pipe, options = PIPELINES["animatediff"].build()
     options["num_inference_steps"] = 1
@@ -144,6 +145,7 @@ def test_a_network_that_breaks_by_itself_breaks_no_more():
     reasons = counters["graph_break"]
     assert reasons and all(reason.startswith("logging.Logger") for reason in reasons), reasons
     torch.testing.assert_close(by_layer(captured), by_layer(eager), **CLOSE)
+    coverage_note("animatediff", "compile", "broken where the stock network is")
 
 
 @pytest.mark.parametrize("how", [wrapped, blocks], ids=lambda how: how.__name__)
