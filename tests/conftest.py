@@ -23,7 +23,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["CVG_AUTO_DIR"] = os.path.join(os.path.dirname(__file__), "no-such-folder")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
-pytest_plugins = ("tests.coverage.plugin",)
+pytest_plugins = ("tests.coverage.plugin", "tests.fresh")
 
 _FUNCTIONS = ("empty", "empty_like", "empty_strided", "empty_permuted")
 _METHODS = ("new_empty", "new_empty_strided")

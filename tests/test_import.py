@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -44,41 +41,27 @@ assert cvg.path_flow(cross, [hop], backend="reference").shape == cross.shape
 """
 
 
-def fresh(code: str, folder, **environment: str) -> str:
-    """Runs code in a new interpreter, in a folder of its own, and returns what it prints."""
-    home = str(Path(cvg_kernels.__file__).parents[1])
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": home, "TRITON_INTERPRET": "0"} | environment,
-        capture_output=True,
-        text=True,
-        timeout=3600,  # ends a hang; a busy machine may take its time
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
-def loaded_by(code: str, folder) -> set[str]:
+def loaded_by(fresh, code: str, folder) -> set[str]:
     """The modules that code loads where torch is there already, without those of Python itself."""
-    said = fresh(
+    said = fresh.right(
         f"import torch, sys, json; before = set(sys.modules)\n{code}\n"
         "print(json.dumps(sorted(set(sys.modules) - before)))",
         folder,
+        TRITON_INTERPRET="0",
     )
     return {
         name for name in json.loads(said) if name.partition(".")[0] not in sys.stdlib_module_names
     }
 
 
-def test_import_loads_the_package_alone(tmp_path):
+def test_import_loads_the_package_alone(fresh, tmp_path):
     """What is used is loaded when it is used, so an import costs next to nothing over torch."""
-    assert loaded_by("import cvg_kernels", tmp_path) == {"cvg_kernels"}
+    assert loaded_by(fresh, "import cvg_kernels", tmp_path) == {"cvg_kernels"}
 
 
-def test_first_use_of_an_operation_loads_operations_only(tmp_path):
+def test_first_use_of_an_operation_loads_operations_only(fresh, tmp_path):
     """No part of torch that a plain `import torch` leaves out, such as its compiler, which takes a second."""
-    loaded = loaded_by("import cvg_kernels; cvg_kernels.attention_with_capture", tmp_path)
+    loaded = loaded_by(fresh, "import cvg_kernels; cvg_kernels.attention_with_capture", tmp_path)
     rooms = {".".join(name.split(".")[:2]) for name in loaded if name.startswith("cvg_kernels.")}
     assert rooms == {
         f"cvg_kernels.{room}"
@@ -87,21 +70,21 @@ def test_first_use_of_an_operation_loads_operations_only(tmp_path):
     assert {name.partition(".")[0] for name in loaded} == {"cvg_kernels", "python_ref"}
 
 
-def test_import_loads_nothing_heavy(tmp_path):
-    loaded = loaded_by("import cvg_kernels, cvg_kernels.backends, cvg_kernels.ops", tmp_path)
+def test_import_loads_nothing_heavy(fresh, tmp_path):
+    loaded = loaded_by(fresh, "import cvg_kernels, cvg_kernels.backends, cvg_kernels.ops", tmp_path)
     assert not loaded & set(HEAVY)
 
 
 @pytest.mark.parametrize("blocked", ["triton", "diffusers", "cvg_kernels._native_cpu"])
-def test_without_it_the_reference_runs(blocked, tmp_path):
-    fresh(f"BLOCKED = {(blocked,)!r}{BLOCK}{REFERENCE}", tmp_path)
+def test_without_it_the_reference_runs(blocked, fresh, tmp_path):
+    fresh.right(f"BLOCKED = {(blocked,)!r}{BLOCK}{REFERENCE}", tmp_path, TRITON_INTERPRET="0")
 
 
 @pytest.mark.parametrize(
     ("blocked", "backend"), [("triton", "triton"), ("cvg_kernels._native_cpu", "native")]
 )
-def test_without_it_its_backend_says_why(blocked, backend, tmp_path):
-    said = fresh(
+def test_without_it_its_backend_says_why(blocked, backend, fresh, tmp_path):
+    said = fresh.right(
         f"BLOCKED = {(blocked,)!r}{BLOCK}"
         "import torch, cvg_kernels as cvg\n"
         "q = torch.randn(1, 1, 4, 8)\n"
@@ -117,13 +100,14 @@ def test_without_it_its_backend_says_why(blocked, backend, tmp_path):
     assert "is blocked by this test" in said or "never built" in said or "not found" in said
 
 
-def test_without_diffusers_every_operation_and_capture_is_there(tmp_path):
-    fresh(
+def test_without_diffusers_every_operation_and_capture_is_there(fresh, tmp_path):
+    fresh.right(
         f"BLOCKED = ('diffusers', 'transformers'){BLOCK}"
         "import cvg_kernels as cvg\n"
         "for name in cvg.__all__:\n"
         "    if name not in ('shapes', 'viz'): getattr(cvg, name)\n",
         tmp_path,
+        TRITON_INTERPRET="0",
     )
 
 
@@ -140,9 +124,11 @@ def test_every_public_name_is_there():
 @pytest.mark.parametrize(
     "first", ["", "import cvg_kernels.capturing.capture", "cvg.use_processors"]
 )
-def test_capture_is_callable_whatever_was_imported_before(first, tmp_path):
-    fresh(
-        f"import cvg_kernels as cvg\n{first}\nassert callable(cvg.capture), cvg.capture", tmp_path
+def test_capture_is_callable_whatever_was_imported_before(first, fresh, tmp_path):
+    fresh.right(
+        f"import cvg_kernels as cvg\n{first}\nassert callable(cvg.capture), cvg.capture",
+        tmp_path,
+        TRITON_INTERPRET="0",
     )
 
 

@@ -89,7 +89,7 @@ GPU_SHAPES = (  # what matters most first: time may end
     Shape("Mochi's width, 256 keys of text", 1, 24, 22528, 256, 128),
     Shape("CogVideoX-2B, its 226 keys of text", 1, 30, 17550, 226, 64),
 )
-QUICK_SHAPES = (Shape("quick cross", 2, 2, 96, 20, 16), Shape("quick joint", 1, 2, 600, 600, 16))
+QUICK_SHAPES = (Shape("quick cross", 2, 2, 96, 20, 16), Shape("quick joint", 1, 2, 300, 300, 16))
 
 
 def ours_by(backend: str) -> Callable:

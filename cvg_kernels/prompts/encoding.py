@@ -76,6 +76,20 @@ def without_padding(tokenizer: Any, ids: Sequence[int]) -> tuple[int, tuple[int,
     return first, tuple(ids[first:last])
 
 
+def standing(tokenizer: Any, prompt: str, ids: Sequence[int]) -> tuple[int, int] | None:
+    """The first and the one after the last of the ids that are a prompt's, where they stand together; the last such place.
+
+    Args:
+        tokenizer: that made them.
+        prompt: to look for; in a template, its first token may be another, and then it is not found.
+        ids: of a text that holds it.
+    """
+    own = list(tokenizer(prompt, add_special_tokens=False).input_ids)
+    starts = range(len(ids) - len(own), -1, -1)
+    start = next((at for at in starts if own and list(ids[at : at + len(own)]) == own), None)
+    return None if start is None else (start, start + len(own))
+
+
 def encode(tokenizer: Any, text: str, max_length: int | None = None) -> Encoding:
     """Tokenises a text.
 

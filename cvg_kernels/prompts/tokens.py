@@ -109,12 +109,13 @@ class EncodedText:
         same = encoding.shifted(encoding.encode(tokenizer, prompt, len(ids)), ids, tokenizer)
         if same is not None:
             return cls._of(tokenizer, same)
-        if template is not None:
+        if template is None:
+            inside = encoding.standing(tokenizer, prompt, ids)
+        else:
             known = template if isinstance(template, Template) else template()
-            inside = encoding.decode(tokenizer, ids, known.inside(tokenizer, ids))
-            return replace(cls._of(tokenizer, inside), prompt=prompt)
-        made = cls._of(tokenizer, encoding.decode(tokenizer, ids))
-        return replace(made, prompt=prompt)._without_template()
+            inside = known.inside(tokenizer, ids)
+        made = replace(cls._of(tokenizer, encoding.decode(tokenizer, ids, inside)), prompt=prompt)
+        return made if inside else made._without_template()
 
     def placed(self, rows: Sequence[int | None]) -> EncodedText:
         """The text as its tokens stand in what a pipeline makes of the text encoder's output.

@@ -43,10 +43,14 @@ def load_pipeline(
             f"folder must hold a diffusers pipeline, got {folder} without model_index.json"
         )
     kinds = {"vae": AutoencoderKL, "text_encoder": CLIPTextModel, "unet": UNetMotionModel}
-    parts = {name: load_model(kind, folder / name) for name, kind in kinds.items()}
+    # torch's own `to`: that of diffusers warns of what these networks do not have
+    parts = {
+        name: torch.nn.Module.to(load_model(kind, folder / name), dtype)
+        for name, kind in kinds.items()
+    }
     pipe = AnimateDiffPipeline.from_pretrained(folder, **parts, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to(device, dtype)
+    return pipe.to(device)
 
 
 def sample(

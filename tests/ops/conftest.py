@@ -2,26 +2,35 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from tests.ops.emulation import build
+from tests.ops.emulation import built_once
 
 
 @pytest.fixture(scope="session")
 def emulation_folder(tmp_path_factory) -> Path:
+    """Of this process alone."""
     return tmp_path_factory.mktemp("emulation")
 
 
 @pytest.fixture(scope="session")
-def tiles(emulation_folder) -> ModuleType:
-    """The CUDA kernels of temporal attention."""
-    return build(emulation_folder, "temporal_tiles_on_cpu", "temporal_tiles_emulated")
+def emulations(tmp_path_factory) -> Path:
+    """Of all processes of the run."""
+    folder: Path = tmp_path_factory.getbasetemp()
+    return (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "emulations"
 
 
 @pytest.fixture(scope="session")
-def flow_team(emulation_folder) -> ModuleType:
+def tiles(emulations) -> ModuleType:
+    """The CUDA kernels of temporal attention."""
+    return built_once(emulations, "temporal_tiles_on_cpu", "temporal_tiles_emulated")
+
+
+@pytest.fixture(scope="session")
+def flow_team(emulations) -> ModuleType:
     """The CUDA solver of maximum flow."""
-    return build(emulation_folder, "max_flow_team_on_cpu", "max_flow_team_emulated")
+    return built_once(emulations, "max_flow_team_on_cpu", "max_flow_team_emulated")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.util
 import os
 import shutil
@@ -47,11 +48,26 @@ def build(
     )  # fmt: skip
     file = folder / f"{name}-{number}.so"
     subprocess.run([COMPILER, "-shared", *objects, watched, "-o", file], check=True)
+    return load(file)
+
+
+def load(file: Path) -> ModuleType:
+    """The module `<name>` of <name>-<number>.so."""
+    name, _, number = file.stem.rpartition("-")
     # pybind11 3.1 gives the module back that it made first under a full name.
-    spec = importlib.util.spec_from_file_location(f"emulation_{number}.{name}", file)
+    spec = importlib.util.spec_from_file_location(f"{file.parent.name}_{number}.{name}", file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+def built_once(folder: Path, name: str, kernels: str) -> ModuleType:
+    """What `build` makes of the sources as they are, in one of the processes that test."""
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        there = next(folder.glob(f"{name}-*.so"), None)
+        return load(there) if there else build(folder, name, kernels)
 
 
 def changed_sources(folder: Path, file: str, old: str, new: str) -> Path:

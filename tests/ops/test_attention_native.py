@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from typing import NamedTuple
 
 import pytest
@@ -213,12 +210,9 @@ def test_a_captured_row_that_sees_no_key():
 @pytest.mark.parametrize(
     "level", native.load("cpu").levels() if native.reason("cpu") is None else []
 )
-def test_every_level_of_this_machine(level, request):
-    subprocess.run(
-        [sys.executable, "-c", _LEVEL_CHECK.format(level=level, seed=request.config.seed)],
-        env=os.environ | {"CVG_CPU_ISA": level},
-        check=True,
-    )
+def test_every_level_of_this_machine(level, request, fresh, tmp_path):
+    code = _LEVEL_CHECK.format(level=level, seed=request.config.seed)
+    fresh.right(code, tmp_path, CVG_CPU_ISA=level)
 
 
 @pytest.mark.parametrize("level", ["avx9", "AVX2"])
@@ -232,13 +226,8 @@ def test_every_level_of_this_machine(level, request):
     ],
     ids=["info", "auto"],
 )
-def test_an_unknown_level_is_refused(level, call):
-    ran = subprocess.run(
-        [sys.executable, "-c", call],
-        env=os.environ | {"CVG_CPU_ISA": level},
-        capture_output=True,
-        text=True,
-    )
+def test_an_unknown_level_is_refused(level, call, fresh, tmp_path):
+    ran = fresh(call, tmp_path, CVG_CPU_ISA=level)
     assert ran.returncode != 0
     there = ", ".join(native.load("cpu").levels())
     assert ran.stderr.strip().splitlines()[-1] == (
@@ -248,17 +237,12 @@ def test_an_unknown_level_is_refused(level, call):
 
 
 @pytest.mark.parametrize("level", ["", "baseline"])
-def test_info_names_the_level_and_what_caps_it(level):
-    ran = subprocess.run(
-        [sys.executable, "-m", "cvg_kernels", "info"],
-        env=os.environ | {"CVG_CPU_ISA": level},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+def test_info_names_the_level_and_what_caps_it(level, fresh, tmp_path):
+    shown_by = "from cvg_kernels.cli import main; raise SystemExit(main(['info']))"
+    told = fresh.right(shown_by, tmp_path, CVG_CPU_ISA=level)
     best = native.load("cpu").levels()[-1]
     shown = f"baseline (CVG_CPU_ISA; this machine can run {best})" if level else best
-    assert f"yes: {shown}, built by" in ran.stdout
+    assert f"yes: {shown}, built by" in told
 
 
 def test_threads_do_not_change_a_bit():

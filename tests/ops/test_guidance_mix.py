@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -220,11 +217,8 @@ for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
 @pytest.mark.parametrize(
     "level", native.load("cpu").levels() if native.reason("cpu") is None else []
 )
-def test_every_level_of_this_machine(level):
-    environment = os.environ | {"CVG_CPU_ISA": level}
-    subprocess.run(
-        [sys.executable, "-c", _LEVEL_CHECK.format(level=level)], env=environment, check=True
-    )
+def test_every_level_of_this_machine(level, fresh, tmp_path):
+    fresh.right(_LEVEL_CHECK.format(level=level), tmp_path, CVG_CPU_ISA=level)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -311,11 +305,10 @@ for dtype in (torch.float32, torch.bfloat16):
 """
 
 
-def test_the_triton_kernel_on_gpus_that_are_not_here():
+def test_the_triton_kernel_on_gpus_that_are_not_here(fresh, tmp_path):
     """It compiles, does not spill, and fuses no product with a sum."""
     pytest.importorskip("triton")
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    subprocess.run([sys.executable, "-c", _STATIC_CHECK], env=environment, check=True)
+    fresh.right(_STATIC_CHECK, tmp_path, TRITON_INTERPRET=None)
 
 
 def test_triton_refuses_what_it_has_no_kernel_for():

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -152,12 +148,8 @@ for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
 @pytest.mark.parametrize(
     "level", native.load("cpu").levels() if native.reason("cpu") is None else []
 )
-def test_every_level_of_this_machine(level):
-    subprocess.run(
-        [sys.executable, "-c", _LEVEL_CHECK.format(level=level)],
-        env=os.environ | {"CVG_CPU_ISA": level},
-        check=True,
-    )
+def test_every_level_of_this_machine(level, fresh, tmp_path):
+    fresh.right(_LEVEL_CHECK.format(level=level), tmp_path, CVG_CPU_ISA=level)
 
 
 @NATIVE

@@ -14,7 +14,7 @@ import cvg_kernels as cvg  # noqa: E402
 from cvg_kernels.pipeline.listening import connected_rows  # noqa: E402
 from cvg_kernels.pipeline.prompt import RunPrompt  # noqa: E402
 from cvg_kernels.pipeline.text_rows import followed  # noqa: E402
-from tests.pipelines import PROMPT  # noqa: E402
+from tests.pipelines import PIPELINES, PROMPT, run  # noqa: E402
 from tests.pipelines.parts import TOKENS, word_tokenizer  # noqa: E402
 
 OTHER = "a dog and a cat running"
@@ -46,6 +46,34 @@ def test_a_modular_pipeline_with_a_template():
                 row.index(pipe.tokenizer.convert_tokens_to_ids(word)),
             )
     assert not any(one.layers for one in prompt.live._given)
+
+
+def test_a_modular_pipeline_of_diffusers():
+    """HunyuanVideo 1.5's, whose template holds a word of the prompt, and whose prompt one that its tokenizer lacks."""
+    from diffusers.modular_pipelines.hunyuan_video1_5 import HunyuanVideo15AutoBlocks
+
+    pipe, options = PIPELINES["hunyuan_video15"].build()
+    modular = HunyuanVideo15AutoBlocks().init_pipeline()
+    names = (
+        "transformer",
+        "vae",
+        "scheduler",
+        "text_encoder",
+        "tokenizer",
+        "text_encoder_2",
+        "tokenizer_2",
+    )
+    modular.update_components(**{name: getattr(pipe, name) for name in names})
+    settings = (
+        "system_message", "prompt_template_encode_start_idx", "tokenizer_max_length",
+        "tokenizer_2_max_length", "vision_num_semantic_tokens",
+    )  # fmt: skip
+    kind = type(modular)
+    values = {name: getattr(pipe, name) for name in settings}
+    modular.__class__ = type(kind.__name__, (kind,), values)
+    with cvg.capture(modular, ["video", "cat"], steps=[0]) as captured:
+        run(modular, options, prompt="a video of a cat")
+    assert [[span.ids for span in each] for each in captured.tokens] == [[(1,), (4,)]]
 
 
 def test_a_modular_pipeline_that_changes_the_rows():

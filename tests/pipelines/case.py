@@ -96,6 +96,11 @@ def pipeline(*, needs: tuple[str, ...] = (), **facts: Any) -> Callable[[Callable
     return case_of
 
 
+def older_than_the_builders() -> bool:
+    """Whether the installed diffusers came before the one that the builders are for."""
+    return tuple(map(int, diffusers.__version__.split(".")[:2])) < NEWEST
+
+
 @contextmanager
 def _what_came_later() -> Iterator[None]:
     """Skips a test whose pipeline needs what an older diffusers, or the transformers of its time, does not have.
@@ -105,7 +110,7 @@ def _what_came_later() -> Iterator[None]:
     try:
         yield
     except (AttributeError, ImportError, TypeError) as error:
-        if tuple(map(int, diffusers.__version__.split(".")[:2])) < NEWEST:
+        if older_than_the_builders():
             pytest.skip(f"diffusers {diffusers.__version__}: {error}")
         raise
 

@@ -41,7 +41,8 @@ def test_consistency_knows_flicker():
 
 def test_the_command(tmp_path, capsys):
     path = tmp_path / "long.json"
-    assert main(["shapes", "long", "--prompts", "2", "--frames", "9", "--json", str(path)]) == 0
+    few = ["--prompts", "2", "--frames", "9", "--steps", "5"]
+    assert main(["shapes", "long", *few, "--json", str(path)]) == 0
     assert "both_states" in capsys.readouterr().out
     report = json.loads(path.read_text())
     assert list(report["guidance"]) == ["untouched", "band", "synopsis", "held", "both"]

@@ -24,18 +24,36 @@ CPU = torch.device("cpu")
 TINY = Recipe(autoencoder_steps=2, clips=6, image_steps=2, video_steps=2)
 
 
+def small_batches_by(patch):
+    """The same networks, a few samples a step."""
+    patch.setattr(training, "IMAGES", replace(training.IMAGES, samples=2))
+    patch.setattr(training, "VIDEO", replace(training.VIDEO, samples=1))
+    patch.setattr("cvg_kernels.shapes.train_autoencoder._BATCH", 2)
+
+
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch):
-    """The same networks, a few samples a step."""
-    monkeypatch.setattr(training, "IMAGES", replace(training.IMAGES, samples=2))
-    monkeypatch.setattr(training, "VIDEO", replace(training.VIDEO, samples=1))
-    monkeypatch.setattr("cvg_kernels.shapes.train_autoencoder._BATCH", 2)
+    small_batches_by(monkeypatch)
 
 
-def test_training_ends_in_a_stock_pipeline(tmp_path):
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The folder of a run that was finished once."""
+    folder = tmp_path_factory.mktemp("run") / "run"
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)  # rounded as in the tests
+    with pytest.MonkeyPatch.context() as patch:
+        small_batches_by(patch)
+        patch.setattr("cvg_kernels.shapes.log._EVERY", 1)
+        train(folder, TINY, device=CPU)
+    torch.set_num_threads(before)
+    return folder
+
+
+def test_training_ends_in_a_stock_pipeline(run):
     from diffusers import AnimateDiffPipeline
 
-    folder = train(tmp_path / "run", TINY, device=CPU)
+    folder = run / "pipeline"
     pipe = load_pipeline(folder)
     assert type(pipe) is AnimateDiffPipeline and written_for_all(folder)
     clip = sample(pipe, ["a red circle moving left"], [0], steps=1)
@@ -46,9 +64,9 @@ class Stopped(Exception):
     """Stands for a machine that goes away."""
 
 
-def test_a_stopped_run_goes_on_as_it_would_have(tmp_path):
+def test_a_stopped_run_goes_on_as_it_would_have(run, tmp_path):
     """Stopped after the first video step, then resumed: the same weights as without the stop."""
-    whole = train(tmp_path / "whole", TINY, device=CPU)
+    whole = run / "pipeline"
 
     def save_then_stop(checkpoint, step):
         if checkpoint.path.stem == "video":
@@ -66,18 +84,15 @@ def test_a_stopped_run_goes_on_as_it_would_have(tmp_path):
         assert all(torch.equal(one[name], other[name]) for name in one), part
 
 
-def test_a_finished_run_is_left_alone(tmp_path):
-    train(tmp_path, TINY, device=CPU)
-    weights = tmp_path / "video" / "unet" / "diffusion_pytorch_model.safetensors"
+def test_a_finished_run_is_left_alone(run):
+    weights = run / "video" / "unet" / "diffusion_pytorch_model.safetensors"
     before = weights.stat().st_mtime_ns
-    train(tmp_path, TINY, device=CPU)
+    train(run, TINY, device=CPU)
     assert weights.stat().st_mtime_ns == before
 
 
-def test_metrics_are_written(tmp_path, monkeypatch):
-    monkeypatch.setattr("cvg_kernels.shapes.log._EVERY", 1)
-    train(tmp_path, TINY, device=CPU)
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+def test_metrics_are_written(run):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["stage"] for line in lines] == ["autoencoder"] * 2 + ["images"] * 2 + ["video"] * 2
     assert all(line["loss"] > 0 for line in lines)
 
