@@ -209,7 +209,7 @@ class _Mode(TorchFunctionMode):
         if context_of(self.layer.module.processor) is not None:
             raise ArgumentError(
                 f"{self.layer.name} attends among the video's tokens, of which every process has a share under context "
-                "parallelism: its maps cannot be captured; run it on one process"
+                "parallelism: its maps cannot be captured; do without them (Vico: flow='cross'), or run it on one process"
             )
 
 

@@ -102,7 +102,7 @@ def test_vico_moves_the_video():
     """By more than what is allowed to differ above."""
     pipe, options = PIPELINES["wan"].build()
     stock = run(pipe, options)
-    with cvg.Vico(words=["cat", "blue dog"], iterations=2, stop=1.0).attach(pipe):
+    with cvg.Vico(words=["cat", "blue dog"], iterations=2, stop=1.0, flow="cross").attach(pipe):
         moved = run(pipe, options)
     assert (moved - stock).abs().max() > 10 * MAGNIFIED * stock.abs().max()
 

@@ -86,7 +86,7 @@ def swapped(pipe, options):
         return [run(pipe, options)]
 
 
-VICO = cvg.Vico(words=WORDS, iterations=2, stop=1.0)
+VICO = cvg.Vico(words=WORDS, iterations=2, stop=1.0, flow="cross")
 WAYS: dict[str, Callable[..., list[torch.Tensor]]] = {
     "stock": lambda pipe, options: [run(pipe, options)],
     "capture": captured,
