@@ -18,9 +18,10 @@ from cvg_kernels.pipeline.attention import MapRequest, Place
 from cvg_kernels.pipeline.call import Call
 from cvg_kernels.pipeline.geometry import Branch, Geometry
 from cvg_kernels.pipeline.hooks import PipelineHooks
-from cvg_kernels.pipeline.layers import Layer, attention_layers, check_undivided
+from cvg_kernels.pipeline.layers import Layer, attention_layers, check_undivided, frame_layers
 from cvg_kernels.pipeline.models import (
     Grid,
+    Kind,
     Model,
     denoisers_of,
     known_model,
@@ -133,6 +134,11 @@ class Capture:
                 raise ArgumentError(
                     f"words must be None for {type(unwrap(denoiser)).__name__}, which attends to no text"
                 )
+            if "temporal" in self._kinds and not frame_layers(denoiser):
+                raise ArgumentError(
+                    f"temporal must be False for {type(unwrap(denoiser)).__name__}: no layer that is known relates its "
+                    "frames by softmax attention"
+                )
             if not self.taps(denoiser):
                 raise ArgumentError(f"layers={self._layers!r} selects no layer of the denoiser")
 
@@ -212,10 +218,15 @@ class Capture:
 
     def taps(self, denoiser: nn.Module) -> list[tuple[Layer, Tap]]:
         """What asks the chosen layers for their maps."""
+        wanted: list[tuple[Layer, Kind]] = []
+        if "cross" in self._kinds:
+            wanted += [(one, "cross") for one in attention_layers(denoiser) if one.kind == "cross"]
+        if "temporal" in self._kinds:
+            wanted += [(layer, "temporal") for layer in frame_layers(denoiser)]
         return [
-            (layer, _Recorder(self, layer))
-            for layer in attention_layers(denoiser)
-            if layer.kind in self._kinds and self._chosen(layer.name)
+            (layer, _Recorder(self, layer, kind))
+            for layer, kind in wanted
+            if self._chosen(layer.name)
         ]
 
     changes_modules = False
@@ -272,10 +283,12 @@ class Capture:
         call = None if self._hooks is None else self._hooks.call_now()
         return self._now if call is not None and not call.own else None
 
-    def record(self, layer: Layer, recorded: _Recorded, maps: torch.Tensor, grid: Grid) -> None:
+    def record(
+        self, layer: Layer, kind: Kind, recorded: _Recorded, maps: torch.Tensor, grid: Grid
+    ) -> None:
         """Keeps the maps of a layer, one record a branch."""
         call = recorded.call
-        words = recorded.table.labels[0] if layer.kind == "cross" else ()
+        words = recorded.table.labels[0] if kind == "cross" else ()
         if not self._gradients:
             maps = maps.detach()
         for branch in dict.fromkeys(call.branches):
@@ -290,7 +303,7 @@ class Capture:
                     call.index,
                     call.timestep,
                     layer.name,
-                    layer.kind,
+                    kind,
                     branch,
                     words,
                     grid,
@@ -304,9 +317,10 @@ class _Recorder(Tap):
 
     foreseen = True
 
-    def __init__(self, capture: Capture, layer: Layer) -> None:
+    def __init__(self, capture: Capture, layer: Layer, kind: Kind) -> None:
         self.capture = capture
         self.layer = layer
+        self.kind = kind
         self.last: _Recorded | None = None  # a replayed layer computes as it did in its call
 
     def _wanted(self) -> _Recorded | None:
@@ -323,15 +337,17 @@ class _Recorder(Tap):
         self.last = recorded
 
         def receive(maps: torch.Tensor, grid: Grid) -> None:
-            if self.layer.kind == "cross":  # in a replay too: it must save what the call saved
+            if self.kind == "cross":  # in a replay too: it must save what the call saved
                 maps = recorded.table.by_word(maps)
             if capture.recorded() is not None:
-                capture.record(self.layer, recorded, maps, grid)
+                capture.record(self.layer, self.kind, recorded, maps, grid)
 
         ids = None if recorded.table is None else recorded.table.ids
+        spans = self.kind == "temporal" and self.layer.kind != "temporal"
         return MapRequest(
-            recorded.geometry, receive, ids, capture._head_reduction, capture._backend
-        )
+            recorded.geometry, receive, "whole" if spans else None, ids, capture._head_reduction,
+            capture._backend,
+        )  # fmt: skip
 
 
 def capture(
@@ -368,7 +384,9 @@ def capture(
             (with `temporal=True`).
         prompt: says what the prompt is if the pipeline is called with `prompt_embeds`.
         layers: regular expression, list of names or predicate on layer names; `None` takes all.
-        temporal: also record the temporal attention maps `[B, h·w, F, F]`, mean over heads.
+        temporal: also record the temporal attention maps `[B, h·w, F, F]`, mean over heads. Where attention spans the
+            video (Wan, CogVideoX, HunyuanVideo, LTX …), these are `temporal_maps`: the probabilities with which a place of
+            one frame attends to itself in the others, whose rows sum to what it pays to itself.
         head_reduction: `"mean"`, or `"none"` to keep the heads of cross maps.
         steps: record in these steps only; the first that the run makes is 0.
         gradients: keep the maps attached to the graph. Pipelines run without gradients, so this is for a loop of your

@@ -25,7 +25,7 @@ class Record:
         step: number of the denoising step in it, 0 first.
         timestep: of the step.
         layer: dotted path of the attention module.
-        kind: of the layer.
+        kind: of the maps.
         branch: which samples these are: with the prompt, without it, or disturbed (PAG).
         words: names along the K dimension of cross maps.
         grid: frames, rows, columns.

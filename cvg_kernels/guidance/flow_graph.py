@@ -10,14 +10,25 @@ from torch import nn
 
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.ops import coupled_max_flow, path_flow, subgraph_max_flow
-from cvg_kernels.pipeline.layers import attention_layers, spatial_partner, temporal_partners
+from cvg_kernels.pipeline.layers import (
+    attention_layers,
+    following_frames,
+    frame_maps,
+    spatial_partner,
+    temporal_partners,
+)
+from cvg_kernels.pipeline.models import model_of
 
 FlowForm = Literal["soft", "hard", "exact", "cross"]
 
 
 @dataclass(frozen=True)
 class Group:
-    """A cross-attention layer, the attention within frames beside it, and the temporal layers that follow."""
+    """A cross-attention layer, the attention within frames beside it, and the temporal maps that follow.
+
+    Where there are no temporal layers, these are the maps between frames of the attention in the next block, which spans
+    the video.
+    """
 
     cross: str
     temporal: tuple[str, ...] = ()
@@ -35,7 +46,8 @@ def flow_groups(denoiser: nn.Module, form: FlowForm, spatial: bool) -> list[Grou
     Raises:
         ArgumentError: if there is no text layer, or none within frames where `spatial` asks for it.
     """
-    layers = attention_layers(denoiser)
+    layers, spans = attention_layers(denoiser), not model_of(denoiser).frames_in_batch
+    over_frames = frame_maps(denoiser) if spans else {}
     groups = []
     for layer in layers:
         if layer.kind != "cross":
@@ -46,8 +58,11 @@ def flow_groups(denoiser: nn.Module, form: FlowForm, spatial: bool) -> list[Grou
         beside = spatial_partner(layers, layer) if spatial else None
         if spatial and beside is None:
             raise ArgumentError(f"spatial: {layer.name} has no self-attention in its block")
-        partners = tuple(partner.name for partner in temporal_partners(layers, layer))
-        groups.append(Group(layer.name, partners, beside.name if beside else None))
+        if spans:
+            partners = following_frames(over_frames, layer)
+        else:
+            partners = [partner.name for partner in temporal_partners(layers, layer)]
+        groups.append(Group(layer.name, tuple(partners), beside.name if beside else None))
     if not groups:
         raise ArgumentError("the denoiser has no text cross-attention layer to guide by")
     return groups

@@ -15,7 +15,7 @@ from cvg_kernels.guidance.steps import STEP_RULES, LatentStepper, StepRule
 from cvg_kernels.pipeline.call import Call
 from cvg_kernels.pipeline.guards import check_extra_forwards
 from cvg_kernels.pipeline.layer_capture import LayerCapture
-from cvg_kernels.pipeline.layers import attention_layers, check_undivided
+from cvg_kernels.pipeline.layers import check_undivided, frame_maps
 from cvg_kernels.pipeline.models import denoisers_of
 from cvg_kernels.pipeline.session import Run
 
@@ -25,7 +25,8 @@ class TemporalBand(Guidance):
     """Guidance by the gradient of how far temporal attention is from a band; attach it to a pipeline.
 
     Where `VSTAR` sets the maps, this leaves the network as it is and looks for latents whose maps are of that kind, so it
-    combines with other losses.
+    combines with other losses. In networks whose attention spans the video the maps are those between frames at every place
+    (`temporal_maps`), of the frames alone.
 
     Attributes:
         loss: `"band"`: `losses.band_distance`; `"diagonality"`: 1 − `losses.diagonality`, mean over positions.
@@ -66,9 +67,9 @@ class TemporalBand(Guidance):
         """
         for denoiser in denoisers_of(pipe):
             check_extra_forwards(denoiser)
-            if not any(layer.kind == "temporal" for layer in attention_layers(denoiser)):
+            if not frame_maps(denoiser):
                 raise ArgumentError(
-                    "pipe must have temporal attention layers to guide by, got none"
+                    "pipe must have layers in which frames attend to each other to guide by, got none"
                 )
             check_undivided(denoiser)
 
@@ -76,9 +77,7 @@ class TemporalBand(Guidance):
         """Moves the latents of one denoising step; see `Guidance`."""
         if self.iterations == 0:
             return None
-        names = [
-            layer.name for layer in attention_layers(call.denoiser) if layer.kind == "temporal"
-        ]
+        names = list(frame_maps(call.denoiser))
         no_words = torch.zeros(call.latents.shape[0], 0, dtype=torch.int64)
         stepper = LatentStepper(self.step_rule, self.step_size)
         with LayerCapture(call.denoiser, no_words, (), names, backend=self.backend) as layers:

@@ -1,7 +1,9 @@
 """Vico: every word of the prompt gets its share of the flow.
 
 "Compositional Video Generation as Flow Equalization". The attention of the video to a word is followed through the
-temporal attention layers as a flow; the latents are moved so that the word with the least flow gets more.
+temporal attention layers as a flow; the latents are moved so that the word with the least flow gets more. In networks whose
+attention spans the video, how the frames attend to each other at every place (`temporal_maps`, of the frames alone) in the
+next block takes the place of temporal attention.
 """
 
 from __future__ import annotations

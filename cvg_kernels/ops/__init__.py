@@ -9,7 +9,12 @@ from cvg_kernels.ops.attention import (
     capture_maps,
 )
 from cvg_kernels.ops.coupled_flow import CoupledFlow, coupled_max_flow
-from cvg_kernels.ops.frame_band_attention import FrameBand, FrameBandAttention, frame_band_attention
+from cvg_kernels.ops.frame_band_attention import (
+    FrameBand,
+    FrameBandAttention,
+    first_highest_keys,
+    frame_band_attention,
+)
 from cvg_kernels.ops.guidance_mix import guidance_mix
 from cvg_kernels.ops.max_flow import MaxFlow, SubgraphFlow, max_flow, subgraph_max_flow
 from cvg_kernels.ops.min_max_matmul import min_max_matmul
@@ -33,6 +38,7 @@ __all__ = [
     "capture_maps",
     "coupled_max_flow",
     "depth_structure",
+    "first_highest_keys",
     "frame_band_attention",
     "guidance_mix",
     "max_flow",

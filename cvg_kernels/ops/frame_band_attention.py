@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from cvg_kernels.backends import Backend
+from cvg_kernels.backends import Backend, parse_backend
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.ops import _attention_op as operation
 from cvg_kernels.ops import _attention_reference as reference
@@ -113,6 +113,29 @@ def frame_band_attention(
     else:
         found = operation.attend(call, True, backend)
     return FrameBandAttention(found.out, found.lse)
+
+
+def first_highest_keys(
+    query: torch.Tensor, key: torch.Tensor, *, scale: float, backend: str | Backend = "auto"
+) -> torch.Tensor:
+    """Returns the first key that reaches the largest logit of each query, int64 `[B, H, N]`, without the N×M matrix.
+
+    Args:
+        query: `[B, H, N, D]`.
+        key: `[B, H, M, D]`.
+        scale: factor of the logits.
+        backend: as for `frame_band_attention`, whose first pass finds it.
+    """
+    query, key, _ = cast_inputs(query.detach(), key.detach(), None)
+    none = [
+        torch.full((n,), -1, dtype=torch.int32, device=query.device)
+        for n in (query.shape[2], key.shape[2])
+    ]
+    call = AttentionCall(
+        query, key, None, None, None, None, Band(*none, 1.0, 0.0, False), scale, True
+    )
+    with torch.no_grad():
+        return operation.attend(call, True, parse_backend(backend)).place.long()
 
 
 def checked_band(band: FrameBand, query: torch.Tensor, key: torch.Tensor) -> Band:

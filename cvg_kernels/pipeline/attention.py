@@ -19,7 +19,9 @@ from cvg_kernels.ops import (
     capture_maps,
     frame_band_attention,
     temporal_attention,
+    temporal_maps,
 )
+from cvg_kernels.pipeline.banded_frames import banded_video
 from cvg_kernels.pipeline.geometry import Geometry
 from cvg_kernels.pipeline.layers import Layer
 from cvg_kernels.pipeline.models import Grid
@@ -89,6 +91,8 @@ class MapRequest:
         receive: is given the maps and the layer's grid (F, h, w): cross `[B, K, F, h, w]` (or `[B, heads, K, F, h, w]`),
             temporal `[B, h·w, F, F]`, and self, of a model whose self-attention stays within a frame, `[B, F, h·w, h·w]`,
             with the attending frame or position first.
+        over_frames: of attention that spans the video, whether the temporal maps are wanted and not those of words:
+            `"whole"`: probabilities of that attention; `"alone"`: of the frames alone, whose rows sum to 1.
         token_ids: `[B, K]`, tokens to capture in cross-attention, on the device of the layer.
         head_reduction: of cross maps, `"mean"` or `"none"`.
         backend: which implementation to use.
@@ -96,6 +100,7 @@ class MapRequest:
 
     geometry: Geometry
     receive: Callable[[torch.Tensor, Grid], None]
+    over_frames: Literal["whole", "alone"] | None = None
     token_ids: torch.Tensor | None = None
     head_reduction: Literal["mean", "none"] = "mean"
     backend: str = "auto"
@@ -120,6 +125,8 @@ def attend(
     kind = attention.layer.kind
     if kind == "temporal":
         return _temporal(attention, band, requests, backend)
+    if any(request.over_frames for request in requests):
+        return _over_video(attention, band, requests, backend)
     if band:
         return _under_band(attention, band, requests, backend)
     if kind == "self":
@@ -136,18 +143,81 @@ def _temporal(attention, band, requests, backend):
     return result.out, [result.maps] * len(requests)
 
 
+def _over_video(attention, band, requests, backend):
+    """Attention that spans the video, some of whose requests are for maps between frames."""
+    words = [request for request in requests if request.over_frames is None]
+    whole = any(request.over_frames == "whole" for request in requests)
+    options = _band_options(attention, band) if band else {"key_mask": _mask_of_video(attention)}
+    lse, of_words = None, []
+    if words:
+        out, of_words, lse = _captured_with_lse(attention, words, backend, **options)
+    elif whole:
+        out, _, lse = attention_with_capture(
+            attention.query, attention.key, attention.value, None,
+            scale=attention.scale, backend=backend, **options,
+        )  # fmt: skip
+    else:
+        out, _ = (
+            _under_band(attention, band, (), backend) if band else _to_text(attention, (), backend)
+        )
+    given = iter(of_words)
+    return out, [
+        next(given)
+        if request.over_frames is None
+        else _between_frames(
+            attention, lse if request.over_frames == "whole" else None, band, request, backend
+        )
+        for request in requests
+    ]
+
+
+def _between_frames(attention, lse, band, request: MapRequest, backend: str) -> torch.Tensor:
+    """The maps between frames at every place, `[B', h·w, F, F]`, the places as the tokens are ordered."""
+    geometry, tokens = request.geometry, attention.query.shape[2]
+    grid = geometry.grid(tokens)
+    begin = geometry.video_begins(attention.layer, tokens)
+    if attention.key.shape[2] != tokens or begin < 0:
+        raise ArgumentError(
+            f"{attention.layer.name} attends from {tokens} tokens to {attention.key.shape[2]} and not from a video of "
+            f"{grid} to itself: it has no maps between its frames; do without temporal maps (Vico: flow='cross')"
+        )
+    if context_of(geometry.denoiser) is not None:
+        raise ArgumentError(
+            f"{attention.layer.name} is shared out among processes: maps between frames cannot be had under context "
+            "parallelism; do without temporal maps (Vico: flow='cross')"
+        )
+    query, key, scale = attention.query, attention.key, attention.scale
+    options = {"query_start": begin, "key_start": begin, "key_mask": _mask_of_video(attention)}
+    if band:
+        _refuse_mask("attention over a video", attention.mask)
+        scale = query.shape[-1] ** -0.5 if scale is None else scale
+        query, key = banded_video(query, key, grid, begin, scale, band, backend)
+        lse = None if lse is None else lse[:, :, begin : begin + math.prod(grid)]
+        options = {}
+    return temporal_maps(query, key, lse, grid, scale=scale, backend=backend, **options)
+
+
 def _under_band(attention, band, requests, backend):
     """Attention over the tokens of a video, with or without those of a text, with a band by frame distance."""
-    _refuse_mask("attention over a video", attention.mask)
-    frames = band["frames"]
-    options = {name: value for name, value in band.items() if name != "frames"}
+    options = _band_options(attention, band)
     if requests:
-        return _captured(attention, requests, backend, band=FrameBand(frames, frames, **options))
+        return _captured(attention, requests, backend, **options)
+    given, frames = attention, band["frames"]
     found = frame_band_attention(
-        attention.query, attention.key, attention.value, frames, frames, scale=attention.scale,
-        backend=backend, **options,
+        given.query, given.key, given.value, frames, frames, scale=given.scale, backend=backend,
+        **_without_frames(band),
     )  # fmt: skip
     return found.out, []
+
+
+def _band_options(attention: Attention, band: dict[str, Any]) -> dict[str, Any]:
+    """A band as `attention_with_capture` takes it."""
+    _refuse_mask("attention over a video", attention.mask)
+    return {"band": FrameBand(band["frames"], band["frames"], **_without_frames(band))}
+
+
+def _without_frames(band: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in band.items() if name != "frames"}
 
 
 def _within_frames(attention, requests, backend):
@@ -161,11 +231,9 @@ def _within_frames(attention, requests, backend):
 
 
 def _to_text(attention, requests, backend):
-    mask = per_key_mask(attention.mask)
-    if attention.layer.masks_alike and mask is not None and (requests or backend != "auto"):
-        mask = mask[:, :1, :1]  # of the first head and query, as of every other of the video
     if requests:
-        return _captured(attention, requests, backend, key_mask=mask)
+        return _captured(attention, requests, backend, key_mask=_mask_of_video(attention))
+    mask = per_key_mask(attention.mask) if backend == "auto" else _mask_of_video(attention)
     out = attention_alone(
         attention.query, attention.key, attention.value,
         scale=attention.scale, key_mask=mask, backend=backend,
@@ -173,10 +241,23 @@ def _to_text(attention, requests, backend):
     return out, []
 
 
+def _mask_of_video(attention: Attention) -> torch.Tensor | None:
+    """The mask as the queries of the video have it."""
+    mask = per_key_mask(attention.mask)
+    if attention.layer.masks_alike and mask is not None:
+        mask = mask[:, :1, :1]  # of the first head and query, as of every other of the video
+    return mask
+
+
 def _captured(attention, requests, backend, **options):
-    """The output, with the maps of the first request in the same pass; those of others by themselves."""
+    """The output and the maps of words."""
+    return _captured_with_lse(attention, requests, backend, **options)[:2]
+
+
+def _captured_with_lse(attention, requests, backend, **options):
+    """The output, with the maps of the first request in the same pass, those of others by themselves; log-sum-exp."""
     options |= {"scale": attention.scale, "backend": backend}
-    out, found = None, []
+    out, found, lse = None, [], None
     for request in requests:
         geometry, keys = request.geometry, attention.key.shape[2]
         ids, there = geometry.keys(attention.layer, keys, request.token_ids, attention.sample)
@@ -185,7 +266,7 @@ def _captured(attention, requests, backend, **options):
             ids = ids.repeat_interleave(each, dim=0)
         wanted = {**options, "head_reduction": request.head_reduction}
         if out is None:
-            out, maps, _ = attention_with_capture(
+            out, maps, lse = attention_with_capture(
                 attention.query, attention.key, attention.value, ids, **wanted
             )
         else:
@@ -196,7 +277,7 @@ def _captured(attention, requests, backend, **options):
             there = there.repeat_interleave(each, dim=0)
             maps = maps * there.view(there.shape[0], *[1] * (maps.ndim - 3), -1, 1)
         found.append(maps)
-    return out, found
+    return out, found, lse
 
 
 def _of_all_processes(maps, attention, geometry) -> torch.Tensor:
@@ -212,14 +293,20 @@ def hand_over(place: Place, request: MapRequest, maps: torch.Tensor) -> None:
     Args:
         place: where they are from.
         request: of them.
-        maps: as `attend` returned them: cross `[B', (heads,) K, N]`, temporal `[B·h·w, F, F]`, self `[B·F, h·w, h·w]` with
-            the position that is looked at first.
+        maps: as `attend` returned them: cross `[B', (heads,) K, N]`, temporal `[B·h·w, F, F]` (`[B', h·w, F, F]` of
+            attention that spans the video), self `[B·F, h·w, h·w]` with the position that is looked at first.
 
     Raises:
         ArgumentError: for temporal maps of a part of the frames.
     """
     kind, geometry = place.layer.kind, request.geometry
-    if kind == "temporal":
+    if request.over_frames:
+        grid = geometry.grid(maps.shape[1])
+        if geometry.tile > 1:
+            places = torch.arange(maps.shape[1], device=maps.device)
+            maps = maps.index_select(1, _row_by_row(places, (1, *grid[1:]), geometry.tile)[0])
+        request.receive(maps, grid)
+    elif kind == "temporal":
         _check_frames(place, geometry.latents[2], maps.shape[-1])
         maps = maps.unflatten(0, (geometry.samples(place.disturbs), -1))
         request.receive(maps, geometry.grid(maps.shape[1]))

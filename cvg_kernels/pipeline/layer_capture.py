@@ -14,7 +14,7 @@ from cvg_kernels.pipeline.attention import MapRequest, Place
 from cvg_kernels.pipeline.compiled import hearing, taking_part
 from cvg_kernels.pipeline.geometry import Geometry
 from cvg_kernels.pipeline.guards import check_extra_forwards
-from cvg_kernels.pipeline.layers import Layer, attention_layers
+from cvg_kernels.pipeline.layers import Layer, attention_layers, frame_maps
 from cvg_kernels.pipeline.models import Grid, arguments_of, model_of, unwrap
 from cvg_kernels.pipeline.parallel import adding_up_gradients
 from cvg_kernels.pipeline.taps import Tap, tapped
@@ -35,7 +35,8 @@ class LayerCapture:
         denoiser: of a class in `models.MODELS`.
         token_ids: int64 `[B, K]`, on the host.
         layers: names of text cross-attention layers.
-        temporal_layers: names of temporal attention layers.
+        temporal_layers: names of temporal maps, as `layers.frame_maps` has them. Those of attention that spans the
+            video are of the frames alone, so that their rows sum to 1 as those of temporal attention do.
         spatial_layers: names of self-attention layers within a frame.
         head_reduction: of the cross maps: `"mean"`, or `"none"` to keep the heads, `[B, heads, K, F, h, w]`.
         stop_after_last: end the forward once every chosen layer has run.
@@ -69,24 +70,30 @@ class LayerCapture:
             raise ArgumentError(
                 f"spatial_layers need attention within each frame, which {type(unwrap(denoiser)).__name__} has not"
             )
-        known = {layer.name: layer for layer in attention_layers(denoiser)}
-        self._chosen: list[Layer] = []
+        known = {"temporal": frame_maps(denoiser) if temporal_layers else {}}
+        for kind in ("cross", "self"):
+            known[kind] = {
+                layer.name: layer for layer in attention_layers(denoiser) if layer.kind == kind
+            }
+        self._chosen: list[tuple[Layer, _MapTap]] = []
         for kind, names in kinds.items():
             for name in names:
-                if name not in known or known[name].kind != kind:
-                    accepted = [layer.name for layer in known.values() if layer.kind == kind]
+                if name not in known[kind]:
                     raise ArgumentError(
-                        f"{name!r} is no {kind} layer; these are: {', '.join(accepted)}"
+                        f"{name!r} is no {kind} layer; these are: {', '.join(known[kind])}"
                     )
-                self._chosen.append(known[name])
+                layer = known[kind][name]
+                spans = kind == "temporal" and layer.kind != "temporal"
+                self._chosen.append((layer, _MapTap(self, name, "alone" if spans else None)))
         self._maps: dict[str, torch.Tensor] | None = None  # None: not recording
         self._geometry: Geometry | None = None
         self._ids_there = token_ids  # on the device of the latents
 
     def __enter__(self) -> LayerCapture:
         with ExitStack() as stack:
-            stack.enter_context(tapped([(layer, _MapTap(self, layer)) for layer in self._chosen]))
-            stack.enter_context(taking_part(self.denoiser, self._chosen))
+            stack.enter_context(tapped(self._chosen))
+            layers = [layer for layer, _ in self._chosen]
+            stack.enter_context(taking_part(self.denoiser, layers))
             stack.enter_context(hearing(self.denoiser, self._begin_call))
             self._stack = stack.pop_all()
         return self
@@ -101,21 +108,21 @@ class LayerCapture:
         self._ids_there = self.token_ids.to(arguments[self._geometry.model.latents].device)
         return adding_up_gradients(module, args, kwargs)
 
-    def request(self, layer: Layer) -> MapRequest:
-        """What is wanted of a layer; in the replay of a checkpointed one too, which must save what its call saved."""
+    def request(self, name: str, over_frames: Literal["alone"] | None) -> MapRequest:
+        """The maps of a name; in the replay of a checkpointed layer too, which must save what its call saved."""
 
         def receive(maps: torch.Tensor, grid: Grid) -> None:
             if self._maps is not None:
-                self._maps[layer.name] = maps
+                self._maps[name] = maps
                 if self.stop_after_last and len(self._maps) == len(self._chosen):
                     raise _Finished
 
         return MapRequest(
-            self._geometry, receive, self._ids_there, self.head_reduction, self.backend
+            self._geometry, receive, over_frames, self._ids_there, self.head_reduction, self.backend
         )
 
     def run(self, call: Callable[[], Any]) -> dict[str, torch.Tensor]:
-        """Makes one denoiser call and returns layer name → maps.
+        """Makes one denoiser call and returns name → maps.
 
         Args:
             call: calls the denoiser; what it returns is dropped.
@@ -135,9 +142,12 @@ class _MapTap(Tap):
 
     foreseen = True
 
-    def __init__(self, capture: LayerCapture, layer: Layer) -> None:
+    def __init__(
+        self, capture: LayerCapture, name: str, over_frames: Literal["alone"] | None
+    ) -> None:
         self.capture = capture
-        self.layer = layer
+        self.name = name
+        self.over_frames = over_frames
 
     def maps(self, place: Place) -> MapRequest | None:
-        return self.capture.request(self.layer) if place.of_text else None
+        return self.capture.request(self.name, self.over_frames) if place.of_text else None

@@ -106,9 +106,26 @@ def give_processor(module: nn.Module, processor: object) -> None:
 
 def frame_layers(denoiser: nn.Module) -> list[Layer]:
     """The layers in which frames attend to each other: the temporal ones, or those whose attention spans the video."""
-    model = model_of(denoiser)
-    kind = "temporal" if model.frames_in_batch else "cross" if model.joint else "self"
-    return [layer for layer in attention_layers(denoiser) if layer.kind == kind]
+    over_frames = model_of(denoiser).frames_in_batch
+
+    def relates(layer: Layer) -> bool:
+        if over_frames:
+            return layer.kind == "temporal"
+        return layer.kind == "self" or layer.text != "alone"
+
+    return [layer for layer in attention_layers(denoiser) if relates(layer)]
+
+
+def frame_maps(denoiser: nn.Module) -> dict[str, Layer]:
+    """The temporal maps that a denoiser has: name → the layer that makes them.
+
+    Those of a temporal layer have its name. A layer whose attention spans the video may have maps of words as well: its
+    temporal ones are called `<layer>:frames`.
+    """
+    return {
+        layer.name if layer.kind == "temporal" else f"{layer.name}:frames": layer
+        for layer in frame_layers(denoiser)
+    }
 
 
 def temporal_partners(layers: list[Layer], cross: Layer) -> list[Layer]:
@@ -119,6 +136,27 @@ def temporal_partners(layers: list[Layer], cross: Layer) -> list[Layer]:
             behind = re.compile(names.format(*map(re.escape, place.groups())))
             partners += [one for one in layers if one.kind == "temporal" and behind.match(one.name)]
     return sorted(partners, key=lambda layer: layer.name)
+
+
+#: A layer of a stack of blocks.
+_IN_BLOCK = re.compile(r"(?P<stack>(?:.*\.)?\w*blocks\.)(?P<number>\d+)\.")
+
+
+def following_frames(maps: dict[str, Layer], cross: Layer) -> list[str]:
+    """The temporal maps through which goes what a text layer has written: of the attention in the next block.
+
+    Args:
+        maps: as `frame_maps` has them, of a denoiser whose attention spans the video.
+        cross: a text layer, or one of text and video.
+    """
+    place = _IN_BLOCK.match(cross.name)
+    if place is None:
+        return []
+    stack, number = place["stack"], int(place["number"])
+    following = [name for name in maps if name.startswith(f"{stack}{number + 1}.")]
+    if not following and stack == "transformer_blocks.":  # the first of the blocks in one stream
+        following = [name for name in maps if name.startswith("single_transformer_blocks.0.")]
+    return following
 
 
 def spatial_partner(layers: list[Layer], cross: Layer) -> Layer | None:

@@ -10,6 +10,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 import cvg_kernels as cvg
+from cvg_kernels.ops import first_highest_keys
 from tests.ops.backends import backends, device_of
 from tests.tolerance import assert_as_exact_as
 
@@ -286,3 +287,14 @@ def test_nan_stays_where_it_is(backend):
     hurt = torch.zeros_like(out, dtype=torch.bool)
     hurt[0, 1, 7] = True
     torch.testing.assert_close(out[~hurt], clean[~hurt])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_first_highest_keys(backend):
+    """Of ties the first; with queries and keys of different numbers."""
+    device = device_of(backend)
+    query, key = torch.randn(2, 3, 37, 16, device=device), torch.randn(2, 3, 53, 16, device=device)
+    key[:, :, 40] = key[:, :, 7]
+    found = first_highest_keys(query, key, scale=0.3, backend=backend)
+    wanted = (query.double() @ key.double().mT).argmax(-1)
+    assert torch.equal(found, torch.where(wanted == 40, 7, wanted))

@@ -81,6 +81,16 @@ def test_both_processes_have_what_one_gives(name, form, way, found):
         assert case["error"] < (MAGNIFIED if way == "vico" else ROUNDING)
 
 
+def test_the_table_of_coverage_has_the_forms_that_are_right(found, coverage_note):
+    right: dict[str, list[str]] = {}
+    for name, form, way in CASES:
+        if way == "capture" and _refused(name, form, way) is None:
+            assert all(each[f"{name}-{form}-{way}"]["error"] < ROUNDING for each in found)
+            right.setdefault(name, []).append(form.replace("_", " "))
+    for name, forms in right.items():
+        coverage_note(name, "context_parallel", ", ".join(forms))
+
+
 def test_shares_of_maps_are_put_together(found):
     """Uneven shares of the queries and shares of the heads, with the gradient of a loss that both compute."""
     for each in found:

@@ -96,10 +96,6 @@ def _windows(case: PipelineCase) -> str | None:
     return "sees 8 of 12 frames at a time" if several else None
 
 
-def _not_temporal(case: PipelineCase) -> str | None:
-    return None if case.temporal else "pipe must have temporal attention layers"
-
-
 def _joint_frames(case: PipelineCase) -> str | None:
     return None if case.temporal else f"prompts must be None for .*{_plain(case)}"
 
@@ -180,9 +176,7 @@ METHODS: dict[str, Method] = {
         _first(_split, _no_one_text),
         counts=True,
     ),
-    "temporal_band": Method(
-        _temporal_band, 0.5, _first(_not_temporal, _split, _windows), counts=True
-    ),
+    "temporal_band": Method(_temporal_band, 0.5, _first(_split, _windows), counts=True),
     "vstar": Method(_vstar, 0.56, _split, counts=False),
     # The text is encoded once more for the states, in a batch of another size: rounded otherwise.
     "synopsis": Method(_synopsis, 1.0, _first(_split, _joint_frames), counts=True, exact=False),
