@@ -6,7 +6,7 @@
 #   make bench   the kernels against what people use today
 #   make microbench    every backend of every kernel on a small layer     (PYTEST_ARGS='--benchmark-autosave')
 #   make matrix  capture, methods and the shapes pipeline under every release of diffusers that is supported, each in a folder of
-#                its own; writes docs/releases.*                            (MATRIX_ARGS='0.35.0 0.42.1')
+#                its own; writes docs/releases.*                            (MATRIX_ARGS='0.34.0 0.42.1')
 #   make gpu     on a machine with an NVIDIA GPU, torch and nvcc, without network: build in place, GPU tests, compute-sanitizer,
 #                the table of the fastest kernels, benchmarks; in 9 minutes       (GPU_ARGS='--minutes 20')
 #   make lint    ruff and clang-format

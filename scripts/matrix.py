@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("diffusers", "transformers", "huggingface_hub")
 #: The releases, with those of the other packages that were new then; first the lower bounds of pyproject.toml.
 RELEASES = (
+    ("0.34.0", "4.53.3", "0.34.4"),
     ("0.35.0", "4.56.0", "0.34.4"),
     ("0.36.0", "4.57.6", "0.36.0"),
     ("0.37.1", "5.3.0", "1.5.0"),

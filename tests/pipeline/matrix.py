@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import diffusers
 import torch
 
 import cvg_kernels as cvg
@@ -17,6 +16,7 @@ from cvg_kernels.pipeline.models import MODELS
 from tests.composition.tiny import tiny_classifier
 from tests.pipeline.snapshot import Snapshot
 from tests.pipelines import PIPELINES, PROMPT, STEPS, PipelineCase, run
+from tests.pipelines.case import is_modular
 
 #: Those whose latents are stated; tests/coverage has all.
 KNOWN = [n for n, case in PIPELINES.items() if case.denoiser in MODELS and case.latents]
@@ -43,7 +43,7 @@ class Built:
     def of(cls, name: str, **arguments: Any) -> Built:
         case = PIPELINES[name]
         pipe, options = case.build(**arguments)
-        if not isinstance(pipe, diffusers.ModularPipeline):  # those have no way to end in latents
+        if not is_modular(pipe):  # those have no way to end in latents
             options["output_type"] = "latent"
         stock = run(pipe, options)
         return cls(case, pipe, options, stock, Snapshot(pipe))

@@ -121,6 +121,12 @@ def denoisers(pipe: Any) -> list[torch.nn.Module]:
     return [denoiser for denoiser in found if denoiser is not None]
 
 
+def is_modular(pipe: Any) -> bool:
+    """Whether it is one of diffusers' modular pipelines, which came with 0.35."""
+    kind = getattr(diffusers, "ModularPipeline", None)
+    return kind is not None and isinstance(pipe, kind)
+
+
 def run(
     pipe: Any, options: dict[str, Any] | None = None, prompt: Any = PROMPT, **changes: Any
 ) -> torch.Tensor:
@@ -133,7 +139,7 @@ def run(
         pipe, own = pipe.build()
         options = {**own, **(options or {})}
     settings = {"num_inference_steps": STEPS, "output_type": "pt", **(options or {}), **changes}
-    modular = isinstance(pipe, diffusers.ModularPipeline)
+    modular = is_modular(pipe)
     takes_text = modular or "prompt" in inspect.signature(pipe.__call__).parameters
     if takes_text and prompt is not None and (prompt != PROMPT or "prompt" not in settings):
         settings["prompt"] = prompt

@@ -77,7 +77,7 @@ def wan():
     pipe = diffusers.WanPipeline(
         vae=vae, transformer=diffusers.WanTransformer3DModel(**TRANSFORMER), text_encoder=t5(32),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=7.0),
-        tokenizer=word_tokenizer(TOKENS), transformer_2=None,
+        tokenizer=word_tokenizer(TOKENS),
     )  # fmt: skip
     return pipe, dict(CALL)
 
