@@ -382,7 +382,8 @@ def capture(
     Args:
         pipe: a diffusers pipeline whose denoiser is in `pipeline.models.MODELS` or derives from one there; another one
             needs `text` and `grid`.
-        words: words or phrases of the prompt, or pairs (word, occurrence); a word of several tokens is their sum.
+        words: words or phrases of the prompt, each the first time it occurs there, or pairs (word, occurrence); a word of
+            several tokens is their sum.
             `"<begin>"` and `"<end>"` are the tokens around the prompt. `"all"` takes every token of the prompt; `None` none
             (with `temporal=True`).
         prompt: says what the prompt is if the pipeline is called with `prompt_embeds`.
