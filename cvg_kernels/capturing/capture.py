@@ -167,6 +167,7 @@ class Capture:
         sample: int = 0,
         size: tuple[int, int] | None = None,
         run: int = -1,
+        section: int | None = None,
     ) -> torch.Tensor:
         """Averages the cross-attention of a word over heads, steps and layers: where it looked.
 
@@ -176,9 +177,10 @@ class Capture:
             word: one of the captured words.
             occurrence: which of its occurrences.
             branch: `"cond"`, `"uncond"` or `"perturbed"`.
-            sample: which video of the batch.
+            sample: which video of the batch; −1 is the last.
             size: rows and columns of the result; by default the largest grid of the captured layers.
             run: which call of the pipeline, the last by default.
+            section: which part of a video that one call makes part by part, the last by default (with a warning).
 
         Returns:
             float32 `[F, H, W]` on the CPU; maps of smaller layers are resized bicubically.
@@ -186,7 +188,7 @@ class Capture:
         Raises:
             ArgumentError: for a word, a branch, a sample or a run that was not captured (lists those that were).
         """
-        return heat_map(self.records, word, occurrence, branch, sample, size, run)
+        return heat_map(self.records, word, occurrence, branch, sample, size, run, section)
 
     def _say_why_nothing(self) -> None:
         import warnings
@@ -308,6 +310,7 @@ class Capture:
                     words,
                     grid,
                     part,
+                    call.section,
                 )
             )
 
@@ -379,7 +382,8 @@ def capture(
     Args:
         pipe: a diffusers pipeline whose denoiser is in `pipeline.models.MODELS` or derives from one there; another one
             needs `text` and `grid`.
-        words: words or phrases of the prompt, or pairs (word, occurrence); a word of several tokens is their sum.
+        words: words or phrases of the prompt, each the first time it occurs there, or pairs (word, occurrence); a word of
+            several tokens is their sum.
             `"<begin>"` and `"<end>"` are the tokens around the prompt. `"all"` takes every token of the prompt; `None` none
             (with `temporal=True`).
         prompt: says what the prompt is if the pipeline is called with `prompt_embeds`.

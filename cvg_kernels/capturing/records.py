@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Literal
 import torch
 from torch.nn.functional import interpolate
 
-from cvg_kernels.errors import ArgumentError
+from cvg_kernels.errors import ArgumentError, GuidanceWarning
 from cvg_kernels.pipeline.geometry import Branch
 from cvg_kernels.pipeline.models import Grid
 from cvg_kernels.prompts.tokens import TokenSpan, Word, word_and_occurrence
@@ -30,6 +31,8 @@ class Record:
         words: names along the K dimension of cross maps.
         grid: frames, rows, columns.
         maps: float32, cross `[B, K, F, h, w]` (`[B, heads, K, …]` per head), temporal `[B, h·w, F, F]`.
+        section: which part of a video that is made part by part in one call (FramePack, Helios, SkyReels-V2's diffusion
+            forcing, AnyFlow FAR), or which round through the schedule (FreeInit), 0 first.
     """
 
     run: int
@@ -41,6 +44,7 @@ class Record:
     words: tuple[str, ...]
     grid: Grid
     maps: torch.Tensor
+    section: int = 0
 
 
 def heat_map(
@@ -51,10 +55,12 @@ def heat_map(
     sample: int,
     size: tuple[int, int] | None,
     run: int,
+    section: int | None,
 ) -> torch.Tensor:
     """Averages the cross maps of a word; see `Capture.heat_map`."""
     word, occurrence = word_and_occurrence(word if isinstance(word, tuple) else (word, occurrence))
-    for name, number in {"run": run, "sample": sample}.items():
+    numbers = {"run": run, "sample": sample, "section": -1 if section is None else section}
+    for name, number in numbers.items():
         if not isinstance(number, int) or isinstance(number, bool):
             raise ArgumentError(f"{name} must be a whole number, got {number!r}")
     if size is not None and not _is_size(size):
@@ -63,9 +69,12 @@ def heat_map(
         )
     cross = [record for record in records if record.kind == "cross"]
     runs = sorted({record.run for record in cross})
+    if not runs:
+        raise ArgumentError("heat_map needs captured maps of words; nothing was recorded")
     if not -len(runs) <= run < len(runs):
         raise ArgumentError(f"run must be one of the {len(runs)} captured runs, got {run!r}")
     cross = [record for record in cross if record.run == runs[run]]
+    cross = _of_section(cross, section)
     branches = tuple(dict.fromkeys(record.branch for record in cross))
     if branch not in branches:
         raise ArgumentError(
@@ -94,6 +103,24 @@ def heat_map(
         mean = torch.stack([torch.stack(calls).mean(0) for calls in by_step.values()]).mean(0)
         total += interpolate(mean[:, None], size, mode="bicubic", align_corners=False)[:, 0]
     return total / len(by_layer)
+
+
+def _of_section(records: list[Record], section: int | None) -> list[Record]:
+    """The records of one section; without a number the last, which is told where there are others."""
+    sections = sorted({record.section for record in records})
+    chosen = -1 if section is None else section
+    if not -len(sections) <= chosen < len(sections):
+        raise ArgumentError(
+            f"section must be one of the {len(sections)} captured sections, got {section!r}"
+        )
+    if section is None and len(sections) > 1:
+        warnings.warn(
+            f"the run went through its schedule {len(sections)} times: this is the heat map of the last section (of a long "
+            "video) or round (of FreeInit); section=… chooses",
+            GuidanceWarning,
+            stacklevel=4,
+        )
+    return [record for record in records if record.section == sections[chosen]]
 
 
 def _is_size(size: object) -> bool:

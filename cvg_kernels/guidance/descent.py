@@ -25,8 +25,8 @@ def descend(
     *,
     iterations: int,
     threshold: float = 0.0,
-) -> torch.Tensor:
-    """Moves the latents of a step down the gradient of a loss; returns them.
+) -> torch.Tensor | None:
+    """Moves the latents of a step down the gradient of a loss; returns them, or `None` if no update was made.
 
     Every evaluation is an entry of `run.history`: run, step, timestep, iteration, loss, gradient_norm, seconds, and what
     `loss_at` adds. Tensors in it stay on the device until somebody reads them.
@@ -41,19 +41,22 @@ def descend(
             waits for the device within the loop.
 
     Raises:
-        ArgumentError: if a loss of the step is infinite or NaN.
+        ArgumentError: if a loss of the step is infinite or NaN, or cannot be differentiated.
     """
-    latents, seen = call.latents, []
+    latents, seen, updates = call.latents, [], 0
     for iteration in range(iterations):
         began = time.perf_counter()
         z = latents.detach().requires_grad_()
-        losses, notes = loss_at(z)
-        if not losses.requires_grad:
-            raise ArgumentError(
-                "the loss has no gradient to the latents: the denoiser has layers that cannot be differentiated, such as "
-                "weights with dynamically quantised activations; quantise the weights alone"
-            )
-        (gradient,) = torch.autograd.grad(losses.sum(), z)
+        try:
+            losses, notes = loss_at(z)
+            if not losses.requires_grad:
+                raise ArgumentError(
+                    "the loss has no gradient to the latents: the denoiser has layers that cannot be differentiated, such "
+                    "as weights with dynamically quantised activations; quantise the weights alone"
+                )
+            (gradient,) = torch.autograd.grad(losses.sum(), z)
+        except NotImplementedError as error:  # torch's flex attention on a CPU
+            raise ArgumentError(f"the loss has no gradient to the latents: {error}") from error
         seen.append(losses.detach())
         active = seen[-1] > threshold
         run.history.append(
@@ -69,11 +72,13 @@ def descend(
             }
         )
         if threshold > 0 and not bool(active.any()):
+            run.notes["below threshold"] = {"every loss was below its threshold"}
             break
+        updates += 1
         moved = stepper(z.detach(), gradient)
         latents = torch.where(active.view(-1, 1, 1, 1, 1), moved, z.detach())
     if seen and not bool(torch.stack(seen).isfinite().all()):
         raise ArgumentError(
             f"the loss of step {call.index} is infinite or NaN: a smaller step_size, or a wider dtype of the model"
         )
-    return latents
+    return latents if updates else None

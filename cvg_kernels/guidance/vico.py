@@ -227,6 +227,10 @@ class Vico(Guidance):
         with layers:
             return descend(call, run, loss_at, stepper, iterations=iterations, threshold=threshold)
 
+    def why_nothing(self, run: Run) -> str | None:
+        """Says that there was nothing to do, if that is so."""
+        return next(iter(run.notes.get("below threshold", ())), None)
+
     def table(self, call: Call) -> TokenTable:
         """All tokens of each prompt, and which of them make up each word that is balanced.
 

@@ -261,7 +261,12 @@ def _captured_with_lse(attention, requests, backend, **options):
     for request in requests:
         geometry, keys = request.geometry, attention.key.shape[2]
         ids, there = geometry.keys(attention.layer, keys, request.token_ids, attention.sample)
-        each = attention.query.shape[0] // ids.shape[0]
+        each, rest = divmod(attention.query.shape[0], ids.shape[0])
+        if not each or rest:
+            raise ArgumentError(
+                f"{attention.layer.name} attends with {attention.query.shape[0]} samples at a time, and the call has "
+                f"{ids.shape[0]}: whose maps these are takes an entry of its denoiser in the table"
+            )
         if each > 1:  # the frames of a sample, which lie in the batch
             ids = ids.repeat_interleave(each, dim=0)
         wanted = {**options, "head_reduction": request.head_reduction}

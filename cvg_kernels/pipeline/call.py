@@ -44,6 +44,7 @@ class Call:
         hooks: through which a method calls the denoiser.
         own: whether a method is calling, so that this is no prediction of the pipeline.
         scale: the factor by which the denoiser's input differs from `latents`.
+        section: number of the section of a long video that the run makes, or of a round through the schedule, 0 first.
     """
 
     pipe: Any
@@ -59,6 +60,7 @@ class Call:
     hooks: Caller
     own: bool = False
     scale: float = 1.0
+    section: int = 0
 
     @property
     def model(self) -> Model:

@@ -284,7 +284,7 @@ class PipelineHooks:
         return Call(
             self.pipe, denoiser, arguments, latents,
             sampling.branches(model, latents.shape[0], arguments), index, count, timestep, leading,
-            sampling=sampling, hooks=self,
+            sampling=sampling, hooks=self, section=self._stepping.section,
         )  # fmt: skip
 
     def _shift(self, call: Call) -> tuple[torch.Tensor | None, torch.Tensor | None]:

@@ -81,8 +81,8 @@ class Sampling:
         samples, text = self.samples, model.text(arguments)
         if not model.batched_branches and text.shape[0] == samples < batch:
             raise ArgumentError(
-                f"num_videos_per_prompt must be 1 on {type(self.pipe).__name__}, which does not repeat its text for further "
-                f"videos (the denoiser was given {batch}, and the text of {samples}): ask for more by a list of prompts"
+                f"num_videos_per_prompt must be 1 on {type(self.pipe).__name__}, which does not repeat its text for more "
+                f"videos (the denoiser was given {batch}, and the text of {samples}): ask for several by a list of prompts"
             )
         disturbed = bool(getattr(self.pipe, "do_perturbed_attention_guidance", False))
         guided = bool(getattr(self.pipe, "do_classifier_free_guidance", True))

@@ -20,10 +20,14 @@ class Schedule:
 
     Args:
         scheduler: the pipeline's, with its timesteps set.
+
+    Attributes:
+        section: how often the run has gone back to the beginning of a schedule: long videos are made section by section.
     """
 
     def __init__(self, scheduler: Any) -> None:
         self._scheduler = scheduler
+        self.section = 0
         self._read()
 
     def _read(self) -> None:
@@ -44,6 +48,7 @@ class Schedule:
         """
         source = getattr(self._scheduler, "timesteps", None)
         if source is not self._source and _floats(source) != self._timesteps:
+            self.section += self._position is not None
             self._read()  # several stages in one run: each has its own steps
         self._source = source
         if not self._timesteps:
@@ -75,6 +80,7 @@ class Schedule:
         places = places_of(self._scheduler)
         leading = [at for at in matches if places[at].leading] or matches
         begin = leading[0] if leading else getattr(self._scheduler, "begin_index", None) or 0
+        self.section += self._position is not None and begin < self._position
         self._start = self._position = min(begin, len(self._timesteps) - 1)
         self._places = places_of(self._scheduler, self._start)
 

@@ -90,6 +90,11 @@ class Stepping:
         self._scheduler, self._give_back = None, lambda: None
         self._schedule = self._own_memory = None
 
+    @property
+    def section(self) -> int:
+        """Number of the section that the run is in, 0 first; see `Schedule`."""
+        return 0 if self._schedule is None else self._schedule.section
+
     def locate(self, timestep: float) -> tuple[int, int, bool]:
         """Says where a denoiser call stands; see `Schedule.locate`."""
         if self._schedule is None:

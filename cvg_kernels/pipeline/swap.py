@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from cvg_kernels.backends import parse_backend
-from cvg_kernels.errors import ArgumentError
+from cvg_kernels.errors import ArgumentError, GuidanceWarning
 from cvg_kernels.pipeline.layers import Layer, attention_layers
 from cvg_kernels.pipeline.models import denoisers_of
-from cvg_kernels.pipeline.taps import Tap, add_tap, remove_tap
+from cvg_kernels.pipeline.taps import Tap, add_tap, is_tapped, remove_tap
 
 
 class _Swap(Tap):
@@ -40,10 +41,22 @@ class ProcessorSwap:
         return [layer.name for layer, _ in self._swapped]
 
     def restore(self) -> None:
-        """Puts the stock processors back; more than once does no harm, in whatever order swaps are restored."""
+        """Puts the stock processors back; more than once does no harm, in whatever order swaps are restored.
+
+        Layers that were given other processors meanwhile, as some pipelines do in every call, keep these, with a warning:
+        they have not computed with our kernels since.
+        """
+        others = [layer.name for layer, _ in self._swapped if not is_tapped(layer)]
         for layer, tap in self._swapped:
             remove_tap(layer, tap)
-        self._swapped = []
+        count, self._swapped = len(self._swapped), []
+        if others:
+            warnings.warn(
+                f"{len(others)} of {count} swapped layers were given other processors meanwhile and then computed without "
+                f"our kernels: {', '.join(others[:3])}{' …' if len(others) > 3 else ''}",
+                GuidanceWarning,
+                stacklevel=2,
+            )
 
     def __repr__(self) -> str:
         return f"ProcessorSwap({len(self._swapped)} layers)"

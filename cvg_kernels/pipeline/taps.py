@@ -108,6 +108,16 @@ def remove_tap(layer: Layer, tap: Tap) -> None:
         tapped.release()
 
 
+def is_tapped(layer: Layer) -> bool:
+    """Says whether the taps of a layer take part: not where another processor was set since they were added.
+
+    Args:
+        layer: with or without taps.
+    """
+    tapped = vars(layer.module).get(SLOT)
+    return tapped is not None and any(layer.module.processor is ours for ours, _ in tapped.made)
+
+
 def keep_taps(layer: Layer) -> None:
     """Puts a layer's taps on the processor that somebody has set since they were added.
 

@@ -168,8 +168,6 @@ def test_a_step_of_each_method(row, coverage_note):
                 video = row.run()
         except cvg.ArgumentError as error:
             refused[column] = str(error).split(", got ")[0]
-        except NotImplementedError:
-            refused[column] = WITHOUT_GRADIENTS[name]
         else:
             assert {step for _, step in run.guided} == {0}
             assert video.isfinite().all()

@@ -111,9 +111,9 @@ def doubles(given: dict | list):
     return [t.detach().double().requires_grad_() for t in given]
 
 
-def eager(query, key, value, *, sigma=None, strength=None, bias=None):
-    """What a user writes today, in the dtype of the input."""
-    scores = torch.einsum("...id,...jd->...ij", query, key) * query.shape[-1] ** -0.5
+def eager(query, key, value, *, sigma=None, strength=None, bias=None, nothing=0.0):
+    """What a user writes today, in the dtype of the input; `nothing` is added for its gradient, that of q kᵀ."""
+    scores = torch.einsum("...id,...jd->...ij", query, key) * query.shape[-1] ** -0.5 + nothing
     if sigma is not None:
         at = torch.arange(query.shape[-2], device=query.device, dtype=query.dtype)
         band = (-(at[:, None] - at).square() / (2 * sigma**2)).exp()
@@ -167,9 +167,11 @@ def check(backend: str, case: Case, dtype: torch.dtype, device: torch.device | N
         assert backend == "reference" or out.transpose(1, 2).is_contiguous()
 
     exact_given, exact_options = doubles(given), doubles(options)
-    exact = eager(*exact_given, **exact_options)
-    exact_leaves = [*exact_given, *exact_options.values()]
-    exact_grads = torch.autograd.grad(
+    square = (*given[0].shape[:-1], case.frames)
+    nothing = torch.zeros(square, dtype=torch.float64, device=device, requires_grad=True)
+    exact = eager(*exact_given, **exact_options, nothing=nothing)
+    exact_leaves = [*exact_given, *exact_options.values(), nothing]
+    *exact_grads, grad_scores = torch.autograd.grad(
         exact, exact_leaves, [c.double() for c in cotangents], retain_graph=True
     )
     peak = exact[1].detach().amax(-1)
@@ -187,12 +189,15 @@ def check(backend: str, case: Case, dtype: torch.dtype, device: torch.device | N
     )
     depth = max(case.frames, case.dim, case.value_dim, 32)
     assert_as_exact_as(out.detach(), stock_out.detach(), exact[0].detach(), depth=depth)
-    # What cancels to 0 (a single frame's logits have no gradient) is measured by the terms that cancel.
+    # What cancels, all of it with a single frame, whose logits have no gradient, is measured by the terms that cancel.
     longest = [t.detach().double().norm(dim=-1).max().item() for t in (*exact_given, cotangents[0])]
     size = case.dim**-0.5 * longest[3] * longest[2] * max(longest[:2])
-    for found, plain, right in zip(grads[:3], stock_grads[:3], exact_grads[:3], strict=True):
-        alone = size if case.frames == 1 else 0.0
-        assert_as_exact_as(found, plain, right, 2.0, depth=depth, size=alone)
+    query, key = (t.detach().abs() * case.dim**-0.5 for t in exact_given[:2])
+    sizes = [(grad_scores.abs() @ key).max(), (grad_scores.abs().mT @ query).max(), 0.0]
+    for index, terms in enumerate(sizes):
+        three = (grads[index], stock_grads[index], exact_grads[index])
+        alone = size if case.frames == 1 else float(terms)
+        assert_as_exact_as(*three, 2.0, depth=depth, size=alone)
     # One number, or one matrix, summed over all positions and heads: far more terms, which cancel.
     terms = depth * math.prod(given[0].shape[:-2]) * case.frames
     for found, plain, right in zip(grads[3:], stock_grads[3:], exact_grads[3:], strict=True):

@@ -89,7 +89,8 @@ CASES = [
     ("wan", wrapped, "compiled first"), ("wan", wrapped, "attached first"),
     ("wan", blocks, "compiled first"), ("wan", blocks, "attached first"),
     ("cogvideox", wrapped, "compiled first"), ("latte", in_place, "compiled first"),
-    ("modelscope", wrapped, "attached first"),
+    ("modelscope", wrapped, "attached first"), ("hunyuan_video", in_place, "compiled first"),
+    ("ltx", blocks, "attached first"),
 ]  # fmt: skip
 
 

@@ -73,6 +73,7 @@ def _text_of(pipe, options) -> int:
     [
         ({"text": None}, "text must be the range of the keys .* of WanTransformer3DModel"),
         ({"text": slice(0, 14, 2)}, "text must be the range"),
+        ({"text": slice(3, 3)}, "text must be the range"),
         ({"grid": None}, "grid must be the frames, rows and columns"),
         ({"grid": (3, 2)}, r"grid must be .*, got \(3, 2\)"),
         ({"grid": (3, 2, 0)}, "grid must be"),
@@ -86,6 +87,18 @@ def test_what_is_missing_is_said(changes, message, monkeypatch):
     with pytest.raises(cvg.ArgumentError, match=message):
         cvg.capture(pipe, ["cat"], **given).__enter__()
     assert not any(name.startswith("_cvg") for name in vars(pipe.transformer))
+
+
+def test_layers_that_attend_sample_by_sample_are_refused(monkeypatch):
+    pipe, options = PIPELINES["mochi"].build()
+    monkeypatch.delitem(MODELS, "MochiTransformer3DModel")
+    with (
+        pytest.raises(
+            cvg.ArgumentError, match="attends with 1 samples at a time, and the call has"
+        ),
+        cvg.capture(pipe, ["cat"], text=slice(-8, None), grid=(2, 2, 2)),
+    ):
+        run(pipe, options)
 
 
 def test_ranges_that_no_layer_has(monkeypatch):

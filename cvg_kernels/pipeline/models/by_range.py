@@ -57,6 +57,14 @@ class TextRange:
         return text - video if queries > video and text >= video else queries - video
 
 
+def _is_empty(text: slice) -> bool:
+    """Whether a range has nothing in it however many keys there are."""
+    if text.stop is None:
+        return False
+    start = text.start or 0
+    return (start < 0) == (text.stop < 0) and start >= text.stop
+
+
 def model_by_range(denoiser: nn.Module, text: Any, grid: Any) -> Model:
     """Makes the entry of a denoiser of which the user says where the text stands and how the video lies.
 
@@ -69,7 +77,7 @@ def model_by_range(denoiser: nn.Module, text: Any, grid: Any) -> Model:
         ArgumentError: if one of them is missing or no such thing, or the denoiser has no argument for latents.
     """
     kind = type(denoiser).__name__
-    if not isinstance(text, slice) or text.step not in (None, 1):
+    if not isinstance(text, slice) or text.step not in (None, 1) or _is_empty(text):
         raise ArgumentError(
             f"text must be the range of the keys that are the text's in the layers of {kind}, such as slice(0, 226) or "
             f"slice(-256, None), got {text!r}"
