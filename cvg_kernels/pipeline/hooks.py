@@ -279,12 +279,11 @@ class PipelineHooks:
         """A call in the terms that everybody reads."""
         sampling, model = self._sampling, model_of(denoiser)
         latents = model.named(arguments, getattr(unwrap(denoiser), "config", None))
-        text = model.text(arguments)
         timestep = timestep_of(arguments)
         index, count, leading = self._stepping.locate(timestep)
         return Call(
             self.pipe, denoiser, arguments, latents,
-            sampling.branches(model, latents.shape[0], text), index, count, timestep, leading,
+            sampling.branches(model, latents.shape[0], arguments), index, count, timestep, leading,
             sampling=sampling, hooks=self, section=self._stepping.section,
         )  # fmt: skip
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -38,6 +38,7 @@ class Sampling:
     def end_step(self) -> None:
         """Forgets what belongs to one denoising step."""
         self._seen: set[Branch] = set()
+        self._prompted: torch.Tensor | None = None  # the text of the first call with the prompt
 
     def remember(self, key: Any, make: Callable[[], Any]) -> Any:
         """Makes something once for the run and returns it ever after.
@@ -63,24 +64,33 @@ class Sampling:
 
     # -- which sample is what
 
-    def branches(self, model: Model, batch: int, text: torch.Tensor) -> tuple[Branch, ...]:
+    def branches(
+        self, model: Model, batch: int, arguments: Mapping[str, Any]
+    ) -> tuple[Branch, ...]:
         """Which branch each sample of a denoiser call belongs to.
 
         Args:
             model: table entry of the denoiser.
             batch: samples of the call.
-            text: what the denoiser is given of the text.
+            arguments: of the call, by name.
 
         Raises:
-            ArgumentError: for a batch that is no known multiple of the number of videos.
+            ArgumentError: for a batch that is no known multiple of the number of videos, or whose text is not there for
+                each of its videos.
         """
-        samples = self.samples
+        samples, text = self.samples, model.text(arguments)
+        if not model.batched_branches and text.shape[0] == samples < batch:
+            raise ArgumentError(
+                f"num_videos_per_prompt must be 1 on {type(self.pipe).__name__}, which does not repeat its text for more "
+                f"videos (the denoiser was given {batch}, and the text of {samples}): ask for several by a list of prompts"
+            )
         disturbed = bool(getattr(self.pipe, "do_perturbed_attention_guidance", False))
         guided = bool(getattr(self.pipe, "do_classifier_free_guidance", True))
         if batch == samples and not model.batched_branches:
             kinds: tuple[Branch, ...] = (self._branch_by_text(text),)
         elif batch == samples:
-            kinds = ("cond",)
+            changed = model.disturbed is not None and model.disturbed(arguments)
+            kinds = ("perturbed",) if changed else ("cond",)
         elif batch == 2 * samples:
             kinds = ("cond", "perturbed") if disturbed and not guided else ("uncond", "cond")
         elif batch == 3 * samples and disturbed:
@@ -100,17 +110,30 @@ class Sampling:
         """The branch of a call that holds one of them only."""
         guider = getattr(self.pipe, "guider", None)
         if hasattr(guider, "is_conditional"):
-            if not guider.is_conditional:
-                return "uncond"
-            return (
-                "perturbed" if "cond" in self._seen else "cond"
-            )  # a second time with layers left out
+            return self._branch_by_guider(guider, text)
         prompted = self._same(text, self.prompt.embeddings)
         if self._same(
             text, self.prompt.negative
         ):  # if the prompts are equal, the prompt's call is the first
             return "uncond" if not prompted or "cond" in self._seen else "cond"
         return "cond" if prompted or "cond" not in self._seen else "uncond"
+
+    def _branch_by_guider(self, guider: Any, text: torch.Tensor) -> Branch:
+        """The branch of a call that a guider has prepared; a second one with the prompt is disturbed."""
+        again = "cond" in self._seen
+        if getattr(guider, "_count_prepared", 1):
+            if not guider.is_conditional:
+                return "uncond"
+            return "perturbed" if again else "cond"
+        # SmoothedEnergyGuidance forgets to count its calls, which is what `is_conditional` looks at. As every guider it has
+        # the prompt's call first; another with the same text is without the prompt only if the prompts are equal.
+        if not again:
+            self._prompted = text
+            return "cond"
+        if not self._same(text, self._prompted):
+            return "uncond"
+        equal = self._same(text, self.prompt.negative) and "uncond" not in self._seen
+        return "uncond" if equal else "perturbed"
 
     @staticmethod
     def _same(text: torch.Tensor, embeddings: torch.Tensor | None) -> bool:

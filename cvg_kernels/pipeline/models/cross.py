@@ -39,6 +39,13 @@ LTX = Model(
     token_grid, (_TEXT, _VIDEO), axes="BNC", sizes=_packed_sizes, masks_alike=True, shared=_LTX
 )
 
+
+def _ltx2_disturbed(arguments: Arguments) -> bool:
+    """Returns whether LTX 2 is called without the attention of some blocks, or with video and audio apart."""
+    names = ("spatio_temporal_guidance_blocks", "isolate_modalities")
+    return any(arguments.get(name) for name in names)
+
+
 #: LTX 2: beside it audio, whose layers take no part.
 LTX2 = Model(
     token_grid,
@@ -48,6 +55,7 @@ LTX2 = Model(
     condition_behind=True,
     masks_alike=True,
     shared=_LTX,
+    disturbed=_ltx2_disturbed,
 )
 
 #: Allegro: its text has an axis more.

@@ -68,6 +68,7 @@ class Model:
         tiles: (arguments of a call) → n, if the tokens of a frame are in the order of its tiles of n × n, else 1.
         channels_of: where its configuration tells the channels that go in and that come out.
         batched_branches: whether pipelines stack [unconditional, conditional] into one call.
+        disturbed: (arguments of a call) → whether the network is disturbed in it for the sake of guidance.
         frames_in_batch: whether cross-attention sees one sample per frame (`[B·F, h·w, C]`), and temporal layers relate
             the frames; if not, self-attention or joint attention spans the video.
         text_per_frame: whether the caller repeats the text for every frame.
@@ -102,6 +103,7 @@ class Model:
     tiles: Callable[[Arguments], int] | None = None
     channels_of: tuple[str, str] = ("in_channels", "out_channels")
     batched_branches: bool = True
+    disturbed: Callable[[Arguments], bool] | None = None
     frames_in_batch: bool = False
     text_per_frame: bool = False
     text_order: Callable[[Arguments], TextOrder] | None = None
