@@ -37,11 +37,12 @@ def test_gradients_of_a_wrong_size_fail(size, factor):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_missing_part_fails(dtype):
-    """Along what is left of it, the gradient is right."""
+    """Along what is left of it, the gradient is right; a random direction may lie across what is missing, eight do not."""
     loss, at, gradient = network(dtype, 1.0)
     gradient[1] = 0
     with pytest.raises(AssertionError, match=r"along a random direction"):
-        assert_gradient(loss, at, gradient)
+        for _ in range(8):
+            assert_gradient(loss, at, gradient)
 
 
 @pytest.mark.parametrize("gradient", [0.0, torch.nan])

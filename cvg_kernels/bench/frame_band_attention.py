@@ -71,7 +71,7 @@ GPU_SHAPES = (
     Shape("CogVideoX-2B 480×720", 30, 13, 1350, 226, 64),
     *SHAPES,
 )
-QUICK_SHAPES = (Shape("quick", 2, 5, 9, 0, 16), Shape("quick, joint", 2, 4, 12, 7, 24))
+QUICK_SHAPES = (Shape("quick, joint", 2, 4, 12, 7, 24),)
 
 
 def ours_by(backend: str) -> Callable:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import random
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,12 +22,14 @@ from cvg_kernels.bench.static.compiled import TARGETS  # noqa: E402
 from cvg_kernels.bench.static.model import AMD_SHARED, ARCHITECTURES  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
+#: GPUs that are like one that is always compiled for, in instructions or in shared memory: one of them each run.
+IN_TURN = ("sm_86", "sm_89", "sm_100")
 
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory) -> list[dict]:
-    """The covering set, compiled once however many processes test; in a process of its own, since interpreted kernels
-    cannot be compiled."""
+    """The covering set on most targets, compiled once however many processes test; in a process of its own, since
+    interpreted kernels cannot be compiled."""
     folder: Path = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent
@@ -35,8 +38,11 @@ def rows(tmp_path_factory) -> list[dict]:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.exists():
             environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
+            left_out = random.SystemRandom().sample(IN_TURN, 2)
+            targets = ",".join(target for target in TARGETS if target not in left_out)
+            command = ["bench", "--static", "--targets", targets, "--json", str(path)]
             ended = subprocess.run(
-                [sys.executable, "-m", "cvg_kernels", "bench", "--static", "--json", str(path)],
+                [sys.executable, "-m", "cvg_kernels", *command],
                 env=environment,
                 capture_output=True,
                 text=True,
@@ -62,8 +68,10 @@ def _attention(row: dict) -> bool:
 
 def test_every_kernel_compiles(rows):
     compiled = {(row["variant"], row["dtype"], row["target"]) for row in rows}
-    assert compiled == {(v.name, v.dtype, target) for v, target, _ in cases.covering()}
-    assert {row["target"] for row in rows} == set(TARGETS)
+    targets = {row["target"] for row in rows}
+    assert targets < set(TARGETS) and len(targets) == len(TARGETS) - 2
+    wanted = {(v.name, v.dtype, target) for v, target, _ in cases.covering()}
+    assert compiled == {one for one in wanted if one[2] in targets}
 
 
 class Exempt(NamedTuple):
@@ -187,7 +195,9 @@ def test_figures_are_no_worse_than_the_table(rows):
     table = json.loads((ROOT / budgets.TABLE).read_text())
     if table["compilers"] != budgets.compilers():
         pytest.skip(f"the table is of {table['compilers']}, installed is {budgets.compilers()}")
-    worse, better, unknown = budgets.compare(rows, table["rows"])
+    targets = {row["target"] for row in rows}
+    committed = [row for row in table["rows"] if row["target"] in targets]
+    worse, better, unknown = budgets.compare(rows, committed)
     if better:
         print(f"{len(better)} figures are better; keep them: {budgets.REWRITE}", *better, sep="\n")
     told = [*worse, *unknown]

@@ -175,7 +175,7 @@ def test_sweep_writes_a_report_like_that_of_eval(tmp_path, capsys):
     [
         ("--option step_size --values 0,much", "values must be numbers separated by commas, got '0,much'"),
         ("--option step_size --values 1,1.0", "values must differ, got 1, 1.0"),
-        ("--option pace --values 1", "guidance 'cvg' takes option=value with the options start, stop, classifier"),
+        ("--option pace --values 1", "guidance 'cvg' takes option=value with the options start, stop, checkp"),
         ("--method none --option steps --values 1", "guidance 'none' takes option=value"),
         ("--option steps --values -1", "steps must be a whole number of at least 0, got -1"),
         ("--option stop --values 0.1,-1", "stop must be a finite number in [0, 1], got -1"),
