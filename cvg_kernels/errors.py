@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 
 class CvgError(Exception):
     """An error that the caller can fix; the message says how."""
@@ -27,6 +29,16 @@ def check_flag(name: str, value: object) -> None:
     """
     if not isinstance(value, bool):
         raise ArgumentError(f"{name} must be True or False, got {value!r}")
+
+
+def is_whole(value: object, least: float = -math.inf) -> bool:
+    """Says whether a value is a whole number, which `True` is not.
+
+    Args:
+        value: any.
+        least: the least that counts.
+    """
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 class GuidanceWarning(UserWarning):

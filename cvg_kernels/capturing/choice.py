@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from cvg_kernels.errors import ArgumentError
+from cvg_kernels.errors import ArgumentError, is_whole
 
 
 def chosen_layers(layers: Any) -> Callable[[str], bool]:
@@ -51,7 +51,7 @@ def chosen_steps(steps: Any) -> frozenset[int] | range | None:
         return None
     if isinstance(steps, range) and steps and min(steps[0], steps[-1]) >= 0:
         return steps  # however long
-    if isinstance(steps, int) and not isinstance(steps, bool):
+    if is_whole(steps):
         steps = (steps,)
     try:
         chosen = frozenset(steps)
@@ -59,9 +59,7 @@ def chosen_steps(steps: Any) -> frozenset[int] | range | None:
         raise ArgumentError(
             f"steps must be numbers of steps, 0 first, or None, got {steps!r}"
         ) from None
-    if not chosen or any(
-        not isinstance(at, int) or isinstance(at, bool) or at < 0 for at in chosen
-    ):
+    if not chosen or not all(is_whole(at, 0) for at in chosen):
         raise ArgumentError(
             f"steps must be numbers of steps, 0 first, or None, got {sorted(map(str, chosen))}"
         )

@@ -11,7 +11,7 @@ from typing import Literal
 import torch
 from torch.nn.functional import interpolate
 
-from cvg_kernels.errors import ArgumentError, GuidanceWarning
+from cvg_kernels.errors import ArgumentError, GuidanceWarning, is_whole
 from cvg_kernels.pipeline.geometry import Branch
 from cvg_kernels.pipeline.models import Grid
 from cvg_kernels.prompts.tokens import TokenSpan, Word, word_and_occurrence
@@ -61,7 +61,7 @@ def heat_map(
     word, occurrence = word_and_occurrence(word if isinstance(word, tuple) else (word, occurrence))
     numbers = {"run": run, "sample": sample, "section": -1 if section is None else section}
     for name, number in numbers.items():
-        if not isinstance(number, int) or isinstance(number, bool):
+        if not is_whole(number):
             raise ArgumentError(f"{name} must be a whole number, got {number!r}")
     if size is not None and not _is_size(size):
         raise ArgumentError(
@@ -125,7 +125,7 @@ def _of_section(records: list[Record], section: int | None) -> list[Record]:
 
 def _is_size(size: object) -> bool:
     pair = isinstance(size, (tuple, list)) and len(size) == 2
-    return pair and all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in size)
+    return pair and all(is_whole(n, 1) for n in size)
 
 
 def _place(words: tuple[str, ...], label: str, branch: Branch) -> int:

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from cvg_kernels.backends import parse_backend
-from cvg_kernels.errors import ArgumentError, check_flag
+from cvg_kernels.errors import ArgumentError, check_flag, is_whole
 from cvg_kernels.pipeline.call import Call
 from cvg_kernels.pipeline.layers import Layer
 from cvg_kernels.pipeline.session import PipelineSession, Run
@@ -205,7 +205,7 @@ def check_count(name: str, value: Any, least: int = 0) -> None:
     Raises:
         ArgumentError: if it is not.
     """
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+    if not is_whole(value, least):
         raise ArgumentError(f"{name} must be a whole number of at least {least}, got {value!r}")
 
 

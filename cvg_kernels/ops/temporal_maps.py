@@ -9,7 +9,7 @@ import torch
 
 from cvg_kernels._layout import dense_like
 from cvg_kernels.backends import Backend
-from cvg_kernels.errors import ArgumentError
+from cvg_kernels.errors import ArgumentError, is_whole
 from cvg_kernels.kernels import Facts
 from cvg_kernels.ops import _temporal_maps_reference as reference
 from cvg_kernels.ops._autocast import cast_inputs
@@ -111,7 +111,7 @@ def temporal_maps(
 def _video(grid, query_start, key_start, query, key) -> Video:
     """Where the video lies, checked."""
     sizes = tuple(grid) if isinstance(grid, (tuple, list, torch.Size)) else ()
-    if len(sizes) != 3 or not all(isinstance(n, int) and n > 0 for n in sizes):
+    if len(sizes) != 3 or not all(is_whole(n, 1) for n in sizes):
         raise ArgumentError(f"grid must be (F, h, w), numbers above 0, got {grid!r}")
     frames, places = sizes[0], sizes[1] * sizes[2]
     for name, start, whose, length in (

@@ -252,6 +252,7 @@ GOOD = {"query": torch.zeros(2, 2, 9, 4), "key": torch.zeros(2, 2, 9, 4), "lse":
         ({"key": torch.zeros(2, 2, 9, 4).half()}, "key must have the query's dtype"),
         ({"key": torch.zeros(2, 3, 9, 4)}, "key must have the query's batch and heads"),
         ({"key": torch.zeros(2, 2, 9, 6)}, "key must have the query's head_dim 4, got 6"),
+        ({"grid": (True, 2, 2)}, r"grid must be \(F, h, w\), numbers above 0, got \(True, 2, 2\)"),
         ({"grid": (2, 2)}, r"grid must be \(F, h, w\), numbers above 0, got \(2, 2\)"),
         ({"grid": (2, 0, 2)}, r"grid must be \(F, h, w\)"),
         ({"grid": 8}, r"grid must be \(F, h, w\), numbers above 0, got 8"),

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from cvg_kernels.errors import ArgumentError
+from cvg_kernels.errors import ArgumentError, is_whole
 from cvg_kernels.pipeline.models.model import Grid, Layers, Model
 
 #: The argument that holds the latents, as denoisers of diffusers name it.
@@ -83,8 +83,7 @@ def model_by_range(denoiser: nn.Module, text: Any, grid: Any) -> Model:
             f"slice(-256, None), got {text!r}"
         )
     numbers = tuple(grid) if isinstance(grid, (tuple, list)) else ()
-    whole = all(isinstance(n, int) and not isinstance(n, bool) and n > 0 for n in numbers)
-    if len(numbers) != 3 or not whole:
+    if len(numbers) != 3 or not all(is_whole(n, 1) for n in numbers):
         raise ArgumentError(
             f"grid must be the frames, rows and columns of the video's tokens in the layers of {kind}, got {grid!r}"
         )
