@@ -36,9 +36,9 @@ from cvg_kernels.bench.harness import (
     assert_agreement,
     extra_bytes,
     forward_backward,
-    graphed_where_possible,
     median_seconds,
     passes,
+    seconds_by_kind,
 )
 from cvg_kernels.ops import attention_with_capture
 
@@ -219,11 +219,7 @@ def measure(shape: Shape, device: torch.device, dtype: torch.dtype, rounds: int)
         "output_bytes": q.numel() * q.element_size() + 4 * b * n * (TOKENS + h),
         "floors": list(floors_for(device)),
     }
-    for kind, timed in calls.items():
-        result[kind] = median_seconds(timed, device, rounds)
-        if device.type == "cuda":
-            small = {name: call for name, call in timed.items() if name not in _LARGE}
-            result[f"{kind}_graph"] = median_seconds(graphed_where_possible(small), device, rounds)
+    result |= seconds_by_kind(calls, device, rounds, in_graphs=lambda name: name not in _LARGE)
     result["stock_forward_full_backward"] = median_seconds(
         {FLOOR: forward_backward(sdpa_alone, inputs, (0, 1, 2))}, device, rounds
     )[FLOOR]

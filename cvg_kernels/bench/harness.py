@@ -132,6 +132,30 @@ def graphed_where_possible(arms: Mapping[str, Arm]) -> dict[str, Arm]:
     return found
 
 
+def seconds_by_kind(
+    calls: Mapping[str, Mapping[str, Arm]],
+    device: torch.device,
+    rounds: int,
+    *,
+    in_graphs: Callable[[str], bool] = lambda arm: True,
+) -> dict[str, dict[str, Any]]:
+    """Times the arms of every kind of call; on a GPU also as CUDA graphs, under `<kind>_graph`.
+
+    Args:
+        calls: kind → arms, as `passes` returns them.
+        device: where they run.
+        rounds: as for `median_seconds`.
+        in_graphs: whether an arm is timed as a graph too, by its name.
+    """
+    found = {}
+    for kind, arms in calls.items():
+        found[kind] = median_seconds(arms, device, rounds)
+        if device.type == "cuda":
+            graphed = graphed_where_possible({n: arm for n, arm in arms.items() if in_graphs(n)})
+            found[f"{kind}_graph"] = median_seconds(graphed, device, rounds)
+    return found
+
+
 def _time_cpu(arm: Arm) -> float:
     began = time.perf_counter()
     arm()

@@ -22,8 +22,7 @@ from cvg_kernels.bench.harness import (
     OURS,
     assert_agreement,
     extra_bytes,
-    graphed_where_possible,
-    median_seconds,
+    seconds_by_kind,
 )
 from cvg_kernels.ops import path_flow, token_peaks
 from python_ref import path_flow as flow_reference
@@ -135,11 +134,7 @@ def measure(
         calls["forward_backward"][name] = guarded(name, "forward_backward", both)
         calls["scores"][name] = guarded(name, "scores", scores)
     assert_agreement(calls["forward"], 1e-5)
-    for what, timed in calls.items():
-        result[what] = median_seconds(timed, device, rounds)
-        if device.type == "cuda":
-            graph = graphed_where_possible({OURS: timed[OURS]})
-            result[f"{what}_graph"] = median_seconds(graph, device, rounds)
+    result |= seconds_by_kind(calls, device, rounds, in_graphs=lambda name: name == OURS)
     result["forward_extra_bytes"] = extra_bytes(calls["forward"][OURS], device)
     return result
 

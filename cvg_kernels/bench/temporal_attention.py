@@ -24,9 +24,8 @@ from cvg_kernels.bench.harness import (
     as_layers_have_it,
     as_layers_take_it,
     assert_agreement,
-    graphed_where_possible,
-    median_seconds,
     passes,
+    seconds_by_kind,
 )
 from cvg_kernels.ops import temporal_attention
 
@@ -135,11 +134,7 @@ def measure(shape: Shape, device: torch.device, dtype: torch.dtype, rounds: int)
         "flops": shape.flops,
         "bytes": shape.bytes(q.element_size()),
     }
-    for kind, timed in calls.items():
-        result[kind] = median_seconds(timed, device, rounds)
-        if device.type == "cuda":
-            result[f"{kind}_graph"] = median_seconds(graphed_where_possible(timed), device, rounds)
-    return result
+    return result | seconds_by_kind(calls, device, rounds)
 
 
 def show(layer: dict[str, Any], report: dict[str, Any]) -> None:

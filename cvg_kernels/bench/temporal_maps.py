@@ -25,9 +25,8 @@ from cvg_kernels.bench.harness import (
     arms_by_backend,
     as_layers_have_it,
     assert_agreement,
-    graphed_where_possible,
-    median_seconds,
     passes,
+    seconds_by_kind,
 )
 from cvg_kernels.ops import temporal_maps
 
@@ -147,11 +146,7 @@ def measure(shape: Shape, device: torch.device, dtype: torch.dtype, rounds: int)
         "bytes": shape.bytes(q.element_size()),
         "floor_bytes": 2 * q.numel() * q.element_size(),
     }
-    for kind, timed in calls.items():
-        result[kind] = median_seconds(timed, device, rounds)
-        if device.type == "cuda":
-            result[f"{kind}_graph"] = median_seconds(graphed_where_possible(timed), device, rounds)
-    return result
+    return result | seconds_by_kind(calls, device, rounds)
 
 
 def show(layer: dict[str, Any], report: dict[str, Any]) -> None:

@@ -186,9 +186,7 @@ class _Mode(TorchFunctionMode):
 
     def _attention(self, number: int, disturbs: bool, given: _Given) -> Attention:
         key, value = given.key, given.value
-        if (
-            given.enable_gqa
-        ):  # each head of the keys is for some of the query's, one after the other
+        if given.enable_gqa:  # a head of the keys is for some of the query's, one after the other
             heads = given.query.shape[1] // key.shape[1]
             key, value = (one.repeat_interleave(heads, dim=1) for one in (key, value))
         return Attention(

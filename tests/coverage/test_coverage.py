@@ -30,15 +30,6 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 rows = pytest.mark.parametrize("row", PIPELINES, indirect=True)
 
 
-@pytest.fixture(scope="module")
-def row(request: pytest.FixtureRequest):
-    """The pipeline whose name a test is parametrised with, run once without us."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # the stock run must be rounded as those of the tests are
-    yield Row.of(request.param)
-    torch.set_num_threads(before)
-
-
 def answers(row: Row, watch: oracle.Watch) -> float:
     """How far the denoiser's answers of a run are from those of the stock run, relative to the largest of each.
 

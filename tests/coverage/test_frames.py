@@ -86,15 +86,6 @@ def between_frames(row: Row, logits: torch.Tensor, *, alone: bool = False) -> to
     return logits.softmax(-1)[:, at[:, :, None], at[:, None, :]].mean(0)
 
 
-@pytest.fixture(scope="module")
-def row(request: pytest.FixtureRequest):
-    """The pipeline whose name a test is parametrised with, run once without us."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)  # the stock run must be rounded as those of the tests are
-    yield Row.of(request.param)
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("row", [*LAST, *FIRST, "framepack"], indirect=True)
 def test_temporal_maps(row):
     """Of every layer, step and branch; in joint attention with words in the same run; the video is the stock one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,8 +23,14 @@ EASYANIMATE = Model(
     frame_patch_grid, (Layers(r"transformer_blocks\.\d+\.attn1$", "cross", "first"),)
 )
 
-#: Double and single blocks; the attention of the text refiner, which has no video, takes no part.
-_DOUBLE_AND_SINGLE = (Layers(r"transformer_blocks\.\d+\.attn$", "cross", "last"),)
+#: Double and single blocks, the video first, the padding of the text masked; the attention of the text refiner, which has
+#: no video, takes no part.
+_VIDEO_THEN_TEXT = Model(
+    frame_patch_grid,
+    (Layers(r"transformer_blocks\.\d+\.attn$", "cross", "last"),),
+    batched_branches=False,
+    masks_alike=True,
+)
 
 
 def _first_frame(arguments: Arguments, config: Any) -> torch.Tensor | None:
@@ -37,13 +44,7 @@ def _first_frame(arguments: Arguments, config: Any) -> torch.Tensor | None:
 
 
 #: HunyuanVideo: video, then text; padding is masked. Of image to video, the image's tokens are part of the text.
-HUNYUAN = Model(
-    frame_patch_grid,
-    _DOUBLE_AND_SINGLE,
-    batched_branches=False,
-    masks_alike=True,
-    given=_first_frame,
-)
+HUNYUAN = replace(_VIDEO_THEN_TEXT, given=_first_frame)
 
 
 def _behind_image(arguments: Arguments) -> TextOrder:
@@ -56,12 +57,9 @@ def _behind_image(arguments: Arguments) -> TextOrder:
     return TextOrder(place.masked_fill(place >= image + kept, -1), image + kept)
 
 
-FRAMEPACK = Model(
-    frame_patch_grid,
-    _DOUBLE_AND_SINGLE,
-    batched_branches=False,
+FRAMEPACK = replace(
+    _VIDEO_THEN_TEXT,
     text_order=_behind_image,
-    masks_alike=True,
     shared=frozenset(("attention_kwargs", "indices_latents", "indices_latents_clean"))
     | {"indices_latents_history_2x", "indices_latents_history_4x"},
 )
@@ -81,13 +79,7 @@ def _valid_first(arguments: Arguments) -> TextOrder:
     return TextOrder(torch.where(text, valid + before, places + behind), length)
 
 
-HUNYUAN_15 = Model(
-    frame_patch_grid,
-    _DOUBLE_AND_SINGLE,
-    batched_branches=False,
-    text_order=_valid_first,
-    masks_alike=True,
-)
+HUNYUAN_15 = replace(_VIDEO_THEN_TEXT, text_order=_valid_first)
 
 
 def _without_padding(arguments: Arguments) -> TextOrder:
@@ -121,11 +113,12 @@ def _decodes(denoiser: nn.Module, name: str) -> bool:
     return int(name.split(".")[1]) >= blocks
 
 
-MOTIF = Model(
-    frame_patch_grid,
-    (*_DOUBLE_AND_SINGLE, Layers(r"transformer_blocks\.\d+\.cross_attn$", "cross")),
-    batched_branches=False,
+MOTIF = replace(
+    _VIDEO_THEN_TEXT,
+    layers=(
+        *_VIDEO_THEN_TEXT.layers,
+        Layers(r"transformer_blocks\.\d+\.cross_attn$", "cross"),
+    ),
     text_order=_behind_image_if_any,
-    masks_alike=True,
     leaves_out=_decodes,
 )
