@@ -27,6 +27,7 @@ _HOMES = {
     "FrameBandAttention": "ops",
     "Gen1": "guidance",
     "MaxFlow": "ops",
+    "StructureContentPipeline": "editing",
     "SubgraphFlow": "ops",
     "TemporalAttention": "ops",
     "TemporalBand": "guidance",
@@ -74,6 +75,7 @@ __all__ = [
     "GuidanceWarning",
     "MaxFlow",
     "PipelineSession",
+    "StructureContentPipeline",
     "SubgraphFlow",
     "TemporalAttention",
     "TemporalBand",
@@ -126,6 +128,7 @@ if TYPE_CHECKING:
     from cvg_kernels.backends import Backend
     from cvg_kernels.capturing import capture
     from cvg_kernels.composition import CompositionClassifier
+    from cvg_kernels.editing import StructureContentPipeline
     from cvg_kernels.errors import (
         ArgumentError,
         BackendUnavailableError,

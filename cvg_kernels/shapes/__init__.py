@@ -12,6 +12,7 @@ _HOMES = {
     "caption": "world",
     "evaluate": "evaluate",
     "judge": "oracle",
+    "load_editor": "editor",
     "load_pipeline": "pipeline",
     "look": "oracle",
     "parse_caption": "world",

@@ -2,13 +2,14 @@
 
 A clip shows one or two objects for eight frames of 64×64 pixels on a dark ground. An object is a colour, a shape and a
 direction of motion; its caption is "a red circle moving left". Everything is drawn from a seeded generator and rendered
-with anti-aliased signed distances, so a clip is known exactly: where, what, and which way.
+with anti-aliased signed distances, so a clip is known exactly: where, what, which way, and how near. All objects are of
+one size and differ in distance: what looks larger is nearer, and hides what is farther away.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,10 +50,11 @@ class Thing:
 
     colour: str
     shape: str
-    direction: str
+    direction: str | None  #: `None`: the caption says what it is and not where it goes
 
     def __str__(self) -> str:
-        return f"a {self.colour} {self.shape} moving {self.direction}"
+        motion = "" if self.direction is None else f" moving {self.direction}"
+        return f"a {self.colour} {self.shape}{motion}"
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,11 @@ class Motion:
 
     radius: float
     centres: np.ndarray  # [F, 2] as (x, y)
+
+    @property
+    def nearness(self) -> float:
+        """Inverse distance, 1 for the nearest that there is: objects of one size look smaller the farther they are."""
+        return self.radius / _RADIUS[1]
 
 
 @dataclass(frozen=True)
@@ -81,8 +88,12 @@ def caption(things: Sequence[Thing]) -> str:
     return " and ".join(str(thing) for thing in things)
 
 
-def parse_caption(text: str) -> tuple[Thing, ...]:
+def parse_caption(text: str, *, motion: bool = True) -> tuple[Thing, ...]:
     """Reads the things back out of a caption.
+
+    Args:
+        text: the caption.
+        motion: whether each thing must say where it moves; if not, it may.
 
     Raises:
         ValueError: if a part is not of the form "a COLOUR SHAPE moving DIRECTION".
@@ -90,19 +101,23 @@ def parse_caption(text: str) -> tuple[Thing, ...]:
     things = []
     for part in text.strip().lower().rstrip(".").split(" and "):
         words = part.split()
+        direction = words[4] if len(words) == 5 and words[3] == "moving" else None
         if (
-            len(words) != 5
-            or (words[0], words[3]) != ("a", "moving")
+            len(words) != (3 if direction is None else 5)
+            or words[0] != "a"
             or words[1] not in COLOURS
             or words[2] not in SHAPES
-            or words[4] not in DIRECTIONS
+            or (direction not in DIRECTIONS and (motion or direction is not None))
         ):
+            form = (
+                "a COLOUR SHAPE moving DIRECTION" if motion else "a COLOUR SHAPE [moving DIRECTION]"
+            )
             raise ValueError(
-                f"{part!r} is not of the form 'a COLOUR SHAPE moving DIRECTION' with COLOUR of "
+                f"{part!r} is not of the form {form!r} with COLOUR of "
                 f"{', '.join(COLOURS)}; SHAPE of {', '.join(SHAPES)}; DIRECTION of "
                 f"{', '.join(DIRECTIONS)}"
             )
-        things.append(Thing(words[1], words[2], words[4]))
+        things.append(Thing(words[1], words[2], direction))
     return tuple(things)
 
 
@@ -170,18 +185,35 @@ def _apart(first: Motion, second: Motion) -> bool:
     return bool((gap > first.radius + second.radius + _MARGIN).all())
 
 
+def _mostly_seen(first: Motion, second: Motion) -> bool:
+    """Whether the centre of neither of two moving things is hidden by the other in more than half of the frames."""
+    gap = np.abs(first.centres - second.centres).max(axis=1)
+    return bool((gap > max(first.radius, second.radius)).mean() >= 0.5)
+
+
 def random_scene(
     rng: np.random.Generator,
     things: Sequence[Thing] | None = None,
     frames: int = FRAMES,
     speed: tuple[float, float] = SPEED,
+    *,
+    apart: bool = True,
 ) -> Scene:
-    """Places things so that they never touch; draws the things too (two of them in 2 of 3 clips) if not given."""
+    """Places things; draws the things too (two of them in 2 of 3 clips) if not given.
+
+    Args:
+        rng: source of randomness.
+        things: what is seen.
+        frames: length of the clip.
+        speed: in pixels a frame, see `random_motion`.
+        apart: things never touch; if not, they may pass in front of each other, each seen in half of the frames at least.
+    """
     if things is None:
         things = random_things(rng, 2 if rng.random() < 0.65 else 1)
+    fit = _apart if apart else _mostly_seen
     while True:
         motions = [random_motion(rng, thing.direction, frames, speed) for thing in things]
-        if all(_apart(a, b) for a, b in itertools.combinations(motions, 2)):
+        if all(fit(a, b) for a, b in itertools.combinations(motions, 2)):
             return Scene(tuple(things), tuple(motions))
 
 
@@ -201,19 +233,39 @@ def signed_distance(shape: str, x: torch.Tensor, y: torch.Tensor, radius: torch.
     raise ValueError(f"shape must be one of {', '.join(SHAPES)}, got {shape!r}")
 
 
+def _covers(scene: Scene, axis: torch.Tensor) -> Iterator[tuple[Thing, Motion, torch.Tensor]]:
+    """The things of a scene, the farthest first, each with what it covers of every pixel, `[F, 1, H, W]` in [0, 1]."""
+    for thing, motion in sorted(
+        zip(scene.things, scene.motions, strict=True), key=lambda both: both[1].nearness
+    ):
+        centres = torch.as_tensor(motion.centres, dtype=torch.float32)
+        x = axis - centres[:, 0, None, None]  # [F, 1, W]
+        y = axis[:, None] - centres[:, 1, None, None]  # [F, H, 1]
+        x, y = torch.broadcast_tensors(x, y)
+        distance = signed_distance(thing.shape, x, y, torch.tensor(motion.radius))
+        yield thing, motion, (0.5 - distance).clamp(0, 1)[:, None]
+
+
+def _axis(size: int) -> torch.Tensor:
+    return torch.arange(size, dtype=torch.float32) * (SIZE / size)
+
+
 def render(scenes: Sequence[Scene], size: int = SIZE) -> torch.Tensor:
     """Draws scenes as float32 `[B, F, 3, size, size]` in [0, 1]."""
     frames = len(scenes[0].motions[0].centres)
-    axis = torch.arange(size, dtype=torch.float32) * (SIZE / size)
     video = torch.full((len(scenes), frames, 3, size, size), BACKGROUND)
     for clip, scene in zip(video, scenes, strict=True):
-        for thing, motion in zip(scene.things, scene.motions, strict=True):
-            centres = torch.as_tensor(motion.centres, dtype=torch.float32)
-            x = axis - centres[:, 0, None, None]  # [F, 1, W]
-            y = axis[:, None] - centres[:, 1, None, None]  # [F, H, 1]
-            x, y = torch.broadcast_tensors(x, y)
-            distance = signed_distance(thing.shape, x, y, torch.tensor(motion.radius))
-            cover = (0.5 - distance).clamp(0, 1)[:, None]  # [F, 1, H, W]
+        for thing, _, cover in _covers(scene, _axis(size)):
             colour = torch.tensor(COLOURS[thing.colour])[:, None, None]
             clip.mul_(1 - cover).add_(cover * colour)
     return video
+
+
+def render_depth(scenes: Sequence[Scene], size: int = SIZE) -> torch.Tensor:
+    """Draws how near things are, float32 `[B, F, size, size]`: inverse distance, 1 the nearest and 0 the ground."""
+    frames = len(scenes[0].motions[0].centres)
+    depth = torch.zeros(len(scenes), frames, size, size)
+    for clip, scene in zip(depth, scenes, strict=True):
+        for _, motion, cover in _covers(scene, _axis(size)):
+            clip.mul_(1 - cover[:, 0]).add_(cover[:, 0] * motion.nearness)
+    return depth

@@ -1,0 +1,432 @@
+"""`StructureContentPipeline`: Gen-1's editor, a clip's structure with other content."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    DDIMScheduler,
+    DiffusionPipeline,
+    PriorTransformer,
+    UNetMotionModel,
+)
+from diffusers.utils import BaseOutput
+from diffusers.utils.torch_utils import randn_tensor
+from diffusers.video_processor import VideoProcessor
+from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer, PreTrainedModel
+
+from cvg_kernels.editing.content import (
+    content_tokens,
+    embed_images,
+    embed_texts,
+    predict_image_embedding,
+)
+from cvg_kernels.editing.depth import estimate_depth
+from cvg_kernels.editing.structure import (
+    MOST_ROUNDS,
+    structure_channels,
+    structure_latents,
+    structure_maps,
+)
+from cvg_kernels.errors import ArgumentError, is_whole
+
+
+@dataclass
+class StructureContentOutput(BaseOutput):
+    """What an edit gives.
+
+    Attributes:
+        frames: the edited clips, as `output_type` asks; of "pt" `[B, F, 3, H, W]` in [0, 1].
+        structure: what was kept of the clips, float32 `[B, F, H, W]` in [0, 1].
+    """
+
+    frames: Any
+    structure: torch.Tensor
+
+
+class StructureContentPipeline(DiffusionPipeline):
+    """Gives a clip other content and keeps its structure, as Gen-1 does.
+
+        pipe = cvg.shapes.load_editor()
+        frames = pipe(video=clip, prompt="a blue square", structure=2).frames[0]
+
+    Structure is the depth of every frame after t_s rounds of blur (`structure_maps`), encoded by the clip's own
+    autoencoder and put beside the noisy latents together with t_s. Content is the CLIP embedding of an image, or one that
+    the prior predicts from the text, read by cross-attention behind the words of the prompt:
+
+        v̂ = v_∅ + ω (v_c − v_∅),    v = v_θ([z_t, E(s), t_s], t, [words, content])
+
+    where ∅ has the words of the negative prompt and no content, and the structure stays. Gen-1 itself has no words there:
+    here they make the maps of words visible to `capture` and steerable by Vico and CVG. Its temporal scale is
+    `Gen1(temporal_scale=…)`, attached as to any pipeline.
+
+    Args:
+        vae: the autoencoder of the clips' frames.
+        text_encoder: makes of the words the tokens that the denoiser reads.
+        tokenizer: of both text encoders.
+        unet: the denoiser; its input has the channels of the latents, of the structure's latents, and 4 of t_s.
+        scheduler: any of diffusers' that fits the denoiser's prediction.
+        content_encoder: CLIP, of images and texts.
+        prior: predicts the embedding of an image from that of a text.
+        depth_estimator: a depth model of transformers.
+        prior_scheduler: of a prior that is a diffusion model; `None` where it is a regression.
+    """
+
+    model_cpu_offload_seq = "depth_estimator->text_encoder->content_encoder->prior->unet->vae"
+    _optional_components = ["prior_scheduler", "depth_estimator"]
+    _callback_tensor_inputs = ["latents"]
+
+    def __init__(
+        self,
+        vae: AutoencoderKL,
+        text_encoder: CLIPTextModel,
+        tokenizer: CLIPTokenizer,
+        unet: UNetMotionModel,
+        scheduler: DDIMScheduler,
+        content_encoder: CLIPModel,
+        prior: PriorTransformer,
+        depth_estimator: PreTrainedModel | None = None,
+        prior_scheduler: DDIMScheduler | None = None,
+    ) -> None:
+        super().__init__()
+        self.register_modules(
+            vae=vae,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            unet=unet,
+            scheduler=scheduler,
+            content_encoder=content_encoder,
+            prior=prior,
+            depth_estimator=depth_estimator,
+            prior_scheduler=prior_scheduler,
+        )
+        self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        self.video_processor = VideoProcessor(vae_scale_factor=self.vae_scale_factor)
+
+    # -- what the denoiser is told
+
+    def encode_prompt(
+        self,
+        prompt: str | Sequence[str] | None,
+        device: torch.device | None = None,
+        num_videos_per_prompt: int = 1,
+        do_classifier_free_guidance: bool = True,
+        negative_prompt: str | Sequence[str] | None = None,
+        batch_size: int = 1,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """Encodes the words of prompts, and of negative prompts, as `[B, N, C]` each.
+
+        Args:
+            prompt: one text or one a clip; `None` for no words.
+            device: where to.
+            num_videos_per_prompt: clips made of each.
+            do_classifier_free_guidance: whether the negative ones are wanted.
+            negative_prompt: one text or one a clip; `None` for no words.
+            batch_size: clips, where one text, or none, stands for all.
+        """
+
+        def encode(text: str | Sequence[str] | None) -> torch.Tensor:
+            texts = (
+                [text or ""] * batch_size if text is None or isinstance(text, str) else list(text)
+            )
+            tokens = self._tokens(texts).to(device or self._execution_device)
+            rows = self.text_encoder(tokens)[0]
+            return rows.repeat_interleave(num_videos_per_prompt, 0)
+
+        return encode(prompt), encode(negative_prompt) if do_classifier_free_guidance else None
+
+    def encode_content(
+        self,
+        prompt: Sequence[str] | None,
+        image: torch.Tensor | None,
+        generator: torch.Generator | None = None,
+    ) -> torch.Tensor:
+        """Embeds content as `[B, D]` of length 1: of images, or, through the prior, of texts.
+
+        Args:
+            prompt: the texts, where there is no image.
+            image: `[B, 3, H, W]` in [0, 1].
+            generator: of a diffusion prior.
+        """
+        if image is not None:
+            return embed_images(self.content_encoder, image)
+        texts = embed_texts(self.content_encoder, self._tokens(prompt).to(self._execution_device))
+        return predict_image_embedding(self.prior, texts, self.prior_scheduler, generator=generator)
+
+    def _tokens(self, texts: Sequence[str]) -> torch.Tensor:
+        return self.tokenizer(
+            list(texts),
+            padding="max_length",
+            max_length=self.tokenizer.model_max_length,
+            truncation=True,
+            return_tensors="pt",
+        ).input_ids
+
+    def _depth(self, video: torch.Tensor | None, depth: torch.Tensor | None) -> torch.Tensor:
+        """Depth `[B, F, H, W]`: that which is given, or the estimate."""
+        if depth is not None:
+            return depth
+        if self.depth_estimator is None:
+            raise ArgumentError("depth must be given, since the pipeline has no depth_estimator")
+        return estimate_depth(self.depth_estimator, video.flatten(0, 1)).unflatten(
+            0, video.shape[:2]
+        )
+
+    # -- the call
+
+    @property
+    def guidance_scale(self) -> float:
+        """The scale of the call that is under way."""
+        return self._guidance_scale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        """Whether the call that is under way evaluates the denoiser without content, too."""
+        return self._guidance_scale > 1
+
+    @property
+    def num_timesteps(self) -> int:
+        """How many steps the call that is under way makes."""
+        return self._num_timesteps
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        video: Any = None,
+        prompt: str | list[str] | None = None,
+        image: Any = None,
+        structure: int = 3,
+        depth: torch.Tensor | None = None,
+        negative_prompt: str | list[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 20,
+        guidance_scale: float = 3.0,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[[Any, int, Any, dict], dict] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> StructureContentOutput | tuple:
+        """Edits clips.
+
+        Args:
+            video: a clip, or several of one length: PIL images, arrays `[F, H, W, 3]` or tensors `[F, 3, H, W]` in
+                [0, 1], or a batch of such. Only its depth is read.
+            prompt: what is to be seen, one text or one a clip. It is the content unless there is an image; its words are
+                read as well.
+            image: shows what is to be seen: one image (PIL, an array or `[3, H, W]`) or one a clip.
+            structure: t_s, rounds of blur that the depth goes through: 0 keeps outlines, 7 next to nothing.
+            depth: `[F, H, W]` or `[B, F, H, W]`, larger nearer, in the place of an estimate; video may be left out then.
+            negative_prompt: words of the branch without content.
+            height: of the edited clip in pixels; `None` takes what the denoiser was trained on, as does `width`.
+            width: likewise.
+            num_inference_steps: denoising steps.
+            guidance_scale: ω; up to 1 the branch without content is left out.
+            generator: of the noise, one or one a clip.
+            latents: noise `[B, C, F, h, w]` to start from, in the place of drawn noise.
+            output_type: "pil", "np", "pt" or "latent".
+            return_dict: `False` returns the tuple (frames, structure).
+            callback_on_step_end: called as (pipe, step, timestep, {"latents": …}) and may return other latents.
+            callback_on_step_end_tensor_inputs: only "latents".
+
+        Raises:
+            ArgumentError: if an argument does not fit, named with what is accepted.
+        """
+        self._check(video, prompt, image, structure, depth, output_type)
+        device, dtype = self._execution_device, self.unet.dtype
+        size = self._size(height, width)
+        clips = None if video is None else self._clips(video, size).to(device)
+        given = None if depth is None else self._given_depth(depth, clips, size).to(device)
+        depth = self._depth(clips, given)
+        batch = max(len(depth), _count(prompt), 1 if image is None else _images(image))
+        if len(depth) == 1:
+            depth = depth.expand(batch, -1, -1, -1)
+        frames = depth.shape[1]
+        longest = self.unet.config.motion_max_seq_length
+        if frames > longest:
+            raise ArgumentError(
+                f"video must have at most {longest} frames with this denoiser, got {frames}"
+            )
+        seen = structure_maps(depth, structure)
+        channels = structure_channels(structure_latents(self.vae, seen), structure).to(dtype)
+
+        self._guidance_scale = guidance_scale
+        guided = self.do_classifier_free_guidance
+        words, no_words = self.encode_prompt(
+            prompt, device, 1, guided, negative_prompt, batch_size=batch
+        )
+        for name, texts in (("prompt", words), ("negative_prompt", no_words)):
+            if texts is not None and len(texts) != batch:
+                raise ArgumentError(
+                    f"{name} must be one text or one for each of {batch} clips, got {len(texts)}"
+                )
+        pictures = None if image is None else self._pictures(image, batch).to(device)
+        texts = [prompt] * batch if isinstance(prompt, str) else prompt
+        first = generator[0] if isinstance(generator, list) else generator
+        content = self.encode_content(texts, pictures, first).to(words.dtype)
+        text = torch.cat([words, content_tokens(content, words.shape[-1])], 1)
+        if guided:
+            nothing = content_tokens(torch.zeros_like(content), words.shape[-1])
+            text = torch.cat([torch.cat([no_words, nothing], 1), text])
+            channels = torch.cat([channels] * 2)
+        text = text.to(dtype).repeat_interleave(frames, 0)
+
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        shape = (batch, self.vae.config.latent_channels, *channels.shape[2:])
+        if latents is None:
+            latents = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
+            latents = latents * self.scheduler.init_noise_sigma
+        elif tuple(latents.shape) != shape:
+            raise ArgumentError(f"latents must be {shape}, got {tuple(latents.shape)}")
+        latents = latents.to(device, dtype)
+        latents = self._denoise(
+            latents, channels, text, callback_on_step_end, callback_on_step_end_tensor_inputs
+        )
+        if output_type == "latent":
+            result = latents
+        else:
+            result = self.video_processor.postprocess_video(self._decode(latents), output_type)
+        self.maybe_free_model_hooks()
+        if not return_dict:
+            return result, seen
+        return StructureContentOutput(frames=result, structure=seen)
+
+    def _denoise(
+        self,
+        latents: torch.Tensor,
+        channels: torch.Tensor,
+        text: torch.Tensor,
+        callback: Callable | None,
+        shown: Sequence[str],
+    ) -> torch.Tensor:
+        """Runs the scheduler from noise to clean latents."""
+        timesteps = self.scheduler.timesteps
+        self._num_timesteps = len(timesteps)
+        with self.progress_bar(total=len(timesteps)) as bar:
+            for index, timestep in enumerate(timesteps):
+                noisy = torch.cat([latents] * (len(channels) // len(latents)))
+                noisy = self.scheduler.scale_model_input(noisy, timestep)
+                prediction = self.unet(
+                    torch.cat([noisy, channels], 1),
+                    timestep,
+                    encoder_hidden_states=text,
+                    return_dict=False,
+                )[0]
+                if self.do_classifier_free_guidance:
+                    without, with_content = prediction.chunk(2)
+                    prediction = without + self._guidance_scale * (with_content - without)
+                latents = self.scheduler.step(prediction, timestep, latents, return_dict=False)[0]
+                if callback is not None:
+                    values = {"latents": latents} if "latents" in shown else {}
+                    latents = (callback(self, index, timestep, values) or {}).get(
+                        "latents", latents
+                    )
+                bar.update()
+        return latents
+
+    def _decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Frames `[B, 3, F, H, W]` in [−1, 1]."""
+        flat = latents.transpose(1, 2).flatten(0, 1) / self.vae.config.scaling_factor
+        pixels = self.vae.decode(flat.to(self.vae.dtype)).sample
+        return pixels.unflatten(0, (len(latents), -1)).transpose(1, 2)
+
+    # -- what is given, checked
+
+    def _check(self, video, prompt, image, structure, depth, output_type) -> None:
+        if video is None and depth is None:
+            raise ArgumentError("video or depth must be given, got neither")
+        if prompt is None and image is None:
+            raise ArgumentError("prompt or image must be given, got neither")
+        if not is_whole(structure, 0) or structure > MOST_ROUNDS:
+            raise ArgumentError(
+                f"structure must be a whole number from 0 to {MOST_ROUNDS}, got {structure!r}"
+            )
+        accepted = ("pil", "np", "pt", "latent")
+        if output_type not in accepted:
+            raise ArgumentError(
+                f"output_type must be one of {', '.join(accepted)}, got {output_type!r}"
+            )
+
+    def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
+        known = self.unet.config.sample_size
+        known = (known, known) if isinstance(known, int) else tuple(known)
+        factor = self.vae_scale_factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
+        size = []
+        for name, asked, latent in zip(("height", "width"), (height, width), known, strict=True):
+            pixels = latent * self.vae_scale_factor if asked is None else asked
+            if not is_whole(pixels, 1) or pixels % factor:
+                raise ArgumentError(f"{name} must be a multiple of {factor}, got {asked!r}")
+            size.append(pixels)
+        return tuple(size)
+
+    def _clips(self, video: Any, size: tuple[int, int]) -> torch.Tensor:
+        """Clips `[B, F, 3, H, W]` in [0, 1]."""
+        try:
+            pixels = self.video_processor.preprocess_video(video, *size)
+        except (ValueError, TypeError, IndexError, RuntimeError) as error:
+            raise ArgumentError(
+                "video must be frames of one size (PIL images, arrays [F, H, W, 3], tensors [F, 3, H, W] in [0, 1]) or a "
+                f"batch of such, got {_described(video)}: {error}"
+            ) from None
+        if pixels.shape[1] != 3:
+            raise ArgumentError(f"video must have 3 colour channels, got {pixels.shape[1]}")
+        return (pixels.transpose(1, 2).float() / 2 + 0.5).clamp(0, 1)
+
+    def _pictures(self, image: Any, batch: int) -> torch.Tensor:
+        """Images `[batch, 3, H, W]` in [0, 1]."""
+        try:
+            pixels = self.video_processor.preprocess(image)
+        except (ValueError, TypeError, IndexError, RuntimeError) as error:
+            raise ArgumentError(
+                f"image must be one image or one a clip, got {_described(image)}: {error}"
+            ) from None
+        if len(pixels) not in (1, batch) or pixels.shape[1] != 3:
+            raise ArgumentError(
+                f"image must be one image of 3 colour channels or one for each of {batch} clips, got {tuple(pixels.shape)}"
+            )
+        return (pixels.float() / 2 + 0.5).clamp(0, 1).expand(batch, -1, -1, -1)
+
+    def _given_depth(
+        self, depth: Any, clips: torch.Tensor | None, size: tuple[int, int]
+    ) -> torch.Tensor:
+        """Depth `[B, F, H, W]` of the size of the frames."""
+        if not torch.is_tensor(depth) or depth.ndim not in (3, 4):
+            raise ArgumentError(
+                f"depth must be a tensor [F, H, W] or [B, F, H, W], got {_described(depth)}"
+            )
+        depth = depth.float() if depth.ndim == 4 else depth.float()[None]
+        if not bool(depth.isfinite().all()):
+            raise ArgumentError("depth must be finite, got infinite numbers or NaN")
+        if clips is not None and depth.shape[:2] != clips.shape[:2]:
+            raise ArgumentError(
+                f"depth must have the clips and frames of video, {tuple(clips.shape[:2])}, got {tuple(depth.shape[:2])}"
+            )
+        return torch.nn.functional.interpolate(depth, size, mode="bilinear", antialias=True)
+
+
+def _count(prompt: str | Sequence[str] | None) -> int:
+    return 1 if prompt is None or isinstance(prompt, str) else len(prompt)
+
+
+def _images(image: Any) -> int:
+    """How many images are given."""
+    if isinstance(image, (list, tuple)):
+        return len(image)
+    return len(image) if getattr(image, "ndim", 3) == 4 else 1
+
+
+def _described(value: Any) -> str:
+    """What somebody gave, in short."""
+    shape = getattr(value, "shape", None)
+    if shape is not None:
+        return f"{type(value).__name__} {tuple(shape)}"
+    if isinstance(value, (list, tuple)):
+        inside = f" of {type(value[0]).__name__}" if value else ""
+        return f"a {type(value).__name__} of {len(value)}{inside}" if inside else "an empty list"
+    return type(value).__name__
