@@ -12,7 +12,7 @@ from cvg_kernels.shapes.pipeline import WEIGHTS as SHAPES
 from cvg_kernels.shapes.pipeline import load_pipeline
 
 WEIGHTS = SHAPES / "editor"
-#: Components that the editor has in common with the shapes pipeline; they are kept once.
+#: Components that the editor has in common with the shapes pipeline, whose folder its own lies in; they are kept once.
 SHARED = ("vae", "text_encoder", "tokenizer")
 
 
@@ -24,7 +24,8 @@ def load_editor(
     """Loads the editor of the shapes world as a `StructureContentPipeline`.
 
     Args:
-        folder: a pipeline folder made by `cvg-kernels shapes train`; `None` loads the one that ships.
+        folder: what `cvg-kernels shapes train` has put into `RUN/pipeline/editor`, or a saved `StructureContentPipeline`;
+            `None` loads the one that ships.
         device: where to put it.
         dtype: of its weights.
 
@@ -54,7 +55,7 @@ def load_editor(
         for name, kind in kinds.items()
     }
     if not (folder / "vae").exists():
-        world = load_pipeline(dtype=dtype)
+        world = load_pipeline(folder.parent, dtype=dtype)
         parts |= {name: getattr(world, name) for name in SHARED}
     pipe = StructureContentPipeline.from_pretrained(folder, **parts, local_files_only=True)
     pipe.set_progress_bar_config(disable=True)

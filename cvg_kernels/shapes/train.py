@@ -1,4 +1,4 @@
-"""`cvg-kernels shapes train`: from nothing to a pipeline folder, in four resumable stages."""
+"""`cvg-kernels shapes train`: from nothing to a pipeline folder and its editor, in resumable stages."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from diffusers import AutoencoderKL, UNetMotionModel
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from cvg_kernels.errors import ArgumentError
+from cvg_kernels.shapes.edit_stages import train_all_of_the_editor
 from cvg_kernels.shapes.files import load_model, save_text_encoder
 from cvg_kernels.shapes.latents import encode_shards
 from cvg_kernels.shapes.model import assemble, build_tokenizer
@@ -27,18 +28,23 @@ class Recipe:
     clips: int = 16384
     image_steps: int = 2600
     video_steps: int = 1750
+    content_steps: int = 1600
+    depth_steps: int = 1600
+    edit_clips: int = 6144
+    prior_steps: int = 2000
+    editor_steps: int = 4000
     seed: int = 0
 
 
 def train(folder: Path, recipe: Recipe, *, device: torch.device, processes: int = 1) -> Path:
-    """Trains the shapes pipeline: autoencoder, latents, image denoiser, video denoiser.
+    """Trains the shapes pipeline (autoencoder, latents, image denoiser, video denoiser) and then the editor of its world.
 
     A stage whose result lies in `folder` is not repeated, and one that was cut off goes on from its last checkpoint, so
     the same call made again finishes the work. On a CPU several processes of one thread each are about twice as fast
     as one process of several threads: the networks are small.
 
     Args:
-        folder: where everything is kept; the pipeline ends in `folder/pipeline`.
+        folder: where everything is kept; the pipeline ends in `folder/pipeline`, the editor in `folder/pipeline/editor`.
         recipe: steps, clips and seed.
         device: `cpu` or a CUDA device.
         processes: how many train the denoiser together (their number is part of the recipe: the batch grows with it).
@@ -65,7 +71,9 @@ def train(folder: Path, recipe: Recipe, *, device: torch.device, processes: int 
         torch.multiprocessing.spawn(
             _denoiser_process, (processes, folder, recipe, device), nprocs=processes
         )
-    return _export(folder)
+    pipeline = _export(folder)
+    train_all_of_the_editor(folder, pipeline, recipe, device)
+    return pipeline
 
 
 def _denoiser_process(

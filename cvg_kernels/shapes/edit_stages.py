@@ -1,0 +1,83 @@
+"""The stages of `shapes train` that make the editor, one after the other."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import PriorTransformer, UNetMotionModel
+from transformers import CLIPModel, DepthAnythingForDepthEstimation
+
+from cvg_kernels.editing import StructureContentPipeline
+from cvg_kernels.shapes.edit_latents import encode_edit_clips
+from cvg_kernels.shapes.files import load_model
+from cvg_kernels.shapes.pipeline import load_pipeline
+from cvg_kernels.shapes.train_content import train_content_encoder
+from cvg_kernels.shapes.train_depth import train_depth_estimator
+from cvg_kernels.shapes.train_editor import train_editor
+from cvg_kernels.shapes.train_prior import train_prior
+
+
+def train_all_of_the_editor(
+    folder: Path, pipeline: Path, recipe: Any, device: torch.device
+) -> Path:
+    """Trains content encoder, depth network, prior and denoiser of the editor, and puts them together.
+
+    A stage whose result lies in `folder` is not repeated.
+
+    Args:
+        folder: of the run.
+        pipeline: folder of the trained shapes pipeline.
+        recipe: steps, clips and seed, a `train.Recipe`.
+        device: where to train.
+
+    Returns:
+        The editor's folder, in that of the pipeline.
+    """
+    how: dict[str, Any] = {"seed": recipe.seed, "device": device}
+    world = load_pipeline(pipeline)
+    if not (folder / "content_encoder").exists():
+        train_content_encoder(folder, world.tokenizer, steps=recipe.content_steps, **how)
+    if not (folder / "depth_estimator").exists():
+        train_depth_estimator(folder, steps=recipe.depth_steps, **how)
+    world.content_encoder = load_model(CLIPModel, folder / "content_encoder").eval()
+    world.depth_estimator = load_model(
+        DepthAnythingForDepthEstimation, folder / "depth_estimator"
+    ).eval()
+    encode_edit_clips(folder / "edit-clips", world, seed=recipe.seed, clips=recipe.edit_clips)
+    if not (folder / "prior").exists():
+        train_prior(folder, world.content_encoder, steps=recipe.prior_steps, **how)
+    if not (folder / "editor-unet").exists():
+        train_editor(folder, world, steps=recipe.editor_steps, **how)
+    return export_editor(folder, pipeline)
+
+
+def export_editor(folder: Path, pipeline: Path, name: str = "editor") -> Path:
+    """Writes the trained networks of the editor as float16 into the folder of the shapes pipeline, which has the others.
+
+    Args:
+        folder: of the run.
+        pipeline: folder of the shapes pipeline.
+        name: of the stage that trained the denoiser.
+    """
+    own = {
+        "unet": (UNetMotionModel, folder / f"{name}-unet"),
+        "content_encoder": (CLIPModel, folder / "content_encoder"),
+        "prior": (PriorTransformer, folder / "prior"),
+        "depth_estimator": (DepthAnythingForDepthEstimation, folder / "depth_estimator"),
+    }
+    world = load_pipeline(pipeline)
+    editor = StructureContentPipeline(
+        vae=world.vae,
+        text_encoder=world.text_encoder,
+        tokenizer=world.tokenizer,
+        scheduler=world.scheduler,
+        **{part: load_model(kind, place) for part, (kind, place) in own.items()},
+    )
+    to = pipeline / "editor"
+    editor.save_config(to)  # which components there are
+    editor.scheduler.save_pretrained(to / "scheduler")
+    for part in own:
+        torch.nn.Module.half(getattr(editor, part)).save_pretrained(to / part)
+    return to
