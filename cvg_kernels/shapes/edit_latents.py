@@ -18,7 +18,7 @@ from cvg_kernels.shapes.latents import tokenize
 from cvg_kernels.shapes.train_content import still
 from cvg_kernels.shapes.world import caption, random_scene, render
 
-_SHARD = 256  # clips
+_SHARD = 128  # clips
 _LEVELS = 2  # of structure kept of each clip
 _SPEED = (0.5, 6.0)  # pixels a frame: people bring clips of any speed
 
@@ -81,7 +81,8 @@ def encode_edit_clips(
             continue
         made = [_encode(at, seed, pipe) for at in range(start, min(start + _SHARD, clips))]
         partial = path.with_suffix(f".{rank}")
-        save_file({key: torch.stack([one[key] for one in made]) for key in made[0]}, partial)
+        joined = {key: torch.stack([one[key] for one in made]).contiguous() for key in made[0]}
+        save_file(joined, partial)
         os.replace(partial, path)
 
 

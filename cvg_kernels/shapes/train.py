@@ -30,9 +30,9 @@ class Recipe:
     video_steps: int = 1750
     content_steps: int = 1600
     depth_steps: int = 1600
-    edit_clips: int = 6144
+    edit_clips: int = 4096
     prior_steps: int = 2000
-    editor_steps: int = 4000
+    editor_steps: int = 2800
     seed: int = 0
 
 
