@@ -117,6 +117,17 @@ class Guidance:
             ArgumentError: if it cannot.
         """
 
+    def check_call(self, pipe: Any, given: dict[str, Any]) -> None:
+        """Checks what a pipeline is called with, before it runs.
+
+        Args:
+            pipe: the pipeline.
+            given: the arguments of its call, by name.
+
+        Raises:
+            ArgumentError: if something is missing.
+        """
+
     def before_step(self, call: Call, run: Run) -> torch.Tensor | None:
         """Moves the latents before a denoising step.
 
