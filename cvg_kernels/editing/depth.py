@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -169,8 +170,7 @@ def _processor_of(model: nn.Module) -> Any:
 def _plainly(model: Any, frames: torch.Tensor, _: Any) -> torch.Tensor:
     """Without a processor: in [−1, 1], the sides rounded to what the network's patches divide."""
     size = frames.shape[-2:]
-    patch = _multiple(model)
-    fitting = tuple(max(patch, round(side / patch) * patch) for side in size)
+    fitting = _fitting(model, size)
     if fitting != tuple(size):
         frames = interpolate(frames, fitting, mode="bilinear", antialias=True)
     pixels = (2 * frames - 1).to(model.device, model.dtype)
@@ -180,14 +180,15 @@ def _plainly(model: Any, frames: torch.Tensor, _: Any) -> torch.Tensor:
     return depth
 
 
-def _multiple(model: Any) -> int:
+def _fitting(model: Any, size: Sequence[int]) -> tuple[int, ...]:
+    """The size nearest to that of the frames which a network can take."""
     config = getattr(model, "config", None)
-    backbone = getattr(config, "backbone_config", None)
-    for part in (backbone, config):
-        patch = getattr(part, "patch_size", None)
-        if is_whole(patch, 1):
-            return patch
-    return _MULTIPLES.get(getattr(config, "model_type", None), 1)
+    kind, backbone = getattr(config, "model_type", None), getattr(config, "backbone_config", None)
+    if kind == "dpt" and (backbone is None or config.is_hybrid):
+        return (config.image_size,) * 2  # MiDaS' own takes squares only
+    patches = (getattr(part, "patch_size", None) for part in (backbone, config))
+    patch = next((one for one in patches if is_whole(one, 1)), _MULTIPLES.get(kind, 1))
+    return tuple(max(patch, round(side / patch) * patch) for side in size)
 
 
 def _by_processor(model: Any, frames: torch.Tensor, processor: Any) -> torch.Tensor:

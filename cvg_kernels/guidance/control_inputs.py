@@ -63,8 +63,8 @@ def check_takes(pipe: Any, structure: int | None, content: Sequence[Any]) -> Non
             )
         if hasattr(getattr(pipe, "controlnet", None), "nets"):
             raise ArgumentError(
-                f"structure must be None on a {name} with several ControlNets, which of them is for depth being unknown: "
-                "put structure_frames(depth, t_s) into conditioning_frames yourself"
+                f"structure must be None on a {name} with several ControlNets, since any may be for depth: put "
+                " structure_frames(depth, t_s) into conditioning_frames yourself"
             )
     if content and (kind is None or kind.content is None):
         if "ip_adapter_image" not in naming_signature(type(pipe), "__call__", "prompt").parameters:
@@ -80,8 +80,8 @@ def check_takes(pipe: Any, structure: int | None, content: Sequence[Any]) -> Non
             )
         if getattr(pipe, "image_encoder", None) is None:
             raise ArgumentError(
-                f"content must be None on a {name} without an image_encoder, which makes the adapter's embeddings: load the "
-                "adapter with one, or give the pipeline ip_adapter_image_embeds yourself"
+                f"content must be None on a {name} without an image_encoder, which makes the adapter's embeddings: load "
+                "the adapter with one, or give the pipeline ip_adapter_image_embeds yourself"
             )
 
 
