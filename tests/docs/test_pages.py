@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import re
 from pathlib import Path
 
@@ -81,3 +82,20 @@ def test_the_messages_of_troubleshooting_exist():
         if len(piece.strip()) > 3 and not any(piece.strip() in text for text in texts)
     ]
     assert not strange
+
+
+def test_the_readme_is_a_front_page():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 120
+
+
+@pytest.mark.parametrize("method", ["cvg", "vico", "vstar", "gen1"])
+def test_the_readme_counts_the_pipelines_of_the_methods(method):
+    rows = json.loads((ROOT / "docs" / "coverage.json").read_text(encoding="utf-8"))["rows"]
+    table = (ROOT / "README.md").read_text(encoding="utf-8")
+    line = next(
+        line
+        for line in table.splitlines()
+        if line.lower().replace("-", "").startswith(f"| {method} ")
+    )
+    count = sum(row[method] == "yes" for row in rows.values())
+    assert str(count) in re.findall(r"\d+", line.split("|")[3])
