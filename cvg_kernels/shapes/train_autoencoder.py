@@ -41,7 +41,7 @@ def train_autoencoder(
     optimizer = torch.optim.AdamW(model.parameters(), lr=_LEARNING_RATE, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LEARNING_RATE, total_steps=steps)
     checkpoint = Checkpoint(
-        folder / "autoencoder.pt", model=model, optimizer=optimizer, schedule=schedule
+        folder / "autoencoder.safetensors", model=model, optimizer=optimizer, schedule=schedule
     )
 
     first = checkpoint.resume()

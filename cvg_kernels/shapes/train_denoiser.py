@@ -179,7 +179,7 @@ def train_denoiser(
         optimizer, rates, total_steps=steps, pct_start=0.03 if motion else 0.1
     )
     checkpoint = Checkpoint(
-        folder / f"{stage.name}.pt",
+        folder / f"{stage.name}.safetensors",
         model=model,
         average=average,
         optimizer=optimizer,
