@@ -9,6 +9,7 @@
 #                its own; writes docs/releases.*                            (MATRIX_ARGS='0.34.0 0.42.1')
 #   make gpu     on a machine with an NVIDIA GPU, torch and nvcc, without network: build in place, GPU tests, compute-sanitizer,
 #                the table of the fastest kernels, benchmarks; in 9 minutes       (GPU_ARGS='--minutes 20')
+#   make docs    the docs site in build/docs; fails on broken links and names; needs no torch
 #   make lint    ruff and clang-format
 #   make clean   remove what the targets above made
 #
@@ -34,11 +35,12 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS)
 # Versions stand in pyproject.toml only.
 LINTERS = $(shell sed -nE 's/^ *"((ruff|clang-format)==[^"]+)".*/\1/p' pyproject.toml)
+DOCS_TOOLS = $(shell sed -nE 's/^ *"((mkdocs|griffe)[a-z-]*==[^"]+)".*/\1/p' pyproject.toml)
 RIVALS = $(shell sed -nE 's/^ *"((ortools|pytest-benchmark)>=[^"]+)".*/\1/p' pyproject.toml)
 CPP_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.hpp' -o -name '*.cu' -o -name '*.cuh')
 FORMATTED := $(CPP_FILES) $(wildcard tests/*/*.cpp tests/*/*.h)
 
-.PHONY: demo test coverage bench microbench matrix gpu lint format clean
+.PHONY: demo test coverage bench microbench matrix gpu docs lint format clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/installed
@@ -63,6 +65,10 @@ matrix: $(VENV)/installed
 gpu:
 	$(PYTHON) scripts/gpu.py $(GPU_ARGS)
 
+docs: $(VENV)/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "the site is in build/docs, its first page build/docs/index.html"
+
 lint: $(VENV)/linters
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -80,6 +86,10 @@ $(VENV)/created:
 
 $(VENV)/linters: $(VENV)/created pyproject.toml
 	$(PIP) $(LINTERS)
+	touch $@
+
+$(VENV)/docs: $(VENV)/created pyproject.toml
+	$(PIP) $(DOCS_TOOLS)
 	touch $@
 
 $(VENV)/torch: $(VENV)/created

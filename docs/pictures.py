@@ -1,4 +1,4 @@
-"""Makes the pictures of the README that `cvg-kernels generate` does not make: `python docs/pictures.py`.
+"""Makes the pictures of the docs that `cvg-kernels generate` does not make: `python docs/pictures.py`.
 
 What needs a model runs the shapes pipeline; curves are drawn from the figures in benchmarks/results.
 """

@@ -62,7 +62,7 @@ def test_two_processes_score_as_one(tmp_path):
     """Under `accelerate launch`; two batches of clips, of which each process makes one."""
     pytest.importorskip("accelerate")
     pytest.importorskip("diffusers")
-    from cvg_kernels.shapes.evaluate import evaluate
+    from cvg_kernels.shapes.evaluation import evaluate
     from cvg_kernels.shapes.pipeline import load_pipeline
 
     path = tmp_path / "report.json"

@@ -91,7 +91,7 @@ def _train(options: argparse.Namespace, device) -> int:
 
 def _eval(options: argparse.Namespace, device) -> int:
     from cvg_kernels.guidance.methods import method_named
-    from cvg_kernels.shapes.evaluate import evaluate, print_report
+    from cvg_kernels.shapes.evaluation import evaluate, print_report
 
     methods = {name: method_named(name) for name in options.guidance.split(",")}
     return _score(
@@ -105,7 +105,7 @@ def _eval(options: argparse.Namespace, device) -> int:
 
 def _sweep(options: argparse.Namespace, device) -> int:
     from cvg_kernels.guidance.methods import method_named
-    from cvg_kernels.shapes.evaluate import print_report
+    from cvg_kernels.shapes.evaluation import print_report
     from cvg_kernels.shapes.sweep import numbers, specifications, sweep
 
     values = numbers(options.values)

@@ -46,7 +46,7 @@ class Vico(Guidance):
     R = T₂ ⊙ T₁ ⊙ X (`path_flow`) leads to the score A_k of each word (`token_peaks`), and the latents go down the
     gradient of 1 − min_k A_k. Released code and paper differ in many places; each is an option, and `Vico.released()`
     and `Vico.paper()` set them as the one and the other have them. The defaults are those of the released graph with
-    the step rule and size chosen on the shapes world (see the README), because the released optimiser's learning rate
+    the step rule and size chosen on the shapes world (see docs/vico.md), because the released optimiser's learning rate
     depends on fp16 rounding and does not carry over.
 
     Attributes:

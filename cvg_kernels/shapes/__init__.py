@@ -10,7 +10,7 @@ _HOMES = {
     "Thing": "world",
     "Verdict": "oracle",
     "caption": "world",
-    "evaluate": "evaluate",
+    "evaluate": "evaluation",
     "judge": "oracle",
     "load_editor": "editor",
     "load_pipeline": "pipeline",

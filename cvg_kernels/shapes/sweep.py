@@ -7,7 +7,7 @@ from typing import Any
 
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.guidance.methods import method_named
-from cvg_kernels.shapes.evaluate import evaluate
+from cvg_kernels.shapes.evaluation import evaluate
 
 
 def sweep(

@@ -8,7 +8,6 @@ import numpy as np
 import torch
 from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config
 
-from cvg_kernels.editing.depth import estimate_depth
 from cvg_kernels.shapes.fit import fit
 from cvg_kernels.shapes.world import SIZE, random_scene, render, render_depth
 
@@ -61,7 +60,8 @@ def _error(
 ) -> torch.Tensor:
     frames, depth = depth_frames(rng, _BATCH)
     noise = torch.randn_like(frames) * (_NOISE * torch.rand(len(frames), 1, 1, 1))
-    found = estimate_depth(model, (frames + noise).clamp(0, 1).to(device))
+    pixels = 2 * (frames + noise).clamp(0, 1).to(device) - 1  # as `estimate_depth` gives them
+    found = model(pixel_values=pixels).predicted_depth
     return (found - depth.to(device)).square().mean()
 
 
