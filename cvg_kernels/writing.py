@@ -81,6 +81,27 @@ def written_folder(path: str | Path, *, keep: bool = False) -> Iterator[Path]:
             raise
 
 
+def append_line(path: str | Path, line: str) -> None:
+    """Adds a line to a log; one that a stopped process left unfinished is ended first.
+
+    Args:
+        path: of the log; its folder exists.
+        line: without its end.
+
+    Raises:
+        WritingError: if it cannot be written.
+    """
+    try:
+        with open(path, "a+b") as file:
+            whole = True
+            if file.seek(0, os.SEEK_END):
+                file.seek(-1, os.SEEK_END)
+                whole = file.read(1) == b"\n"
+            file.write((b"" if whole else b"\n") + line.encode() + b"\n")
+    except OSError as error:
+        raise WritingError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Writes a file of UTF-8 text; see `written`."""
     with written(path) as new:

@@ -98,7 +98,11 @@ def _take_over(path: Path, *, dry: bool) -> int:
     from cvg_kernels import auto
     from cvg_kernels.bench import tuning
 
-    report = tuning.section_of(read_json(path))
+    try:
+        results = read_json(path)
+    except ArgumentError as error:
+        raise ArgumentError(f"--from-results: {error}") from None
+    report = tuning.section_of(results)
     rules, shipped = tuning.rules_of(report), auto.shipped()
     if not rules:
         raise ArgumentError(f"{path} holds no class of calls that had two kernels to choose from")

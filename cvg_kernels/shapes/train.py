@@ -18,6 +18,7 @@ from cvg_kernels.shapes.latents import encode_shards
 from cvg_kernels.shapes.model import assemble, build_tokenizer
 from cvg_kernels.shapes.train_autoencoder import train_autoencoder
 from cvg_kernels.shapes.train_denoiser import IMAGES, VIDEO, train_denoiser
+from cvg_kernels.writing import written_folder
 
 
 @dataclass(frozen=True)
@@ -124,9 +125,10 @@ def _export(folder: Path) -> Path:
         load_tokenizer(folder / "tokenizer"),
         load_model(UNetMotionModel, folder / "video" / "unet"),
     )
-    pipeline.save_pretrained(folder / "pipeline")
-    # What the installed release writes for these two is not what others read.
-    save_text_encoder(text_encoder, folder / "pipeline" / "text_encoder")
-    shutil.rmtree(folder / "pipeline" / "tokenizer")
-    shutil.copytree(folder / "tokenizer", folder / "pipeline" / "tokenizer")
+    with written_folder(folder / "pipeline", keep=True) as new:
+        pipeline.save_pretrained(new)
+        # What the installed release writes for these two is not what others read.
+        save_text_encoder(text_encoder, new / "text_encoder")
+        shutil.rmtree(new / "tokenizer")
+        shutil.copytree(folder / "tokenizer", new / "tokenizer")
     return folder / "pipeline"

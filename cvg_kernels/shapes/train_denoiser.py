@@ -20,6 +20,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from cvg_kernels.shapes.checkpoint import Checkpoint
 from cvg_kernels.shapes.files import load_model, save_text_encoder
 from cvg_kernels.shapes.latents import load_shards, tokenize
+from cvg_kernels.shapes.files import save_model
 from cvg_kernels.shapes.log import TrainingLog
 from cvg_kernels.shapes.model import (
     build_image_denoiser,
@@ -223,5 +224,5 @@ def train_denoiser(
     if rank == 0:
         checkpoint.save(steps)
         trained: TextToLatents = average.module.to("cpu", memory_format=torch.contiguous_format)
-        trained.denoiser.save_pretrained(folder / stage.name / "unet")
+        save_model(trained.denoiser, folder / stage.name / "unet")
         save_text_encoder(trained.text_encoder, folder / stage.name / "text_encoder")
