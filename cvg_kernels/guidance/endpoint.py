@@ -74,10 +74,9 @@ def post_json(address: str, body: Any, *, token: str | None, seconds: float) -> 
     began, connections = time.monotonic(), []
     opener = urllib.request.build_opener(_NoRedirect, _Http(connections), _Https(connections))
     try:
-        with _ended_after(seconds, connections):
-            with opener.open(request, timeout=seconds) as response:
-                data = _read(response, began + seconds)
-                kind = response.headers.get("Content-Type", "none")
+        with _ended_after(seconds, connections), opener.open(request, timeout=seconds) as response:
+            data = _read(response, began + seconds)
+            kind = response.headers.get("Content-Type", "none")
         return _parsed(data, kind)
     except (OSError, http.client.HTTPException, ValueError, _Refused) as error:
         if time.monotonic() - began >= seconds:

@@ -18,9 +18,8 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from cvg_kernels.shapes.checkpoint import Checkpoint
-from cvg_kernels.shapes.files import load_model, save_text_encoder
+from cvg_kernels.shapes.files import load_model, save_model, save_text_encoder
 from cvg_kernels.shapes.latents import load_shards, tokenize
-from cvg_kernels.shapes.files import save_model
 from cvg_kernels.shapes.log import TrainingLog
 from cvg_kernels.shapes.model import (
     build_image_denoiser,
