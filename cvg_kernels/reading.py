@@ -7,7 +7,8 @@ import json
 import math
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -209,18 +210,20 @@ def digest(path: str | Path) -> str:
     return found.hexdigest()
 
 
-def _open(path: str | Path) -> Any:
+@contextmanager
+def _open(path: str | Path) -> Iterator[Any]:
     """A safetensors file that is one."""
     from safetensors import SafetensorError, safe_open
 
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise ArgumentError(f"{path} must be a file, got a folder, a pipe or a device")
-        return safe_open(path, "pt")
+        with safe_open(path, "pt") as file:
+            yield file
     except OSError as error:
         raise ArgumentError(f"{path} cannot be read: {error.strerror or error}") from None
     except SafetensorError as error:
-        raise ArgumentError(f"{path} must be a safetensors file: {error}") from None
+        raise ArgumentError(f"{path} must be a safetensors file: {str(error)[:200]}") from None
 
 
 def _header(file: Any, name: str) -> Header:
