@@ -24,6 +24,7 @@ from cvg_kernels.environment import devices, versions
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.guidance.methods import method_named
 from cvg_kernels.guidance.synopsis import split_at_then
+from cvg_kernels.model_folders import check_pipeline, options_for, reason_of
 from cvg_kernels.pipeline.session import Run
 from cvg_kernels.prompts.tokens import EncodedText, Word
 from cvg_kernels.prompts.words import content_words
@@ -89,6 +90,8 @@ class Job:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ArgumentError(f"--{name} must be at least 1, got {value}")
+        if not -(2**63) <= self.seed < 2**64:
+            raise ArgumentError(f"--seed must fit 64 bits, got {self.seed}")
         if not math.isfinite(self.guidance_scale):
             raise ArgumentError(f"--guidance-scale must be finite, got {self.guidance_scale}")
         if self.dtype not in _DTYPES:
@@ -206,13 +209,14 @@ def load_pipeline(job: Job) -> Any:
     # Releases before 0.40 know it by its old name, and leave aside what they do not know.
     newer = tuple(map(int, __version__.split(".")[:2])) >= (0, 40)
     options = {"dtype" if newer else "torch_dtype": getattr(torch, job.dtype)}
+    options |= options_for(job.model)
     try:
-        pipe = DiffusionPipeline.from_pretrained(
-            job.model, local_files_only=Path(job.model).exists(), **options
-        )
-    except (OSError, ValueError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ArgumentError(f"--model {job.model!r} cannot be loaded: {reason}") from None
+        if Path(job.model).is_dir():
+            check_pipeline(Path(job.model))
+        pipe = DiffusionPipeline.from_pretrained(job.model, **options)
+    except Exception as error:  # what a folder or the hub holds may be anything
+        reason = reason_of(error, job.model)
+        raise ArgumentError(f"--model {job.model!r} cannot be loaded: {reason}") from error
     return pipe.to(job.device)
 
 
