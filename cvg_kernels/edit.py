@@ -224,8 +224,8 @@ def verdict(before: torch.Tensor, after: torch.Tensor, asked: Sequence[Any]) -> 
 
     Returns:
         `before` and `after`, the things seen; `colours` and `shapes`, whether all that were asked for are seen (a shape
-        in its colour; `None` without a prompt); `distance`, the mean over the things before of the distance in pixels to the nearest
-        thing after, and `direction`, whether that moves as it did (`None` if nothing is seen).
+        in its colour; `None` without a prompt); `distance`, the mean over the things before of the distance in pixels to the
+        nearest thing after, and `direction`, whether that moves as it did (`None` if nothing is seen).
     """
     from cvg_kernels.shapes.oracle import look
 

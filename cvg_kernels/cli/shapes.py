@@ -177,7 +177,7 @@ def _edits(options: argparse.Namespace, device) -> int:
         return 0
     report["encoders"] = measure_encoders(pipe, seed=options.seed)
     if options.json is not None:
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
+        write_json(options.json, report)
     print_edits(report)
     return 0
 
