@@ -223,8 +223,8 @@ def verdict(before: torch.Tensor, after: torch.Tensor, asked: Sequence[Any]) -> 
         asked: the things of the prompt.
 
     Returns:
-        `before` and `after`, the things seen; `colours` and `shapes`, whether all that were asked for are seen (a shape
-        in its colour; `None` without a prompt); `distance`, the mean over the things before of the distance in pixels to the
+        `before` and `after`, the things seen; `colours` and `shapes`, whether all that were asked for are seen (a shape in
+        its colour; `None` without a prompt); `distance`, the mean distance in pixels from the things before to the
         nearest thing after, and `direction`, whether that moves as it did (`None` if nothing is seen).
     """
     from cvg_kernels.shapes.oracle import look
