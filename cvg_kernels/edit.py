@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -21,8 +21,11 @@ from cvg_kernels.generate import DTYPES, check_device, check_output, peak_memory
 from cvg_kernels.guidance import Gen1
 from cvg_kernels.guidance.methods import method_named
 from cvg_kernels.prompts.tokens import EncodedText
-from cvg_kernels.video_files import fit_square, read_image, read_video
+from cvg_kernels.video_files import check_video, fit_square, read_image, read_video
 from cvg_kernels.writing import write_json, written_folder
+
+if TYPE_CHECKING:
+    from cvg_kernels.shapes.oracle import Seen
 
 
 @dataclass
@@ -49,6 +52,8 @@ class EditJob:
     frames: int = 8
     start: int = 0
     every: int | None = None
+    fit: Literal["crop", "pad"] = "crop"  #: how frames become squares
+    fps: int = 6  #: frames a second of the clips that are written
     seed: int = 0
     steps: int = 20
     guidance_scale: float = 3.0
@@ -71,7 +76,8 @@ class EditJob:
             raise ArgumentError(
                 f"--structure must be from 0 to {MOST_ROUNDS}, got {self.structure}"
             )
-        for name, least in (("steps", 1), ("frames", 2), ("start", 0), ("every", 1)):
+        counts = {"steps": 1, "frames": 2, "start": 0, "every": 1, "fps": 1}
+        for name, least in counts.items():
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ArgumentError(f"--{name} must be at least {least}, got {value}")
@@ -81,11 +87,15 @@ class EditJob:
             if not math.isfinite(getattr(self, name)):
                 option = name.replace("_", "-")
                 raise ArgumentError(f"--{option} must be finite, got {getattr(self, name)}")
+        if self.fit not in ("crop", "pad"):
+            raise ArgumentError(f"--fit must be crop or pad, got {self.fit!r}")
         if self.dtype not in DTYPES:
             raise ArgumentError(f"--dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
         if self.words and self.prompt is None:
             raise ArgumentError("--words must be those of a --prompt, got none")
         self.methods()
+        if self.video is not None:
+            check_video(self.video)
         check_device(self.device)
         check_output(self.output)
         if self.model is None:
@@ -137,12 +147,13 @@ def run(job: EditJob, pipe: Any = None, *, bars: bool = True) -> dict[str, Any]:
     """
     job.check()
     times: dict[str, float] = {}
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()  # of the job before
+    image, notes = _read_content(job)
     with timed(times, "load"):
         pipe = pipe or _load(job)
-    size = pipe.unet.config.sample_size * pipe.vae_scale_factor
     with timed(times, "read"):
-        given = _read(job, size)
-        image, image_notes = (None, ()) if job.image is None else read_image(job.image)
+        given = _read(job, pipe.unet.config.sample_size * pipe.vae_scale_factor)
     if job.words:  # one that is not there is told before anything runs
         EncodedText.of_prompt(pipe.tokenizer, job.prompt).find(job.words)
     depth = None if job.depth_model is None else _depth(job, given.clip)
@@ -155,7 +166,7 @@ def run(job: EditJob, pipe: Any = None, *, bars: bool = True) -> dict[str, Any]:
         made = pipe(
             video=given.clip,
             prompt=job.prompt,
-            image=None if image is None else fit_square(image, min(image.shape[1:])),
+            image=image,
             structure=job.structure,
             depth=depth,
             negative_prompt=job.negative_prompt,
@@ -171,7 +182,7 @@ def run(job: EditJob, pipe: Any = None, *, bars: bool = True) -> dict[str, Any]:
         )
     report = {
         "job": {n: str(v) if isinstance(v, Path) else v for n, v in asdict(job).items()},
-        "input": {"frames": given.indices, "notes": [*given.notes, *image_notes]},
+        "input": {"frames": given.indices, "notes": [*given.notes, *notes]},
         "versions": versions(),
         "devices": devices(),
         "seconds": times,
@@ -181,7 +192,7 @@ def run(job: EditJob, pipe: Any = None, *, bars: bool = True) -> dict[str, Any]:
     }
     with written_folder(job.output, keep=True) as folder:
         with timed(times, "write"):
-            _write(folder, given.clip, made.structure[0].cpu(), edited, seen, job.words)
+            _write(folder, given.clip, made.structure[0].cpu(), edited, seen, job)
         report["files"] = sorted([*(path.name for path in folder.iterdir()), "report.json"])
         write_json(folder / "report.json", report)
     return report
@@ -196,13 +207,28 @@ def _load(job: EditJob) -> Any:
 def _read(job: EditJob, size: int) -> _Input:
     """The clip to edit."""
     if job.video is not None:
-        found = read_video(job.video, job.frames, start=job.start, every=job.every, size=size)
+        found = read_video(
+            job.video, job.frames, start=job.start, every=job.every, size=size, fit=job.fit
+        )
         return _Input(found.frames, found.notes, found.indices)
     from cvg_kernels.shapes.world import random_scene, random_things, render
 
     rng = np.random.default_rng(abs(job.seed))
-    scene = random_scene(rng, random_things(rng, max(1, len(job.asked()))), frames=job.frames)
-    return _Input(render([scene])[0], (f"drew a clip: {scene.caption}",))
+    asked = () if job.model is not None else job.asked()
+    scene = random_scene(rng, random_things(rng, 2 if len(asked) > 1 else 1), frames=job.frames)
+    clip = torch.stack([fit_square(frame, size) for frame in render([scene])[0]])
+    return _Input(clip, (f"drew a clip: {scene.caption}",))
+
+
+def _read_content(job: EditJob) -> tuple[torch.Tensor | None, tuple[str, ...]]:
+    """The picture of the content as a square, if there is one, and what was done to it."""
+    if job.image is None:
+        return None, ()
+    image, notes = read_image(job.image)
+    height, width = image.shape[1:]
+    if height != width:
+        notes = (*notes, "cut to the square in the middle")
+    return fit_square(image, min(height, width)), tuple(f"image: {note}" for note in notes)
 
 
 def _depth(job: EditJob, clip: torch.Tensor) -> torch.Tensor:
@@ -231,11 +257,8 @@ def verdict(before: torch.Tensor, after: torch.Tensor, asked: Sequence[Any]) -> 
 
     first, then = look(before), look(after)
     there = {one.colour: one.shape for one in then}
-    nearest = []
-    for one in first if then else ():
-        apart = [float(np.nanmean(np.linalg.norm(one.centres - o.centres, axis=1))) for o in then]
-        best = int(np.argmin(apart))
-        nearest.append((apart[best], then[best].direction == one.direction))
+    nearest = [_nearest(one, then) for one in first if then]
+    apart = [distance for distance, _ in nearest if distance is not None]
 
     def told(seen: Sequence[Any]) -> list[dict[str, Any]]:
         return [{"colour": s.colour, "shape": s.shape, "direction": s.direction} for s in seen]
@@ -245,9 +268,22 @@ def verdict(before: torch.Tensor, after: torch.Tensor, asked: Sequence[Any]) -> 
         "after": told(then),
         "colours": all(thing.colour in there for thing in asked) if asked else None,
         "shapes": all(there.get(t.colour) == t.shape for t in asked) if asked else None,
-        "distance": round(float(np.mean([d for d, _ in nearest])), 2) if nearest else None,
+        "distance": round(float(np.mean(apart)), 2) if apart else None,
         "direction": all(kept for _, kept in nearest) if nearest else None,
     }
+
+
+def _nearest(one: Seen, others: Sequence[Seen]) -> tuple[float | None, bool]:
+    """The distance to the nearest of other things, where both are seen, and whether it moves in the same direction."""
+    apart = {}
+    for number, other in enumerate(others):
+        distances = np.linalg.norm(one.centres - other.centres, axis=1)
+        if np.isfinite(distances).any():
+            apart[number] = float(np.nanmean(distances))
+    if not apart:
+        return None, False
+    best = min(apart, key=apart.get)
+    return apart[best], others[best].direction == one.direction
 
 
 def _write(
@@ -256,17 +292,17 @@ def _write(
     structure: torch.Tensor,
     after: torch.Tensor,
     captured: Any,
-    words: Sequence[str],
+    job: EditJob,
 ) -> None:
     """Clips, contact sheet and heat maps."""
     grey = structure[:, None].expand(-1, 3, -1, -1)
     for name, clip in (("input", before), ("structure", grey), ("edited", after)):
-        viz.save_gif(clip, folder / f"{name}.gif")
-        viz.save_mp4(clip, folder / f"{name}.mp4")
+        viz.save_gif(clip, folder / f"{name}.gif", job.fps)
+        viz.save_mp4(clip, folder / f"{name}.mp4", job.fps)
     rows = {"input": before, "structure": grey, "edited": after}
     viz.contact_sheet(rows).save(folder / "contact_sheet.png")
-    if words:
+    if job.words:
         rows = {"edited": after}
-        for word in words:
+        for word in job.words:
             rows[f"where {word!r} looked"] = viz.overlay(after, captured.heat_map(word))
         viz.contact_sheet(rows).save(folder / "heat_maps.png")

@@ -5,11 +5,14 @@ Only the frames that are asked for are kept, however long the video is.
 
 from __future__ import annotations
 
+import logging
 import re
+import subprocess
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,6 +24,7 @@ _IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm"}
 _ANIMATIONS = {".gif", ".webp", ".png", ".apng"}
 #: Frames are taken at least this densely, unless asked otherwise: farther apart, a clip no longer shows motion.
 _SPARSEST = 8
+_FITS = ("crop", "pad")
 
 #: How many frames there are, and a function that gives chosen ones, in order, as PIL images or arrays.
 _Source = tuple[int, Callable[[Sequence[int]], Iterator[Any]]]
@@ -50,6 +54,7 @@ def read_video(
     start: int = 0,
     every: int | None = None,
     size: int | None = None,
+    fit: Literal["crop", "pad"] = "crop",
 ) -> VideoClip:
     """Reads frames of a video.
 
@@ -59,15 +64,19 @@ def read_video(
         frames: how many at most; fewer if the video ends before, but two at least.
         start: number of the first, 0 the video's first.
         every: take every n-th; `None` spreads them over the video, up to 8 apart.
-        size: side of the square that frames are cut to, around their middle, and resized to; `None` leaves them alone.
+        size: side of the square that frames are brought to; `None` leaves them alone.
+        fit: how: "crop" cuts the square in the middle, "pad" adds black on both sides.
 
     Raises:
-        ArgumentError: if there is no such video, it cannot be read, or it has fewer than two frames from `start` on.
+        ArgumentError: if an argument does not fit, there is no such video, it cannot be read, or it has fewer than two
+            frames from `start` on.
     """
     for name, value, least in (("frames", frames, 2), ("start", start, 0), ("every", every, 1)):
         if value is not None and not is_whole(value, least):
             raise ArgumentError(f"{name} must be a whole number of at least {least}, got {value!r}")
-    path = Path(path)
+    if fit not in _FITS:
+        raise ArgumentError(f"fit must be one of {', '.join(_FITS)}, got {fit!r}")
+    path = check_video(path)
     total, read = _source(path)
     step = every or min(max(1, (total - start) // frames), _SPARSEST)
     wanted = range(start, total, step)[:frames]
@@ -80,7 +89,7 @@ def read_video(
             f"every {_nth(step)} from frame {start} on" if step > 1 else f"{start} to {wanted[-1]}"
         )
         notes[f"took {len(wanted)} of {total} frames: {which}"] = None
-    pictures = _read(path, read, wanted, size, notes)
+    pictures = _read(path, read, wanted, size, fit, notes)
     if len(pictures) < 2:
         raise ArgumentError(
             f"video must have at least two frames that can be read, got {path} with {len(pictures)} of {total}"
@@ -101,18 +110,36 @@ def read_image(path: str | Path) -> tuple[torch.Tensor, tuple[str, ...]]:
     notes: dict[str, None] = {}
     try:
         with Image.open(path) as image:
-            return _tensor(image, notes), tuple(notes)
+            return _tensor(_upright(image), notes), tuple(notes)
     except Exception as error:
         raise ArgumentError(
             f"image must be a picture that can be read, got {path}: {_short(error)}"
         ) from None
 
 
-def fit_square(frame: torch.Tensor, size: int) -> torch.Tensor:
-    """Cuts the largest square out of the middle of a picture `[3, H, W]` and resizes it to `[3, size, size]`."""
-    side = min(frame.shape[1:])
-    top, left = ((whole - side) // 2 for whole in frame.shape[1:])
-    square = frame[:, top : top + side, left : left + side]
+def fit_square(
+    frame: torch.Tensor, size: int, fit: Literal["crop", "pad"] = "crop"
+) -> torch.Tensor:
+    """Makes a square of a picture and resizes it.
+
+    Args:
+        frame: `[3, H, W]` in [0, 1].
+        size: side of the square.
+        fit: "crop" takes the square in the middle, "pad" adds black on both sides.
+
+    Returns:
+        `[3, size, size]` in [0, 1].
+    """
+    height, width = frame.shape[1:]
+    if fit == "pad":
+        side = max(height, width)
+        square = frame.new_zeros(3, side, side)
+        top, left = (side - height) // 2, (side - width) // 2
+        square[:, top : top + height, left : left + width] = frame
+    else:
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        square = frame[:, top : top + side, left : left + side]
     if side == size:
         return square
     # larger pictures are averaged; bicubic interpolation of smaller ones may leave the range
@@ -125,6 +152,7 @@ def _read(
     read: Callable[[Sequence[int]], Iterator[Any]],
     wanted: Sequence[int],
     size: int | None,
+    fit: Literal["crop", "pad"],
     notes: dict[str, None],
 ) -> list[torch.Tensor]:
     pictures: list[torch.Tensor] = []
@@ -139,9 +167,10 @@ def _read(
                     f"video must have frames of one size, got {path} with {first[1]}×{first[0]} and {width}×{height}"
                 )
             if size is not None and (height, width) != (size, size):
-                cut = "" if height == width else "cut to the square in the middle and "
+                how = {"crop": "cut to the square in the middle", "pad": "padded to a square"}
+                cut = "" if height == width else f"{how[fit]} and "
                 notes[f"{cut}resized from {width}×{height} to {size}×{size}"] = None
-                frame = fit_square(frame, size)
+                frame = fit_square(frame, size, fit)
             pictures.append(frame)
     except ArgumentError:
         raise
@@ -153,20 +182,37 @@ def _read(
     return pictures
 
 
-def _source(path: Path) -> _Source:
-    """Finds out what a path is, by its contents where its name does not tell.
+def check_video(path: str | Path) -> Path:
+    """Checks that there is a file or a folder of that name, without reading it.
 
     Raises:
-        ArgumentError: if there is nothing, or nothing that can be read.
+        ArgumentError: if there is none, it is empty, or it is an address.
     """
-    if "://" in str(path) or re.match(r"\w+:/[^/]", str(path)):
-        raise ArgumentError(f"video must be a file or a folder on this machine, got {path}")
-    if not path.exists():
-        raise ArgumentError(f"video must be a file or a folder that exists, got {path}")
+    text, path = str(path), Path(path)
+    if re.match(r"[A-Za-z][\w+.-]+:/", text):  # one letter is a drive
+        raise ArgumentError(f"video must be a file or a folder on this machine, got {text}")
+    try:
+        if not path.exists():
+            raise ArgumentError(f"video must be a file or a folder that exists, got {text!r}")
+        if path.is_dir():
+            next(path.iterdir(), None)
+        elif not path.is_file():
+            raise ArgumentError(f"video must be a file or a folder, got {text!r}")
+        elif path.stat().st_size == 0:
+            raise ArgumentError(f"video must be one that can be read, got {path}, which is empty")
+    except ArgumentError:
+        raise
+    except (OSError, ValueError) as error:  # a name too long, no permission, a zero byte
+        raise ArgumentError(
+            f"video must be a file or a folder that can be read, got {text[:80]!r}: {_short(error)}"
+        ) from None
+    return path
+
+
+def _source(path: Path) -> _Source:
+    """Finds out how a path is read."""
     if path.is_dir():
         return _folder(path)
-    if path.stat().st_size == 0:
-        raise ArgumentError(f"video must be one that can be read, got {path}, which is empty")
     return _animation(path) if path.suffix.lower() in _ANIMATIONS else _film(path)
 
 
@@ -174,11 +220,10 @@ def _folder(path: Path) -> _Source:
     from PIL import Image
 
     def order(file: Path) -> list:
-        return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", file.name)]
+        parts = re.split(r"(\d+)", file.name)  # texts and numbers take turns
+        return [int(part) if at % 2 else part for at, part in enumerate(parts)]
 
-    files = sorted(
-        (f for f in path.iterdir() if f.suffix.lower() in _IMAGES and f.is_file()), key=order
-    )
+    files = sorted((file for file in path.iterdir() if _is_frame(file)), key=order)
     if not files:
         raise ArgumentError(
             f"video must be a folder with images ({', '.join(sorted(_IMAGES))}), got {path} without any"
@@ -188,14 +233,28 @@ def _folder(path: Path) -> _Source:
         for number in wanted:
             try:
                 with Image.open(files[number]) as image:
-                    image.load()
-                    yield image
+                    picture = _upright(image)
+                    picture.load()
             except Exception as error:
                 raise ArgumentError(
                     f"video must be a folder of images that can be read, got {files[number]}: {_short(error)}"
                 ) from None
+            yield picture
 
     return len(files), read
+
+
+def _is_frame(file: Path) -> bool:
+    """Whether a file is an image, and none of the hidden ones that systems leave beside each."""
+    hidden = file.name.startswith(".")
+    return not hidden and file.suffix.lower() in _IMAGES and file.is_file()
+
+
+def _upright(image: Any) -> Any:
+    """An image as its camera was held."""
+    from PIL import ImageOps
+
+    return ImageOps.exif_transpose(image)
 
 
 def _animation(path: Path) -> _Source:
@@ -203,7 +262,7 @@ def _animation(path: Path) -> _Source:
 
     try:
         with Image.open(path) as image:
-            total = getattr(image, "n_frames", 1)
+            total = _length(image)
     except Exception as error:
         raise ArgumentError(
             f"video must be one that can be read, got {path}: {_short(error)}"
@@ -218,6 +277,19 @@ def _animation(path: Path) -> _Source:
     return total, read
 
 
+def _length(image: Any) -> int:
+    """The frames of an animation; of one that is cut off, those that are there."""
+    try:
+        return getattr(image, "n_frames", 1)
+    except Exception:  # where a file is cut decides what is raised
+        image.seek(0)
+        try:
+            while True:
+                image.seek(image.tell() + 1)
+        except Exception:
+            return image.tell() + 1
+
+
 def _film(path: Path) -> _Source:
     try:
         import imageio_ffmpeg as ffmpeg
@@ -227,17 +299,19 @@ def _film(path: Path) -> _Source:
         raise ArgumentError(
             f'video must be a GIF or a folder of images without ffmpeg (pip install "cvg-kernels[video]"), got {path}'
         ) from None
-    try:
-        total = int(ffmpeg.count_frames_and_secs(str(path))[0])
-    except Exception as error:
-        raise ArgumentError(
-            f"video must be one that ffmpeg can read, got {path}: {_short(error)}"
-        ) from None
+    total = _count(ffmpeg.get_ffmpeg_exe(), path)
 
     def read(wanted: Sequence[int]) -> Iterator[Any]:
-        stream = ffmpeg.read_frames(str(path), pix_fmt="rgb24")
+        # Every frame once, however long it is shown: else those that stand longer would be repeated.
+        stream = ffmpeg.read_frames(
+            f"file:{path}",
+            pix_fmt="rgb24",
+            input_params=_LOCAL,
+            output_params=["-map", "0:v:0", "-fps_mode", "passthrough"],
+        )
         try:
-            width, height = next(stream)["size"]
+            with _quiet("imageio_ffmpeg"):  # it tells of every clip that is to be turned
+                width, height = next(stream)["size"]
             chosen = set(wanted)
             for number, frame in enumerate(stream):
                 if number in chosen:
@@ -248,6 +322,40 @@ def _film(path: Path) -> _Source:
             stream.close()
 
     return total, read
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Keeps what a library logs below errors from being shown."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+#: A playlist that goes by the name of a video must not make ffmpeg fetch anything.
+_LOCAL = ["-protocol_whitelist", "file"]
+
+
+def _count(ffmpeg: str, path: Path) -> int:
+    """The frames of a film; they are not decoded.
+
+    Raises:
+        ArgumentError: if ffmpeg cannot read it.
+    """
+    command = [ffmpeg, "-nostdin", "-v", "error", *_LOCAL, "-i", f"file:{path}"]
+    command += ["-map", "0:v:0", "-c", "copy", "-f", "null", "-progress", "pipe:1", "-"]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace")
+    counts = re.findall(r"^frame=\s*(\d+)", done.stdout, re.MULTILINE)
+    if not counts or not int(counts[-1]):
+        # the first says what is wrong, the others what became of it
+        lines = [line for line in done.stderr.splitlines() if "Error opening" not in line]
+        reason = _short("\n".join(lines[:1])) or "no frames"
+        raise ArgumentError(f"video must be one that ffmpeg can read, got {path}: {reason}")
+    return int(counts[-1])
 
 
 def _tensor(picture: Any, notes: dict[str, None]) -> torch.Tensor:
@@ -276,7 +384,8 @@ def _nth(number: int) -> str:
     return f"{number}{ending}"
 
 
-def _short(error: BaseException) -> str:
-    """The last line of an error that says something, without the colours and the addresses of decoders."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:160] if lines else type(error).__name__
+def _short(error: BaseException | str) -> str:
+    """The last line of an error that says something, without the addresses of decoders."""
+    lines = [re.sub(r"\[[^]]* @ 0x\w+\]", "", line).strip() for line in str(error).splitlines()]
+    lines = [line for line in lines if line]
+    return lines[-1][:160] if lines else "" if isinstance(error, str) else type(error).__name__

@@ -42,10 +42,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--depth-model",
         help="for real footage: a folder or the Hub's name of a depth model of transformers; what is named is downloaded",
     )
+    parser.add_argument("--start", type=int, default=0, help="first frame of INPUT; default: 0")
     parser.add_argument("--every", type=int, help="take every n-th frame of INPUT")
+    parser.add_argument(
+        "--fit",
+        default="crop",
+        help="how frames of INPUT become squares: crop cuts the middle, pad adds black; default: crop",
+    )
+    parser.add_argument(
+        "--fps", type=int, default=6, help="frames a second of what is written; default: 6"
+    )
     for name, kind, default in (
         ("frames", int, 8),
-        ("start", int, 0),
         ("seed", int, 0),
         ("steps", int, 20),
         ("guidance-scale", float, 3.0),
