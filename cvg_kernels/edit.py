@@ -152,6 +152,9 @@ def run(job: EditJob, pipe: Any = None, *, bars: bool = True) -> dict[str, Any]:
     image, notes = _read_content(job)
     with timed(times, "load"):
         pipe = pipe or _load(job)
+    most = pipe.unet.config.motion_max_seq_length
+    if job.frames > most:
+        raise ArgumentError(f"--frames must be at most {most} with this model, got {job.frames}")
     with timed(times, "read"):
         given = _read(job, pipe.unet.config.sample_size * pipe.vae_scale_factor)
     if job.words:  # one that is not there is told before anything runs

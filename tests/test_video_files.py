@@ -1,4 +1,4 @@
-"""Videos as people have them: of every kind that is read, the frames that were asked for; of every other, one clear error."""
+"""Videos as people have them: the frames that were asked for, or one clear error."""
 
 from __future__ import annotations
 
