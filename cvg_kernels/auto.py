@@ -12,7 +12,6 @@ import json
 import os
 import re
 import sys
-import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -23,6 +22,8 @@ import torch
 
 from cvg_kernels import __version__
 from cvg_kernels.kernels import KERNELS, Backend, Facts, kernels_of
+from cvg_kernels.reading import parse_json, read_bytes
+from cvg_kernels.writing import written
 
 FORMAT = 1
 #: The environment variable that names the folder of the user's tables.
@@ -229,7 +230,7 @@ def read(path: Path, *, written_by: str | None = None) -> Table:
         BadTable: if it holds something else.
     """
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = parse_json(read_bytes(path), path.name)
         if found["format"] != FORMAT:
             raise BadTable(f"its format is {found['format']!r}, this version reads {FORMAT}")
         if written_by is not None and found["version"] != written_by:
@@ -238,7 +239,10 @@ def read(path: Path, *, written_by: str | None = None) -> Table:
             name: tuple(_rule(line, "cpu" if "cpu" in name else "cuda") for line in lines)
             for name, lines in found["tables"].items()
         }
-        return Table(path, dict(found["made"]), rules)
+        made = dict(found["made"])
+        if not all(isinstance(text, str) for text in made.values()):
+            raise BadTable('its "made" must say when and how, as text')
+        return Table(path, made, rules)
     except (KeyError, TypeError, AttributeError) as error:
         raise BadTable(f"it is not as `tune` writes it ({type(error).__name__}: {error})") from None
     except BadTable:
@@ -259,6 +263,10 @@ def _rule(line: Traits, device_type: str) -> Rule:
             raise BadTable(f"the {backend.value} kernel of {operation} is not for {device_type}")
     if not backends:
         raise BadTable(f"a rule of {operation} names no backend")
+    if not isinstance(line["when"], dict) or not all(
+        isinstance(value, (str, int)) for value in line["when"].values()
+    ):
+        raise BadTable(f"a rule of {operation} has conditions that are none: {line['when']!r:.80}")
     unknown = set(line["when"]) - _TRAITS
     if unknown:
         raise BadTable(
@@ -293,12 +301,6 @@ def write(path: Path, tables: Mapping[str, Sequence[Rule]], made: Mapping[str, s
         json.dumps(head, indent=2).removesuffix("\n}") + ',\n  "tables": {\n' + lists + "\n  }\n}\n"
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, beside = tempfile.mkstemp(dir=path.parent, prefix=path.name)
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        read(Path(beside))
-        os.replace(beside, path)
-    except BaseException:
-        os.unlink(beside)
-        raise
+    with written(path) as new:
+        new.write_text(text, encoding="utf-8")
+        read(new)

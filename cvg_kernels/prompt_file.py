@@ -12,6 +12,7 @@ from typing import Any
 
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.generate import Job
+from cvg_kernels.reading import parse_json, read_bytes, text_of
 
 _NUMBER = (int, float)
 _TEXT = (str, type(None))
@@ -74,9 +75,10 @@ def read_prompts(path: Path, defaults: Job) -> list[Item]:
         ArgumentError: for a file that cannot be read, holds no prompt, or has a line that cannot be understood.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        text = text_of(read_bytes(path, pipes=True), path)
+    except (OSError, ArgumentError) as error:
         raise ArgumentError(f"--prompts {path} cannot be read: {error}") from None
+    lines = re.split(r"\r\n|\n|\r", text)  # no others: a string of JSON may hold U+2028
     there = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
     structured = path.suffix.lower() in (".jsonl", ".ndjson") or there[:1] and there[0][1][0] == "{"
     jobs = []
@@ -96,8 +98,8 @@ def read_prompts(path: Path, defaults: Job) -> list[Item]:
 def _object(line: str, where: str) -> dict[str, Any]:
     """The settings of a line of JSON."""
     try:
-        given = json.loads(line)
-    except ValueError as error:
+        given = parse_json(line, where)
+    except ArgumentError as error:
         raise ArgumentError(
             f"{where}: must be a JSON object, got {line[:60]!r} ({error})"
         ) from None

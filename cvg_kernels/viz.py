@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
+from cvg_kernels.writing import written
+
 _LABEL_HEIGHT = 22  # pixels above each row of a sheet
 _MIN_TILE = 128  # pixels; smaller frames are enlarged
 
@@ -90,7 +92,7 @@ def loss_curve(history: Sequence[Mapping[str, Any]], path: Path) -> None:
     axes.set_xlabel("denoising step")
     axes.set_ylim(bottom=0)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    figure.savefig(path, dpi=120)
+    _save_figure(figure, path)
 
 
 def save_gif(frames: torch.Tensor, path: Path, fps: int = 6) -> None:
@@ -98,9 +100,10 @@ def save_gif(frames: torch.Tensor, path: Path, fps: int = 6) -> None:
     from PIL import Image
 
     images = [Image.fromarray(frame) for frame in to_uint8(_enlarge(frames))]
-    images[0].save(
-        path, save_all=True, append_images=images[1:], duration=round(1000 / fps), loop=0
-    )
+    with written(path) as new:
+        images[0].save(
+            new, save_all=True, append_images=images[1:], duration=round(1000 / fps), loop=0
+        )
 
 
 def save_mp4(frames: torch.Tensor, path: Path, fps: int = 6) -> bool:
@@ -112,8 +115,16 @@ def save_mp4(frames: torch.Tensor, path: Path, fps: int = 6) -> bool:
         imageio_ffmpeg.get_ffmpeg_exe()
     except (ImportError, RuntimeError):
         return False
-    imageio.imwrite(path, to_uint8(_enlarge(frames)), fps=fps, codec="libx264", macro_block_size=2)
+    with written(path) as new:
+        imageio.imwrite(
+            new, to_uint8(_enlarge(frames)), fps=fps, codec="libx264", macro_block_size=2
+        )
     return True
+
+
+def _save_figure(figure: Any, path: Path) -> None:
+    with written(path) as new:
+        figure.savefig(new, dpi=120)
 
 
 def flow_graph(
@@ -173,7 +184,7 @@ def flow_graph(
     )
     axes.set_yticks(height[1:], [f"frame {f}" for f in range(frames)])
     axes.spines[:].set_visible(False)
-    figure.savefig(path, dpi=120)
+    _save_figure(figure, path)
 
 
 @dataclass(frozen=True)
@@ -224,7 +235,7 @@ def panels_with_intervals(rows: Sequence[Sequence[Panel]], path: Path) -> None:
         for axes, panel in zip(places, panels, strict=True):
             _draw_panel(axes, panel)
         places[-1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
-    figure.savefig(path, dpi=120)
+    _save_figure(figure, path)
 
 
 _MIDDLES = ("rate", "mean", "value")
@@ -257,4 +268,4 @@ def attention_maps(maps: Mapping[str, torch.Tensor], path: Path) -> None:
         axes.set_title(label, fontsize=10)
         axes.set_xlabel("attended frame")
         axes.set_ylabel("attending frame")
-    figure.savefig(path, dpi=120)
+    _save_figure(figure, path)

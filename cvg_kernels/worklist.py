@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cvg_kernels.errors import ArgumentError
+from cvg_kernels.reading import parse_json
 
 _log = logging.getLogger("cvg_kernels")
 _MANIFEST_BYTE = 0
@@ -125,8 +126,9 @@ class Worklist:
         self._read += whole
         for line in new[:whole].splitlines():
             try:
-                entry = json.loads(line)
-                self._entries[entry["key"]].append(entry)
+                entry = parse_json(line, self.manifest)
+                key, _ = str(entry["key"]), str(entry["status"])
+                self._entries[key].append(entry)
             except (ValueError, KeyError, TypeError):
                 if line.strip():
                     _log.warning("%s has a line that is none: %r", self.manifest, line[:80])

@@ -306,7 +306,7 @@ def test_other_files_are_refused(text, folder, capsys):
         (["--device", "fridge"], "--device fridge cannot be used"),
         (["--device", "meta"], "--device must be cpu or cuda"),
         (["--json", "/no/such/folder/file"], "--json must lie in a folder that exists"),
-        (["--from-results", "/no/such/file"], "--from-results cannot be read"),
+        (["--from-results", "/no/such/file"], "--from-results: /no/such/file cannot be read"),
     ],
 )
 def test_bad_options(options, message, capsys):

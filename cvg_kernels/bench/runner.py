@@ -15,7 +15,6 @@ and may have
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -23,6 +22,7 @@ from typing import Any
 import torch
 
 from cvg_kernels.bench.harness import machine, peak_flops
+from cvg_kernels.writing import write_json
 
 
 def run(
@@ -56,9 +56,5 @@ def run(
         report[benchmark.KIND].append(figures)
         benchmark.show(figures, report)
         if path is not None:
-            whole = path.with_name(
-                path.name + ".new"
-            )  # who ends this now finds the file before it, or this one
-            whole.write_text(json.dumps(report, indent=2) + "\n")
-            whole.replace(path)
+            write_json(path, report)  # who ends this now finds the file before it, or this one
     return report

@@ -163,7 +163,8 @@ def section_of(results: Any) -> Mapping[str, Any]:
     found = results.get("tune", results) if isinstance(results, dict) else {}
     if isinstance(found, dict) and isinstance(found.get("measured"), dict):
         found = found["measured"]
-    named = isinstance(found, dict) and isinstance(found.get("architecture"), str)
+    names = ("architecture", "device_name")
+    named = isinstance(found, dict) and all(isinstance(found.get(name), str) for name in names)
     if not named or not isinstance(found.get("choices"), list):
         raise ArgumentError('the file holds no figures of `cvg-kernels tune`: no section "tune"')
     return found

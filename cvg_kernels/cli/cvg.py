@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from cvg_kernels.errors import ArgumentError
+from cvg_kernels.model_folders import check_model, options_for, reason_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -103,11 +104,16 @@ def _backbone(vision_language: str | None) -> dict[str, Any]:
         return {}
     from transformers import AutoModel, AutoTokenizer
 
+    options = options_for(vision_language, "--vision-language")
     try:
-        model = AutoModel.from_pretrained(vision_language)
-        tokenizer = AutoTokenizer.from_pretrained(vision_language)
-    except (OSError, ValueError) as error:
+        if Path(vision_language).is_dir():
+            check_model(Path(vision_language))
+        model = AutoModel.from_pretrained(vision_language, **options)
+        del options["use_safetensors"]
+        tokenizer = AutoTokenizer.from_pretrained(vision_language, **options)
+    except Exception as error:  # what a folder or the hub holds may be anything
+        reason = reason_of(error, vision_language)
         raise ArgumentError(
-            f"--vision-language {vision_language!r} cannot be loaded: {error}"
-        ) from None
+            f"--vision-language {vision_language!r} cannot be loaded: {reason}"
+        ) from error
     return {"backbone": {"kind": "vision-language"}, "vision_language": (model, tokenizer)}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.processes import Place
+from cvg_kernels.writing import write_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -177,7 +177,7 @@ def _edits(options: argparse.Namespace, device) -> int:
         return 0
     report["encoders"] = measure_encoders(pipe, seed=options.seed)
     if options.json is not None:
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
+        write_json(options.json, report)
     print_edits(report)
     return 0
 
@@ -214,6 +214,6 @@ def _score(
     if place.rank > 0:
         return 0
     if options.json is not None:
-        options.json.write_text(json.dumps(report, indent=2) + "\n")
+        write_json(options.json, report)
     show(report)
     return 0

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 from typing import Any
 
 from cvg_kernels.errors import ArgumentError
+from cvg_kernels.reading import read_json
+from cvg_kernels.writing import write_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,7 +62,7 @@ def _measure(options: argparse.Namespace) -> int:
     def show(figures: dict[str, Any], report: dict[str, Any]) -> None:
         _show(figures)
         if options.json is not None:  # as they come: what ends this process does not take them away
-            options.json.write_text(json.dumps(report, indent=2) + "\n")
+            write_json(options.json, report)
 
     report = tuning.tune(device, some, rounds=rounds, show=show)
     rules = tuning.rules_of(report)
@@ -98,9 +99,9 @@ def _take_over(path: Path, *, dry: bool) -> int:
     from cvg_kernels.bench import tuning
 
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ArgumentError(f"--from-results cannot be read: {error}") from None
+        results = read_json(path)
+    except ArgumentError as error:
+        raise ArgumentError(f"--from-results: {error}") from None
     report = tuning.section_of(results)
     rules, shipped = tuning.rules_of(report), auto.shipped()
     if not rules:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,11 @@ from cvg_kernels.composition.aggregator import ROLES, Aggregator
 from cvg_kernels.composition.backbones import SmallVideoNet, VisionLanguage, build_backbone
 from cvg_kernels.composition.features import Selection
 from cvg_kernels.composition.fingerprint import difference
+from cvg_kernels.composition.settings import read_settings
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.pipeline.models import denoisers_of
+from cvg_kernels.reading import check_shapes, digest, read_tensors
+from cvg_kernels.writing import write_json, write_tensors
 
 FORMAT = 1
 _SETTINGS, _WEIGHTS = "classifier.json", "classifier.safetensors"
@@ -135,8 +137,6 @@ class CompositionClassifier(nn.Module):
 
     def save(self, folder: str | Path) -> None:
         """Writes `classifier.json` and `classifier.safetensors`; a frozen model is not written."""
-        from safetensors.torch import save_file
-
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         settings = {
@@ -151,9 +151,9 @@ class CompositionClassifier(nn.Module):
             "backbone": self._backbone_settings(),
             "training": self.report,
         }
-        (folder / _SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
         weights = {name: value.cpu().contiguous() for name, value in self.state_dict().items()}
-        save_file(weights, folder / _WEIGHTS)
+        write_tensors(folder / _WEIGHTS, weights)
+        write_json(folder / _SETTINGS, settings | {"weights": digest(folder / _WEIGHTS)})
 
     @classmethod
     def load(
@@ -169,30 +169,47 @@ class CompositionClassifier(nn.Module):
         Raises:
             ArgumentError: if the folder holds no classifier, one of another format, or one of another pipeline.
         """
-        from safetensors.torch import load_file
-
         folder = Path(folder)
         if not (folder / _SETTINGS).exists() or not (folder / _WEIGHTS).exists():
             raise ArgumentError(
                 f"classifier must be a folder with {_SETTINGS} and {_WEIGHTS}, got {folder} without them"
             )
-        settings = json.loads((folder / _SETTINGS).read_text())
-        if settings.get("format") != FORMAT:
+        settings = read_settings(folder / _SETTINGS, FORMAT)
+        if settings.get("weights") not in (None, digest(folder / _WEIGHTS)):
             raise ArgumentError(
-                f"classifier must be of format {FORMAT}, got {settings.get('format')!r} in {folder}"
+                f"{folder / _SETTINGS} is of other weights than {folder / _WEIGHTS}: save the classifier again"
             )
         selection = Selection(
             tuple(settings["layers"]), tuple(settings["heads"]), tuple(settings["grid"])
         )
-        made = cls(
-            settings["labels"], selection, settings["timesteps"], settings["model"],
-            aggregator=settings["aggregator"], backbone=settings["backbone"],
-            vision_language=vision_language, training=settings["training"],
-        )  # fmt: skip
-        made.load_state_dict(load_file(folder / _WEIGHTS))
+
+        def make() -> CompositionClassifier:
+            return cls(
+                settings["labels"], selection, settings["timesteps"], settings["model"],
+                aggregator=settings["aggregator"], backbone=settings["backbone"],
+                vision_language=vision_language, training=settings["training"],
+            )  # fmt: skip
+
+        # The file of weights bounds what is made in memory: settings alone could ask for any size.
+        with torch.device("meta"):
+            aggregator = Aggregator(selection, settings["timesteps"], **settings["aggregator"])
+        check_shapes(folder / _WEIGHTS, _shapes(aggregator, "aggregator."), part="aggregator.")
+        if (
+            settings["backbone"]["kind"] == SmallVideoNet.kind
+        ):  # the others are of a model that is there
+            with torch.device("meta"):
+                check_shapes(folder / _WEIGHTS, _shapes(make()))
+        made = make()
+        weights = read_tensors(folder / _WEIGHTS, _shapes(made), finite=True)
+        made.load_state_dict(weights)
         if pipe is not None:
             made.check(pipe)
         return made.eval()
 
     def _backbone_settings(self) -> dict[str, Any]:
         return {"kind": self.backbone.kind, **self.backbone.settings}
+
+
+def _shapes(module: nn.Module, prefix: str = "") -> dict[str, tuple[int, ...]]:
+    """The shapes of what a module saves."""
+    return {prefix + name: tuple(value.shape) for name, value in module.state_dict().items()}

@@ -6,11 +6,8 @@ file, or a writer, which is any callable from a prompt to its states.
 
 from __future__ import annotations
 
-import json
 import os
 import re
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,8 +17,16 @@ from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
 from cvg_kernels.errors import ArgumentError
+from cvg_kernels.guidance.base import check_count, check_number
+from cvg_kernels.guidance.endpoint import chat_address, post_json
+from cvg_kernels.reading import parse_json, read_bytes, text_of
 
 Writer = Callable[[str], Sequence[str]]
+
+_MOST_FILE = 2**20  # bytes
+#: What a writer may answer: every state is encoded and kept.
+_MOST_STATES, _MOST_CHARACTERS = 100, 2000
+_NUMBERED = re.compile(r"\s*\d+[.)](.*)")
 
 _TASK = (
     "A video is described by one prompt. Write the {states} visual states that it goes through, in order, each as one "
@@ -38,8 +43,13 @@ def read_states(path: str | Path) -> list[str]:
     path = Path(path)
     if not path.is_file():
         raise ArgumentError(f"prompts must be a list, a writer or a file, got {str(path)!r}")
-    text = path.read_text()
-    states = json.loads(text) if path.suffix == ".json" else text.splitlines()
+    try:
+        text = text_of(read_bytes(path, most=_MOST_FILE), path)
+    except OSError as error:
+        raise ArgumentError(f"prompts cannot be read: {error}") from None
+    states = parse_json(text, path) if path.suffix == ".json" else text.splitlines()
+    if not isinstance(states, list) or not all(isinstance(state, str) for state in states):
+        raise ArgumentError(f"prompts must be a list of strings, got another file: {path}")
     return checked_states([state.strip() for state in states if state.strip()], str(path))
 
 
@@ -72,28 +82,34 @@ def endpoint_writer(
 ) -> Writer:
     """A writer behind an OpenAI-compatible chat endpoint.
 
+    Its reply is data: at most 1 MiB, at most `seconds` in all, no redirects. The key goes to that address and nowhere else,
+    and stands in no error.
+
     Args:
         url: address of the API, up to and including its version, e.g. `http://localhost:8000/v1`.
         model: name of the model there.
         states: how many to ask for.
         key: bearer token; `None` takes the environment variable `OPENAI_API_KEY`, if set.
         seconds: to wait at most.
+
+    Raises:
+        ArgumentError: for an address that is none, or holds a password; when it writes, if no states come back.
     """
+    address = chat_address(url)
+    check_count("states", states, 1)
+    check_number("seconds", seconds, high=86400, above=0)
 
     def write(prompt: str) -> list[str]:
         content = _TASK.format(states=states, prompt=prompt)
         body = {"model": model, "messages": [{"role": "user", "content": content}]}
-        headers = {"Content-Type": "application/json"}
         token = key or os.environ.get("OPENAI_API_KEY")
-        if token:
-            headers["Authorization"] = f"Bearer {token}"
-        address = url.rstrip("/") + "/chat/completions"
-        request = urllib.request.Request(address, json.dumps(body).encode(), headers)
+        reply = post_json(address, body, token=token, seconds=seconds)
         try:
-            with urllib.request.urlopen(request, timeout=seconds) as response:
-                answer = json.load(response)["choices"][0]["message"]["content"]
-        except (urllib.error.URLError, TimeoutError, ValueError, LookupError) as error:
-            raise ArgumentError(f"the writer at {url} gave no states: {error}") from None
+            answer = reply["choices"][0]["message"]["content"]
+        except (LookupError, TypeError):
+            raise ArgumentError(
+                f"the writer at {address} gave no states: its reply has no choices[0].message.content"
+            ) from None
         return numbered_lines(answer)
 
     return write
@@ -120,11 +136,19 @@ def numbered_lines(answer: str) -> list[str]:
     """The lines "1. …" or "1) …" of an answer, without their numbers.
 
     Raises:
-        ArgumentError: if there is none.
+        ArgumentError: if there is none, or more than any video has states.
     """
-    lines = re.findall(r"^\s*\d+[.)]\s*(.+?)\s*$", answer, flags=re.MULTILINE)
+    if not isinstance(answer, str):
+        raise ArgumentError(f"the writer's answer must be text, got {type(answer).__name__}")
+    found = (_NUMBERED.match(line) for line in answer.splitlines())
+    lines = [line for each in found if each is not None and (line := each.group(1).strip())]
     if not lines:
         raise ArgumentError(f"the writer's answer has no numbered lines: {answer[:200]!r}")
+    if len(lines) > _MOST_STATES or max(map(len, lines)) > _MOST_CHARACTERS:
+        raise ArgumentError(
+            f"the writer's answer must have at most {_MOST_STATES} lines of {_MOST_CHARACTERS} characters, got "
+            f"{len(lines)} of up to {max(map(len, lines))}"
+        )
     return lines
 
 

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 
 from cvg_kernels.editing.content import embed_images
 from cvg_kernels.editing.depth import estimate_depth
 from cvg_kernels.editing.structure import MOST_ROUNDS, structure_latents, structure_maps
-from cvg_kernels.shapes.latents import tokenize
+from cvg_kernels.shapes.latents import read_shards, tokenize
 from cvg_kernels.shapes.train_content import still
 from cvg_kernels.shapes.world import caption, random_scene, render
+from cvg_kernels.writing import write_tensors
 
 _SHARD = 128  # clips
 _LEVELS = 2  # of structure kept of each clip
@@ -80,13 +79,10 @@ def encode_edit_clips(
         if path.exists():
             continue
         made = [_encode(at, seed, pipe) for at in range(start, min(start + _SHARD, clips))]
-        partial = path.with_suffix(f".{rank}")
         joined = {key: torch.stack([one[key] for one in made]).contiguous() for key in made[0]}
-        save_file(joined, partial)
-        os.replace(partial, path)
+        write_tensors(path, joined)
 
 
 def load_edit_clips(folder: Path) -> EditClips:
     """All clips of a folder of shards."""
-    shards = [load_file(path) for path in sorted(folder.glob("*.safetensors"))]
-    return EditClips(**{key: torch.cat([shard[key] for shard in shards]) for key in shards[0]})
+    return EditClips(**read_shards(folder, (field.name for field in fields(EditClips))))

@@ -12,12 +12,13 @@ from transformers import CLIPModel, DepthAnythingForDepthEstimation
 from cvg_kernels.editing import StructureContentPipeline
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.shapes.edit_latents import encode_edit_clips
-from cvg_kernels.shapes.files import load_model
+from cvg_kernels.shapes.files import load_model, save_model
 from cvg_kernels.shapes.pipeline import load_pipeline
 from cvg_kernels.shapes.train_content import train_content_encoder
 from cvg_kernels.shapes.train_depth import train_depth_estimator
 from cvg_kernels.shapes.train_editor import train_editor
 from cvg_kernels.shapes.train_prior import build_prior_scheduler, train_prior
+from cvg_kernels.writing import written_folder
 
 
 def train_all_of_the_editor(
@@ -106,8 +107,9 @@ def export_editor(folder: Path, pipeline: Path, name: str = "editor") -> Path:
         **{part: load_model(kind, place) for part, (kind, place) in own.items()},
     )
     to = pipeline / "editor"
-    editor.save_config(to)  # which components there are
-    editor.scheduler.save_pretrained(to / "scheduler")
-    for part in own:
-        torch.nn.Module.half(getattr(editor, part)).save_pretrained(to / part)
+    with written_folder(to) as new:
+        editor.save_config(new)  # which components there are
+        editor.scheduler.save_pretrained(new / "scheduler")
+        for part in own:
+            save_model(torch.nn.Module.half(getattr(editor, part)), new / part)
     return to

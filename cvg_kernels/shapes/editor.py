@@ -36,7 +36,7 @@ def load_editor(
     from transformers import CLIPModel, DepthAnythingForDepthEstimation
 
     from cvg_kernels.editing import StructureContentPipeline
-    from cvg_kernels.shapes.files import load_model
+    from cvg_kernels.shapes.files import assemble_from, load_model
 
     folder = WEIGHTS if folder is None else Path(folder)
     if not (folder / "model_index.json").exists():
@@ -57,6 +57,6 @@ def load_editor(
     if not (folder / "vae").exists():
         world = load_pipeline(folder.parent, dtype=dtype)
         parts |= {name: getattr(world, name) for name in SHARED}
-    pipe = StructureContentPipeline.from_pretrained(folder, **parts, local_files_only=True)
+    pipe = assemble_from(StructureContentPipeline, folder, parts)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)

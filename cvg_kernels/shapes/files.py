@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
+import torch
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from cvg_kernels.errors import ArgumentError
+from cvg_kernels.model_folders import check_model, check_pipeline, numbers_in, reason_of
+from cvg_kernels.reading import read_object, read_tensors
+from cvg_kernels.writing import write_json, write_tensors, write_text, written_folder
 
 _PREFIX = "text_model."
 #: Marks of a text's begin and end; the end also stands for padding and for what is unknown.
@@ -31,10 +32,6 @@ def save_tokenizer(
         merges: pairs of the byte-pair encoding, the first learnt first.
         length: most tokens of a text.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(folder / "vocab.json", vocabulary)
-    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
-    (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
     settings = {
         "tokenizer_class": "CLIPTokenizer",
         "model_max_length": length,
@@ -43,12 +40,41 @@ def save_tokenizer(
         "pad_token": END,
         "unk_token": END,
     }
-    _write(folder / "tokenizer_config.json", settings)
-    return CLIPTokenizer.from_pretrained(folder)
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with written_folder(folder) as new:
+        write_json(new / "vocab.json", vocabulary)
+        write_text(new / "merges.txt", "\n".join(lines) + "\n")
+        write_json(new / "tokenizer_config.json", settings)
+    return load_tokenizer(folder)
 
 
-def _write(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+def load_tokenizer(folder: Path) -> CLIPTokenizer:
+    """Loads what `save_tokenizer` wrote.
+
+    Raises:
+        ArgumentError: if there is no tokenizer in the folder.
+    """
+    read_object(folder / "vocab.json")
+    try:
+        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+    except Exception as error:  # the library behind it raises that class itself
+        reason = " ".join(str(error).split())[:300]
+        raise ArgumentError(
+            f"folder must hold a tokenizer, {folder} does not load: {reason}"
+        ) from error
+
+
+def save_model(model: Any, folder: Path) -> None:
+    """Saves a model of diffusers or transformers: its folder is there whole or not at all.
+
+    Args:
+        model: with `save_pretrained`.
+        folder: where to.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with written_folder(folder) as new:
+        model.save_pretrained(new, safe_serialization=True)
 
 
 def save_text_encoder(encoder: CLIPTextModel, folder: Path) -> None:
@@ -57,13 +83,12 @@ def save_text_encoder(encoder: CLIPTextModel, folder: Path) -> None:
     From some release of transformers 5 on, `CLIPTextModel` has no `text_model` inside. The newer ones take names with and
     without it, the older ones only those with it.
     """
-    encoder.save_pretrained(folder, safe_serialization=True)
-    file = folder / "model.safetensors"
-    weights = load_file(file)
-    named = {_PREFIX + name.removeprefix(_PREFIX): weight for name, weight in weights.items()}
-    renamed = file.with_suffix(".renamed")  # not over the file that `weights` are mapped from
-    save_file(named, renamed, metadata={"format": "pt"})
-    os.replace(renamed, file)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with written_folder(folder) as new:
+        encoder.save_pretrained(new, safe_serialization=True)
+        weights = read_tensors(new / "model.safetensors")
+        named = {_PREFIX + name.removeprefix(_PREFIX): one for name, one in weights.items()}
+        write_tensors(new / "model.safetensors", named, {"format": "pt"})
 
 
 def load_model(kind: Any, folder: Path) -> Any:
@@ -79,16 +104,20 @@ def load_model(kind: Any, folder: Path) -> Any:
         ArgumentError: if weights are missing, left over or of another shape, or the folder holds no such model.
     """
     try:
+        if not folder.is_dir():
+            raise ArgumentError("there is no such folder")
+        check_model(folder)
+        _check_size(kind, folder)
         model, found = kind.from_pretrained(
             folder,
             output_loading_info=True,
             local_files_only=True,
+            use_safetensors=True,
             ignore_mismatched_sizes=True,  # they are told below, by name
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
+    except Exception as error:  # a configuration may be anything, and so is what it leads to
         raise ArgumentError(
-            f"folder must hold a {kind.__name__}, {folder} does not load: {reason}"
+            f"folder must hold a {kind.__name__}, {folder} does not load: {reason_of(error, folder)}"
         ) from error
     wrong = [
         f"{what} {_some(found[f'{what}_keys'])}"
@@ -100,6 +129,44 @@ def load_model(kind: Any, folder: Path) -> Any:
             f"folder must hold the weights of a {kind.__name__}, got {folder} with {'; '.join(wrong)}"
         )
     return model
+
+
+def assemble_from(kind: Any, folder: Path, parts: dict[str, Any]) -> Any:
+    """Loads what is left of a pipeline when its networks are loaded: tokenizer, scheduler, settings.
+
+    Args:
+        kind: the pipeline's class.
+        folder: of the pipeline.
+        parts: components that are loaded already.
+
+    Raises:
+        ArgumentError: if the folder holds no such pipeline.
+    """
+    try:
+        check_pipeline(folder)
+        return kind.from_pretrained(
+            folder, **parts, local_files_only=True, use_safetensors=True, trust_remote_code=False
+        )
+    except Exception as error:  # as in `load_model`
+        raise ArgumentError(
+            f"folder must hold a {kind.__name__}, {folder} does not load: {reason_of(error, folder)}"
+        ) from error
+
+
+def _check_size(kind: Any, folder: Path) -> None:
+    """Checks that a configuration asks for no more memory than its weights have, before it is given.
+
+    Raises:
+        ArgumentError: if it does.
+    """
+    with torch.device("meta"):
+        if hasattr(kind, "config_class"):
+            model = kind(kind.config_class.from_pretrained(folder, local_files_only=True))
+        else:
+            model = kind.from_config(kind.load_config(folder, local_files_only=True))
+    asked, there = sum(one.numel() for one in model.parameters()), numbers_in(folder)
+    if asked > 2 * there + 2**20:  # weights that are missing are told by name
+        raise ArgumentError(f"its configuration asks for {asked} numbers, its weights have {there}")
 
 
 def _some(keys: Iterable[str | tuple], most: int = 4) -> str:

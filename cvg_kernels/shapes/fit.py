@@ -30,7 +30,7 @@ def fit(
     """Trains a network with AdamW, one learning-rate cycle and gradients clipped to norm 1.
 
     Args:
-        folder: the run's folder, with the checkpoint `<name>.pt` and `metrics.jsonl`.
+        folder: the run's folder, with the checkpoint `<name>.safetensors` and `metrics.jsonl`.
         name: of the stage.
         model: on its device; trained in place.
         loss: the loss of a step, from the network and the step's own source of randomness; torch's is seeded, too.
@@ -60,7 +60,7 @@ def fit(
     }
     if decay is not None:
         parts["average"] = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
-    checkpoint = Checkpoint(folder / f"{name}.pt", **parts)
+    checkpoint = Checkpoint(folder / f"{name}.safetensors", **parts)
     first = checkpoint.resume()
     stage = sum(name.encode())  # stages draw apart from each other
     with TrainingLog(folder, name, first, steps) as log:

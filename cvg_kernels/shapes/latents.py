@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
-from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer
 
+from cvg_kernels.errors import ArgumentError
+from cvg_kernels.reading import read_tensors
 from cvg_kernels.shapes.world import random_scene, render
+from cvg_kernels.writing import write_tensors
 
 _SHARD = 512  # clips
 
@@ -52,12 +54,40 @@ def encode_shards(
             autoencoder.encode(render([scene])[0] * 2 - 1).latent_dist.mean for scene in scenes
         ]
         tokens = tokenize(tokenizer, [scene.caption for scene in scenes])
-        partial = path.with_suffix(f".{rank}")
-        save_file({"latents": torch.stack(latents).half().contiguous(), "tokens": tokens}, partial)
-        os.replace(partial, path)
+        write_tensors(path, {"latents": torch.stack(latents).half().contiguous(), "tokens": tokens})
 
 
 def load_shards(folder: Path) -> tuple[torch.Tensor, torch.Tensor]:
     """All latents `[N, F, 4, 8, 8]` float16 and tokens `[N, MAX_TOKENS]` of a folder of shards."""
-    shards = [load_file(path) for path in sorted(folder.glob("*.safetensors"))]
-    return tuple(torch.cat([shard[name] for shard in shards]) for name in ("latents", "tokens"))
+    shards = read_shards(folder, ("latents", "tokens"))
+    return shards["latents"], shards["tokens"]
+
+
+def read_shards(folder: Path, names: Iterable[str]) -> dict[str, torch.Tensor]:
+    """Reads all shards of a folder and joins them.
+
+    Args:
+        folder: with files `NNNNNN.safetensors`.
+        names: of the tensors that each of them holds.
+
+    Raises:
+        ArgumentError: if there is none, or one that holds something else or does not fit the first.
+    """
+    names, shards = tuple(names), []
+    for path in sorted(folder.glob("*.safetensors")):
+        found = read_tensors(path)
+        shapes = {name: tensor.shape[1:] for name, tensor in found.items()}
+        if set(shapes) != set(names) or len({len(tensor) for tensor in found.values()}) != 1:
+            raise ArgumentError(
+                f"{path} must hold as many rows of {', '.join(names)}, got {', '.join(sorted(shapes))}"
+            )
+        first = shards[0] if shards else found
+        for name, shape in shapes.items():
+            if shape != first[name].shape[1:] or found[name].dtype != first[name].dtype:
+                raise ArgumentError(
+                    f"{path} has {name} of another shape or dtype than the first shard"
+                )
+        shards.append(found)
+    if not shards:
+        raise ArgumentError(f"{folder} must hold shards NNNNNN.safetensors, got none")
+    return {name: torch.cat([shard[name] for shard in shards]) for name in names}

@@ -9,6 +9,8 @@ from types import TracebackType
 
 import torch
 
+from cvg_kernels.writing import append_line
+
 _EVERY = 50  # steps
 
 
@@ -69,6 +71,5 @@ class TrainingLog:
                 "loss": torch.stack(self._losses).mean().item(),
                 "seconds_per_step": (now - self._since) / len(self._losses),
             }
-            with self.path.open("a") as file:
-                file.write(json.dumps(line) + "\n")
+            append_line(self.path, json.dumps(line))
             self._losses, self._since = [], now

@@ -35,7 +35,7 @@ def load_pipeline(
     from diffusers import AnimateDiffPipeline, AutoencoderKL, UNetMotionModel
     from transformers import CLIPTextModel
 
-    from cvg_kernels.shapes.files import load_model
+    from cvg_kernels.shapes.files import assemble_from, load_model
 
     folder = WEIGHTS if folder is None else Path(folder)
     if not (folder / "model_index.json").exists():
@@ -48,7 +48,7 @@ def load_pipeline(
         name: torch.nn.Module.to(load_model(kind, folder / name), dtype)
         for name, kind in kinds.items()
     }
-    pipe = AnimateDiffPipeline.from_pretrained(folder, **parts, local_files_only=True)
+    pipe = assemble_from(AnimateDiffPipeline, folder, parts)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
 

@@ -9,15 +9,16 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, UNetMotionModel
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel
 
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.shapes.edit_stages import train_all_of_the_editor
-from cvg_kernels.shapes.files import load_model, save_text_encoder
+from cvg_kernels.shapes.files import load_model, load_tokenizer, save_text_encoder
 from cvg_kernels.shapes.latents import encode_shards
 from cvg_kernels.shapes.model import assemble, build_tokenizer
 from cvg_kernels.shapes.train_autoencoder import train_autoencoder
 from cvg_kernels.shapes.train_denoiser import IMAGES, VIDEO, train_denoiser
+from cvg_kernels.writing import written_folder
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def _denoiser_stages(
     rank: int, processes: int, folder: Path, recipe: Recipe, device: torch.device
 ) -> None:
     """Everything after the autoencoder, as seen by one process."""
-    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    tokenizer = load_tokenizer(folder / "tokenizer")
     autoencoder = load_model(AutoencoderKL, folder / "vae").eval()
     share = {"rank": rank, "processes": processes}
     for stage, steps in ((IMAGES, recipe.image_steps), (VIDEO, recipe.video_steps)):
@@ -121,12 +122,13 @@ def _export(folder: Path) -> Path:
     pipeline = assemble(
         load_model(AutoencoderKL, folder / "vae"),
         text_encoder,
-        CLIPTokenizer.from_pretrained(folder / "tokenizer"),
+        load_tokenizer(folder / "tokenizer"),
         load_model(UNetMotionModel, folder / "video" / "unet"),
     )
-    pipeline.save_pretrained(folder / "pipeline")
-    # What the installed release writes for these two is not what others read.
-    save_text_encoder(text_encoder, folder / "pipeline" / "text_encoder")
-    shutil.rmtree(folder / "pipeline" / "tokenizer")
-    shutil.copytree(folder / "tokenizer", folder / "pipeline" / "tokenizer")
+    with written_folder(folder / "pipeline", keep=True) as new:
+        pipeline.save_pretrained(new)
+        # What the installed release writes for these two is not what others read.
+        save_text_encoder(text_encoder, new / "text_encoder")
+        shutil.rmtree(new / "tokenizer")
+        shutil.copytree(folder / "tokenizer", new / "tokenizer")
     return folder / "pipeline"

@@ -9,6 +9,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from cvg_kernels.shapes.checkpoint import Checkpoint
+from cvg_kernels.shapes.files import save_model
 from cvg_kernels.shapes.log import TrainingLog
 from cvg_kernels.shapes.model import build_autoencoder, fold_latent_scale
 from cvg_kernels.shapes.world import random_scene, render
@@ -41,7 +42,7 @@ def train_autoencoder(
     optimizer = torch.optim.AdamW(model.parameters(), lr=_LEARNING_RATE, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LEARNING_RATE, total_steps=steps)
     checkpoint = Checkpoint(
-        folder / "autoencoder.pt", model=model, optimizer=optimizer, schedule=schedule
+        folder / "autoencoder.safetensors", model=model, optimizer=optimizer, schedule=schedule
     )
 
     first = checkpoint.resume()
@@ -66,5 +67,5 @@ def train_autoencoder(
         rng = np.random.default_rng((seed, 2))
         latents = model.encode(_frames(rng, 512).to(device)).latent_dist.mean
     fold_latent_scale(model, latents.mean((0, 2, 3)), latents.std((0, 2, 3)))
-    model.to("cpu").save_pretrained(folder / "vae")
+    save_model(model.to("cpu"), folder / "vae")
     return model

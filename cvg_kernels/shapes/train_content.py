@@ -10,6 +10,7 @@ from torch.nn.functional import log_softmax, normalize
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from cvg_kernels.editing.content import embed_images, embed_texts
+from cvg_kernels.shapes.files import save_model
 from cvg_kernels.shapes.fit import fit
 from cvg_kernels.shapes.latents import tokenize
 from cvg_kernels.shapes.model import MAX_TOKENS, TEXT_WIDTH
@@ -113,5 +114,5 @@ def train_content_encoder(
         seed=seed,
         rate=_RATE,
     )
-    model.eval().to("cpu").save_pretrained(folder / "content_encoder")
+    save_model(model.eval().to("cpu"), folder / "content_encoder")
     return model

@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from cvg_kernels.shapes.checkpoint import Checkpoint
-from cvg_kernels.shapes.files import load_model, save_text_encoder
+from cvg_kernels.shapes.files import load_model, save_model, save_text_encoder
 from cvg_kernels.shapes.latents import load_shards, tokenize
 from cvg_kernels.shapes.log import TrainingLog
 from cvg_kernels.shapes.model import (
@@ -179,7 +179,7 @@ def train_denoiser(
         optimizer, rates, total_steps=steps, pct_start=0.03 if motion else 0.1
     )
     checkpoint = Checkpoint(
-        folder / f"{stage.name}.pt",
+        folder / f"{stage.name}.safetensors",
         model=model,
         average=average,
         optimizer=optimizer,
@@ -223,5 +223,5 @@ def train_denoiser(
     if rank == 0:
         checkpoint.save(steps)
         trained: TextToLatents = average.module.to("cpu", memory_format=torch.contiguous_format)
-        trained.denoiser.save_pretrained(folder / stage.name / "unet")
+        save_model(trained.denoiser, folder / stage.name / "unet")
         save_text_encoder(trained.text_encoder, folder / stage.name / "text_encoder")

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config
 
+from cvg_kernels.shapes.files import save_model
 from cvg_kernels.shapes.fit import fit
 from cvg_kernels.shapes.world import SIZE, random_scene, render, render_depth
 
@@ -84,5 +85,5 @@ def train_depth_estimator(
         seed=seed,
         rate=_RATE,
     )
-    model.eval().to("cpu").save_pretrained(folder / "depth_estimator")
+    save_model(model.eval().to("cpu"), folder / "depth_estimator")
     return model

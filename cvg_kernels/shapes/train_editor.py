@@ -14,6 +14,7 @@ from cvg_kernels.editing.content import content_tokens
 from cvg_kernels.editing.structure import LEVEL_CHANNELS, structure_channels
 from cvg_kernels.guidance.gen1 import temporal_layers_off
 from cvg_kernels.shapes.edit_latents import EditClips, load_edit_clips
+from cvg_kernels.shapes.files import save_model
 from cvg_kernels.shapes.fit import fit
 from cvg_kernels.shapes.latents import tokenize
 from cvg_kernels.shapes.model import build_scheduler
@@ -132,5 +133,5 @@ def train_editor(
         rates={"conv_in": 3 * _RATE},
     )  # fmt: skip
     model = model.to("cpu", memory_format=torch.contiguous_format).eval()
-    model.save_pretrained(folder / f"{name}-unet")
+    save_model(model, folder / f"{name}-unet")
     return model

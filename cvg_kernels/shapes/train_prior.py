@@ -11,6 +11,7 @@ from torch.nn.functional import mse_loss
 
 from cvg_kernels.editing.content import embed_texts
 from cvg_kernels.shapes.edit_latents import load_edit_clips
+from cvg_kernels.shapes.files import save_model
 from cvg_kernels.shapes.fit import fit
 from cvg_kernels.shapes.train_content import CONTENT_WIDTH
 
@@ -89,5 +90,5 @@ def train_prior(
 
     name = "diffusion-prior" if diffusion else "prior"
     model = fit(folder, name, model, loss, steps=steps, seed=seed, rate=_RATE, decay=0.99)
-    model.eval().to("cpu").save_pretrained(folder / name)
+    save_model(model.eval().to("cpu"), folder / name)
     return model

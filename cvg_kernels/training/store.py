@@ -14,14 +14,15 @@ recipe. A shard holds, for N examples of at most E entities,
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from cvg_kernels.errors import ArgumentError
+from cvg_kernels.errors import ArgumentError, is_whole
+from cvg_kernels.reading import read_object, read_tensors, tensor_headers
+from cvg_kernels.writing import write_json, write_tensors
 
 FORMAT = 1
 RIGHT_PROMPT, WRONG_PROMPT, GENERATED = range(3)
@@ -64,7 +65,7 @@ def settle(path: Path, settings: dict[str, Any]) -> None:
     """
     settings = json.loads(json.dumps(settings))
     if path.exists():
-        there = json.loads(path.read_text())
+        there = read_object(path)
         changed = [key for key in settings if there.get(key) != settings[key]]
         if changed:
             raise ArgumentError(
@@ -72,9 +73,7 @@ def settle(path: Path, settings: dict[str, Any]) -> None:
             )
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}")
-    partial.write_text(json.dumps(settings, indent=2) + "\n")
-    os.replace(partial, path)
+    write_json(path, settings)
 
 
 def write_index(folder: Path, index: dict[str, Any]) -> None:
@@ -93,26 +92,70 @@ def shard(folder: Path, first: int) -> Path:
 
 def write_shard(path: Path, examples: Examples) -> None:
     """Writes a shard, all of it or nothing."""
-    from safetensors.torch import save_file
-
-    partial = path.with_suffix(f".{os.getpid()}")
-    save_file(
+    write_tensors(
+        path,
         {field.name: getattr(examples, field.name).contiguous() for field in fields(examples)},
-        partial,
     )
-    os.replace(partial, path)
 
 
 def load(folder: Path) -> tuple[dict[str, Any], Examples]:
     """Reads the index and all examples of a folder.
 
     Raises:
-        ArgumentError: if there are none.
+        ArgumentError: if there are none, or something else than described above.
     """
-    from safetensors.torch import load_file
-
     paths = sorted(folder.glob("*.safetensors"))
     if not paths or not (folder / "index.json").exists():
         raise ArgumentError(f"{folder} must hold features (index.json and shards), got none")
-    index = json.loads((folder / "index.json").read_text())
-    return index, Examples.join([Examples(**load_file(path)) for path in paths])
+    index = _index(folder / "index.json")
+    return index, Examples.join([_shard(path, index) for path in paths])
+
+
+def _index(path: Path) -> dict[str, Any]:
+    """The index of a folder, with what training goes by."""
+    index = read_object(path)
+    if index.get("format") != FORMAT:
+        raise ArgumentError(f"{path} must be of format {FORMAT}, got {index.get('format')!r}")
+    kinds = {"labels": str, "layers": str, "heads": int, "grid": int, "timesteps": (int, float)}
+    for name, kind in kinds.items():
+        value = index.get(name)
+        good = isinstance(value, list) and all(
+            isinstance(one, kind) and not isinstance(one, bool) for one in value
+        )
+        if not good or not value:
+            raise ArgumentError(f"{path} must have a list of {name}, got {value!r:.80}")
+    sizes = (*index["heads"], *index["grid"])
+    lengths = len(index["grid"]) == 3 and len(index["heads"]) == len(index["layers"])
+    if not lengths or not all(is_whole(size, 1) for size in sizes):
+        raise ArgumentError(
+            f"{path} must have a number of heads for each layer and a grid of three, got {index['heads']} and "
+            f"{index['grid']}"
+        )
+    if not isinstance(index.get("fingerprint"), dict):
+        raise ArgumentError(f"{path} must have the fingerprint of a denoiser, got none")
+    return index
+
+
+def _shard(path: Path, index: dict[str, Any]) -> Examples:
+    """The examples of a shard that is as the index says."""
+    found = tensor_headers(path)
+    dtypes = {"maps": "F16", "label": "I8", "asked": "I8", "source": "U8", "clip": "I64"}
+    if {name: head.dtype for name, head in found.items()} != dtypes:
+        raise ArgumentError(
+            f"{path} must hold {', '.join(f'{name} ({dtype})' for name, dtype in dtypes.items())}, got "
+            f"{', '.join(f'{name} ({head.dtype})' for name, head in sorted(found.items()))}"
+        )
+    maps = found["maps"].shape
+    examples, entities = (maps[0], maps[2]) if len(maps) == 7 else (0, 0)
+    shapes = {
+        "maps": (
+            examples, len(index["timesteps"]), entities, sum(index["heads"]), *index["grid"]
+        ),
+        "label": (examples, entities), "asked": (examples, entities),
+        "source": (examples,), "clip": (examples,),
+    }  # fmt: skip
+    read = Examples(**read_tensors(path, shapes, finite=True))
+    for name, values in (("label", read.label), ("asked", read.asked)):
+        if len(values) and not -1 <= int(values.min()) <= int(values.max()) < len(index["labels"]):
+            raise ArgumentError(f"{path} has a {name} that is none of the {len(index['labels'])}")
+    return read

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from cvg_kernels.training.dataset import Entities, split
 from cvg_kernels.training.score import score
 from cvg_kernels.training.store import WRONG_PROMPT, Examples, load, settle
 from cvg_kernels.training.symmetry import mirrored, permutations
+from cvg_kernels.writing import write_json
 
 _STEPS_AT_ONCE = 2  # denoising steps that an optimiser step looks at, drawn from those read
 
@@ -125,7 +125,7 @@ def train_classifier(
     optimizer = torch.optim.AdamW(trained, lr=recipe.rate, weight_decay=recipe.decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, recipe.rate, total_steps=recipe.steps)
     checkpoint = Checkpoint(
-        folder / "classifier.pt", model=classifier, optimizer=optimizer, schedule=schedule
+        folder / "classifier.safetensors", model=classifier, optimizer=optimizer, schedule=schedule
     )
     first = checkpoint.resume()
     logits_of = accelerator.prepare(_StepLogits(classifier))
@@ -160,7 +160,7 @@ def train_classifier(
         checkpoint.save(recipe.steps)
         classifier.report = {"recipe": asdict(recipe), **score(classifier, split(everything)[1])}
         classifier.save(folder / "classifier")
-        (folder / "report.json").write_text(json.dumps(classifier.report, indent=2) + "\n")
+        write_json(folder / "report.json", classifier.report)
     accelerator.wait_for_everyone()
     return classifier
 

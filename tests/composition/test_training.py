@@ -16,7 +16,7 @@ pytest.importorskip("accelerate")
 import cvg_kernels as cvg  # noqa: E402
 from cvg_kernels.cli import main  # noqa: E402
 from cvg_kernels.composition import CompositionClassifier  # noqa: E402
-from cvg_kernels.shapes.checkpoint import Checkpoint  # noqa: E402
+from cvg_kernels.shapes.checkpoint import Checkpoint, _read  # noqa: E402
 from cvg_kernels.shapes.pipeline import load_pipeline  # noqa: E402
 from cvg_kernels.shapes.world import (  # noqa: E402
     DIRECTIONS,
@@ -303,7 +303,7 @@ def test_a_frozen_backbone_is_trained_with(tmp_path):
     train_classifier(tmp_path, RECIPE, accelerator(), **options)
     again = train_classifier(tmp_path, RECIPE, accelerator(), **options)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    saved = torch.load(tmp_path / "classifier.pt", weights_only=True)["model"]
+    saved = _read(tmp_path / "classifier.safetensors")["model"]
     assert saved.keys() == again.state_dict().keys()
     assert not any("model." in name for name in saved)
 

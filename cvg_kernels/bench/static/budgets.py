@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from cvg_kernels.bench.static.compiled import StaticRow
 from cvg_kernels.bench.static.objects import ObjectRow
+from cvg_kernels.writing import write_text
 
 #: Where the tables lie in the repository: of Triton's kernels, and of the CUDA module.
 TABLE = Path("benchmarks/static_budgets.json")
@@ -64,9 +65,10 @@ def write(path: Path, rows: list[StaticRow] | list[ObjectRow], versions: dict[st
     plain = [asdict(row) for row in rows]
     lines = sorted(json.dumps({name: row[name] for name in key} | row) for row in plain)
     head = json.dumps(versions)
-    path.write_text(
+    write_text(
+        path,
         f'{{"compilers": {head},\n "figures": "of the compiler; fraction is modelled, not measured",\n'
-        f' "rows": [\n' + ",\n".join(lines) + "\n]}\n"
+        f' "rows": [\n' + ",\n".join(lines) + "\n]}\n",
     )
 
 

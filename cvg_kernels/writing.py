@@ -1,0 +1,165 @@
+"""Files appear whole under their names, or not at all.
+
+What is being written lies in a hidden folder `.writing-…` beside its place and is moved there by one rename. A process that
+is killed meanwhile leaves that folder, which can be deleted, and whatever had the name before.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from cvg_kernels.errors import CvgError
+
+_PREFIX = ".writing-"
+
+
+class WritingError(CvgError, OSError):
+    """A file could not be written; what was there before is as it was."""
+
+
+@contextmanager
+def written(path: str | Path) -> Iterator[Path]:
+    """Gives a path to write a file to, beside its place and of the same name, and moves it there when the block ends well.
+
+    A link is followed. A device or a pipe, such as `/dev/stdout`, is written to as it is.
+
+    Args:
+        path: of the file; its folder exists.
+
+    Raises:
+        WritingError: if the file cannot be written, as on a full disk.
+    """
+    final = Path(os.path.realpath(path))
+    if final.exists() and not final.is_file():
+        yield final
+        return
+    with _beside(final, path) as new:
+        yield new
+        _sync(new)
+        if final.exists():
+            shutil.copymode(final, new)
+        os.replace(new, final)
+
+
+@contextmanager
+def written_folder(path: str | Path, *, keep: bool = False) -> Iterator[Path]:
+    """Gives a new folder to fill, and puts it in its place when the block ends well; as `written` for one file.
+
+    Args:
+        path: of the folder; the one that it lies in exists.
+        keep: whether what an older folder of that name has, and the new one has not, is taken over.
+
+    Raises:
+        WritingError: if it cannot be written.
+    """
+    final = Path(path)
+    with _beside(final, path) as new:
+        new.mkdir()
+        yield new
+        for file in new.rglob("*"):
+            if file.is_file():
+                _sync(file)
+        old = new.parent / "older folder"
+        if final.exists():
+            os.rename(final, old)
+        try:
+            for entry in old.iterdir() if keep and old.exists() else ():
+                if not (new / entry.name).exists():
+                    os.rename(entry, new / entry.name)
+            os.rename(new, final)
+        except OSError:
+            if old.exists():
+                os.rename(old, final)
+            raise
+
+
+def append_line(path: str | Path, line: str) -> None:
+    """Adds a line to a log; one that a stopped process left unfinished is ended first.
+
+    Args:
+        path: of the log; its folder exists.
+        line: without its end.
+
+    Raises:
+        WritingError: if it cannot be written.
+    """
+    try:
+        with open(path, "a+b") as file:
+            whole = True
+            if file.seek(0, os.SEEK_END):
+                file.seek(-1, os.SEEK_END)
+                whole = file.read(1) == b"\n"
+            file.write((b"" if whole else b"\n") + line.encode() + b"\n")
+    except OSError as error:
+        raise WritingError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes a file of UTF-8 text; see `written`."""
+    with written(path) as new:
+        new.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, content: Any) -> None:
+    """Writes JSON, indented; see `written`. Infinite numbers and NaN, which JSON has not, become `null`."""
+    write_text(path, json.dumps(_finite(content), indent=2) + "\n")
+
+
+def write_tensors(
+    path: str | Path, tensors: dict[str, Any], metadata: dict[str, str] | None = None
+) -> None:
+    """Writes tensors in the format of safetensors; see `written`.
+
+    Args:
+        path: of the file.
+        tensors: by name, contiguous.
+        metadata: further text that the file holds.
+    """
+    from safetensors.torch import save_file
+
+    with written(path) as new:
+        save_file(tensors, new, metadata=metadata)
+
+
+def _finite(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {name: _finite(value) for name, value in content.items()}
+    if isinstance(content, (list, tuple)):
+        return [_finite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
+
+
+@contextmanager
+def _beside(final: Path, named: str | Path) -> Iterator[Path]:
+    """The place in which something is made; it and everything else there is gone at the end."""
+    folder = None
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=final.parent))
+        yield folder / final.name
+    except Exception as error:
+        # safetensors has an exception of its own for a full disk
+        if isinstance(error, WritingError) or not (
+            isinstance(error, OSError) or "os error" in str(error)
+        ):
+            raise
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise WritingError(
+            f"{named} cannot be written, what was there is kept: {reason}"
+        ) from error
+    finally:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _sync(file: Path) -> None:
+    """Waits until a file is on the disk: its name must not be there before its contents."""
+    with open(file, "rb") as there:
+        os.fsync(there.fileno())

@@ -1,0 +1,1 @@
+"""What others wrote is data, and what this package writes is whole."""
