@@ -162,8 +162,10 @@ def _editor(pipe: Any, wanted: Wanted) -> dict[str, Any]:
     made: dict[str, Any] = {} if wanted.structure is None else {"structure": wanted.structure}
     if wanted.video is not None:
         made["video"] = clip_frames(wanted.video)
-    if wanted.depth is not None or wanted.depth_model is not None:
-        made["depth"] = _depth(pipe, wanted, made.get("video"))
+    if wanted.depth is not None:
+        made["depth"] = _given_depth(wanted, made.get("video"))
+    elif wanted.depth_model is not None:
+        made["depth"] = _estimated(pipe, wanted, made["video"])
     sizes = {"height": wanted.height, "width": wanted.width}
     return made | {name: size for name, size in sizes.items() if size is not None}
 
@@ -281,42 +283,49 @@ def _structure(
 ) -> tuple[torch.Tensor | None, list[Any], dict[str, int]]:
     """The frames, the pictures of their structure, and the size of both, which the pipeline is asked for, too."""
     frames = None if wanted.video is None else clip_frames(wanted.video)
-    depth = _depth(pipe, wanted, frames)
-    size = _size(wanted.height, wanted.width, tuple(depth.shape[-2:]), multiple)
+    depth = _given_depth(wanted, frames)
+    source = frames if depth is None else depth
+    if source is None:
+        raise ArgumentError(f"video or depth must be given for {_name(pipe)}, got neither")
+    size = _size(wanted.height, wanted.width, tuple(source.shape[-2:]), multiple)
     if frames is not None:
         frames = cropped(frames, size)
-    seen = structure_maps(cropped(depth[:, None], size)[None, :, 0], wanted.structure)[0]
+    if depth is None:
+        depth = _estimated(pipe, wanted, frames)
+    else:
+        depth = cropped(depth[:, None], size)[:, 0]
+    seen = structure_maps(depth[None], wanted.structure)[0]
     return frames, grey_pictures(seen), dict(zip(("height", "width"), size, strict=True))
 
 
-def _depth(pipe: Any, wanted: Wanted, frames: torch.Tensor | None) -> torch.Tensor:
-    """Depth `[F, H, W]`, of the size of the frames where there are any."""
-    if wanted.depth is not None:
-        if wanted.depth_model is not None:
-            raise ArgumentError("depth and depth_model must not be given both")
-        depth = depth_maps(wanted.depth)
-        if frames is None:
-            return depth
-        if len(depth) != len(frames):
-            raise ArgumentError(
-                f"depth must have the {len(frames)} frames of video, got {len(depth)}"
-            )
-        (high, wide), (rows, columns) = frames.shape[-2:], depth.shape[-2:]
-        if abs(wide * rows - high * columns) > max(wide, high, rows, columns):
-            raise ArgumentError(
-                f"depth must have the aspect ratio of video, {high} x {wide}, got {rows} x {columns}"
-            )
-        return cropped(depth[:, None], (high, wide))[:, 0]
+def _given_depth(wanted: Wanted, frames: torch.Tensor | None) -> torch.Tensor | None:
+    """Depth `[F, H, W]` that is given, of the size of the frames where there are any."""
+    if wanted.depth is None:
+        return None
+    if wanted.depth_model is not None:
+        raise ArgumentError("depth and depth_model must not be given both")
+    depth = depth_maps(wanted.depth)
     if frames is None:
-        raise ArgumentError(f"video or depth must be given for {_name(pipe)}, got neither")
+        return depth
+    if len(depth) != len(frames):
+        raise ArgumentError(f"depth must have the {len(frames)} frames of video, got {len(depth)}")
+    (high, wide), (rows, columns) = frames.shape[-2:], depth.shape[-2:]
+    if abs(wide * rows - high * columns) > max(wide, high, rows, columns):
+        raise ArgumentError(
+            f"depth must have the aspect ratio of video, {high} x {wide}, got {rows} x {columns}"
+        )
+    return cropped(depth[:, None], (high, wide))[:, 0]
+
+
+def _estimated(pipe: Any, wanted: Wanted, frames: torch.Tensor) -> torch.Tensor:
+    """Depth `[F, H, W]` by the model that is named."""
     if wanted.depth_model is None:
         raise ArgumentError(
             f"depth or depth_model must be given for {_name(pipe)}, which cannot estimate depth itself: a depth model of "
             "transformers, or the folder or name of one, such as 'Intel/dpt-large'"
         )
-    model, processor = load_depth_model(
-        wanted.depth_model, getattr(pipe, "_execution_device", None)
-    )
+    device = getattr(pipe, "_execution_device", None)
+    model, processor = load_depth_model(wanted.depth_model, device)
     return estimate_depth(model, frames, processor, distance=wanted.distance)
 
 

@@ -58,6 +58,21 @@ def glpn():
     return transformers.GLPNForDepthEstimation(config).eval()
 
 
+def zoedepth():
+    backbone = transformers.BeitConfig(
+        image_size=64, num_hidden_layers=4, hidden_size=16, intermediate_size=16,
+        num_attention_heads=2, out_features=[f"stage{at}" for at in range(1, 5)], patch_size=16,
+        reshape_hidden_states=False, use_relative_position_bias=True,
+    )  # fmt: skip
+    config = transformers.ZoeDepthConfig(
+        backbone_config=backbone, backbone_hidden_size=16, neck_hidden_sizes=[8] * 4,
+        fusion_hidden_size=8, bottleneck_features=8, num_relative_features=4, bin_embedding_dim=8,
+        bin_configurations=[{"name": "nyu", "n_bins": 8, "min_depth": 1e-3, "max_depth": 10.0}],
+        num_attractors=[4, 2, 1, 1],
+    )  # fmt: skip
+    return transformers.ZoeDepthForDepthEstimation(config).eval()
+
+
 BUILDERS = {
     "depth_anything": depth_anything,
     "depth_anything metric": lambda: depth_anything("metric"),
@@ -65,7 +80,7 @@ BUILDERS = {
     "dpt of DINOv2": lambda: dpt(add_projection=True),
     "glpn": glpn,
 }
-DISTANCES = ("depth_anything metric", "dpt of DINOv2", "glpn")
+DISTANCES = ("zoedepth", "depth_anything metric", "dpt of DINOv2", "glpn")
 
 
 def processor(kind: str, **settings):
@@ -86,10 +101,10 @@ def ramp(model, sign: float):
     return model
 
 
-@pytest.mark.parametrize("name", BUILDERS)
+@pytest.mark.parametrize("name", [*BUILDERS, "zoedepth"])
 def test_larger_is_nearer(name):
     """A pixel that the model calls nearer than another is larger, by distances as by nearness."""
-    model = BUILDERS[name]()
+    model = zoedepth() if name == "zoedepth" else BUILDERS[name]()
     assert gives_distance(model) is (name in DISTANCES)
     sign = -1 if name in DISTANCES else 1
     frames = torch.rand(3, 3, 64, 60) * 0.4
@@ -203,6 +218,14 @@ def test_what_is_no_model(tmp_path, monkeypatch):
             cvg.ArgumentError, match=r"frames must be floating point \[F, 3, H, W\]"
         ):
             estimate_depth(dpt(), wrong)
+    odd = estimate_depth(zoedepth(), torch.rand(2, 3, 45, 70))
+    assert odd.shape == (2, 45, 70) and odd.isfinite().all()
+
+    def unfinished(**_):
+        raise NameError("name 'tvF' is not defined")
+
+    with pytest.raises(cvg.ArgumentError, match="processor function cannot .* torchvision: .*tvF"):
+        estimate_depth(dpt(), frames, unfinished)
     with pytest.raises(cvg.ArgumentError, match="chunk must be"):
         estimate_depth(dpt(), frames, chunk=0)
     strange = ramp(dpt(), 1)

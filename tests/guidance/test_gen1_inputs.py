@@ -16,9 +16,11 @@ import diffusers  # noqa: E402
 from PIL import Image  # noqa: E402
 
 import cvg_kernels as cvg  # noqa: E402
+from cvg_kernels.editing.depth import estimate_depth  # noqa: E402
 from cvg_kernels.editing.structure import structure_maps  # noqa: E402
 from cvg_kernels.guidance import structure_frames  # noqa: E402
 from cvg_kernels.guidance.methods import method_named  # noqa: E402
+from tests.editing.test_depth import depth_anything, ramp  # noqa: E402
 from tests.editing.tiny import tiny_editor  # noqa: E402
 from tests.offline_pipelines import run  # noqa: E402
 from tests.pipelines import PIPELINES  # noqa: E402
@@ -315,6 +317,38 @@ def test_a_call_without_the_inputs(name):
             run(pipe, options)
         run(pipe, options, **gen1.inputs(pipe, depth=depth))
     assert type(pipe) is before
+
+
+@pytest.mark.parametrize("distances", [False, True])
+def test_depth_is_estimated(distances, tmp_path):
+    """Of the frames as the pipeline gets them; what is nearer is whiter, whether the model gives nearness or distances."""
+    pipe, _ = build("animatediff_v2v_controlnet")
+    model = depth_anything("metric" if distances else "relative")
+    ramp(model, -1 if distances else 1)
+    frames = torch.rand(4, 3, 60, 90) * 0.4
+    frames[..., 45:] += 0.5
+    gen1 = cvg.Gen1(structure=1)
+    sizes = {"height": 56, "width": 56}
+    inputs = gen1.inputs(pipe, video=frames, depth_model=(model, None), **sizes)
+    shown = torch.tensor(np.stack([np.asarray(one) for one in inputs["video"]])) / 255
+    estimate = estimate_depth(model, shown.permute(0, 3, 1, 2))
+    grey, wanted = (
+        torch.tensor(np.stack([np.asarray(one) for one in made])).float()
+        for made in (inputs["conditioning_frames"], structure_frames(estimate, 1))
+    )
+    assert (grey - wanted).abs().max() <= 8  # the frames were rounded to bytes before
+    assert grey[:, :, :24].mean() + 50 < grey[:, :, 32:].mean()
+    turned = gen1.inputs(pipe, video=frames, depth_model=(model, None), distance=not distances)
+    grey = np.stack([np.asarray(one) for one in turned["conditioning_frames"]]).astype(float)
+    assert grey[:, :, :40].mean() > grey[:, :, 50:].mean() + 20
+    with pytest.raises(
+        cvg.ArgumentError, match="depth or depth_model must be given for AnimateDiff"
+    ):
+        gen1.inputs(pipe, video=frames)
+    with pytest.raises(cvg.ArgumentError, match="depth and depth_model must not be given both"):
+        gen1.inputs(pipe, video=frames, depth=estimate, depth_model=(model, None))
+    with pytest.raises(cvg.ArgumentError, match="depth_model must be the folder of a saved model"):
+        gen1.inputs(pipe, video=frames, depth_model=tmp_path / "absent")
 
 
 def test_sizes():
