@@ -95,7 +95,7 @@ class EditJob:
             raise ArgumentError("--words must be those of a --prompt, got none")
         self.methods()
         if self.video is not None:
-            check_video(self.video)
+            check_video(self.video, self.start, self.every)
         check_device(self.device)
         check_output(self.output)
         if self.model is None:

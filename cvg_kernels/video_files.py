@@ -76,13 +76,10 @@ def read_video(
             raise ArgumentError(f"{name} must be a whole number of at least {least}, got {value!r}")
     if fit not in _FITS:
         raise ArgumentError(f"fit must be one of {', '.join(_FITS)}, got {fit!r}")
-    path = check_video(path)
+    path = _existing(path)
     total, read = _source(path)
     step = every or min(max(1, (total - start) // frames), _SPARSEST)
-    wanted = range(start, total, step)[:frames]
-    if len(wanted) < 2:
-        how = f", every {_nth(step)} from frame {start} on" if start or every else ""
-        raise ArgumentError(f"video must have at least two frames{how}, got {path} with {total}")
+    wanted = _wanted(path, total, frames, start, step)
     notes: dict[str, None] = {}  # in order, each once
     if len(wanted) < total:
         which = (
@@ -97,6 +94,34 @@ def read_video(
     if len(pictures) < len(wanted):
         notes[f"the file is cut off: {len(pictures)} frames could be read"] = None
     return VideoClip(torch.stack(pictures), tuple(wanted[: len(pictures)]), total, tuple(notes))
+
+
+def check_video(path: str | Path, start: int = 0, every: int | None = None) -> None:
+    """Checks that a video is there, of a kind that is read, and has two frames, without decoding any.
+
+    Args:
+        path: as for `read_video`, like the others.
+        start: number of the first frame.
+        every: take every n-th.
+
+    Raises:
+        ArgumentError: if not.
+    """
+    path = _existing(path)
+    _wanted(path, _source(path)[0], 2, start, every or 1)
+
+
+def _wanted(path: Path, total: int, frames: int, start: int, step: int) -> range:
+    """The numbers of the frames that are taken.
+
+    Raises:
+        ArgumentError: if they are fewer than two.
+    """
+    wanted = range(start, total, step)[:frames]
+    if len(wanted) < 2:
+        how = f", every {_nth(step)} from frame {start} on" if start or step > 1 else ""
+        raise ArgumentError(f"video must have at least two frames{how}, got {path} with {total}")
+    return wanted
 
 
 def read_image(path: str | Path) -> tuple[torch.Tensor, tuple[str, ...]]:
@@ -182,7 +207,7 @@ def _read(
     return pictures
 
 
-def check_video(path: str | Path) -> Path:
+def _existing(path: str | Path) -> Path:
     """Checks that there is a file or a folder of that name, without reading it.
 
     Raises:

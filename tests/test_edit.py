@@ -276,8 +276,9 @@ def test_bad_arguments(arguments, part, tmp_path, capsys):
     assert part in refused(tmp_path, capsys, *arguments)
 
 
-def test_bad_inputs(tmp_path, capsys):
-    """The kinds there are stand in test_video_files.py; here, that nothing is written."""
+def test_bad_inputs(tmp_path, capsys, monkeypatch):
+    """The kinds there are stand in test_video_files.py; here, that nothing is written, and no model loaded."""
+    monkeypatch.setattr(editor, "load_editor", None)
     (tmp_path / "text.mp4").write_text("this is no video")
     (tmp_path / "none").mkdir()
     Image.new("RGB", (64, 64)).save(tmp_path / "one.gif")
