@@ -20,8 +20,9 @@ from cvg_kernels.errors import ArgumentError, is_whole
 from cvg_kernels.generate import DTYPES, check_device, check_output, peak_memory, timed
 from cvg_kernels.guidance import Gen1
 from cvg_kernels.guidance.methods import method_named
+from cvg_kernels.image_files import fit_square, read_image
 from cvg_kernels.prompts.tokens import EncodedText
-from cvg_kernels.video_files import check_video, fit_square, read_image, read_video
+from cvg_kernels.video_files import check_video, read_video
 from cvg_kernels.writing import write_json, written_folder
 
 if TYPE_CHECKING:

@@ -16,9 +16,9 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch.nn.functional import interpolate
 
 from cvg_kernels.errors import ArgumentError, is_whole
+from cvg_kernels.image_files import fit_square, shortened, to_tensor, upright
 
 _IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm"}
 _ANIMATIONS = {".gif", ".webp", ".png", ".apng"}
@@ -124,54 +124,6 @@ def _wanted(path: Path, total: int, frames: int, start: int, step: int) -> range
     return wanted
 
 
-def read_image(path: str | Path) -> tuple[torch.Tensor, tuple[str, ...]]:
-    """Reads an image as float32 `[3, H, W]` in [0, 1], and what was done to it.
-
-    Raises:
-        ArgumentError: if it cannot be read.
-    """
-    from PIL import Image
-
-    notes: dict[str, None] = {}
-    try:
-        with Image.open(path) as image:
-            return _tensor(_upright(image), notes), tuple(notes)
-    except Exception as error:
-        raise ArgumentError(
-            f"image must be a picture that can be read, got {path}: {_short(error)}"
-        ) from None
-
-
-def fit_square(
-    frame: torch.Tensor, size: int, fit: Literal["crop", "pad"] = "crop"
-) -> torch.Tensor:
-    """Makes a square of a picture and resizes it.
-
-    Args:
-        frame: `[3, H, W]` in [0, 1].
-        size: side of the square.
-        fit: "crop" takes the square in the middle, "pad" adds black on both sides.
-
-    Returns:
-        `[3, size, size]` in [0, 1].
-    """
-    height, width = frame.shape[1:]
-    if fit == "pad":
-        side = max(height, width)
-        square = frame.new_zeros(3, side, side)
-        top, left = (side - height) // 2, (side - width) // 2
-        square[:, top : top + height, left : left + width] = frame
-    else:
-        side = min(height, width)
-        top, left = (height - side) // 2, (width - side) // 2
-        square = frame[:, top : top + side, left : left + side]
-    if side == size:
-        return square
-    # larger pictures are averaged; bicubic interpolation of smaller ones may leave the range
-    found = interpolate(square[None], (size, size), mode="bicubic", antialias=side > size)
-    return found[0].clamp(0, 1)
-
-
 def _read(
     path: Path,
     read: Callable[[Sequence[int]], Iterator[Any]],
@@ -184,7 +136,7 @@ def _read(
     first = None
     try:
         for picture in read(wanted):
-            frame = _tensor(picture, notes)
+            frame = to_tensor(picture, notes)
             height, width = frame.shape[1:]
             first = first or (height, width)
             if (height, width) != first:
@@ -202,7 +154,7 @@ def _read(
     except Exception as error:  # decoders raise anything on a broken file
         if len(pictures) < 2:
             raise ArgumentError(
-                f"video must be one that can be read, got {path}: {_short(error)}"
+                f"video must be one that can be read, got {path}: {shortened(error)}"
             ) from None
     return pictures
 
@@ -229,7 +181,7 @@ def _existing(path: str | Path) -> Path:
         raise
     except (OSError, ValueError) as error:  # a name too long, no permission, a zero byte
         raise ArgumentError(
-            f"video must be a file or a folder that can be read, got {text[:80]!r}: {_short(error)}"
+            f"video must be a file or a folder that can be read, got {text[:80]!r}: {shortened(error)}"
         ) from None
     return path
 
@@ -258,11 +210,11 @@ def _folder(path: Path) -> _Source:
         for number in wanted:
             try:
                 with Image.open(files[number]) as image:
-                    picture = _upright(image)
+                    picture = upright(image)
                     picture.load()
             except Exception as error:
                 raise ArgumentError(
-                    f"video must be a folder of images that can be read, got {files[number]}: {_short(error)}"
+                    f"video must be a folder of images that can be read, got {files[number]}: {shortened(error)}"
                 ) from None
             yield picture
 
@@ -275,13 +227,6 @@ def _is_frame(file: Path) -> bool:
     return not hidden and file.suffix.lower() in _IMAGES and file.is_file()
 
 
-def _upright(image: Any) -> Any:
-    """An image as its camera was held."""
-    from PIL import ImageOps
-
-    return ImageOps.exif_transpose(image)
-
-
 def _animation(path: Path) -> _Source:
     from PIL import Image
 
@@ -290,7 +235,7 @@ def _animation(path: Path) -> _Source:
             total = _length(image)
     except Exception as error:
         raise ArgumentError(
-            f"video must be one that can be read, got {path}: {_short(error)}"
+            f"video must be one that can be read, got {path}: {shortened(error)}"
         ) from None
 
     def read(wanted: Sequence[int]) -> Iterator[Any]:
@@ -378,28 +323,9 @@ def _count(ffmpeg: str, path: Path) -> int:
     if not counts or not int(counts[-1]):
         # the first says what is wrong, the others what became of it
         lines = [line for line in done.stderr.splitlines() if "Error opening" not in line]
-        reason = _short("\n".join(lines[:1])) or "no frames"
+        reason = shortened("\n".join(lines[:1])) or "no frames"
         raise ArgumentError(f"video must be one that ffmpeg can read, got {path}: {reason}")
     return int(counts[-1])
-
-
-def _tensor(picture: Any, notes: dict[str, None]) -> torch.Tensor:
-    """A picture of any mode as float32 `[3, H, W]` in [0, 1]; what is transparent becomes black."""
-    if isinstance(picture, np.ndarray):
-        values = picture
-    elif picture.mode.startswith(("I", "F")):  # 16 bits a pixel, or numbers of any range
-        grey = np.asarray(picture).astype(np.float64)
-        most = 65535.0 if picture.mode.startswith("I") else max(1.0, float(grey.max()))
-        values = np.repeat((grey / most).clip(0, 1)[:, :, None], 3, 2) * 255
-    else:
-        if picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info:
-            rgba = np.asarray(picture.convert("RGBA"), dtype=np.float32)
-            if rgba[..., 3].min() < 255:
-                notes["what is transparent is taken as black"] = None
-            values = rgba[..., :3] * rgba[..., 3:] / 255
-        else:
-            values = np.asarray(picture.convert("RGB"))
-    return torch.from_numpy(np.array(values, dtype=np.float32)).permute(2, 0, 1) / 255
 
 
 def _nth(number: int) -> str:
@@ -407,10 +333,3 @@ def _nth(number: int) -> str:
         number % 10 if number % 100 not in (11, 12, 13) else 0, "th"
     )
     return f"{number}{ending}"
-
-
-def _short(error: BaseException | str) -> str:
-    """The last line of an error that says something, without the addresses of decoders."""
-    lines = [re.sub(r"\[[^]]* @ 0x\w+\]", "", line).strip() for line in str(error).splitlines()]
-    lines = [line for line in lines if line]
-    return lines[-1][:160] if lines else "" if isinstance(error, str) else type(error).__name__

@@ -15,7 +15,8 @@ ffmpeg = pytest.importorskip("imageio_ffmpeg")
 from PIL import Image  # noqa: E402
 
 from cvg_kernels.errors import ArgumentError  # noqa: E402
-from cvg_kernels.video_files import fit_square, read_image, read_video  # noqa: E402
+from cvg_kernels.image_files import fit_square, read_image  # noqa: E402
+from cvg_kernels.video_files import read_video  # noqa: E402
 
 
 def grey_frames(count: int, height: int = 48, width: int = 64) -> np.ndarray:
