@@ -25,8 +25,8 @@ from cvg_kernels.guidance.pictures import grey_pictures, to_images
 from cvg_kernels.ops import guidance_mix
 from cvg_kernels.pipeline.call import Call
 from cvg_kernels.pipeline.compiled import uncompiled
-from cvg_kernels.pipeline.exchange import replaced_forwards
-from cvg_kernels.pipeline.models import MODELS, denoisers_of, model_of, unwrap
+from cvg_kernels.pipeline.models import denoisers_of
+from cvg_kernels.pipeline.temporal_layers import temporal_layers_off, temporal_modules
 
 
 @dataclass(frozen=True)
@@ -230,37 +230,3 @@ def structure_frames(depth: torch.Tensor, t_s: int) -> list[Any]:
             f"depth must be [F, h, w], got {tuple(depth.shape) if torch.is_tensor(depth) else type(depth).__name__}"
         )
     return grey_pictures(structure_maps(depth[None], t_s)[0])
-
-
-def temporal_modules(denoiser: nn.Module) -> list[nn.Module]:
-    """Lists the modules through which alone the frames of a denoiser see each other.
-
-    Raises:
-        ArgumentError: for a class that has no such modules, or is not known.
-    """
-    names = model_of(denoiser).temporal_modules
-    if names is None:
-        accepted = ", ".join(kind for kind, model in MODELS.items() if model.temporal_modules)
-        raise ArgumentError(
-            f"denoiser must have temporal layers of its own ({accepted}), got {type(unwrap(denoiser)).__name__}"
-        )
-    return [m for name, m in unwrap(denoiser).named_modules() if names.search(name)]
-
-
-@contextmanager
-def temporal_layers_off(denoiser: nn.Module) -> Iterator[None]:
-    """Makes a video model an image model: inside the block its temporal layers give back what they get.
-
-    Args:
-        denoiser: a `UNetMotionModel` or `UNet3DConditionModel`.
-
-    Raises:
-        ArgumentError: for another class.
-    """
-
-    def identity(hidden_states: torch.Tensor, *args: Any, **kwargs: Any):
-        # Transformers are asked for a tuple, motion modules and convolutions for a tensor.
-        return (hidden_states,) if kwargs.get("return_dict") is False else hidden_states
-
-    with replaced_forwards(dict.fromkeys(temporal_modules(denoiser), identity)):
-        yield

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from cvg_kernels.editing.content import embed_texts
-from cvg_kernels.guidance import Gen1, temporal_layers_off
+from cvg_kernels.guidance import Gen1
+from cvg_kernels.pipeline.temporal_layers import temporal_layers_off
 from cvg_kernels.shapes.edit_tasks import EditTask
 from cvg_kernels.shapes.pipeline import GUIDANCE_SCALE, STEPS
 
