@@ -52,8 +52,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     edits.add_argument("--seed", type=int, default=0)
     edits.add_argument("--model", type=Path, help="an editor's folder; default: shipped")
     edits.add_argument(
-        "--run", type=Path, help="a training run: what it has trained otherwise is scored, too"
+        "--training-run", type=Path, help="what it has trained otherwise is scored, too"
     )
+    edits.add_argument("--groups", help="of the comparisons, by commas; default: all")
     edits.add_argument("--device", default="cpu")
     edits.add_argument("--json", type=Path, help="also write the report here")
 
@@ -156,10 +157,15 @@ def _edits(options: argparse.Namespace, device) -> int:
 
     place = Place.of_this_process()
     pipe = load_editor(options.model, device)
-    others = {} if options.run is None else trained_otherwise(options.run)
+    others = {} if options.training_run is None else trained_otherwise(options.training_run)
     measured = groups(
         pipe, load_pipeline(device=device), edits=options.prompts, seed=options.seed, **others
     )
+    chosen = list(measured) if options.groups is None else options.groups.split(",")
+    unknown = [name for name in chosen if name not in measured]
+    if unknown:
+        raise ArgumentError(f"--groups must be of {', '.join(measured)}, got {', '.join(unknown)}")
+    measured = {name: measured[name] for name in chosen}
     with Progress(transient=True, disable=place.rank > 0) as bar:
         tasks = {
             name: bar.add_task(name, total=options.prompts)

@@ -80,7 +80,9 @@ def trained_otherwise(folder: Path) -> dict[str, Any]:
             for place in places
         }
     if not found:
-        raise ArgumentError(f"run must hold diffusion-prior or ablation-*-unet, got {folder}")
+        raise ArgumentError(
+            f"training run must hold diffusion-prior or ablation-*-unet, got {folder}"
+        )
     return found
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from cvg_kernels.environment import versions
 from cvg_kernels.processes import Place, gather
 from cvg_kernels.shapes.edit_arms import (
     STRUCTURE,
@@ -21,6 +22,8 @@ from cvg_kernels.shapes.edit_arms import (
 from cvg_kernels.shapes.edit_tasks import SCORES, EditTask, EditVerdict, edit_tasks, judge_edits
 from cvg_kernels.shapes.intervals import mean, paired_differences
 
+#: The editor as it is used: the prompt, and the structure of all comparisons that are not about the level.
+PLAIN = f"Gen-1, structure {STRUCTURE}"
 KINDS = (*SCORES, "distance", "consistency")
 _BATCH = 10
 _ALONE = Place()
@@ -95,21 +98,26 @@ def groups(
         denoisers: name → a denoiser trained otherwise, to compare.
     """
     one = edit_tasks(edits, seed)
-    plain = level_arms(pipe)[f"structure={STRUCTURE}"]
+    two = edit_tasks(edits, seed, things=2)
+    new = edit_tasks(edits, seed, held_out=True)
+    levels = level_arms(pipe)
+    gen1 = {PLAIN: levels[f"structure={STRUCTURE}"]}
     found = {
-        "structure": Group(one, level_arms(pipe)),
-        "content": Group(one, content_arms(pipe, diffusion_prior, prior_scheduler)),
-        "time": Group(one, temporal_arms(pipe)),
-        "SDEdit": Group(one, sdedit_arms(world)),
-        "two things": Group(edit_tasks(edits, seed, things=2), {"two things": plain}),
-        "new pairs": Group(edit_tasks(edits, seed, held_out=True), {"pairs never seen": plain}),
+        "structure": Group(one, gen1 | levels),
+        "content": Group(one, gen1 | content_arms(pipe, diffusion_prior, prior_scheduler)),
+        "time": Group(one, gen1 | temporal_arms(pipe)),
+        "SDEdit": Group(one, gen1 | sdedit_arms(world)),
+        "two things": Group(two, gen1),
+        "pairs never seen": Group(new, gen1),
     }
-    trained = {
-        f"{name}, {kind}": _with_denoiser(pipe, denoiser, arm)
-        for name, denoiser in (denoisers or {}).items()
-        for kind, arm in {"plain": plain, **temporal_arms(pipe, (1.5,))}.items()
-    }
-    return found | ({"training": Group(one, trained)} if trained else {})
+    if denoisers:
+        trained = {
+            f"{name}, {kind}": _with_denoiser(pipe, denoiser, arm)
+            for name, denoiser in denoisers.items()
+            for kind, arm in {"plain": gen1[PLAIN], **temporal_arms(pipe, (1.5,))}.items()
+        }
+        found["training"] = Group(one, trained)
+    return found
 
 
 def _with_denoiser(pipe: Any, denoiser: Any, arm: Arm) -> Arm:
@@ -144,27 +152,29 @@ def evaluate_edits(
     Returns:
         model, seed, processes, `input` (the scores of the clips themselves), and per group and arm the means of `colour`,
         `shape`, `direction`, `found`, `distance` (of those found) and `consistency` with 95 % intervals,
-        `seconds_per_edit`, and, for arms on the clips of the first group, the paired differences to structure 2
-        (`minus_gen1`).
+        `seconds_per_edit`, and the paired differences to the first arm of the group (`minus_first`).
     """
-    one = measured["structure"].tasks
-    report: dict[str, Any] = {"model": model, "seed": seed, "edits": len(one)}
-    report |= {"structure": STRUCTURE, "processes": place.count}
-    report["input"] = _means(_table(judge_edits([task.clip for task in one], one)))
+    first = next(iter(measured.values())).tasks
+    report: dict[str, Any] = {"model": model, "seed": seed, "edits": len(first)}
+    report |= {"structure": STRUCTURE, "processes": place.count, "versions": versions()}
+    report["input"] = _means(_table(judge_edits([task.clip for task in first], first)))
     report["groups"] = {}
-    base: dict[str, list] = {}
-    tables: dict[tuple[str, str], dict[str, list]] = {}
+    known: dict[tuple[int, int], tuple] = {}  # an arm that stands in several groups runs once
     for group, content in measured.items():
+        tables: dict[str, dict[str, list]] = {}
         report["groups"][group] = entries = {}
         for name, arm in content.arms.items():
-            told = lambda done, name=name: progress(name, done)
-            verdicts, seconds = run_arm(arm, content.tasks, seed, place, told)
-            table = tables[group, name] = _table(verdicts)
-            entries[name] = _means(table) | {"seconds_per_edit": seconds}
-            base = table if name == f"structure={STRUCTURE}" else base
-    for (group, name), table in tables.items():
-        if measured[group].tasks is one and table is not base:
-            report["groups"][group][name]["minus_gen1"] = paired_differences(base, table)
+            key = id(content.tasks), id(arm)
+            if key not in known:
+                told = lambda done, name=name: progress(name, done)
+                known[key] = run_arm(arm, content.tasks, seed, place, told)
+            verdicts, seconds = known[key]
+            progress(name, len(content.tasks))
+            tables[name] = _table(verdicts)
+            entries[name] = _means(tables[name]) | {"seconds_per_edit": seconds}
+            if len(tables) > 1:
+                base = next(iter(tables.values()))
+                entries[name]["minus_first"] = paired_differences(base, tables[name])
     return report
 
 
@@ -177,20 +187,19 @@ def _means(table: Mapping[str, Sequence[float | None]]) -> dict[str, Any]:
 
 
 def print_edits(report: dict[str, Any]) -> None:
-    """Prints the scores as a table, with the differences to structure 2 below those that exclude 0 marked."""
+    """Prints the scores as a table; a star marks what differs from the first of its group, the interval excluding 0."""
     print(
         f"{report['edits']} edits an arm, seed {report['seed']}, {report['model']}; means with 95 % intervals;"
-        f" structure {report['structure']} unless said; * differs from it, the interval excludes 0"
+        " * differs from the first of its group, the interval of the paired difference excludes 0"
     )
-    entries = {"the clips themselves": report["input"]}
-    for group in report["groups"].values():
-        entries |= group
-    width = max(map(len, entries))
-    print("  ".join(["".ljust(width), *(kind.ljust(20) for kind in KINDS), "s/edit"]))
-    for name, entry in entries.items():
-        cells = [_cell(entry, kind).ljust(20) for kind in KINDS]
-        seconds = entry.get("seconds_per_edit")
-        print("  ".join([name.ljust(width), *cells, "" if seconds is None else f"{seconds:.2f}"]))
+    width = max(len(name) for group in report["groups"].values() for name in group)
+    for group, entries in {"input": {"the clips": report["input"]}, **report["groups"]}.items():
+        print("  ".join([f"— {group}".ljust(width), *(kind.ljust(20) for kind in KINDS), "s/edit"]))
+        for name, entry in entries.items():
+            cells = [_cell(entry, kind).ljust(20) for kind in KINDS]
+            seconds = entry.get("seconds_per_edit")
+            cells.append("" if seconds is None else f"{seconds:.2f}")
+            print("  ".join([name.ljust(width), *cells]))
 
 
 def _cell(entry: Mapping[str, Any], kind: str) -> str:
@@ -198,7 +207,7 @@ def _cell(entry: Mapping[str, Any], kind: str) -> str:
     if found["mean"] is None:
         return "–"
     low, high = found["ci95"]
-    difference = entry.get("minus_gen1", {}).get(kind, {})
+    difference = entry.get("minus_first", {}).get(kind, {})
     interval = difference.get("ci95")
     mark = "*" if interval and (interval[0] > 0 or interval[1] < 0) else " "
     if kind in ("distance", "consistency"):
