@@ -193,14 +193,14 @@ class Panel:
 
     Attributes:
         label: name of the setting that was varied.
-        x: its values.
+        x: its values, numbers or names.
         curves: name → entries with `rate`, `mean` or `value`, and `ci95`, one for each value.
         stock: the value at which nothing is changed, marked by a line.
         top: end of the vertical axis, which begins at 0; `None` leaves it to the curves.
     """
 
     label: str
-    x: Sequence[float]
+    x: Sequence[float] | Sequence[str]
     curves: Mapping[str, Sequence[Mapping[str, Any]]]
     stock: float | None = None
     top: float | None = 1.02

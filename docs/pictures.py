@@ -8,11 +8,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import torch
 
 import cvg_kernels as cvg
 from cvg_kernels import viz
 from cvg_kernels.shapes.pipeline import load_pipeline, sample
+from cvg_kernels.shapes.world import parse_caption, random_scene, render
 from python_ref.path_flow import residual_hop
 
 DOCS = Path(__file__).parent
@@ -117,8 +119,58 @@ def vstar_clip() -> None:
     viz.contact_sheet(rows).save(DOCS / "vstar_clip.png")
 
 
+def gen1_tradeoff() -> None:
+    """What an edit has of the content that was asked for and of the clip's structure, against the structure level."""
+    report = json.loads((RESULTS / "shapes-edits.json").read_text())
+    levels = report["groups"]["structure"]
+    ends = {"the clip": report["input"], "other clip's": levels["structure of another clip"]}
+    by_level = {n.partition("=")[2]: e for n, e in levels.items() if n.startswith("structure=")}
+    entries = {"the clip": ends["the clip"], **by_level, "other clip's": ends["other clip's"]}
+    names = {
+        "asked colour": "colour",
+        "asked shape in it": "shape",
+        "clip's direction": "direction",
+    }
+    curves = {name: [e[kind] for e in entries.values()] for name, kind in names.items()}
+    distance = {"pixels from the clip's places": [e["distance"] for e in entries.values()]}
+    label = "structure level"
+    panels = [
+        [viz.Panel(label, list(entries), curves)],
+        [viz.Panel(label, list(entries), distance, top=None)],
+    ]
+    viz.panels_with_intervals(panels, DOCS / "gen1_tradeoff.png")
+
+
+def gen1_edit() -> None:
+    """One clip, the structure that is kept of it at three levels, and what prompts and an image make of it.
+
+    The clip and the seed are the first of their generators.
+    """
+    pipe = cvg.shapes.load_editor()
+    rng = np.random.default_rng(0)
+    clip = render([random_scene(rng, parse_caption("a red square moving right"))])[0]
+    picture = render([random_scene(rng, parse_caption("a green triangle moving up"), frames=1)])
+    rows = {"input": clip}
+    for label, level, content in (
+        ("'a blue circle', structure 0", 0, {"prompt": "a blue circle"}),
+        ("'a blue circle', structure 3", 3, {"prompt": "a blue circle"}),
+        ("an image of a green triangle, structure 4", 4, {"image": picture[0, 0]}),
+    ):
+        made = pipe(
+            video=clip,
+            structure=level,
+            generator=torch.Generator().manual_seed(0),
+            output_type="pt",
+            **content,
+        )
+        rows[f"structure {level}"] = made.structure[0][:, None].expand(-1, 3, -1, -1)
+        rows[label] = made.frames[0]
+    viz.contact_sheet(rows).save(DOCS / "gen1_edit.png")
+
+
 if __name__ == "__main__":
-    for draw in (flow_graph, gen1_curve, cvg_sweep, vstar_maps, vstar_clip):
+    drawn = (flow_graph, gen1_curve, gen1_tradeoff, gen1_edit, cvg_sweep, vstar_maps, vstar_clip)
+    for draw in drawn:
         try:
             draw()
         except FileNotFoundError as error:

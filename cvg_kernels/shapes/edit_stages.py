@@ -26,7 +26,8 @@ def train_all_of_the_editor(
 ) -> Path:
     """Trains content encoder, depth network, prior and denoiser of the editor, and puts them together.
 
-    A stage whose result lies in `folder` is not repeated.
+    A stage whose result lies in `folder` is not repeated. What is trained to be compared, if it is asked for: a diffusion
+    prior, and the denoiser for fewer steps, on images and video together as the editor's own and on video alone.
 
     Args:
         folder: of the run.
@@ -52,6 +53,16 @@ def train_all_of_the_editor(
         train_prior(folder, world.content_encoder, steps=recipe.prior_steps, **how)
     if not (folder / "editor-unet").exists():
         train_editor(folder, world, steps=recipe.editor_steps, **how)
+    if recipe.comparison_steps:
+        if not (folder / "diffusion-prior").exists():
+            encoder = world.content_encoder
+            train_prior(folder, encoder, steps=recipe.prior_steps, diffusion=True, **how)
+        for name, options in (("joint", {}), ("video", {"images": 0.0})):
+            stage = f"ablation-{name}"
+            if not (folder / f"{stage}-unet").exists():
+                train_editor(
+                    folder, world, steps=recipe.comparison_steps, name=stage, **options, **how
+                )
     return export_editor(folder, pipeline)
 
 

@@ -34,6 +34,9 @@ class Recipe:
     edit_clips: int = 4096
     prior_steps: int = 2000
     editor_steps: int = 2800
+    comparison_steps: int = (
+        0  #: of denoisers trained otherwise, for `shapes edits`; 0 trains none (reported: 700)
+    )
     seed: int = 0
 
 
@@ -57,8 +60,11 @@ def train(folder: Path, recipe: Recipe, *, device: torch.device, processes: int 
         ArgumentError: if a number is not positive, or several processes are asked for on a GPU.
     """
     for name, value in (*vars(recipe).items(), ("processes", processes)):
-        if value < (0 if name == "seed" else 1):
-            raise ArgumentError(f"{name} must be positive, got {value}")
+        least = 0 if name in ("seed", "comparison_steps") else 1
+        if value < least:
+            raise ArgumentError(
+                f"{name} must be {'positive' if least else '0 or more'}, got {value}"
+            )
     if processes > 1 and device.type != "cpu":
         raise ArgumentError(f"processes must be 1 on {device.type}, got {processes}")
     folder.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
@@ -14,6 +15,8 @@ pytest.importorskip("transformers")
 from cvg_kernels.errors import ArgumentError  # noqa: E402
 from cvg_kernels.shapes import train as training  # noqa: E402
 from cvg_kernels.shapes.checkpoint import Checkpoint  # noqa: E402
+from cvg_kernels.shapes.edit_stages import trained_otherwise  # noqa: E402
+from cvg_kernels.shapes.editor import load_editor  # noqa: E402
 from cvg_kernels.shapes.model import build_autoencoder, build_tokenizer, fold_latent_scale  # noqa: E402
 from cvg_kernels.shapes.pipeline import load_pipeline, sample  # noqa: E402
 from cvg_kernels.shapes.train import Recipe, train  # noqa: E402
@@ -21,14 +24,32 @@ from tests.shapes.test_files import written_for_all  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
-TINY = Recipe(autoencoder_steps=2, clips=6, image_steps=2, video_steps=2)
+TINY = Recipe(
+    autoencoder_steps=2,
+    clips=6,
+    image_steps=2,
+    video_steps=2,
+    content_steps=2,
+    depth_steps=2,
+    edit_clips=6,
+    prior_steps=2,
+    editor_steps=2,
+    comparison_steps=2,
+)
+STAGES = (
+    *("autoencoder", "images", "video"),
+    *("content", "depth", "prior", "editor", "diffusion-prior", "ablation-joint", "ablation-video"),
+)
 
 
 def small_batches_by(patch):
     """The same networks, a few samples a step."""
     patch.setattr(training, "IMAGES", replace(training.IMAGES, samples=2))
     patch.setattr(training, "VIDEO", replace(training.VIDEO, samples=1))
-    patch.setattr("cvg_kernels.shapes.train_autoencoder._BATCH", 2)
+    for batch in ("autoencoder._BATCH", "content._BATCH", "depth._BATCH", "prior._BATCH"):
+        patch.setattr(f"cvg_kernels.shapes.train_{batch}", 2)
+    patch.setattr("cvg_kernels.shapes.train_editor._CLIPS", 2)
+    patch.setattr("cvg_kernels.shapes.train_editor._IMAGES", 4)
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +79,35 @@ def test_training_ends_in_a_stock_pipeline(run):
     assert type(pipe) is AnimateDiffPipeline and written_for_all(folder)
     clip = sample(pipe, ["a red circle moving left"], [0], steps=1)
     assert clip.shape == (1, 8, 3, 64, 64) and torch.isfinite(clip).all()
+
+
+def test_training_ends_in_an_editor_that_has_the_networks_of_its_run(run):
+    editor = load_editor(run / "pipeline" / "editor")
+    world = load_pipeline(run / "pipeline")
+    for part in ("vae", "text_encoder"):
+        ours, theirs = (getattr(pipe, part).state_dict() for pipe in (editor, world))
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+    trained = load_file(run / "editor-unet" / "diffusion_pytorch_model.safetensors")
+    kept = editor.unet.state_dict()
+    assert all(torch.equal(kept[name], weight.half().float()) for name, weight in trained.items())
+    made = editor(
+        video=torch.rand(8, 3, 64, 64),
+        prompt="a red circle",
+        num_inference_steps=1,
+        output_type="pt",
+    )
+    assert made.frames.shape == (1, 8, 3, 64, 64) and torch.isfinite(made.frames).all()
+    stored = [path.read_text() for path in (run / "pipeline" / "editor").rglob("*.json")]
+    assert stored and not any(str(run) in text for text in stored)
+
+
+def test_what_is_trained_otherwise_is_found_and_differs(run, tmp_path):
+    found = trained_otherwise(run)
+    assert set(found["denoisers"]) == {"joint", "video"} and found["prior_scheduler"] is not None
+    joint, video = (found["denoisers"][name].state_dict() for name in ("joint", "video"))
+    assert any(not torch.equal(joint[name], video[name]) for name in joint)
+    with pytest.raises(ArgumentError, match="training run must hold diffusion-prior"):
+        trained_otherwise(tmp_path)
 
 
 class Stopped(Exception):
@@ -93,7 +143,7 @@ def test_a_finished_run_is_left_alone(run):
 
 def test_metrics_are_written(run):
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    assert [line["stage"] for line in lines] == ["autoencoder"] * 2 + ["images"] * 2 + ["video"] * 2
+    assert [line["stage"] for line in lines] == [stage for stage in STAGES for _ in range(2)]
     assert all(line["loss"] > 0 for line in lines)
 
 
