@@ -246,7 +246,18 @@ class StructureContentPipeline(DiffusionPipeline):
         clips = None if video is None else self._clips(video, size).to(device)
         given = None if depth is None else self._given_depth(depth, clips, size).to(device)
         depth = self._depth(clips, given)
-        batch = max(len(depth), _count(prompt), 1 if image is None else _images(image))
+        counts = {
+            "video": len(depth),
+            "prompt": _count(prompt),
+            "negative_prompt": _count(negative_prompt),
+            "image": 1 if image is None else _images(image),
+        }
+        batch = max(counts.values())
+        for name, count in counts.items():
+            if count not in (1, batch):
+                raise ArgumentError(
+                    f"{name} must be one or one for each of {batch} clips, got {count}"
+                )
         if len(depth) == 1:
             depth = depth.expand(batch, -1, -1, -1)
         frames = depth.shape[1]
@@ -263,11 +274,6 @@ class StructureContentPipeline(DiffusionPipeline):
         words, no_words = self.encode_prompt(
             prompt, device, 1, guided, negative_prompt, batch_size=batch
         )
-        for name, texts in (("prompt", words), ("negative_prompt", no_words)):
-            if texts is not None and len(texts) != batch:
-                raise ArgumentError(
-                    f"{name} must be one text or one for each of {batch} clips, got {len(texts)}"
-                )
         pictures = None if image is None else self._pictures(image, batch).to(device)
         texts = [prompt] * batch if isinstance(prompt, str) else prompt
         first = generator[0] if isinstance(generator, list) else generator
@@ -372,6 +378,8 @@ class StructureContentPipeline(DiffusionPipeline):
     def _clips(self, video: Any, size: tuple[int, int]) -> torch.Tensor:
         """Clips `[B, F, 3, H, W]` in [0, 1]."""
         try:
+            if getattr(video, "ndim", 4) not in (4, 5):
+                raise ValueError(f"{video.ndim} dimensions")
             pixels = self.video_processor.preprocess_video(video, *size)
         except (ValueError, TypeError, IndexError, RuntimeError) as error:
             raise ArgumentError(
@@ -392,7 +400,7 @@ class StructureContentPipeline(DiffusionPipeline):
             ) from None
         if len(pixels) not in (1, batch) or pixels.shape[1] != 3:
             raise ArgumentError(
-                f"image must be one image of 3 colour channels or one for each of {batch} clips, got {tuple(pixels.shape)}"
+                f"image must have 3 colour channels, one or one for each of {batch} clips, got {tuple(pixels.shape)}"
             )
         return (pixels.float() / 2 + 0.5).clamp(0, 1).expand(batch, -1, -1, -1)
 

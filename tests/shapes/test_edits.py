@@ -24,8 +24,8 @@ from tests.editing.tiny import tiny_editor  # noqa: E402
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-#: Pixels. The oracle's centre is the mean of an object's pixels: of a triangle of radius r it lies 0.27 r below the place that
-#: the triangle is drawn around, and r is at most 9; and pixels are whole.
+#: Pixels. The oracle's centre is the mean of an object's pixels: of a triangle of radius r it lies 0.27 r below the place
+#: that the triangle is drawn around, and r is at most 9; and pixels are whole.
 FAR = 0.27 * 9 + 0.75
 
 

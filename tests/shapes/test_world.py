@@ -122,3 +122,55 @@ def test_a_seed_is_a_clip():
     (other,), second = clips(5, 1)
     assert one.caption == other.caption
     assert torch.equal(first, second)
+
+
+def test_what_is_nearer_looks_larger_and_hides_what_is_farther():
+    far = world.Motion(6.5, np.array([[30.0, 32.0]]))
+    near = world.Motion(9.0, np.array([[34.0, 32.0]]))
+    things = (Thing("red", "square", None), Thing("blue", "square", None))
+    assert far.nearness == pytest.approx(6.5 / 9) and near.nearness == 1
+    for order in ((0, 1), (1, 0)):
+        motions = [(far, near)[at] for at in order]
+        scene = world.Scene(tuple(things[at] for at in order), tuple(motions))
+        frame, depth = world.render([scene])[0, 0], world.render_depth([scene])[0, 0]
+        assert torch.allclose(
+            frame[:, 32, 34], torch.tensor(world.COLOURS["blue"])
+        )  # where both are
+        assert torch.allclose(frame[:, 32, 25], torch.tensor(world.COLOURS["red"]))
+        assert depth[32, 34] == 1 and depth[32, 25] == pytest.approx(6.5 / 9) and depth[5, 5] == 0
+
+
+def test_depth_has_the_outlines_of_the_frames(request):
+    rng = np.random.default_rng(request.config.seed)
+    scenes = [world.random_scene(rng, apart=False) for _ in range(6)]
+    frames, depth = world.render(scenes), world.render_depth(scenes)
+    assert depth.shape == (6, 8, 64, 64)
+    ground = (frames - 0.08).abs().amax(2) < 1e-6
+    assert torch.equal(depth == 0, ground)
+    assert depth.max() <= 1
+
+
+def test_things_that_need_not_be_apart_sometimes_overlap_and_are_mostly_seen(request):
+    overlaps, generator = 0, np.random.default_rng(request.config.seed)
+    pair = (Thing("red", "circle", "left"), Thing("blue", "square", "up"))
+    for _ in range(60):
+        one, other = world.random_scene(generator, pair, apart=False).motions
+        gap = np.abs(one.centres - other.centres).max(1)
+        overlaps += bool((gap < one.radius + other.radius).any())
+        assert (gap > max(one.radius, other.radius)).mean() >= 0.5
+    assert overlaps > 0  # each has a chance of more than a half
+
+
+def test_captions_may_leave_the_motion_out_where_that_is_said():
+    text = "a red circle and a blue square moving up"
+    still, moving = world.parse_caption(text, motion=False)
+    assert (
+        still.direction is None
+        and moving.direction == "up"
+        and world.caption([still, moving]) == text
+    )
+    with pytest.raises(ValueError, match="moving DIRECTION"):
+        world.parse_caption(text)
+    for wrong in ("a red circle moving", "a red circle moving around", "red circle", "a red dot"):
+        with pytest.raises(ValueError, match=r"\[moving DIRECTION\]"):
+            world.parse_caption(wrong, motion=False)
