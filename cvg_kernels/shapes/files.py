@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +95,23 @@ def save_text_encoder(encoder: CLIPTextModel, folder: Path) -> None:
         write_tensors(new / "model.safetensors", named, {"format": "pt"})
 
 
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Keeps diffusers and transformers from drawing bars: what is loaded inside takes a moment."""
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    shown = [one for one in (of_diffusers, of_transformers) if one.is_progress_bar_enabled()]
+    for one in shown:
+        one.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for one in shown:
+            one.enable_progress_bar()
+
+
+@without_bars()
 def load_model(kind: Any, folder: Path) -> Any:
     """Loads a model of diffusers or transformers from a folder whose weights are those of the model, all and no others.
 
@@ -134,6 +152,7 @@ def load_model(kind: Any, folder: Path) -> Any:
     return model
 
 
+@without_bars()
 def assemble_from(kind: Any, folder: Path, parts: dict[str, Any]) -> Any:
     """Loads what is left of a pipeline when its networks are loaded: tokenizer, scheduler, settings.
 
