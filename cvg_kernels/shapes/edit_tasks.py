@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,7 +22,7 @@ class EditTask:
     """A clip and what it shall show instead.
 
     Attributes:
-        scene: of the clip; the i-th thing is to become the i-th of `asked`.
+        scene: of the clip.
         clip: `[F, 3, H, W]` in [0, 1].
         asked: other things, without a motion.
         picture: `[3, H, W]`, a frame of another scene with the things that are asked for.
@@ -113,18 +114,38 @@ def _distance(seen: Seen, centres: np.ndarray) -> float:
 def judge_edit(frames: torch.Tensor, task: EditTask) -> EditVerdict:
     """Reads an edit.
 
-    What took a thing's place is the object of the asked colour, or, if there is none, the nearest of those in no asked
-    colour.
+    Nothing says which of two things takes whose place: what counts is the assignment that is nearest. What took a thing's
+    place is the object of the asked colour, or, if there is none, the nearest of those in no asked colour.
 
     Args:
         frames: `[F, 3, 64, 64]` in [0, 1].
         task: what was asked for.
     """
     seen = look(frames)
+    tables = (
+        _compared(seen, order, task) for order in itertools.permutations(range(len(task.asked)))
+    )
+
+    def far(table: list[tuple]) -> tuple[int, float]:
+        distances = [row[-1] for row in table]
+        return distances.count(None), sum(one for one in distances if one is not None)
+
+    *rates, distances = zip(*min(tables, key=far), strict=True)
+    there = [one for one in distances if one is not None]
+    return EditVerdict(
+        *(float(np.mean(each)) for each in rates),
+        distance=float(np.mean(there)) if there else None,
+        consistency=frame_consistency(frames),
+    )
+
+
+def _compared(seen: Sequence[Seen], order: Sequence[int], task: EditTask) -> list[tuple]:
+    """Colour, shape, direction, found and distance of each asked thing, if the i-th takes the place of thing order[i]."""
     by_colour = {one.colour: one for one in seen}
     rest = [one for one in seen if one.colour not in {thing.colour for thing in task.asked}]
     table = []
-    for asked, thing, motion in zip(task.asked, task.scene.things, task.scene.motions, strict=True):
+    for asked, number in zip(task.asked, order, strict=True):
+        thing, motion = task.scene.things[number], task.scene.motions[number]
         right = by_colour.get(asked.colour)
         taken = right
         if taken is None and rest:
@@ -139,13 +160,7 @@ def judge_edit(frames: torch.Tensor, task: EditTask) -> EditVerdict:
                 None if taken is None else _distance(taken, motion.centres),
             )
         )
-    *rates, distances = zip(*table, strict=True)
-    there = [one for one in distances if one is not None]
-    return EditVerdict(
-        *(float(np.mean(each)) for each in rates),
-        distance=float(np.mean(there)) if there else None,
-        consistency=frame_consistency(frames),
-    )
+    return table
 
 
 def judge_edits(frames: Sequence[torch.Tensor], tasks: Sequence[EditTask]) -> list[EditVerdict]:

@@ -149,3 +149,11 @@ def test_encoders_are_measured_against_all_captions():
 def test_the_command_names_a_group_that_is_not_there(capsys):
     assert main(["shapes", "edits", "--prompts", "2", "--groups", "colour"]) == 2
     assert "--groups must be of structure, content, time" in capsys.readouterr().err
+
+
+def test_two_things_may_change_places():
+    for task in edit_tasks(6, fresh_seed(), things=2):
+        crossed = Scene(task.asked, task.scene.motions[::-1])
+        found = judge_edit(render([crossed])[0], task)
+        assert (found.colour, found.shape, found.direction, found.found) == (1, 1, 1, 1)
+        assert found.distance < FAR
