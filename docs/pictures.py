@@ -123,9 +123,8 @@ def gen1_tradeoff() -> None:
     """What an edit has of the content that was asked for and of the clip's structure, against the structure level."""
     report = json.loads((RESULTS / "shapes-edits.json").read_text())
     levels = report["groups"]["structure"]
-    ends = {"the clip": report["input"], "other clip's": levels["structure of another clip"]}
     by_level = {n.partition("=")[2]: e for n, e in levels.items() if n.startswith("structure=")}
-    entries = {"the clip": ends["the clip"], **by_level, "other clip's": ends["other clip's"]}
+    entries = {"clip": report["input"], **by_level, "other": levels["structure of another clip"]}
     names = {
         "asked colour": "colour",
         "asked shape in it": "shape",
@@ -133,7 +132,7 @@ def gen1_tradeoff() -> None:
     }
     curves = {name: [e[kind] for e in entries.values()] for name, kind in names.items()}
     distance = {"pixels from the clip's places": [e["distance"] for e in entries.values()]}
-    label = "structure level"
+    label = "structure level (clip: untouched; other: the structure of another clip)"
     panels = [
         [viz.Panel(label, list(entries), curves)],
         [viz.Panel(label, list(entries), distance, top=None)],

@@ -149,6 +149,7 @@ def _long(options: argparse.Namespace, device) -> int:
 def _edits(options: argparse.Namespace, device) -> int:
     from rich.progress import Progress
 
+    from cvg_kernels.shapes.edit_direction import direction_guidance
     from cvg_kernels.shapes.edit_encoders import measure_encoders
     from cvg_kernels.shapes.edit_stages import trained_otherwise
     from cvg_kernels.shapes.editor import load_editor
@@ -182,6 +183,7 @@ def _edits(options: argparse.Namespace, device) -> int:
     if place.rank > 0:
         return 0
     report["encoders"] = measure_encoders(pipe, seed=options.seed)
+    report["cvg"] = direction_guidance(pipe, edits=options.prompts, seed=options.seed)
     if options.json is not None:
         write_json(options.json, report)
     print_edits(report)

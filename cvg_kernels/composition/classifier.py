@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch import nn
 from cvg_kernels.composition.aggregator import ROLES, Aggregator
 from cvg_kernels.composition.backbones import SmallVideoNet, VisionLanguage, build_backbone
 from cvg_kernels.composition.features import Selection
-from cvg_kernels.composition.fingerprint import difference
+from cvg_kernels.composition.fingerprint import difference, fingerprint
 from cvg_kernels.composition.settings import read_settings
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.pipeline.models import denoisers_of
@@ -119,6 +120,28 @@ class CompositionClassifier(nn.Module):
         state.pop("backbone.text")  # the one thing that is of the labels
         other.load_state_dict(state, strict=False)
         return other.to(next(self.parameters()).device).train(self.training)
+
+    def taken_to(self, pipe: Any) -> CompositionClassifier:
+        """The same classifier for a pipeline that it was not trained on, whose denoiser has the same attention layers.
+
+        A denoiser that was trained on from another may attend much alike. Whether the classifier still reads its maps
+        rightly is to be measured.
+
+        Args:
+            pipe: a pipeline or a denoiser.
+
+        Raises:
+            ArgumentError: if a layer is not there.
+        """
+        found = fingerprint(denoisers_of(pipe)[0], list(self.fingerprint["norms"]))
+        missing = [name for name in self.fingerprint["norms"] if name not in found["norms"]]
+        if missing:
+            raise ArgumentError(
+                f"pipe must have the layers that the classifier reads, {missing[0]!r} is not there"
+            )
+        other = copy.copy(self)
+        other.fingerprint = found
+        return other
 
     def check(self, pipe: Any) -> None:
         """Checks that a pipeline's denoiser is the one whose maps the classifier learnt to read.

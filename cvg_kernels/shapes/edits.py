@@ -200,6 +200,20 @@ def print_edits(report: dict[str, Any]) -> None:
             seconds = entry.get("seconds_per_edit")
             cells.append("" if seconds is None else f"{seconds:.2f}")
             print("  ".join([name.ljust(width), *cells]))
+    for name, found in report.get("encoders", {}).get("retrieval", {}).items():
+        right = ", ".join(f"{kind} {found[kind]['rate']:.1%}" for kind in ("text", "prior"))
+        print(f"retrieval of {name} among {found['captions']} captions: {right}")
+    if "encoders" in report:
+        error = report["encoders"]["depth_error"]
+        told = ", ".join(f"{error[kind]['mean']:.4f} ({kind})" for kind in error)
+        print(f"error of depth, of 1 for the nearest: {told}")
+    if "cvg" in report:
+        found = report["cvg"]
+        low, high = found["difference"]["ci95"]
+        print(
+            f"direction that the prompt asks for, structure 7: {found['without']['rate']:.1%}, with CVG "
+            f"{found['with_cvg']['rate']:.1%}, difference [{low:.1%}, {high:.1%}]"
+        )
 
 
 def _cell(entry: Mapping[str, Any], kind: str) -> str:
