@@ -21,7 +21,7 @@ def check_flag(name: str, value: object) -> None:
     """Checks that a setting is `True` or `False`, and no word that only means one of them.
 
     Args:
-        name: of the setting.
+        name: name of the setting, for the message.
         value: that was given.
 
     Raises:

@@ -29,7 +29,7 @@ from cvg_kernels.pipeline.session import Run
 from cvg_kernels.prompts.tokens import EncodedText, Word
 from cvg_kernels.prompts.words import content_words
 
-_DTYPES = ("float32", "bfloat16", "float16")
+DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass
@@ -94,22 +94,11 @@ class Job:
             raise ArgumentError(f"--seed must fit 64 bits, got {self.seed}")
         if not math.isfinite(self.guidance_scale):
             raise ArgumentError(f"--guidance-scale must be finite, got {self.guidance_scale}")
-        if self.dtype not in _DTYPES:
-            raise ArgumentError(f"--dtype must be one of {', '.join(_DTYPES)}, got {self.dtype!r}")
+        if self.dtype not in DTYPES:
+            raise ArgumentError(f"--dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
         self.method  # noqa: B018 — made here, so that a wrong one is told before a model is loaded
-        try:
-            torch.empty(0, device=self.device)
-        except (RuntimeError, AssertionError) as error:
-            reason = str(error).splitlines()[0]
-            raise ArgumentError(f"--device {self.device!r} cannot be used: {reason}") from None
-        if self.output.exists() and not self.output.is_dir():
-            raise ArgumentError(f"--output must be a folder, got the file {self.output}")
-        if not self.output.resolve().parent.is_dir():
-            raise ArgumentError(f"--output must lie in a folder that exists, got {self.output}")
-        try:  # now, and not when the clips are made
-            tempfile.TemporaryDirectory(prefix=".cvg-", dir=self.output.resolve().parent).cleanup()
-        except OSError as error:
-            raise ArgumentError(f"--output cannot be written: {error}") from None
+        check_device(self.device)
+        check_output(self.output)
         if self.model is None:
             from cvg_kernels.shapes.world import SIZE, parse_caption
 
@@ -125,6 +114,35 @@ class Job:
                 raise ArgumentError(
                     f"prompt does not fit the shapes pipeline (give another with --model): {error}"
                 ) from None
+
+
+def check_device(device: str) -> None:
+    """Checks that a device can be used.
+
+    Raises:
+        ArgumentError: if not.
+    """
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ArgumentError(f"--device {device!r} cannot be used: {reason}") from None
+
+
+def check_output(output: Path) -> None:
+    """Checks that a folder can be filled, before anything is made that goes into it.
+
+    Raises:
+        ArgumentError: if not.
+    """
+    if output.exists() and not output.is_dir():
+        raise ArgumentError(f"--output must be a folder, got the file {output}")
+    if not output.resolve().parent.is_dir():
+        raise ArgumentError(f"--output must lie in a folder that exists, got {output}")
+    try:
+        tempfile.TemporaryDirectory(prefix=".cvg-", dir=output.resolve().parent).cleanup()
+    except OSError as error:
+        raise ArgumentError(f"--output cannot be written: {error}") from None
 
 
 def run(
@@ -149,7 +167,7 @@ def run(
     times: dict[str, float] = {}
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()  # of the job before
-    with _timed(times, "load"):
+    with timed(times, "load"):
         pipe = (load or load_pipeline)(job)
     most = getattr(getattr(pipe, "unet", None), "config", {}).get("motion_max_seq_length")
     if most is not None and job.frames > most:
@@ -163,7 +181,7 @@ def run(
         shown = bars and sys.stderr.isatty()
         pipe.set_progress_bar_config(desc=name, disable=not shown, leave=False)
         watched = capture(pipe, words=words) if words else nullcontext()
-        with _timed(times, name), attached as made, watched as captured:
+        with timed(times, name), attached as made, watched as captured:
             clips[name] = _call(pipe, job)
             if not bool(clips[name].isfinite().all()):
                 raise ArgumentError(
@@ -175,7 +193,7 @@ def run(
     scratch = scratch or job.output.resolve().parent
     with tempfile.TemporaryDirectory(prefix=".cvg-", dir=scratch) as folder:
         try:
-            with _timed(times, "write"):
+            with timed(times, "write"):
                 report["files"] = _write(Path(folder), clips, maps, words, made.history)
             (Path(folder) / "report.json").write_text(json.dumps(report, indent=2) + "\n")
         finally:  # should a picture fail, the clips before it are kept
@@ -186,7 +204,8 @@ def run(
 
 
 @contextmanager
-def _timed(times: dict[str, float], name: str) -> Iterator[None]:
+def timed(times: dict[str, float], name: str) -> Iterator[None]:
+    """Notes the seconds that a block takes, what it has given a GPU to do included."""
     began = time.perf_counter()
     yield
     if torch.cuda.is_available():
@@ -259,7 +278,7 @@ def _report(job: Job, words: list, times: dict, clips: dict, made: Run) -> dict[
         "versions": versions(),
         "devices": devices(),
         "seconds": times,
-        "peak_memory_mib": _peak_memory(),
+        "peak_memory_mib": peak_memory(),
         "guided_steps": made.guided_steps,
         "loss": [
             {
@@ -284,7 +303,7 @@ def _verdict(clip: torch.Tensor, prompt: str) -> dict[str, bool]:
     return {kind: all(verdict[kind] for verdict in each) for kind in each[0]}
 
 
-def _peak_memory() -> float:
+def peak_memory() -> float:
     """The GPU's high-water mark where there is one, else the process's."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated():
         return round(torch.cuda.max_memory_allocated() / 2**20, 1)

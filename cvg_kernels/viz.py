@@ -74,7 +74,7 @@ def loss_curve(history: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Plots the loss, and the scores of words where a method gives them, over the evaluations of a guided run.
 
     Args:
-        history: of a `Run`.
+        history: `Run.history`.
         path: where the PNG goes.
     """
     from matplotlib.figure import Figure
@@ -192,7 +192,7 @@ class Panel:
     """Rates or means with their 95 % intervals against a setting.
 
     Attributes:
-        label: of the setting.
+        label: name of the setting that was varied.
         x: its values.
         curves: name → entries with `rate`, `mean` or `value`, and `ci95`, one for each value.
         stock: the value at which nothing is changed, marked by a line.
@@ -222,7 +222,7 @@ def panels_with_intervals(rows: Sequence[Sequence[Panel]], path: Path) -> None:
     """Plots rows of panels, those of a row with the same curves and one legend.
 
     Args:
-        rows: of equally many panels each.
+        rows: rows of panels, equally many in each.
         path: where the PNG goes.
     """
     from matplotlib.figure import Figure

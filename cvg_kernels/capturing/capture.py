@@ -398,10 +398,10 @@ def capture(
         own_loop: you call the pipeline's denoiser and scheduler yourself, and the block is one run.
         keep: `"cpu"` moves maps off the device at once, `"device"` leaves them there.
         backend: which implementation of `attention_with_capture` to use.
-        text: of a denoiser that is not in the table, which keys of its layers are the text's: `slice(0, 226)` if the text
+        text: for a denoiser that is not in the table, which keys of its layers are the text's: `slice(0, 226)` if the text
             is first, `slice(-256, None)` if last, the whole range where it stands alone. Layers with other keys, and those
             whose keys are the video, are left out. The words' tokens are counted from its beginning.
-        grid: of such a denoiser, frames, rows and columns of the video's tokens; they stand right before the text, or
+        grid: for such a denoiser, frames, rows and columns of the video's tokens; they stand right before the text, or
             behind one that is first, and a layer may see the frames one by one.
 
     Returns:

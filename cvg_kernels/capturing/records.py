@@ -24,9 +24,9 @@ class Record:
     Attributes:
         run: number of the pipeline's call, 0 first.
         step: number of the denoising step in it, 0 first.
-        timestep: of the step.
+        timestep: timestep of that step.
         layer: dotted path of the attention module.
-        kind: of the maps.
+        kind: which attention the maps are from.
         branch: which samples these are: with the prompt, without it, or disturbed (PAG).
         words: names along the K dimension of cross maps.
         grid: frames, rows, columns.

@@ -16,6 +16,7 @@ from cvg_kernels.errors import CvgError
 #: `add_arguments(parser)` and `run(options) -> exit code`. Only the one that is asked for is imported.
 COMMANDS = {
     "generate": "make a video, with and without guidance, and a report of what changed",
+    "edit": "keep a clip's structure and give it other content",
     "shapes": "train or score the built-in world of moving shapes",
     "cvg": "train the classifier that CVG guides by",
     "bench": "measure the kernels against what people use today",

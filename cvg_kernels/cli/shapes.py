@@ -47,6 +47,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     longer.add_argument("--strength", type=float, default=1.0, help="of the band")
     _add_scoring(longer, prompts=60)
 
+    edits = actions.add_parser("edits", help="score the editor, and what one would do without it")
+    edits.add_argument("--prompts", type=int, default=100, help="edits of each kind")
+    edits.add_argument("--seed", type=int, default=0)
+    edits.add_argument("--model", type=Path, help="an editor's folder; default: shipped")
+    edits.add_argument(
+        "--run", type=Path, help="a training run: what it has trained otherwise is scored, too"
+    )
+    edits.add_argument("--device", default="cpu")
+    edits.add_argument("--json", type=Path, help="also write the report here")
+
 
 def _add_scoring(parser: argparse.ArgumentParser, prompts: int = 200, seed: int = 0) -> None:
     """The options that every scoring takes."""
@@ -77,7 +87,8 @@ def run(options: argparse.Namespace) -> int:
         raise ArgumentError(f"--prompts must be at least 2, got {options.prompts}")
     if options.json is not None and not options.json.resolve().parent.is_dir():
         raise ArgumentError(f"--json must lie in a folder that exists, got {options.json}")
-    return {"eval": _eval, "sweep": _sweep, "long": _long}[options.action](options, device)
+    actions = {"eval": _eval, "sweep": _sweep, "long": _long, "edits": _edits}
+    return actions[options.action](options, device)
 
 
 def _train(options: argparse.Namespace, device) -> int:
@@ -132,6 +143,43 @@ def _long(options: argparse.Namespace, device) -> int:
         lambda pipe, **how: evaluate_long(pipe, frames=options.frames, methods=methods, **how),
         print_long,
     )
+
+
+def _edits(options: argparse.Namespace, device) -> int:
+    from rich.progress import Progress
+
+    from cvg_kernels.shapes.edit_encoders import measure_encoders
+    from cvg_kernels.shapes.edit_stages import trained_otherwise
+    from cvg_kernels.shapes.editor import load_editor
+    from cvg_kernels.shapes.edits import evaluate_edits, groups, print_edits
+    from cvg_kernels.shapes.pipeline import load_pipeline
+
+    place = Place.of_this_process()
+    pipe = load_editor(options.model, device)
+    others = {} if options.run is None else trained_otherwise(options.run)
+    measured = groups(
+        pipe, load_pipeline(device=device), edits=options.prompts, seed=options.seed, **others
+    )
+    with Progress(transient=True, disable=place.rank > 0) as bar:
+        tasks = {
+            name: bar.add_task(name, total=options.prompts)
+            for group in measured.values()
+            for name in group.arms
+        }
+        report = evaluate_edits(
+            measured,
+            model=_name(options),
+            seed=options.seed,
+            place=place,
+            progress=lambda name, done: bar.update(tasks[name], completed=done),
+        )
+    if place.rank > 0:
+        return 0
+    report["encoders"] = measure_encoders(pipe, seed=options.seed)
+    if options.json is not None:
+        write_json(options.json, report)
+    print_edits(report)
+    return 0
 
 
 def _name(options: argparse.Namespace) -> str:

@@ -33,7 +33,7 @@ class CompositionClassifier(nn.Module):
     Args:
         labels: Y, in the order of the logits.
         selection: which maps are features.
-        timesteps: of the steps read in training.
+        timesteps: timesteps of the steps that training read.
         model: fingerprint of the denoiser.
         aggregator: options of `Aggregator`.
         backbone: `kind` and options of a backbone; the small 3-D network by default.

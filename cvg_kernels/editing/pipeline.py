@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +34,7 @@ from cvg_kernels.editing.structure import (
     structure_maps,
 )
 from cvg_kernels.errors import ArgumentError, is_whole
+from cvg_kernels.pipeline.temporal_layers import temporal_layers_off
 
 
 @dataclass
@@ -285,9 +287,11 @@ class StructureContentPipeline(DiffusionPipeline):
         elif tuple(latents.shape) != shape:
             raise ArgumentError(f"latents must be {shape}, got {tuple(latents.shape)}")
         latents = latents.to(device, dtype)
-        latents = self._denoise(
-            latents, channels, text, callback_on_step_end, callback_on_step_end_tensor_inputs
-        )
+        # a single frame is an image, as in training: time has nothing to add
+        with temporal_layers_off(self.unet) if frames == 1 else nullcontext():
+            latents = self._denoise(
+                latents, channels, text, callback_on_step_end, callback_on_step_end_tensor_inputs
+            )
         if output_type == "latent":
             result = latents
         else:

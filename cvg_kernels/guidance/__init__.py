@@ -2,13 +2,14 @@
 
 from cvg_kernels.guidance.base import Guidance
 from cvg_kernels.guidance.cvg import CVG
-from cvg_kernels.guidance.gen1 import Gen1, structure_frames, temporal_layers_off
+from cvg_kernels.guidance.gen1 import Gen1, structure_frames
 from cvg_kernels.guidance.losses import band_distance, diagonality, fairness_loss
 from cvg_kernels.guidance.temporal_band import TemporalBand
 from cvg_kernels.guidance.together import Together
 from cvg_kernels.guidance.vico import Vico
 from cvg_kernels.guidance.vstar import VSTAR
 from cvg_kernels.pipeline.session import PipelineSession, Run
+from cvg_kernels.pipeline.temporal_layers import temporal_layers_off
 
 __all__ = [
     "CVG",

@@ -117,6 +117,17 @@ class Guidance:
             ArgumentError: if it cannot.
         """
 
+    def check_call(self, pipe: Any, given: dict[str, Any]) -> None:
+        """Checks what a pipeline is called with, before it runs.
+
+        Args:
+            pipe: the pipeline.
+            given: the arguments of its call, by name.
+
+        Raises:
+            ArgumentError: if something is missing.
+        """
+
     def before_step(self, call: Call, run: Run) -> torch.Tensor | None:
         """Moves the latents before a denoising step.
 
@@ -172,7 +183,7 @@ def check_number(
     """Checks that a setting is a finite number in a range.
 
     Args:
-        name: of the setting.
+        name: name of the setting, for the message.
         value: that was given.
         low: the least that is accepted.
         high: the most that is accepted.
@@ -198,7 +209,7 @@ def check_count(name: str, value: Any, least: int = 0) -> None:
     """Checks that a setting is a whole number.
 
     Args:
-        name: of the setting.
+        name: name of the setting, for the message.
         value: that was given.
         least: the least that is accepted.
 
@@ -213,7 +224,7 @@ def check_choice(name: str, value: Any, accepted: tuple[Any, ...]) -> None:
     """Checks that a setting is one of those there are.
 
     Args:
-        name: of the setting.
+        name: name of the setting, for the message.
         value: that was given.
         accepted: the choices.
 

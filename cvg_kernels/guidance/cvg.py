@@ -162,7 +162,7 @@ class CVG(Guidance):
         Args:
             maps: `[B, E, M, F, h, w]`, as `FeatureReader` reads them.
             entities: per sample; those without a label count nothing.
-            timestep: of the maps.
+            timestep: timestep that the maps belong to.
 
         Returns:
             `[B]` and `[B, E, labels]`.

@@ -1,38 +1,47 @@
-"""Gen-1: the temporal guidance scale of a video model.
+"""Gen-1's dials: how consistent frames are, how much of a clip's structure is kept, and what is to be seen instead.
 
 "Structure and Content-Guided Video Synthesis with Diffusion Models". Beside the video model's predictions stands that of
 the image model: the same network with its temporal layers off, which sees every frame alone. The step from the one to the
-other is what time adds, and like any guidance it can be taken further.
+other is what time adds, and like any guidance it can be taken further. Structure and content are inputs of a network: they
+are prepared for those pipelines of diffusers that take such (`control_inputs.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
 from cvg_kernels.backends import Backend
-from cvg_kernels.errors import ArgumentError
+from cvg_kernels.editing.structure import MOST_ROUNDS, structure_maps
+from cvg_kernels.errors import ArgumentError, is_whole
 from cvg_kernels.guidance.base import Guidance, check_number
-from cvg_kernels.ops import depth_structure, guidance_mix
+from cvg_kernels.guidance.control_inputs import Wanted, check_given, check_takes, control_inputs
+from cvg_kernels.guidance.pictures import grey_pictures, to_images
+from cvg_kernels.ops import guidance_mix
 from cvg_kernels.pipeline.call import Call
 from cvg_kernels.pipeline.compiled import uncompiled
-from cvg_kernels.pipeline.exchange import replaced_forwards
-from cvg_kernels.pipeline.models import MODELS, denoisers_of, model_of, unwrap
+from cvg_kernels.pipeline.models import denoisers_of
+from cvg_kernels.pipeline.temporal_layers import temporal_layers_off, temporal_modules
 
 
 @dataclass(frozen=True)
 class Gen1(Guidance):
-    """Gen-1's temporal guidance; attach it to a pipeline as a context manager.
+    """Gen-1's dials on a pipeline; attach it as a context manager.
 
         with cvg.Gen1(temporal_scale=2.0).attach(pipe):
             frames = pipe("a red circle moving left").frames[0]
 
-    With the image model's prediction μ^π_∅ a step uses
+        gen1 = cvg.Gen1(temporal_scale=1.5, structure=3, content="reference.png")
+        with gen1.attach(pipe):
+            frames = pipe(prompt, **gen1.inputs(pipe, video=clip, depth_model="Intel/dpt-large")).frames[0]
+
+    Structure and content reach the pipeline as arguments of its call, which `inputs` makes; a call without them is an error
+    while the method is attached. The temporal scale is guidance. With the image model's prediction μ^π_∅ a step uses
 
         μ^π_∅ + ω_t (μ_∅ − μ^π_∅) + ω (μ_c − μ_∅)
 
@@ -47,16 +56,94 @@ class Gen1(Guidance):
     one: μ^π_c + ω_t (μ_c − μ^π_c).
 
     Attributes:
-        temporal_scale: ω_t.
+        temporal_scale: ω_t. Not given, it is 1.5, but 1 where structure or content is given: not every network that takes
+            these has temporal layers.
         backend: which implementation of `guidance_mix` to use.
+        structure: t_s, the rounds of blur that depth goes through: 0 keeps every outline, 7 hardly more than where there is
+            something. `None`: no structure is given.
+        content: shows what is to be seen: an image or several, each of PIL, a path, an array `[H, W, 3]` or a tensor
+            `[3, H, W]`; kept as images of PIL. `None`: no content is given but the prompt.
     """
 
-    temporal_scale: float = 1.5
+    temporal_scale: float | None = None
     backend: str | Backend = "auto"
+    structure: int | None = field(default=None, kw_only=True)
+    content: Any = field(default=None, kw_only=True, hash=False)
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.structure is not None and (
+            not is_whole(self.structure, 0) or self.structure > MOST_ROUNDS
+        ):
+            raise ArgumentError(
+                f"structure must be a whole number from 0 to {MOST_ROUNDS}, got {self.structure!r}"
+            )
+        if self.content is not None:
+            object.__setattr__(self, "content", to_images(self.content))
+        if self.temporal_scale is None:
+            inputs = self.structure is not None or self.content is not None
+            object.__setattr__(self, "temporal_scale", 1.0 if inputs else 1.5)
         check_number("temporal_scale", self.temporal_scale)
+
+    def inputs(
+        self,
+        pipe: Any,
+        video: Any = None,
+        depth: Any = None,
+        *,
+        depth_model: Any = None,
+        distance: bool | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        frame_indices: Sequence[int] | None = None,
+    ) -> dict[str, Any]:
+        """Prepares structure and content as the arguments that a pipeline takes them by.
+
+            frames = pipe(prompt, **gen1.inputs(pipe, video=clip, depth_model="Intel/dpt-large")).frames[0]
+
+        They are, with the size and the number of frames that belong to them: `conditioning_frames` for AnimateDiff with a
+        ControlNet or SparseCtrl, `video` and `reference_images` for Wan-VACE, `ip_adapter_image` for pipelines with an
+        IP-Adapter, `video` or `depth`, `structure` and `image` for `StructureContentPipeline`. docs/gen1.md shows each.
+
+        Args:
+            pipe: the pipeline that is called with them, attached or not.
+            video: the clip whose structure is kept: PIL images, an array `[F, H, W, 3]` or a tensor `[F, 3, H, W]`, bytes
+                or in [0, 1].
+            depth: of the clip, `[F, h, w]`, larger nearer, instead of an estimate; video may be left out then where the
+                pipeline does not start from it.
+            depth_model: estimates depth: a depth model of transformers with its image processor `(model, processor)`, a
+                depth-estimation pipeline, the folder of a saved one, or a name on the Hub, which is downloaded only because
+                it is named here. `StructureContentPipeline` has its own.
+            distance: whether that model gives distances; `None` reads it off the model.
+            height: of the clip to be made, in pixels; `None` takes that of the clip given, rounded down to what the
+                pipeline can make. Frames are scaled to cover the size, and what is over is cut off evenly.
+            width: likewise.
+            frame_indices: the frames that SparseCtrl is told about; `None`: all.
+
+        Returns:
+            Arguments of `pipe(...)` by name.
+
+        Raises:
+            ArgumentError: if the pipeline cannot take structure or content (says which can), or an argument does not fit.
+        """
+        if self.structure is None and self.content is None:
+            raise ArgumentError(
+                "structure or content must be given to Gen1 for there to be inputs, got neither: Gen1(structure=3)"
+            )
+        return control_inputs(
+            pipe,
+            Wanted(
+                structure=self.structure,
+                content=self.content or (),
+                video=video,
+                depth=depth,
+                depth_model=depth_model,
+                distance=distance,
+                height=height,
+                width=width,
+                frame_indices=frame_indices,
+            ),
+        )
 
     @property
     def idle(self) -> bool:
@@ -64,18 +151,36 @@ class Gen1(Guidance):
         return super().idle or self.temporal_scale == 1
 
     def check(self, pipe: Any) -> None:
-        """Checks that the denoiser has temporal modules that can be left out.
+        """Checks that the pipeline takes structure and content, and has temporal modules to leave out, as far as asked for.
 
         Raises:
             ArgumentError: if not.
         """
+        check_takes(pipe, self.structure, self.content or ())
+        if self.temporal_scale == 1:
+            return
         for denoiser in denoisers_of(pipe):
-            temporal_modules(denoiser)
+            try:
+                temporal_modules(denoiser)
+            except ArgumentError as error:
+                raise ArgumentError(
+                    f"{error}; without them temporal_scale must be 1, not {self.temporal_scale!r}"
+                ) from None
+
+    def check_call(self, pipe: Any, given: dict[str, Any]) -> None:
+        """Checks that structure and content are in the call, which the pipeline would else run without; see `Guidance`."""
+        check_given(pipe, self.structure, self.content or (), given)
+
+    @property
+    def changes_modules(self) -> bool:
+        """Whether temporal modules are left out."""
+        return self.temporal_scale != 1
 
     @contextmanager
     def modules(self, denoiser: nn.Module, session: Any) -> Iterator[None]:
         """Runs temporal modules that are compiled as they were written, so that they can be left out."""
-        with uncompiled(denoiser, temporal_modules(denoiser)):
+        off = temporal_modules(denoiser) if self.changes_modules else []
+        with uncompiled(denoiser, off):
             yield
 
     def after_prediction(self, call: Call, output: Any) -> Any | None:
@@ -120,45 +225,8 @@ def structure_frames(depth: torch.Tensor, t_s: int) -> list[Any]:
     Raises:
         ArgumentError: if an argument does not fit.
     """
-    from PIL import Image
-
-    if depth.ndim != 3:
-        raise ArgumentError(f"depth must be [F, h, w], got {tuple(depth.shape)}")
-    low, high = torch.aminmax(depth.float())
-    grey = (depth_structure(depth.float()[None], t_s)[0] - low) / (high - low).clamp_min(1e-12)
-    pixels = (255 * grey).round().clamp(0, 255).byte().cpu().numpy()
-    return [Image.fromarray(frame).convert("RGB") for frame in pixels]
-
-
-def temporal_modules(denoiser: nn.Module) -> list[nn.Module]:
-    """Lists the modules through which alone the frames of a denoiser see each other.
-
-    Raises:
-        ArgumentError: for a class that has no such modules, or is not known.
-    """
-    names = model_of(denoiser).temporal_modules
-    if names is None:
-        accepted = ", ".join(kind for kind, model in MODELS.items() if model.temporal_modules)
+    if not torch.is_tensor(depth) or depth.ndim != 3:
         raise ArgumentError(
-            f"denoiser must have temporal layers of its own ({accepted}), got {type(unwrap(denoiser)).__name__}"
+            f"depth must be [F, h, w], got {tuple(depth.shape) if torch.is_tensor(depth) else type(depth).__name__}"
         )
-    return [m for name, m in unwrap(denoiser).named_modules() if names.search(name)]
-
-
-@contextmanager
-def temporal_layers_off(denoiser: nn.Module) -> Iterator[None]:
-    """Makes a video model an image model: inside the block its temporal layers give back what they get.
-
-    Args:
-        denoiser: a `UNetMotionModel` or `UNet3DConditionModel`.
-
-    Raises:
-        ArgumentError: for another class.
-    """
-
-    def identity(hidden_states: torch.Tensor, *args: Any, **kwargs: Any):
-        # Transformers are asked for a tuple, motion modules and convolutions for a tensor.
-        return (hidden_states,) if kwargs.get("return_dict") is False else hidden_states
-
-    with replaced_forwards(dict.fromkeys(temporal_modules(denoiser), identity)):
-        yield
+    return grey_pictures(structure_maps(depth[None], t_s)[0])

@@ -29,6 +29,8 @@ METHODS = {
 
 #: Old names of options, which still work and are not shown.
 _OLD = ("until", "steps")
+#: Options that ask for arguments of the pipeline's call, which are made in Python (`Gen1.inputs`).
+_INPUTS = ("structure", "content")
 
 
 def method_named(spec: str, words: Sequence[Word] | None = None) -> Any:
@@ -63,6 +65,7 @@ def _one(spec: str, words: Sequence[Word] | None) -> Any:
     accepted = [] if kind is None else [field.name for field in fields(kind)]
     if kind is not None and kind.before_step is Guidance.before_step:
         accepted.remove("checkpointing")  # it differentiates nothing
+    accepted = [name for name in accepted if name not in _INPUTS]
     options = {"words": words} if "words" in accepted else {}
     for pair in given:
         option, equals, value = pair.partition("=")

@@ -86,7 +86,7 @@ def endpoint_writer(
     and stands in no error.
 
     Args:
-        url: of the API, up to and including its version, e.g. `http://localhost:8000/v1`.
+        url: address of the API, up to and including its version, e.g. `http://localhost:8000/v1`.
         model: name of the model there.
         states: how many to ask for.
         key: bearer token; `None` takes the environment variable `OPENAI_API_KEY`, if set.
@@ -181,7 +181,7 @@ def frame_texts(
     """Text embeddings of every frame from those of the states, which need not be equally long.
 
     Args:
-        embeddings: of the states in order, each `[tokens, C]`; the shorter are padded with zeros.
+        embeddings: text embeddings of the states in order, each `[tokens, C]`; the shorter are padded with zeros.
         frames: F.
 
     Returns:
@@ -201,7 +201,7 @@ def place_texts(
     """Puts the text of every frame in the place of a prompt's, for some samples of a batch.
 
     Args:
-        text: of the batch, `[B·F, tokens, C]`.
+        text: text embeddings of the batch, `[B·F, tokens, C]`.
         samples: which samples.
         texts: for each of them, what `frame_texts` gave.
 

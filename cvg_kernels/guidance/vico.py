@@ -57,9 +57,9 @@ class Vico(Guidance):
         spatial: let the flow pass through the attention within frames, between the text layer and the temporal ones, as
             the paper has it and its code has not (networks with such layers: AnimateDiff, ModelScope, Latte). With
             `flow="exact"` the positions are coupled: a token's score comes from its flow to the whole video.
-        temperature: of the soft flow (0.01 in both).
-        order: of the soft flow's products: `"tokens_first"`, T₂ ⊙ (T₁ ⊙ X), or `"hops_first"`, (T₂ ⊙ T₁) ⊙ X (code). They
-            differ by up to 0.02 at a temperature of 0.01; see `path_flow` for what each costs.
+        temperature: temperature of the soft flow (0.01 in both).
+        order: which product of the soft flow comes first: `"tokens_first"`, T₂ ⊙ (T₁ ⊙ X), or `"hops_first"`,
+            (T₂ ⊙ T₁) ⊙ X (code). They differ by up to 0.02 at a temperature of 0.01; see `path_flow` for what each costs.
         residual: skip connections as `"average"` (A+I)/2 (code), `"add"` A+I (paper) or `None`.
         combine: `"mean"` over groups (code) or `"max"` (paper, eq. 5).
         loss: `"min"` (both) or `"variance"` (paper's ablation).

@@ -122,7 +122,7 @@ class VSTAR(Guidance):
         """The options of `temporal_attention` or `frame_band_attention` for a layer; none: it is not regularised.
 
         Args:
-            columns: of the layer's grid.
+            columns: number of columns of the layer's grid.
             finest: columns of the network's finest grid.
         """
         sigma = self.sigma

@@ -30,6 +30,7 @@ class Sampling:
     ) -> None:
         self.pipe = pipe
         self.number = number
+        self.options = options
         self.prompt = RunPrompt(pipe, options, prompt)
         self.steps = 0  # begun; FreeInit makes several rounds of them in one run
         self.memory: dict[Any, Any] = {}  # what methods keep for the length of the run

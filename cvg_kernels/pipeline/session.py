@@ -146,6 +146,9 @@ class PipelineSession:
     def begin_run(self, sampling: Sampling) -> None:
         """Counts a call of the pipeline, and checks what it is made with: parts may have been exchanged."""
         self._check()
+        if sampling.options is not None:
+            for method in self.methods:
+                method.check_call(self._pipe, sampling.options)
         self.run.calls += 1
         if any(method.moves_latents for method in self.methods):
             check_scheduler(self._pipe.scheduler)

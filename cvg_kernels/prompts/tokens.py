@@ -53,7 +53,7 @@ class EncodedText:
             stands for none; a character of several bytes may have several tokens.
         begin: position of the token that marks the beginning, where there is one.
         end: position of the token that marks the end, the first after the prompt.
-        length: of the sequence.
+        length: number of tokens of the sequence.
         begin_name: how the tokenizer spells the begin token.
         end_name: how it spells the end token.
         prompt: what the caller says the prompt is, where the text was put together from ids.
@@ -91,7 +91,7 @@ class EncodedText:
 
         Args:
             tokenizer: the pipeline's own, or a processor that has one.
-            ids: of one sample, padding and all; a list or a tensor `[T]`.
+            ids: token ids of one sample, padding and all; a list or a tensor `[T]`.
             prompt: if its tokens are these ids, its spelling is kept; if a template holds it, the rest is left out.
             template: the template's tokens, or what finds them out; without it, the prompt is looked for in the text.
 

@@ -10,13 +10,14 @@ from diffusers import PriorTransformer, UNetMotionModel
 from transformers import CLIPModel, DepthAnythingForDepthEstimation
 
 from cvg_kernels.editing import StructureContentPipeline
+from cvg_kernels.errors import ArgumentError
 from cvg_kernels.shapes.edit_latents import encode_edit_clips
 from cvg_kernels.shapes.files import load_model, save_model
 from cvg_kernels.shapes.pipeline import load_pipeline
 from cvg_kernels.shapes.train_content import train_content_encoder
 from cvg_kernels.shapes.train_depth import train_depth_estimator
 from cvg_kernels.shapes.train_editor import train_editor
-from cvg_kernels.shapes.train_prior import train_prior
+from cvg_kernels.shapes.train_prior import build_prior_scheduler, train_prior
 from cvg_kernels.writing import written_folder
 
 
@@ -52,6 +53,35 @@ def train_all_of_the_editor(
     if not (folder / "editor-unet").exists():
         train_editor(folder, world, steps=recipe.editor_steps, **how)
     return export_editor(folder, pipeline)
+
+
+def trained_otherwise(folder: Path) -> dict[str, Any]:
+    """Loads what a run has trained to be compared with the editor's own: a diffusion prior, and denoisers.
+
+    Args:
+        folder: of the run; `diffusion-prior/` and each `ablation-<name>-unet/` in it are taken.
+
+    Returns:
+        `diffusion_prior`, its `prior_scheduler`, and `denoisers` by name.
+
+    Raises:
+        ArgumentError: if there is nothing of the kind.
+    """
+    found: dict[str, Any] = {}
+    if (folder / "diffusion-prior").exists():
+        found["diffusion_prior"] = load_model(PriorTransformer, folder / "diffusion-prior").eval()
+        found["prior_scheduler"] = build_prior_scheduler()
+    places = sorted(folder.glob("ablation-*-unet"))
+    if places:
+        found["denoisers"] = {
+            place.name.removeprefix("ablation-").removesuffix("-unet"): load_model(
+                UNetMotionModel, place
+            ).eval()
+            for place in places
+        }
+    if not found:
+        raise ArgumentError(f"run must hold diffusion-prior or ablation-*-unet, got {folder}")
+    return found
 
 
 def export_editor(folder: Path, pipeline: Path, name: str = "editor") -> Path:

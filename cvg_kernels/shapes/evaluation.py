@@ -33,7 +33,7 @@ def two_object_prompts(count: int, seed: int) -> list[tuple[Thing, Thing]]:
 
     Args:
         count: how many.
-        seed: of the draw. Reported results use seed 0; hyper-parameters were chosen on others.
+        seed: random seed of the draw. Reported results use seed 0; hyper-parameters were chosen on others.
     """
     rng = np.random.default_rng((seed, 4))
     return [random_things(rng, 2, held_out=None, distinct_shapes=True) for _ in range(count)]
@@ -44,9 +44,9 @@ class Judged:
     """What was read of the clips of some prompts, in their order.
 
     Attributes:
-        verdicts: of the oracle.
-        consistencies: of neighbouring frames.
-        distances: of the objects found, see `quality.object_distance`.
+        verdicts: what the oracle says of each clip.
+        consistencies: agreement of neighbouring frames, clip by clip.
+        distances: how far the objects found are from clean renderings, see `quality.object_distance`.
         features: `[B, D]`, see `quality.encoder_features`.
         seconds: to make a clip; judging left out.
     """
@@ -75,7 +75,7 @@ def judge_clips(
         seed: clip number i starts from the noise of seed · 1 000 003 + i.
         guidance: a method or `None`.
         progress: called with the number of clips made, by all processes as far as this one can tell.
-        place: of this process.
+        place: which of the processes this one is.
         **options: of `pipeline.sample`.
     """
     mine, made = {}, 0
@@ -131,9 +131,9 @@ def evaluate(
         methods: name → method, `None` for the untouched model.
         model: what is written as the model's name.
         prompts: how many two-object prompts.
-        seed: of prompts and noise.
+        seed: random seed of prompts and noise.
         progress: called with method and number of clips made.
-        place: of this process.
+        place: which of the processes this one is.
         **options: of `pipeline.sample`.
 
     Returns:

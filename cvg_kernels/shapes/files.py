@@ -66,7 +66,7 @@ def load_tokenizer(folder: Path) -> CLIPTokenizer:
 
 
 def save_model(model: Any, folder: Path) -> None:
-    """Saves a model of diffusers or transformers: its folder is there whole or not at all.
+    """Saves a model of diffusers or transformers: its folder is there whole or not at all, without a path.
 
     Args:
         model: with `save_pretrained`.
@@ -75,6 +75,9 @@ def save_model(model: Any, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with written_folder(folder) as new:
         model.save_pretrained(new, safe_serialization=True)
+        settings = read_object(new / "config.json")
+        settings.pop("_name_or_path", None)
+        write_json(new / "config.json", settings)
 
 
 def save_text_encoder(encoder: CLIPTextModel, folder: Path) -> None:

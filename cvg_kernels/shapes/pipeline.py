@@ -27,7 +27,7 @@ def load_pipeline(
     Args:
         folder: a pipeline folder made by `cvg-kernels shapes train`; `None` loads the one that ships.
         device: where to put it.
-        dtype: of its weights.
+        dtype: dtype of its weights.
 
     Raises:
         ArgumentError: if the folder holds no pipeline, or weights that are not those of its networks.
@@ -71,7 +71,7 @@ def sample(
         seeds: one a clip.
         guidance: a guidance method, or `None`.
         steps: denoising steps.
-        guidance_scale: of classifier-free guidance.
+        guidance_scale: scale of classifier-free guidance.
         frames: length of the clips.
     """
     with nullcontext() if guidance is None else guidance.attach(pipe):

@@ -12,7 +12,7 @@ from torch.nn.functional import mse_loss
 
 from cvg_kernels.editing.content import content_tokens
 from cvg_kernels.editing.structure import LEVEL_CHANNELS, structure_channels
-from cvg_kernels.guidance.gen1 import temporal_layers_off
+from cvg_kernels.pipeline.temporal_layers import temporal_layers_off
 from cvg_kernels.shapes.edit_latents import EditClips, load_edit_clips
 from cvg_kernels.shapes.files import save_model
 from cvg_kernels.shapes.fit import fit

@@ -14,9 +14,9 @@ import diffusers  # noqa: E402
 
 import cvg_kernels as cvg  # noqa: E402
 from cvg_kernels.guidance import Together, temporal_layers_off  # noqa: E402
-from cvg_kernels.guidance.gen1 import temporal_modules  # noqa: E402
 from cvg_kernels.guidance.methods import method_named  # noqa: E402
 from cvg_kernels.pipeline.layers import attention_layers  # noqa: E402
+from cvg_kernels.pipeline.temporal_layers import temporal_modules  # noqa: E402
 from tests import offline_pipelines  # noqa: E402
 from tests.offline_pipelines import PROMPT, run, wan  # noqa: E402
 

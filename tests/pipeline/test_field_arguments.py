@@ -81,7 +81,11 @@ METHODS = {
         "hold": [0, 1.5, NAN, "2", True],
         "trained_frames": [1, 0, 2.5, "16", NAN],
     },
-    "Gen1": {"temporal_scale": [NAN, math.inf, "x", None, True]},
+    "Gen1": {
+        "temporal_scale": [NAN, math.inf, "x", True],
+        "structure": [-1, 8, 2.0, "x", True],
+        "content": [5, [], "absent.png", {}],
+    },
     "TemporalBand": {
         "loss": ["x"],
         "sigma": [0, NAN, "x"],

@@ -1,0 +1,89 @@
+"""`cvg-kernels edit`: the structure of a clip with other content, and a report."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from cvg_kernels.edit import EditJob
+from cvg_kernels.edit import run as do
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `edit`."""
+    parser.add_argument(
+        "video",
+        nargs="?",
+        type=Path,
+        metavar="INPUT",
+        help="a GIF, an MP4 or a folder of frames, cut to a square and to --frames; default: a clip drawn from the seed",
+    )
+    parser.add_argument("--prompt", help='what is to be seen: "a blue square"')
+    parser.add_argument("--image", type=Path, help="a picture of what is to be seen")
+    parser.add_argument(
+        "--structure",
+        type=int,
+        default=3,
+        help="rounds of blur of the depth that is kept: 0 keeps outlines, 3 places, 7 next to nothing; default: 3",
+    )
+    parser.add_argument(
+        "--temporal-scale",
+        type=float,
+        default=1.0,
+        help="above 1 frames agree more, below they are freer; default: 1",
+    )
+    parser.add_argument("--guidance", help="further methods, as for generate: vico, vico:stop=0.2")
+    parser.add_argument("--words", help="words of the prompt to guide and to show, by commas")
+    parser.add_argument("--negative-prompt", help="what is not to be seen")
+    parser.add_argument("--output", type=Path, default=Path("out"), help="folder for the results")
+    parser.add_argument("--model", type=Path, help="a folder with a StructureContentPipeline")
+    parser.add_argument(
+        "--depth-model",
+        help="for real footage: a folder or the Hub's name of a depth model of transformers; what is named is downloaded",
+    )
+    parser.add_argument("--start", type=int, default=0, help="first frame of INPUT; default: 0")
+    parser.add_argument("--every", type=int, help="take every n-th frame of INPUT")
+    parser.add_argument(
+        "--fit",
+        default="crop",
+        help="how frames of INPUT become squares: crop cuts the middle, pad adds black; default: crop",
+    )
+    parser.add_argument(
+        "--fps", type=int, default=6, help="frames a second of what is written; default: 6"
+    )
+    for name, kind, default in (
+        ("frames", int, 8),
+        ("seed", int, 0),
+        ("steps", int, 20),
+        ("guidance-scale", float, 3.0),
+        ("dtype", str, "float32"),
+        ("device", str, "cpu"),
+    ):
+        parser.add_argument(f"--{name}", type=kind, default=default)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Does the job and prints what was done; returns 2 if guidance was asked for and no step was guided."""
+    fields = {n: v for n, v in vars(options).items() if n in EditJob.__annotations__}
+    fields["words"] = [word.strip() for word in options.words.split(",")] if options.words else []
+    job = EditJob(**fields)
+    report = do(job)
+    for note in report["input"]["notes"]:
+        print(f"input: {note}")
+    oracle = report["oracle"]
+    for name in ("before", "after") if oracle else ():
+        seen = [
+            " ".join(filter(None, (s["colour"], s["shape"], s["direction"]))) for s in oracle[name]
+        ]
+        print(f"{name}: {', '.join(seen) or 'nothing that the oracle knows'}")
+    if oracle.get("distance") is not None:
+        kept = "kept" if oracle["direction"] else "not kept"
+        print(f"places {oracle['distance']:.1f} pixels apart, direction {kept}")
+    print(
+        f"{report['seconds']['edit']:.1f} s; written to {options.output}/: {', '.join(report['files'])}"
+    )
+    if job.methods() and report["guided_steps"] == 0:
+        print("cvg-kernels edit: no denoising step was guided", file=sys.stderr)
+        return 2
+    return 0

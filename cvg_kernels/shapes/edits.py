@@ -1,0 +1,206 @@
+"""`cvg-kernels shapes edits`: what the editor does to clips of the shapes world, against what one would do without it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from cvg_kernels.processes import Place, gather
+from cvg_kernels.shapes.edit_arms import (
+    STRUCTURE,
+    Arm,
+    content_arms,
+    level_arms,
+    sdedit_arms,
+    temporal_arms,
+)
+from cvg_kernels.shapes.edit_tasks import SCORES, EditTask, EditVerdict, edit_tasks, judge_edits
+from cvg_kernels.shapes.intervals import mean, paired_differences
+
+KINDS = (*SCORES, "distance", "consistency")
+_BATCH = 10
+_ALONE = Place()
+
+
+@dataclass(frozen=True)
+class Group:
+    """Arms on the same tasks.
+
+    Attributes:
+        tasks: what is asked for.
+        arms: name → how it is made.
+    """
+
+    tasks: Sequence[EditTask]
+    arms: Mapping[str, Arm]
+
+
+def run_arm(
+    arm: Arm,
+    tasks: Sequence[EditTask],
+    seed: int,
+    place: Place = _ALONE,
+    progress: Callable[[int], None] = lambda done: None,
+) -> tuple[list[EditVerdict], float]:
+    """Makes and judges the edits of an arm; several processes share them, and each returns what all have made.
+
+    Args:
+        arm: how they are made.
+        tasks: what is asked for.
+        seed: task i starts from the noise of seed · 1 000 003 + i.
+        place: of this process.
+        progress: called with the number of edits made.
+
+    Returns:
+        A verdict a task, and the seconds an edit took.
+    """
+    mine = {}
+    # Whole batches are shared, so that each is the same whoever makes it.
+    for start in range(place.rank * _BATCH, len(tasks), place.count * _BATCH):
+        part = tasks[start : start + _BATCH]
+        seeds = [seed * 1_000_003 + start + at for at in range(len(part))]
+        began = time.perf_counter()
+        frames = arm(part, seeds)
+        mine[start] = judge_edits(frames.float().cpu(), part), time.perf_counter() - began
+        progress(min((len(mine)) * _BATCH * place.count, len(tasks)))
+    made = {start: one for each in gather(mine, place) for start, one in each.items()}
+    progress(len(tasks))
+    verdicts = [verdict for start in sorted(made) for verdict in made[start][0]]
+    return verdicts, sum(seconds for _, seconds in made.values()) / len(tasks)
+
+
+def groups(
+    pipe: Any,
+    world: Any,
+    *,
+    edits: int,
+    seed: int,
+    diffusion_prior: Any = None,
+    prior_scheduler: Any = None,
+    denoisers: Mapping[str, Any] | None = None,
+) -> dict[str, Group]:
+    """All that is measured.
+
+    Args:
+        pipe: the editor.
+        world: the shapes pipeline, for SDEdit.
+        edits: clips an arm.
+        seed: of clips and noise.
+        diffusion_prior: a prior of the other kind, to compare.
+        prior_scheduler: its noise schedule.
+        denoisers: name → a denoiser trained otherwise, to compare.
+    """
+    one = edit_tasks(edits, seed)
+    plain = level_arms(pipe)[f"structure={STRUCTURE}"]
+    found = {
+        "structure": Group(one, level_arms(pipe)),
+        "content": Group(one, content_arms(pipe, diffusion_prior, prior_scheduler)),
+        "time": Group(one, temporal_arms(pipe)),
+        "SDEdit": Group(one, sdedit_arms(world)),
+        "two things": Group(edit_tasks(edits, seed, things=2), {"two things": plain}),
+        "new pairs": Group(edit_tasks(edits, seed, held_out=True), {"pairs never seen": plain}),
+    }
+    trained = {
+        f"{name}, {kind}": _with_denoiser(pipe, denoiser, arm)
+        for name, denoiser in (denoisers or {}).items()
+        for kind, arm in {"plain": plain, **temporal_arms(pipe, (1.5,))}.items()
+    }
+    return found | ({"training": Group(one, trained)} if trained else {})
+
+
+def _with_denoiser(pipe: Any, denoiser: Any, arm: Arm) -> Arm:
+    def run(tasks: Sequence[EditTask], seeds: Sequence[int]) -> torch.Tensor:
+        own = pipe.unet
+        pipe.register_modules(unet=denoiser)
+        try:
+            return arm(tasks, seeds)
+        finally:
+            pipe.register_modules(unet=own)
+
+    return run
+
+
+def evaluate_edits(
+    measured: Mapping[str, Group],
+    *,
+    model: str,
+    seed: int,
+    place: Place = _ALONE,
+    progress: Callable[[str, int], None] = lambda name, done: None,
+) -> dict[str, Any]:
+    """Scores all arms.
+
+    Args:
+        measured: of `groups`.
+        model: what is written as the model's name.
+        seed: of clips and noise.
+        place: of this process.
+        progress: called with an arm's name and the number of edits made.
+
+    Returns:
+        model, seed, processes, `input` (the scores of the clips themselves), and per group and arm the means of `colour`,
+        `shape`, `direction`, `found`, `distance` (of those found) and `consistency` with 95 % intervals,
+        `seconds_per_edit`, and, for arms on the clips of the first group, the paired differences to structure 2
+        (`minus_gen1`).
+    """
+    one = measured["structure"].tasks
+    report: dict[str, Any] = {"model": model, "seed": seed, "edits": len(one)}
+    report |= {"structure": STRUCTURE, "processes": place.count}
+    report["input"] = _means(_table(judge_edits([task.clip for task in one], one)))
+    report["groups"] = {}
+    base: dict[str, list] = {}
+    tables: dict[tuple[str, str], dict[str, list]] = {}
+    for group, content in measured.items():
+        report["groups"][group] = entries = {}
+        for name, arm in content.arms.items():
+            told = lambda done, name=name: progress(name, done)
+            verdicts, seconds = run_arm(arm, content.tasks, seed, place, told)
+            table = tables[group, name] = _table(verdicts)
+            entries[name] = _means(table) | {"seconds_per_edit": seconds}
+            base = table if name == f"structure={STRUCTURE}" else base
+    for (group, name), table in tables.items():
+        if measured[group].tasks is one and table is not base:
+            report["groups"][group][name]["minus_gen1"] = paired_differences(base, table)
+    return report
+
+
+def _table(verdicts: Sequence[EditVerdict]) -> dict[str, list]:
+    return {kind: [getattr(verdict, kind) for verdict in verdicts] for kind in KINDS}
+
+
+def _means(table: Mapping[str, Sequence[float | None]]) -> dict[str, Any]:
+    return {kind: mean(values) for kind, values in table.items()}
+
+
+def print_edits(report: dict[str, Any]) -> None:
+    """Prints the scores as a table, with the differences to structure 2 below those that exclude 0 marked."""
+    print(
+        f"{report['edits']} edits an arm, seed {report['seed']}, {report['model']}; means with 95 % intervals;"
+        f" structure {report['structure']} unless said; * differs from it, the interval excludes 0"
+    )
+    entries = {"the clips themselves": report["input"]}
+    for group in report["groups"].values():
+        entries |= group
+    width = max(map(len, entries))
+    print("  ".join(["".ljust(width), *(kind.ljust(20) for kind in KINDS), "s/edit"]))
+    for name, entry in entries.items():
+        cells = [_cell(entry, kind).ljust(20) for kind in KINDS]
+        seconds = entry.get("seconds_per_edit")
+        print("  ".join([name.ljust(width), *cells, "" if seconds is None else f"{seconds:.2f}"]))
+
+
+def _cell(entry: Mapping[str, Any], kind: str) -> str:
+    found = entry[kind]
+    if found["mean"] is None:
+        return "–"
+    low, high = found["ci95"]
+    difference = entry.get("minus_gen1", {}).get(kind, {})
+    interval = difference.get("ci95")
+    mark = "*" if interval and (interval[0] > 0 or interval[1] < 0) else " "
+    if kind in ("distance", "consistency"):
+        return f"{found['mean']:.2f} [{low:.2f}, {high:.2f}]{mark}"
+    return f"{found['mean']:6.1%} [{max(low, 0):.0%}, {min(high, 1):.0%}]{mark}"
