@@ -43,7 +43,7 @@ def options_for(model: str | Path, argument: str = "--model") -> dict[str, Any]:
     """
     options = {"use_safetensors": True, "trust_remote_code": False}
     path = Path(model)
-    if path.is_dir():
+    if str(model) and path.is_dir():
         return options | {"local_files_only": True}
     if path.exists():
         raise ArgumentError(

@@ -12,6 +12,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
+from torch.utils._device import _device_constructors
 
 from tests.interpreter import round_as_gpus_do
 
@@ -24,6 +25,9 @@ os.environ["CVG_AUTO_DIR"] = os.path.join(os.path.dirname(__file__), "no-such-fo
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 pytest_plugins = ("tests.coverage.plugin", "tests.fresh")
+
+# `with torch.device(…)` knows torch's constructors by identity from its first use on: that must not be a poisoned one.
+_device_constructors()
 
 _FUNCTIONS = ("empty", "empty_like", "empty_strided", "empty_permuted")
 _METHODS = ("new_empty", "new_empty_strided")

@@ -49,11 +49,11 @@ SMALL = {
 RECIPE = Recipe(steps=6, batch=8, read_steps=2, rate=3e-3)
 
 
-def write_features(folder, clips=48, lies=True):
+def write_features(folder, clips=48, columns=4):
     """Made-up features whose label is where the entity's maps are brighter: left, right, top or bottom."""
     generator = torch.Generator().manual_seed(0)
     label = torch.randint(4, (clips, 2), generator=generator)
-    maps = 0.1 + 0.01 * torch.randn(clips, 2, 2, 3, 4, 4, 4, generator=generator)
+    maps = 0.1 + 0.01 * torch.randn(clips, 2, 2, 3, 4, 4, columns, generator=generator)
     for clip in range(clips):
         for entity in range(2):
             x, y = DIRECTIONS[LABELS[label[clip, entity]]]
@@ -65,7 +65,7 @@ def write_features(folder, clips=48, lies=True):
         folder / "features",
         {
             "labels": LABELS, "timesteps": [999.0, 949.0], "layers": ["a", "b"], "heads": [1, 2],
-            "grid": [4, 4, 4], "fingerprint": {"class": "None", "norms": {}}, "recipe": {},
+            "grid": [4, 4, columns], "fingerprint": {"class": "None", "norms": {}}, "recipe": {},
         },
     )  # fmt: skip
     asked = torch.where((source == WRONG_PROMPT)[:, None], (label + 1) % 4, label)
@@ -237,9 +237,7 @@ def test_dual_inversion_can_be_left_out(tmp_path):
     [({"read_steps": 3}, "read_steps must be at most the 2"), ({}, "mirror must be False unless")],
 )
 def test_a_recipe_must_fit_the_features(change, message, tmp_path):
-    write_features(tmp_path)
-    path = tmp_path / "features" / "index.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"grid": [4, 4, 5]}))
+    write_features(tmp_path, columns=5)
     with pytest.raises(cvg.ArgumentError, match=message):
         train_classifier(tmp_path, replace(RECIPE, **change), accelerator(), **SMALL)
 
