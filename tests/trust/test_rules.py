@@ -22,6 +22,7 @@ WRITES = {
         "write_text",
         "save",
     },  # into a hidden folder that becomes the output at the end
+    "edit.py": {"save"},  # likewise
 }
 _WRITERS = {
     "write_text", "write_bytes", "savefig", "save_file", "save_pretrained", "save_config", "imwrite", "imsave",
@@ -84,6 +85,8 @@ def test_every_file_is_written_whole():
     found = {}
     for file, tree in files():
         for call, within in calls(tree):
+            if name_of(call) == "Image.open":  # PIL only reads by it
+                continue
             name = name_of(call).rpartition(".")[2]
             mode = [
                 ast.unparse(one)

@@ -180,7 +180,9 @@ def features(tmp_path):
     for first in (0, 5):
         label = torch.randint(-1, 2, (5, 2), dtype=torch.int8)
         maps = torch.rand(5, 2, 2, 3, 2, 3, 4).half()
-        examples = Examples(maps, label, label.clone(), torch.zeros(5, dtype=torch.uint8), torch.arange(5))
+        examples = Examples(
+            maps, label, label.clone(), torch.zeros(5, dtype=torch.uint8), torch.arange(5)
+        )
         write_shard(folder / f"{first:06d}.safetensors", examples)
     return folder
 
