@@ -6,7 +6,7 @@ import math
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,7 +18,7 @@ from cvg_kernels.capturing import capture
 from cvg_kernels.environment import devices, versions
 from cvg_kernels.errors import ArgumentError, is_whole
 from cvg_kernels.generate import DTYPES, check_device, check_output, peak_memory, timed
-from cvg_kernels.guidance import Gen1
+from cvg_kernels.guidance import CVG, Gen1, Together
 from cvg_kernels.guidance.methods import method_named
 from cvg_kernels.image_files import fit_square, read_image
 from cvg_kernels.prompts.tokens import EncodedText
@@ -40,16 +40,11 @@ class EditJob:
     structure: int = 3
     temporal_scale: float = 1.0
     guidance: str | None = None  #: further methods, as `generate` names them
-    words: list[str] = field(
-        default_factory=list
-    )  #: whose heat maps are shown, and which are guided
+    #: Words whose heat maps are shown, and which are guided.
+    words: list[str] = field(default_factory=list)
     negative_prompt: str | None = None
-    model: Path | None = (
-        None  #: a folder with a `StructureContentPipeline`; `None`: the one that ships
-    )
-    depth_model: str | None = (
-        None  #: a depth model of transformers, in the place of the pipeline's own
-    )
+    model: Path | None = None  #: folder of a `StructureContentPipeline`; `None`: the one that ships
+    depth_model: str | None = None  #: a depth model of transformers, for the pipeline's own
     frames: int = 8
     start: int = 0
     every: int | None = None
@@ -165,7 +160,8 @@ def run(job: EditJob, pipe: Any = None, *, bars: bool = True) -> dict[str, Any]:
     shown = bars and sys.stderr.isatty()
     pipe.set_progress_bar_config(desc="edit", disable=not shown, leave=False)
     with timed(times, "edit"), ExitStack() as attached:
-        runs = [attached.enter_context(method.attach(pipe)) for method in job.methods()]
+        methods = [_fitted(method, job, pipe) for method in job.methods()]
+        runs = [attached.enter_context(method.attach(pipe)) for method in methods]
         seen = attached.enter_context(capture(pipe, words=job.words)) if job.words else None
         made = pipe(
             video=given.clip,
@@ -200,6 +196,15 @@ def run(job: EditJob, pipe: Any = None, *, bars: bool = True) -> dict[str, Any]:
         report["files"] = sorted([*(path.name for path in folder.iterdir()), "report.json"])
         write_json(folder / "report.json", report)
     return report
+
+
+def _fitted(method: Any, job: EditJob, pipe: Any) -> Any:
+    """A method for the editor: CVG's classifier learnt to read the shapes pipeline, which the shipped editor began as."""
+    if isinstance(method, Together):
+        return Together(tuple(_fitted(one, job, pipe) for one in method.methods))
+    if isinstance(method, CVG) and method.classifier is None and job.model is None:
+        return replace(method, classifier=method.reader.taken_to(pipe))
+    return method
 
 
 def _load(job: EditJob) -> Any:

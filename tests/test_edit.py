@@ -204,6 +204,14 @@ def test_words_and_further_guidance(clip, tmp_path):
     assert report["guided_steps"] == 4  # two methods in two steps
 
 
+def test_the_classifier_of_the_shapes_pipeline_is_taken_to_the_editor(tmp_path):
+    out = tmp_path / "out"
+    prompt = "a blue square moving left"
+    arguments = ["--prompt", prompt, "--structure", "7", "--guidance", "cvg+vico", "--steps", "10"]
+    assert main(["edit", *arguments, "--output", str(out)]) == 0
+    assert json.loads((out / "report.json").read_text())["guided_steps"] >= 1
+
+
 def test_guidance_that_guided_nothing_is_told(clip, tmp_path, capsys):
     edit(tmp_path, clip, "--prompt", PROMPT, "--guidance", "vico:stop=0.0", code=2)
     assert "no denoising step was guided" in capsys.readouterr().err

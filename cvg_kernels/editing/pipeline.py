@@ -27,8 +27,16 @@ from cvg_kernels.editing.content import (
     predict_image_embedding,
 )
 from cvg_kernels.editing.depth import estimate_depth
+from cvg_kernels.editing.given import (
+    check_call,
+    clips_of,
+    common_count,
+    depth_of,
+    images_in,
+    pictures_of,
+    texts_in,
+)
 from cvg_kernels.editing.structure import (
-    MOST_ROUNDS,
     structure_channels,
     structure_latents,
     structure_maps,
@@ -240,24 +248,18 @@ class StructureContentPipeline(DiffusionPipeline):
         Raises:
             ArgumentError: if an argument does not fit, named with what is accepted.
         """
-        self._check(video, prompt, image, structure, depth, output_type)
+        check_call(video, prompt, image, structure, depth, output_type)
         device, dtype = self._execution_device, self.unet.dtype
         size = self._size(height, width)
-        clips = None if video is None else self._clips(video, size).to(device)
-        given = None if depth is None else self._given_depth(depth, clips, size).to(device)
+        clips = None if video is None else clips_of(self.video_processor, video, size).to(device)
+        given = None if depth is None else depth_of(depth, clips, size).to(device)
         depth = self._depth(clips, given)
-        counts = {
-            "video": len(depth),
-            "prompt": _count(prompt),
-            "negative_prompt": _count(negative_prompt),
-            "image": 1 if image is None else _images(image),
-        }
-        batch = max(counts.values())
-        for name, count in counts.items():
-            if count not in (1, batch):
-                raise ArgumentError(
-                    f"{name} must be one or one for each of {batch} clips, got {count}"
-                )
+        batch = common_count(
+            video=len(depth),
+            prompt=texts_in(prompt),
+            negative_prompt=texts_in(negative_prompt),
+            image=images_in(image),
+        )
         if len(depth) == 1:
             depth = depth.expand(batch, -1, -1, -1)
         frames = depth.shape[1]
@@ -274,7 +276,9 @@ class StructureContentPipeline(DiffusionPipeline):
         words, no_words = self.encode_prompt(
             prompt, device, 1, guided, negative_prompt, batch_size=batch
         )
-        pictures = None if image is None else self._pictures(image, batch).to(device)
+        pictures = (
+            None if image is None else pictures_of(self.video_processor, image, batch).to(device)
+        )
         texts = [prompt] * batch if isinstance(prompt, str) else prompt
         first = generator[0] if isinstance(generator, list) else generator
         content = self.encode_content(texts, pictures, first).to(words.dtype)
@@ -348,21 +352,6 @@ class StructureContentPipeline(DiffusionPipeline):
 
     # -- what is given, checked
 
-    def _check(self, video, prompt, image, structure, depth, output_type) -> None:
-        if video is None and depth is None:
-            raise ArgumentError("video or depth must be given, got neither")
-        if prompt is None and image is None:
-            raise ArgumentError("prompt or image must be given, got neither")
-        if not is_whole(structure, 0) or structure > MOST_ROUNDS:
-            raise ArgumentError(
-                f"structure must be a whole number from 0 to {MOST_ROUNDS}, got {structure!r}"
-            )
-        accepted = ("pil", "np", "pt", "latent")
-        if output_type not in accepted:
-            raise ArgumentError(
-                f"output_type must be one of {', '.join(accepted)}, got {output_type!r}"
-            )
-
     def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
         known = self.unet.config.sample_size
         known = (known, known) if isinstance(known, int) else tuple(known)
@@ -374,71 +363,3 @@ class StructureContentPipeline(DiffusionPipeline):
                 raise ArgumentError(f"{name} must be a multiple of {factor}, got {asked!r}")
             size.append(pixels)
         return tuple(size)
-
-    def _clips(self, video: Any, size: tuple[int, int]) -> torch.Tensor:
-        """Clips `[B, F, 3, H, W]` in [0, 1]."""
-        try:
-            if getattr(video, "ndim", 4) not in (4, 5):
-                raise ValueError(f"{video.ndim} dimensions")
-            pixels = self.video_processor.preprocess_video(video, *size)
-        except (ValueError, TypeError, IndexError, RuntimeError) as error:
-            raise ArgumentError(
-                "video must be frames of one size (PIL images, arrays [F, H, W, 3], tensors [F, 3, H, W] in [0, 1]) or a "
-                f"batch of such, got {_described(video)}: {error}"
-            ) from None
-        if pixels.shape[1] != 3:
-            raise ArgumentError(f"video must have 3 colour channels, got {pixels.shape[1]}")
-        return (pixels.transpose(1, 2).float() / 2 + 0.5).clamp(0, 1)
-
-    def _pictures(self, image: Any, batch: int) -> torch.Tensor:
-        """Images `[batch, 3, H, W]` in [0, 1]."""
-        try:
-            pixels = self.video_processor.preprocess(image)
-        except (ValueError, TypeError, IndexError, RuntimeError) as error:
-            raise ArgumentError(
-                f"image must be one image or one a clip, got {_described(image)}: {error}"
-            ) from None
-        if len(pixels) not in (1, batch) or pixels.shape[1] != 3:
-            raise ArgumentError(
-                f"image must have 3 colour channels, one or one for each of {batch} clips, got {tuple(pixels.shape)}"
-            )
-        return (pixels.float() / 2 + 0.5).clamp(0, 1).expand(batch, -1, -1, -1)
-
-    def _given_depth(
-        self, depth: Any, clips: torch.Tensor | None, size: tuple[int, int]
-    ) -> torch.Tensor:
-        """Depth `[B, F, H, W]` of the size of the frames."""
-        if not torch.is_tensor(depth) or depth.ndim not in (3, 4):
-            raise ArgumentError(
-                f"depth must be a tensor [F, H, W] or [B, F, H, W], got {_described(depth)}"
-            )
-        depth = depth.float() if depth.ndim == 4 else depth.float()[None]
-        if not bool(depth.isfinite().all()):
-            raise ArgumentError("depth must be finite, got infinite numbers or NaN")
-        if clips is not None and depth.shape[:2] != clips.shape[:2]:
-            raise ArgumentError(
-                f"depth must have the clips and frames of video, {tuple(clips.shape[:2])}, got {tuple(depth.shape[:2])}"
-            )
-        return torch.nn.functional.interpolate(depth, size, mode="bilinear", antialias=True)
-
-
-def _count(prompt: str | Sequence[str] | None) -> int:
-    return 1 if prompt is None or isinstance(prompt, str) else len(prompt)
-
-
-def _images(image: Any) -> int:
-    """How many images are given."""
-    if isinstance(image, (list, tuple)):
-        return len(image)
-    return len(image) if getattr(image, "ndim", 3) == 4 else 1
-
-
-def _described(value: Any) -> str:
-    """What somebody gave, in short."""
-    shape = getattr(value, "shape", None)
-    if shape is not None:
-        return f"{type(value).__name__} {tuple(shape)}"
-    if isinstance(value, (list, tuple)):
-        inside = f" of {type(value[0]).__name__}" if value else ""
-        return f"a {type(value).__name__} of {len(value)}{inside}" if inside else "an empty list"
-    return type(value).__name__

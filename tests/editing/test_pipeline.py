@@ -145,7 +145,9 @@ def test_clips_may_come_in_every_form(editor, clip):
     arrays = clip.permute(0, 2, 3, 1).numpy()
     images = [Image.fromarray((frame * 255).round().astype(np.uint8)) for frame in arrays]
     wanted = edit(editor, video=clip).frames
-    for form in (clip[None], [clip], arrays, [arrays], images, [images], list(clip)):
+    raw = (clip * 255).round().to(torch.uint8)
+    forms = (clip[None], [clip], arrays, [arrays], images, [images], list(clip), raw)
+    for form in (*forms, raw.permute(0, 2, 3, 1).numpy()):
         torch.testing.assert_close(edit(editor, video=form).frames, wanted, rtol=0, atol=2e-3)
 
 
@@ -317,6 +319,11 @@ CLIP = torch.rand(2, 3, 64, 64)
         ({"video": "clip.mp4"}, "video must be"),
         ({"video": []}, "video must be"),
         ({"video": torch.rand(2, 4, 64, 64)}, "video must have 3 colour channels"),
+        ({"video": 255 * torch.rand(2, 3, 64, 64)}, r"video must have numbers in \[0, 1\]"),
+        ({"video": 2 * torch.rand(2, 3, 64, 64) - 1}, r"video must have numbers in \[0, 1\]"),
+        ({"video": torch.full((2, 3, 64, 64), torch.nan)}, r"video must have numbers in \[0, 1\]"),
+        ({"video": torch.zeros(2, 3, 64, 64, dtype=torch.long)}, "video must be bytes or numbers"),
+        ({"image": 255 * torch.rand(3, 64, 64)}, r"image must have numbers in \[0, 1\]"),
         ({"video": torch.rand(33, 3, 64, 64)}, "at most 32 frames"),
         ({"image": torch.rand(4, 64, 64)}, "image must have 3 colour channels"),
         (

@@ -12,6 +12,7 @@ import cvg_kernels as cvg  # noqa: E402
 from cvg_kernels.composition import CompositionClassifier  # noqa: E402
 from cvg_kernels.guidance.cvg import SHIPPED  # noqa: E402
 from cvg_kernels.guidance.methods import method_named  # noqa: E402
+from cvg_kernels.shapes.edit_direction import direction_guidance  # noqa: E402
 from cvg_kernels.shapes.pipeline import load_pipeline, sample  # noqa: E402
 from cvg_kernels.shapes.world import DIRECTIONS  # noqa: E402
 
@@ -50,3 +51,24 @@ def test_by_name(pipe, name):
 def test_a_prompt_that_says_no_direction(pipe):
     with pytest.raises(cvg.ArgumentError, match="label must be given"):
         sample(pipe, ["a red circle"], [0], guidance=cvg.CVG(), steps=2)
+
+
+def test_it_can_be_taken_to_the_editor_which_it_does_not_fit_by_itself():
+    editor = cvg.shapes.load_editor()
+    own = cvg.CVG().reader
+    with pytest.raises(cvg.ArgumentError, match="does not fit the pipeline"):
+        cvg.CVG().check(editor)
+    taken = own.taken_to(editor)
+    cvg.CVG(taken).check(editor)
+    with pytest.raises(cvg.ArgumentError, match="does not fit"):
+        own.check(editor)  # as it was
+    assert taken.labels == own.labels
+    with pytest.raises(cvg.ArgumentError, match="pipe must have the layers"):
+        own.taken_to(torch.nn.Linear(2, 2))
+
+
+def test_a_direction_is_scored_without_and_with_it(monkeypatch):
+    monkeypatch.setattr("cvg_kernels.shapes.edit_arms.STEPS", 10)
+    found = direction_guidance(cvg.shapes.load_editor(), edits=2, seed=5)
+    assert found["edits"] == 2 and found["guided_steps"] >= 1
+    assert found["without"]["n"] == found["with_cvg"]["n"] == 2
