@@ -14,6 +14,13 @@ def _features(output: Any) -> torch.Tensor:
     return output if isinstance(output, torch.Tensor) else output.pooler_output
 
 
+def _fetch(encoder: Any) -> None:
+    """Has accelerate bring an offloaded encoder to its device, which it does by itself only for `forward`."""
+    hook = getattr(encoder, "_hf_hook", None)
+    if hook is not None:
+        hook.pre_forward(encoder)
+
+
 def embed_images(encoder: Any, images: torch.Tensor) -> torch.Tensor:
     """Embeds images by a CLIP.
 
@@ -24,6 +31,7 @@ def embed_images(encoder: Any, images: torch.Tensor) -> torch.Tensor:
     Returns:
         `[B, D]` of length 1.
     """
+    _fetch(encoder)
     size = encoder.config.vision_config.image_size
     if images.shape[-2:] != (size, size):
         images = interpolate(images, (size, size), mode="bilinear", antialias=True)
@@ -33,6 +41,7 @@ def embed_images(encoder: Any, images: torch.Tensor) -> torch.Tensor:
 
 def embed_texts(encoder: Any, tokens: torch.Tensor) -> torch.Tensor:
     """Embeds token ids `[B, N]` by a CLIP as `[B, D]` of length 1."""
+    _fetch(encoder)
     return normalize(_features(encoder.get_text_features(input_ids=tokens)), dim=-1)
 
 
@@ -56,7 +65,7 @@ def predict_image_embedding(
     scheduler: Any = None,
     *,
     steps: int = 20,
-    generator: torch.Generator | None = None,
+    generator: torch.Generator | list[torch.Generator] | None = None,
 ) -> torch.Tensor:
     """Predicts, from the embedding of a text, that of an image it describes.
 
@@ -68,7 +77,7 @@ def predict_image_embedding(
         text_embedding: `[B, D]` of length 1.
         scheduler: of the diffusion prior, which predicts the clean sample; `None` for a regression.
         steps: of the diffusion.
-        generator: of its noise.
+        generator: of its noise, one or one a text.
 
     Returns:
         `[B, D]` of length 1.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,7 +19,15 @@ _REFUSED = (ValueError, TypeError, IndexError, RuntimeError, AttributeError)
 
 
 def check_call(
-    video: Any, prompt: Any, image: Any, structure: Any, depth: Any, output_type: Any
+    *,
+    video: Any,
+    prompt: Any,
+    image: Any,
+    depth: Any,
+    structure: Any,
+    num_inference_steps: Any,
+    guidance_scale: Any,
+    output_type: Any,
 ) -> None:
     """Checks that there is structure and content, and the values of settings.
 
@@ -33,6 +42,13 @@ def check_call(
         raise ArgumentError(
             f"structure must be a whole number from 0 to {MOST_ROUNDS}, got {structure!r}"
         )
+    if not is_whole(num_inference_steps, 1):
+        raise ArgumentError(
+            f"num_inference_steps must be a whole number of at least 1, got {num_inference_steps!r}"
+        )
+    number = isinstance(guidance_scale, (int, float)) and not isinstance(guidance_scale, bool)
+    if not (number and math.isfinite(guidance_scale)):
+        raise ArgumentError(f"guidance_scale must be a finite number, got {guidance_scale!r}")
     if output_type not in _OUTPUTS:
         raise ArgumentError(
             f"output_type must be one of {', '.join(_OUTPUTS)}, got {output_type!r}"
@@ -55,9 +71,59 @@ def common_count(**counts: int) -> int:
     return batch
 
 
-def texts_in(prompt: str | Sequence[str] | None) -> int:
+def check_callback(callback: Any, shown: Any, known: Sequence[str]) -> None:
+    """Checks what is called after a step, and the names of what it is shown.
+
+    Raises:
+        ArgumentError: if it cannot be called, or the pipeline has nothing of such a name.
+    """
+    if callback is not None and not callable(callback):
+        raise ArgumentError(f"callback_on_step_end must be a function, got {_described(callback)}")
+    if isinstance(shown, str) or any(name not in known for name in shown):
+        raise ArgumentError(
+            f"callback_on_step_end_tensor_inputs must be a list of names among {', '.join(known)}, got {shown!r}"
+        )
+
+
+def check_generator(generator: Any, batch: int) -> None:
+    """Checks that there is one generator, or one a clip.
+
+    Raises:
+        ArgumentError: for anything else but `None`.
+    """
+    several = isinstance(generator, (list, tuple))
+    for one in generator if several else [generator]:
+        if not isinstance(one, torch.Generator) and (several or one is not None):
+            raise ArgumentError(
+                f"generator must be a torch.Generator or one for each clip, got {_described(one)}"
+            )
+    if several and len(generator) != batch:
+        raise ArgumentError(
+            f"generator must be one or one for each of {batch} clips, got {len(generator)}"
+        )
+
+
+def texts_of(name: str, prompt: str | Sequence[str] | None) -> list[str] | None:
+    """Makes texts a list; `None` stays.
+
+    Args:
+        name: of the argument.
+        prompt: as somebody gave it.
+
+    Raises:
+        ArgumentError: if it is no text.
+    """
+    if prompt is None:
+        return None
+    texts = [prompt] if isinstance(prompt, str) else prompt
+    if not isinstance(texts, (list, tuple)) or not all(isinstance(one, str) for one in texts):
+        raise ArgumentError(f"{name} must be a text or a list of texts, got {prompt!r}")
+    return list(texts)
+
+
+def texts_in(prompt: Sequence[str] | None) -> int:
     """How many texts are given; none counts as one for all clips."""
-    return 1 if prompt is None or isinstance(prompt, str) else len(prompt)
+    return 1 if prompt is None else len(prompt)
 
 
 def images_in(image: Any) -> int:
@@ -131,9 +197,11 @@ def depth_of(depth: Any, clips: torch.Tensor | None, size: tuple[int, int]) -> t
     Raises:
         ArgumentError: if it is no depth, or not that of the clips.
     """
+    given = depth
+    depth = torch.from_numpy(depth) if _is_numbers(depth) else depth
     if not torch.is_tensor(depth) or depth.ndim not in (3, 4) or not depth.numel():
         raise ArgumentError(
-            f"depth must be a tensor [F, H, W] or [B, F, H, W], got {_described(depth)}"
+            f"depth must be a tensor or array [F, H, W] or [B, F, H, W], got {_described(given)}"
         )
     depth = depth.float() if depth.ndim == 4 else depth.float()[None]
     if not bool(depth.isfinite().all()):
@@ -145,12 +213,36 @@ def depth_of(depth: Any, clips: torch.Tensor | None, size: tuple[int, int]) -> t
     return interpolate(depth, size, mode="bilinear", antialias=True)
 
 
+def _is_numbers(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.kind in "fiu"
+
+
+def _coloured(name: str, picture: Any) -> Any:
+    """A picture of PIL as RGB; what is transparent becomes white, as in `Gen1(content=…)`.
+
+    Raises:
+        ArgumentError: if it has more than 8 bits a pixel and channel, whose range nobody knows.
+    """
+    from PIL import Image
+
+    if picture.mode.startswith(("I", "F")):
+        raise ArgumentError(
+            f"{name} must be pictures of 8 bits a channel, got one of mode {picture.mode}: give arrays in [0, 1]"
+        )
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return picture.convert("RGB")
+
+
 def _in_unit_range(name: str, value: Any) -> Any:
-    """Bytes as numbers in [0, 1]; pictures of other kinds, and lists of them, as they are.
+    """Bytes as numbers in [0, 1], pictures of PIL in colour, lists of either; the rest as it is.
 
     Raises:
         ArgumentError: for numbers outside [0, 1], which the processors of diffusers would clip or take for others.
     """
+    if hasattr(value, "has_transparency_data"):
+        return _coloured(name, value)
     if isinstance(value, (list, tuple)):
         return [_in_unit_range(name, one) for one in value]
     if not isinstance(value, (torch.Tensor, np.ndarray)):
@@ -167,7 +259,7 @@ def _in_unit_range(name: str, value: Any) -> Any:
 
 
 def _described(value: Any) -> str:
-    """What somebody gave, in short."""
+    """Says in short what somebody gave."""
     shape = getattr(value, "shape", None)
     if shape is not None:
         return f"{type(value).__name__} {tuple(shape)}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -29,12 +31,15 @@ from cvg_kernels.editing.content import (
 from cvg_kernels.editing.depth import estimate_depth
 from cvg_kernels.editing.given import (
     check_call,
+    check_callback,
+    check_generator,
     clips_of,
     common_count,
     depth_of,
     images_in,
     pictures_of,
     texts_in,
+    texts_of,
 )
 from cvg_kernels.editing.structure import (
     structure_channels,
@@ -43,6 +48,8 @@ from cvg_kernels.editing.structure import (
 )
 from cvg_kernels.errors import ArgumentError, is_whole
 from cvg_kernels.pipeline.temporal_layers import temporal_layers_off
+
+_EVERYTHING = 1_000_000  # tokens, more than any prompt has
 
 
 @dataclass
@@ -140,9 +147,8 @@ class StructureContentPipeline(DiffusionPipeline):
         """
 
         def encode(text: str | Sequence[str] | None) -> torch.Tensor:
-            texts = (
-                [text or ""] * batch_size if text is None or isinstance(text, str) else list(text)
-            )
+            texts = [text or ""] if text is None or isinstance(text, str) else list(text)
+            texts = texts * batch_size if len(texts) == 1 else texts
             tokens = self._tokens(texts).to(device or self._execution_device)
             rows = self.text_encoder(tokens)[0]
             return rows.repeat_interleave(num_videos_per_prompt, 0)
@@ -153,14 +159,14 @@ class StructureContentPipeline(DiffusionPipeline):
         self,
         prompt: Sequence[str] | None,
         image: torch.Tensor | None,
-        generator: torch.Generator | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
     ) -> torch.Tensor:
         """Embeds content as `[B, D]` of length 1: of images, or, through the prior, of texts.
 
         Args:
             prompt: the texts, where there is no image.
             image: `[B, 3, H, W]` in [0, 1].
-            generator: of a diffusion prior.
+            generator: of a diffusion prior, one or one a text.
         """
         if image is not None:
             return embed_images(self.content_encoder, image)
@@ -182,9 +188,18 @@ class StructureContentPipeline(DiffusionPipeline):
             return depth
         if self.depth_estimator is None:
             raise ArgumentError("depth must be given, since the pipeline has no depth_estimator")
-        return estimate_depth(self.depth_estimator, video.flatten(0, 1)).unflatten(
-            0, video.shape[:2]
-        )
+        return torch.stack([estimate_depth(self.depth_estimator, clip) for clip in video])
+
+    def _warn_of_long(self, texts: Sequence[str]) -> None:
+        """Tells of words that are not read."""
+        longest = self.tokenizer.model_max_length
+        for text in texts:
+            count = len(self.tokenizer(text, truncation=True, max_length=_EVERYTHING).input_ids)
+            if count > longest:
+                warnings.warn(
+                    f"the end of a prompt is not read: {longest} of its {count} tokens are, of {text!r}",
+                    stacklevel=4,
+                )
 
     # -- the call
 
@@ -210,7 +225,7 @@ class StructureContentPipeline(DiffusionPipeline):
         prompt: str | list[str] | None = None,
         image: Any = None,
         structure: int = 3,
-        depth: torch.Tensor | None = None,
+        depth: Any = None,
         negative_prompt: str | list[str] | None = None,
         height: int | None = None,
         width: int | None = None,
@@ -232,14 +247,15 @@ class StructureContentPipeline(DiffusionPipeline):
                 read as well.
             image: shows what is to be seen: one image (PIL, an array or `[3, H, W]`) or one a clip.
             structure: t_s, rounds of blur that the depth goes through: 0 keeps outlines, 7 next to nothing.
-            depth: `[F, H, W]` or `[B, F, H, W]`, larger nearer, in the place of an estimate; video may be left out then.
+            depth: tensor or array `[F, H, W]` or `[B, F, H, W]`, larger nearer, in the place of an estimate; video may be
+                left out then.
             negative_prompt: words of the branch without content.
             height: of the edited clip in pixels; `None` takes what the denoiser was trained on, as does `width`.
             width: likewise.
             num_inference_steps: denoising steps.
             guidance_scale: ω; up to 1 the branch without content is left out.
             generator: of the noise, one or one a clip.
-            latents: noise `[B, C, F, h, w]` to start from, in the place of drawn noise.
+            latents: noise `[B, C, F, h, w]` of variance 1 to start from, in the place of drawn noise.
             output_type: "pil", "np", "pt" or "latent".
             return_dict: `False` returns the tuple (frames, structure).
             callback_on_step_end: called as (pipe, step, timestep, {"latents": …}) and may return other latents.
@@ -248,7 +264,23 @@ class StructureContentPipeline(DiffusionPipeline):
         Raises:
             ArgumentError: if an argument does not fit, named with what is accepted.
         """
-        check_call(video, prompt, image, structure, depth, output_type)
+        check_call(
+            video=video,
+            prompt=prompt,
+            image=image,
+            depth=depth,
+            structure=structure,
+            num_inference_steps=num_inference_steps,
+            guidance_scale=guidance_scale,
+            output_type=output_type,
+        )
+        shown = callback_on_step_end_tensor_inputs
+        check_callback(callback_on_step_end, shown, self._callback_tensor_inputs)
+        prompt, negative = (
+            texts_of("prompt", prompt),
+            texts_of("negative_prompt", negative_prompt),
+        )
+        self._warn_of_long((prompt or []) + (negative or []))
         device, dtype = self._execution_device, self.unet.dtype
         size = self._size(height, width)
         clips = None if video is None else clips_of(self.video_processor, video, size).to(device)
@@ -257,9 +289,11 @@ class StructureContentPipeline(DiffusionPipeline):
         batch = common_count(
             video=len(depth),
             prompt=texts_in(prompt),
-            negative_prompt=texts_in(negative_prompt),
+            negative_prompt=texts_in(negative),
             image=images_in(image),
         )
+        check_generator(generator, batch)
+        generator = list(generator) if isinstance(generator, tuple) else generator
         if len(depth) == 1:
             depth = depth.expand(batch, -1, -1, -1)
         frames = depth.shape[1]
@@ -273,15 +307,12 @@ class StructureContentPipeline(DiffusionPipeline):
 
         self._guidance_scale = guidance_scale
         guided = self.do_classifier_free_guidance
-        words, no_words = self.encode_prompt(
-            prompt, device, 1, guided, negative_prompt, batch_size=batch
-        )
+        words, no_words = self.encode_prompt(prompt, device, 1, guided, negative, batch_size=batch)
         pictures = (
             None if image is None else pictures_of(self.video_processor, image, batch).to(device)
         )
-        texts = [prompt] * batch if isinstance(prompt, str) else prompt
-        first = generator[0] if isinstance(generator, list) else generator
-        content = self.encode_content(texts, pictures, first).to(words.dtype)
+        texts = prompt * batch if texts_in(prompt) == 1 and prompt else prompt
+        content = self.encode_content(texts, pictures, generator).to(words.dtype)
         text = torch.cat([words, content_tokens(content, words.shape[-1])], 1)
         if guided:
             nothing = content_tokens(torch.zeros_like(content), words.shape[-1])
@@ -293,15 +324,13 @@ class StructureContentPipeline(DiffusionPipeline):
         shape = (batch, self.vae.config.latent_channels, *channels.shape[2:])
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=device, dtype=dtype)
-            latents = latents * self.scheduler.init_noise_sigma
-        elif tuple(latents.shape) != shape:
-            raise ArgumentError(f"latents must be {shape}, got {tuple(latents.shape)}")
-        latents = latents.to(device, dtype)
+        elif not torch.is_tensor(latents) or tuple(latents.shape) != shape:
+            given = getattr(latents, "shape", type(latents).__name__)
+            raise ArgumentError(f"latents must be a tensor {shape}, got {given}")
+        latents = latents.to(device, dtype) * self.scheduler.init_noise_sigma
         # a single frame is an image, as in training: time has nothing to add
         with temporal_layers_off(self.unet) if frames == 1 else nullcontext():
-            latents = self._denoise(
-                latents, channels, text, callback_on_step_end, callback_on_step_end_tensor_inputs
-            )
+            latents = self._denoise(latents, channels, text, generator, callback_on_step_end, shown)
         if output_type == "latent":
             result = latents
         else:
@@ -316,11 +345,14 @@ class StructureContentPipeline(DiffusionPipeline):
         latents: torch.Tensor,
         channels: torch.Tensor,
         text: torch.Tensor,
+        generator: torch.Generator | list[torch.Generator] | None,
         callback: Callable | None,
         shown: Sequence[str],
     ) -> torch.Tensor:
         """Runs the scheduler from noise to clean latents."""
         timesteps = self.scheduler.timesteps
+        takes = inspect.signature(type(self.scheduler).step).parameters
+        options = {"generator": generator} if "generator" in takes else {}  # of their fresh noise
         self._num_timesteps = len(timesteps)
         with self.progress_bar(total=len(timesteps)) as bar:
             for index, timestep in enumerate(timesteps):
@@ -335,7 +367,9 @@ class StructureContentPipeline(DiffusionPipeline):
                 if self.do_classifier_free_guidance:
                     without, with_content = prediction.chunk(2)
                     prediction = without + self._guidance_scale * (with_content - without)
-                latents = self.scheduler.step(prediction, timestep, latents, return_dict=False)[0]
+                latents = self.scheduler.step(
+                    prediction, timestep, latents, return_dict=False, **options
+                )[0]
                 if callback is not None:
                     values = {"latents": latents} if "latents" in shown else {}
                     latents = (callback(self, index, timestep, values) or {}).get(

@@ -13,7 +13,7 @@ pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
 from cvg_kernels.editing.structure import structure_channels  # noqa: E402
-from cvg_kernels.shapes import edit_latents  # noqa: E402
+from cvg_kernels.shapes import edit_latents, train_content  # noqa: E402
 from cvg_kernels.shapes.checkpoint import Checkpoint  # noqa: E402
 from cvg_kernels.shapes.edit_latents import encode_edit_clips, load_edit_clips  # noqa: E402
 from cvg_kernels.shapes.fit import fit  # noqa: E402
@@ -125,3 +125,15 @@ def test_parameters_have_the_rates_of_their_names_and_losses_are_written(tmp_pat
     assert torch.equal(slow["slope"].weight, nn.Linear(2, 1).weight)
     lines = [json.loads(each) for each in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [each["step"] for each in lines] == list(range(1, 7))
+
+
+def test_a_few_steps_bring_frames_and_their_captions_together(editor, tmp_path, monkeypatch):
+    monkeypatch.setattr("cvg_kernels.shapes.log._EVERY", 1)
+    monkeypatch.setattr(train_content, "_BATCH", 32)
+    train_content.train_content_encoder(
+        tmp_path, editor.tokenizer, seed=1, steps=16, device=torch.device("cpu")
+    )
+    lines = [json.loads(each) for each in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    losses = [each["loss"] for each in lines]
+    assert np.mean(losses[-4:]) < np.mean(losses[:4]) - 0.1
+    assert (tmp_path / "content_encoder" / "config.json").exists()

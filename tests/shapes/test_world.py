@@ -174,3 +174,14 @@ def test_captions_may_leave_the_motion_out_where_that_is_said():
     for wrong in ("a red circle moving", "a red circle moving around", "red circle", "a red dot"):
         with pytest.raises(ValueError, match=r"\[moving DIRECTION\]"):
             world.parse_caption(wrong, motion=False)
+
+
+def test_pictures_of_things_apart_are_those_of_any_order(request):
+    """No thing hides another: the picture is the ground and what each adds to it."""
+    scenes, frames = clips(request.config.seed, 4)
+    for scene, clip in zip(scenes, frames, strict=True):
+        alone = [
+            world.render([world.Scene((thing,), (motion,))])[0] - world.BACKGROUND
+            for thing, motion in zip(scene.things, scene.motions, strict=True)
+        ]
+        torch.testing.assert_close(clip, world.BACKGROUND + sum(alone), rtol=0, atol=1e-6)
