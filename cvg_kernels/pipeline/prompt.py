@@ -134,12 +134,16 @@ class RunPrompt:
                 raise ArgumentError(
                     "prompt is not known: encode it within the block (pipe.encode_prompt), or pass prompt=… at attaching"
                 )
-            embedded = any(
+            if any(
                 name.startswith("prompt_embeds") and value is not None
                 for name, value in self._options.items()
+            ):
+                raise ArgumentError(
+                    "prompt is not known, since the pipeline was given prompt_embeds: pass prompt=… as well"
+                )
+            raise ArgumentError(
+                "prompt is not known, since the call has none: pass prompt=… as well"
             )
-            why = "the pipeline was given prompt_embeds" if embedded else "the call has none"
-            raise ArgumentError(f"prompt is not known, since {why}: pass prompt=… as well")
         return [prompt] if isinstance(prompt, str) else list(prompt)
 
     @property
