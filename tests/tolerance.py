@@ -40,6 +40,44 @@ def assert_as_exact_as(
     assert found <= allowed, f"error {found:.3g}, allowed {allowed:.3g}"
 
 
+def assert_sum_as_exact_as(
+    actual: torch.Tensor,
+    stock: torch.Tensor,
+    exact: torch.Tensor,
+    factor: float = 2.0,
+) -> None:
+    """Asserts that a sum is right though its terms cancel, as those of the gradient of one number for all places do.
+
+    Where they cancel, neither the sum nor what PyTorch's own sum is off by, one number that may be right by luck, says
+    how exact it can be: the terms do. Each may be `factor` times as far off as PyTorch's own, and all to one side; adding
+    rounds each once more, and the sum as a random walk. Of several sums of few terms each, PyTorch's may be right by
+    luck too: the one with the largest errors stands for all. The terms are the gradients of copies of the number, one for
+    each place where it is used.
+
+    Args:
+        actual: the sum.
+        stock: its terms by PyTorch in float32, `[..., *actual.shape]`.
+        exact: the same in float64.
+        factor: how much farther off than PyTorch's a term may be.
+    """
+    assert stock.shape == exact.shape and actual.shape == exact.shape[exact.ndim - actual.ndim :]
+    assert torch.isfinite(actual).all(), "not finite"
+    stock, exact = (
+        terms.double().reshape(-1, *actual.shape) for terms in (stock.detach(), exact.detach())
+    )
+    total = exact.sum(0)
+    off = (stock - exact).abs().sum(0).max()
+    adding = exact.abs().sum(0) + len(exact) ** 0.5 * total.abs()
+    allowed = factor * off + torch.finfo(torch.float32).eps * adding
+    allowed += torch.finfo(actual.dtype).eps * total.abs()
+    found = (actual.detach().double() - total).abs()
+    worst = (found - allowed).argmax()
+    assert (found <= allowed).all(), (
+        f"error {found.flatten()[worst]:.3g}, allowed {allowed.flatten()[worst]:.3g}, "
+        f"of {total.flatten()[worst]:.6g}"
+    )
+
+
 def assert_maps_exact(
     maps: torch.Tensor, exact: torch.Tensor, row_peak: torch.Tensor, bound: float
 ):

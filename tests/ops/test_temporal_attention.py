@@ -11,7 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 import cvg_kernels as cvg
 from tests.ops.backends import DEVICE, backends, device_of
-from tests.tolerance import assert_as_exact_as, assert_maps_exact
+from tests.ops.temporal import assert_right, eager
 
 BACKENDS = backends("temporal_attention", "reference", "native", "triton")
 EXACT = BACKENDS[:2]  # those that compute in float64
@@ -105,25 +105,6 @@ def regulariser(case: Case, dtype: torch.dtype, device: torch.device) -> dict[st
     return {"bias": bias.requires_grad_()}
 
 
-def doubles(given: dict | list):
-    if isinstance(given, dict):
-        return {name: t.detach().double().requires_grad_() for name, t in given.items()}
-    return [t.detach().double().requires_grad_() for t in given]
-
-
-def eager(query, key, value, *, sigma=None, strength=None, bias=None, nothing=0.0):
-    """What a user writes today, in the dtype of the input; `nothing` is added for its gradient, that of q kᵀ."""
-    scores = torch.einsum("...id,...jd->...ij", query, key) * query.shape[-1] ** -0.5 + nothing
-    if sigma is not None:
-        at = torch.arange(query.shape[-2], device=query.device, dtype=query.dtype)
-        band = (-(at[:, None] - at).square() / (2 * sigma**2)).exp()
-        scores = scores + strength * scores.max(-1, keepdim=True).values * band
-    if bias is not None:
-        scores = scores + bias
-    weights = scores.softmax(-1)
-    return weights @ value, weights.mean(-3)
-
-
 @pytest.mark.parametrize("case", CASES, **by_name)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_forward_and_gradients_float32(backend, case):
@@ -149,13 +130,21 @@ def test_low_precision(backend, case, dtype):
     check(backend, case, dtype)
 
 
-def check(backend: str, case: Case, dtype: torch.dtype, device: torch.device | None = None) -> None:
+def check(
+    backend: str,
+    case: Case,
+    dtype: torch.dtype,
+    device: torch.device | None = None,
+    row_max_grad: bool = True,
+) -> None:
     """Forward and every gradient, from both outputs at once, within the budget of eager code of the same precision."""
     device = device or device_of(backend)
     given = [t.requires_grad_() for t in tensors(case, dtype, device)]
     options = regulariser(case, torch.float32, device)
     with cvg.trace_backends() as ran:
-        out, maps = cvg.temporal_attention(*given, **options, capture=True, backend=backend)
+        out, maps = cvg.temporal_attention(
+            *given, **options, capture=True, row_max_grad=row_max_grad, backend=backend
+        )
         leaves = [*given, *options.values()]
         cotangents = [torch.randn_like(out), torch.randn_like(maps)]
         grads = torch.autograd.grad([out, maps], leaves, cotangents, retain_graph=True)
@@ -166,43 +155,7 @@ def check(backend: str, case: Case, dtype: torch.dtype, device: torch.device | N
     if case.layout == "heads-last":
         assert backend == "reference" or out.transpose(1, 2).is_contiguous()
 
-    exact_given, exact_options = doubles(given), doubles(options)
-    square = (*given[0].shape[:-1], case.frames)
-    nothing = torch.zeros(square, dtype=torch.float64, device=device, requires_grad=True)
-    exact = eager(*exact_given, **exact_options, nothing=nothing)
-    exact_leaves = [*exact_given, *exact_options.values(), nothing]
-    *exact_grads, grad_scores = torch.autograd.grad(
-        exact, exact_leaves, [c.double() for c in cotangents], retain_graph=True
-    )
-    peak = exact[1].detach().amax(-1)
-    bound = 2e-6 if dtype == torch.float32 else 5e-6
-    assert_maps_exact(maps.detach().mT, exact[1].detach().mT, peak, bound)
-
-    stock_given = [t.detach().clone().requires_grad_() for t in given]
-    stock_options = {name: t.detach().clone().requires_grad_() for name, t in options.items()}
-    stock_out, stock_maps = eager(
-        *stock_given, **{name: t.to(dtype) for name, t in stock_options.items()}
-    )
-    stock_leaves = [*stock_given, *stock_options.values()]
-    stock_grads = torch.autograd.grad(
-        [stock_out, stock_maps], stock_leaves, [cotangents[0], cotangents[1].to(dtype)]
-    )
-    depth = max(case.frames, case.dim, case.value_dim, 32)
-    assert_as_exact_as(out.detach(), stock_out.detach(), exact[0].detach(), depth=depth)
-    # What cancels, all of it with a single frame, whose logits have no gradient, is measured by the terms that cancel.
-    longest = [t.detach().double().norm(dim=-1).max().item() for t in (*exact_given, cotangents[0])]
-    size = case.dim**-0.5 * longest[3] * longest[2] * max(longest[:2])
-    query, key = (t.detach().abs() * case.dim**-0.5 for t in exact_given[:2])
-    sizes = [(grad_scores.abs() @ key).max(), (grad_scores.abs().mT @ query).max(), 0.0]
-    for index, terms in enumerate(sizes):
-        three = (grads[index], stock_grads[index], exact_grads[index])
-        alone = size if case.frames == 1 else float(terms)
-        assert_as_exact_as(*three, 2.0, depth=depth, size=alone)
-    # One number, or one matrix, summed over all positions and heads: far more terms, which cancel.
-    terms = depth * math.prod(given[0].shape[:-2]) * case.frames
-    for found, plain, right in zip(grads[3:], stock_grads[3:], exact_grads[3:], strict=True):
-        summed = size * case.dim**0.5 if right.ndim == 0 or case.frames == 1 else 0.0
-        assert_as_exact_as(found, plain, right, 2.0, depth=terms, size=summed)
+    assert_right((out, maps), grads, given, options, cotangents, row_max_grad)
 
 
 # --- what it computes ------------------------------------------------------------------------------------------------
@@ -320,25 +273,31 @@ def test_nan_stays_where_it_is(backend):
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_each_gradient_alone(backend):
     """A gradient from one output only, to one input only, is that of the definition."""
-    device = device_of(backend)
-    case = Case("", 3, 2, 12, 16, 16)
-    inputs = tensors(case, torch.float32, device) + [
-        t.detach() for t in regulariser(case, torch.float32, device).values()
-    ]
+    each_gradient_alone(backend, Case("", 3, 2, 12, 16, 16), torch.float32, device_of(backend))
+
+
+def each_gradient_alone(
+    backend: str, case: Case, dtype: torch.dtype, device: torch.device, row_max_grad: bool = True
+) -> None:
+    """A gradient from one output only, to one input only."""
+    given = tensors(case, dtype, device)
+    options = regulariser(case, torch.float32, device)
+    options = {name: t.detach() for name, t in options.items()}
     for which in range(2):
-        for wrt in range(5):
+        for wrt in range(3 + len(options)):
             if (which, wrt) == (1, 2):
                 continue  # maps do not depend on the values
-            results = []
-            for name, dtype in ((backend, torch.float32), ("reference", torch.float64)):
-                given = [t.to(dtype).requires_grad_(i == wrt) for i, t in enumerate(inputs)]
-                found = cvg.temporal_attention(
-                    *given[:3], sigma=given[3], strength=given[4], capture=True, backend=name
-                )[which]
-                weight = torch.linspace(-1, 1, found.numel(), device=device, dtype=dtype).sin()
-                (grad,) = torch.autograd.grad(found, given[wrt], weight.view(found.shape))
-                results.append(grad.double())
-            torch.testing.assert_close(*results, rtol=1e-3, atol=1e-5)
+            leaves = [t.detach() for t in (*given, *options.values())]
+            leaves[wrt].requires_grad_()
+            found = cvg.temporal_attention(
+                *leaves[:3], **dict(zip(options, leaves[3:], strict=True)), capture=True,
+                row_max_grad=row_max_grad, backend=backend,
+            )[which]  # fmt: skip
+            cotangents: list[torch.Tensor | None] = [None, None]
+            cotangents[which] = torch.randn_like(found)
+            grads: list[torch.Tensor | None] = [None] * len(leaves)
+            (grads[wrt],) = torch.autograd.grad(found, leaves[wrt], cotangents[which])
+            assert_right((None, None), grads, given, options, cotangents, row_max_grad)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -398,17 +357,4 @@ def test_gradcheck(backend, added):
 @pytest.mark.parametrize("backend", BACKENDS[1:])
 def test_gradients_with_the_row_maximum_held_fixed(backend):
     """Those of plain PyTorch with m detached; sigma and strength keep theirs."""
-    case = Case("", 3, 2, 13, 16, 16)
-    device = device_of(backend)
-    given = tensors(case, torch.float32, device)
-    options = regulariser(case, torch.float32, device)
-    results = []
-    for name in (backend, "reference"):
-        leaves = [t.detach().requires_grad_() for t in given]
-        found = cvg.temporal_attention(
-            *leaves, **options, row_max_grad=False, capture=True, backend=name
-        )
-        loss = found.out.square().sum() + found.maps.square().sum()
-        results.append(torch.autograd.grad(loss, [*leaves, *options.values()]))
-    for one, other in zip(*results, strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+    check(backend, Case("", 3, 2, 13, 16, 16), torch.float32, row_max_grad=False)

@@ -18,7 +18,13 @@ from cvg_kernels.backends import Backend
 from cvg_kernels.kernels import Facts
 from cvg_kernels.ops import _choice
 from cvg_kernels.ops import _temporal_attention_native as native
-from tests.ops.test_temporal_attention import TILED, Case, check, regulariser, tensors
+from tests.ops.test_temporal_attention import (
+    TILED,
+    Case,
+    check,
+    each_gradient_alone,
+    tensors,
+)
 
 SHARED = {"sm_80": 163 * 1024, "sm_89": 99 * 1024, "sm_90": 227 * 1024}  # bytes a block can have
 
@@ -122,28 +128,7 @@ def test_without_maps_the_output_is_the_same(device, frames):
 def test_each_gradient_alone(device, added, row_max_grad):
     """A gradient from one output only, to one input only, is that of the definition."""
     case = Case("", 6, 2, 17, 16, 24, added=added)
-    inputs = [t.half() for t in tensors(case, torch.float32, device)]
-    options = {name: t.detach() for name, t in regulariser(case, torch.float32, device).items()}
-    names = list(options)
-    for which in range(2):
-        for wrt in range(3 + len(names)):
-            if (which, wrt) == (1, 2):
-                continue  # maps do not depend on the values
-            results = []
-            for backend, wide in (("cuda", False), ("reference", True)):
-                given = [*inputs, *options.values()]
-                given = [t.double() if wide else t for t in given]
-                given = [t.detach().requires_grad_(i == wrt) for i, t in enumerate(given)]
-                found = cvg.temporal_attention(
-                    *given[:3], **dict(zip(names, given[3:], strict=True)), capture=True,
-                    row_max_grad=row_max_grad, backend=backend,
-                )[which]  # fmt: skip
-                weight = torch.linspace(-1, 1, found.numel(), device=device).sin()
-                cotangent = weight.view(found.shape).to(found.dtype)
-                (grad,) = torch.autograd.grad(found, given[wrt], cotangent)
-                results.append(grad.double())
-            size = results[1].abs().max().item()
-            torch.testing.assert_close(*results, rtol=4e-3, atol=4e-3 * size + 1e-4)
+    each_gradient_alone("cuda", case, torch.float16, device, row_max_grad)
 
 
 def test_the_gradient_of_the_row_maximum_goes_to_the_first_of_a_tie(device):
