@@ -14,9 +14,18 @@ from tests.pipelines import (
     wan,
     wan_relatives,
 )
-from tests.pipelines.case import PROMPT, STEPS, PipelineCase, denoisers, run
+from tests.pipelines.case import PROMPT, SAME, STEPS, PipelineCase, denoisers, in_float64, run
 
-__all__ = ["PIPELINES", "PROMPT", "STEPS", "PipelineCase", "denoisers", "run"]
+__all__ = [
+    "PIPELINES",
+    "PROMPT",
+    "SAME",
+    "STEPS",
+    "PipelineCase",
+    "denoisers",
+    "in_float64",
+    "run",
+]
 
 _FAMILIES = (unets, latte, wan, cogvideox, wan_relatives, hunyuan, cosmos, ltx2, others)
 

@@ -19,6 +19,10 @@ STEPS = 3  # that `run` asks for, where a case does not ask for another number
 #: The diffusers that all builders are for; with an older one, those of newer parts are skipped.
 NEWEST = (0, 42)
 
+#: How far results that are equal but for the order of roundings may lie apart in float64, guided ones too: guidance that
+#: amplifies roundings a hundred-millionfold stays below it. What comes out as a video is rounded to float32.
+SAME = {"rtol": 1e-6, "atol": 1e-6}
+
 #: How classifier-free guidance stacks its branches in a batch.
 STACKED = ("uncond", "cond")
 
@@ -119,6 +123,22 @@ def denoisers(pipe: Any) -> list[torch.nn.Module]:
     """Its denoiser, or its two experts."""
     found = (getattr(pipe, name, None) for name in ("unet", "transformer", "transformer_2"))
     return [denoiser for denoiser in found if denoiser is not None]
+
+
+def in_float64(built: tuple[Any, dict[str, Any]]) -> tuple[Any, dict[str, Any]]:
+    """A built pipeline and its arguments in float64: for comparisons of two ways to one result, see `SAME`."""
+    pipe, options = built
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.double()
+    return pipe, {name: _widened(value) for name, value in options.items()}
+
+
+def _widened(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_widened(one) for one in value]
+    floating = isinstance(value, torch.Tensor) and value.is_floating_point()
+    return value.double() if floating else value
 
 
 def is_modular(pipe: Any) -> bool:
