@@ -34,7 +34,7 @@ class Call:
         denoiser: the network, or what is compiled around it.
         arguments: of the call, by name.
         latents: `[B, C, F, H, W]`, without the channels of a condition. For `Guidance.before_step` they are in float32
-            and as the scheduler has them, else as the denoiser is given them.
+            (float64 for float64) and as the scheduler has them, else as the denoiser is given them.
         branches: of each sample.
         index: number of the denoising step among those that this run makes, 0 first.
         count: how many steps the run makes.

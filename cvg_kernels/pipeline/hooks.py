@@ -254,8 +254,7 @@ class PipelineHooks:
                 stepping.shift, stepping.start = self._shift(call)
         if stepping.shift is not None:
             shift = repeated(stepping.shift, call.branches, self._sampling.samples)
-            moved = call.latents.float() + shift * stepping.factor()
-            moved = moved.to(call.latents.dtype)
+            moved = (call.latents + shift * stepping.factor()).to(call.latents.dtype)
             call = replace(call, arguments=call.with_latents(moved), latents=moved)
             self._calls[-1] = call
         for subscriber in self._joined():
@@ -294,7 +293,8 @@ class PipelineHooks:
         if not movers or samples == slice(0, 0):
             return None, None
         part, factor = call.part(samples), self._stepping.factor()
-        noisy, start = part.noisy(), part.latents.detach().float() / factor
+        wide = torch.promote_types(part.latents.dtype, torch.float32)
+        noisy, start = part.noisy(), part.latents.detach().to(wide) / factor
         moved = False
         with differentiable(call.denoiser), self._pag.lifted(call.denoiser), ExitStack() as stack:
             arguments = without_inference_tensors(part.arguments)

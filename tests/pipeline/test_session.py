@@ -20,7 +20,7 @@ from diffusers.hooks import LayerSkipConfig  # noqa: E402
 import cvg_kernels as cvg  # noqa: E402
 from cvg_kernels.guidance import Guidance, Together  # noqa: E402
 from tests.offline_pipelines import PROMPT, animatediff, run, wan  # noqa: E402
-from tests.pipelines import PIPELINES  # noqa: E402
+from tests.pipelines import PIPELINES, in_float64  # noqa: E402
 from tests.pipelines import run as run_case  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -95,6 +95,17 @@ def test_methods_move_in_turn_together_or_one_within_the_other():
     torch.testing.assert_close(nested, together)
     torch.testing.assert_close(inner.history[0][2], outer.history[0][2] + 0.25)
     assert cvg.Together is Together
+
+
+def test_latents_in_float64_stay_so():
+    """A move that float32 has no digits for arrives."""
+    pipe, options = in_float64(animatediff())
+    options["output_type"] = "latent"
+    stock = run(pipe, options)
+    with Push(1e-11, stop=0.1).attach(pipe) as made:
+        moved = run(pipe, options)
+    assert [seen.dtype for _, _, seen in made.history] == [torch.float64]
+    assert moved.dtype == torch.float64 and 1e-13 < (moved - stock).abs().max() < 1e-9
 
 
 @torch.no_grad()
