@@ -93,6 +93,8 @@ def read_video(
         )
     if len(pictures) < len(wanted):
         notes[f"the file is cut off: {len(pictures)} frames could be read"] = None
+    elif _cut_off(path):
+        notes[f"the file is cut off: {total} frames could be read"] = None
     return VideoClip(torch.stack(pictures), tuple(wanted[: len(pictures)]), total, tuple(notes))
 
 
@@ -166,6 +168,8 @@ def _existing(path: str | Path) -> Path:
         ArgumentError: if there is none, it is empty, or it is an address.
     """
     text, path = str(path), Path(path)
+    if not text.strip():
+        raise ArgumentError(f"video must be a file or a folder, got {text!r}")
     if re.match(r"[A-Za-z][\w+.-]+:/", text):  # one letter is a drive
         raise ArgumentError(f"video must be a file or a folder on this machine, got {text}")
     try:
@@ -245,6 +249,22 @@ def _animation(path: Path) -> _Source:
                 yield image
 
     return total, read
+
+
+def _cut_off(path: Path) -> bool:
+    """Whether an animation ends before its format says it does; of films, ffmpeg tells that."""
+    if path.is_dir() or path.suffix.lower() not in _ANIMATIONS:
+        return False
+    with path.open("rb") as file:
+        head = file.read(12)
+        length = file.seek(0, 2)
+        file.seek(-min(length, 64), 2)
+        tail = file.read()
+    if head.startswith(b"GIF8"):
+        return not tail.rstrip(b"\0").endswith(b";")
+    if head.startswith(b"\x89PNG"):
+        return b"IEND" not in tail
+    return head.startswith(b"RIFF") and length < int.from_bytes(head[4:8], "little") + 8
 
 
 def _length(image: Any) -> int:

@@ -266,18 +266,34 @@ def test_a_film_cut_off(tmp_path):
     assert torch.equal(clip.frames[:2], read_video(tmp_path / "web.mp4", 2, every=1).frames)
 
 
-def test_a_gif_cut_off(tmp_path):
-    """Wherever it is cut, the frames that are there are read."""
+@pytest.mark.parametrize("ending", ["gif", "webp"])
+def test_an_animation_cut_off(ending, tmp_path):
+    """Wherever it is cut, the frames that are there are read and the cut is told, or it is refused."""
     rng = np.random.default_rng()
     frames = rng.integers(0, 256, (10, 64, 64, 3), dtype=np.uint8)
-    save_animation(tmp_path / "whole.gif", frames)
-    whole = (tmp_path / "whole.gif").read_bytes()
+    save_animation(tmp_path / f"whole.{ending}", frames)
+    whole = (tmp_path / f"whole.{ending}").read_bytes()
+    assert not any("cut off" in note for note in read_video(tmp_path / f"whole.{ending}").notes)
+    cut_file = tmp_path / f"cut.{ending}"
     for cut in rng.integers(len(whole) // 3, len(whole) * 9 // 10, size=12):
-        (tmp_path / "cut.gif").write_bytes(whole[:cut])
-        clip = read_video(tmp_path / "cut.gif", 10, every=1)
-        assert 2 <= len(clip.frames) < 10, cut
-        there = read_video(tmp_path / "whole.gif", len(clip.frames), every=1)
+        cut_file.write_bytes(whole[:cut])
+        if ending == "webp":
+            try:
+                clip = read_video(cut_file, 10, every=1)
+            except ArgumentError as error:
+                assert str(cut_file) in str(error)
+                continue
+        else:
+            clip = read_video(cut_file, 10, every=1)
+            assert 2 <= len(clip.frames) < 10, cut
+        assert f"the file is cut off: {len(clip.frames)} frames could be read" in clip.notes, cut
+        there = read_video(tmp_path / f"whole.{ending}", len(clip.frames), every=1)
         assert torch.equal(clip.frames, there.frames), cut
+
+
+@pytest.mark.parametrize("name", ["", " "])
+def test_no_name(name):
+    refused(name, "must be a file or a folder, got")
 
 
 def test_sound_alone(tmp_path):
