@@ -14,7 +14,7 @@ from cvg_kernels.errors import ArgumentError
 
 
 def read_image(path: str | Path) -> tuple[torch.Tensor, tuple[str, ...]]:
-    """Reads an image as float32 `[3, H, W]` in [0, 1], and what was done to it.
+    """Reads an image as float32 `[3, H, W]` in [0, 1], and what was done to it; of an animation, its first frame.
 
     Raises:
         ArgumentError: if it cannot be read.
@@ -22,8 +22,12 @@ def read_image(path: str | Path) -> tuple[torch.Tensor, tuple[str, ...]]:
     from PIL import Image
 
     notes: dict[str, None] = {}
+    if not str(path).strip() or not Path(path).is_file():
+        raise ArgumentError(f"image must be a file that exists, got {str(path)!r}")
     try:
         with Image.open(path) as image:
+            if getattr(image, "is_animated", False):
+                notes["the first frame of the animation is taken"] = None
             return to_tensor(upright(image), notes), tuple(notes)
     except Exception as error:
         raise ArgumentError(

@@ -354,6 +354,12 @@ def test_images(tmp_path):
     expected = torch.from_numpy(upright).permute(2, 0, 1) / 255
     assert torch.equal(read_image(tmp_path / "phone.png")[0], expected)
     (tmp_path / "text.png").write_text("no image")
-    for name in ("text.png", "missing.png"):
-        with pytest.raises(ArgumentError, match="image must be a picture"):
-            read_image(tmp_path / name)
+    with pytest.raises(ArgumentError, match="image must be a picture that can be read, got .*text"):
+        read_image(tmp_path / "text.png")
+    for name in (tmp_path / "missing.png", tmp_path, ""):
+        with pytest.raises(ArgumentError, match="image must be a file that exists, got '"):
+            read_image(name)
+    save_animation(tmp_path / "many.gif", grey_frames(3))
+    image, notes = read_image(tmp_path / "many.gif")
+    assert notes == ("the first frame of the animation is taken",)
+    assert torch.equal(image, read_video(tmp_path / "many.gif", 2).frames[0])

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import argparse
 import importlib
-from pathlib import Path
 
+from cvg_kernels.cli.arguments import path
 from cvg_kernels.errors import ArgumentError
 
 #: Operations, and the modules of `cvg_kernels.bench` that measure them.
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, help="CPU threads of every arm")
     parser.add_argument("--rounds", type=int, help="timed rounds; the median counts")
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it works")
-    parser.add_argument("--json", type=Path, help="also write the figures here, as they come")
+    parser.add_argument("--json", type=path, help="also write the figures here, as they come")
     parser.add_argument(
         "--static",
         action="store_true",

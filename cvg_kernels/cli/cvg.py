@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from cvg_kernels.cli.arguments import path
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.model_folders import check_model, options_for, reason_of
 
@@ -24,9 +25,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "steps in OUTPUT/features, and trains the classifier in OUTPUT/classifier on them. Made again, it goes on where "
         "it stopped. Several processes or devices: accelerate launch -m cvg_kernels cvg train …",
     )
-    train.add_argument("--output", type=Path, default=Path("cvg-run"), help="the run's folder")
-    train.add_argument("--features", type=Path, help="those of another run; made if not given")
-    train.add_argument("--model", type=Path, help="a pipeline folder; default: shipped")
+    train.add_argument("--output", type=path, default=Path("cvg-run"), help="the run's folder")
+    train.add_argument("--features", type=path, help="those of another run; made if not given")
+    train.add_argument("--model", type=path, help="a pipeline folder; default: shipped")
     train.add_argument("--clips", type=int, default=Clips.real, help="real clips to invert")
     train.add_argument("--generated", type=int, default=Clips.generated, help="clips to generate")
     train.add_argument(

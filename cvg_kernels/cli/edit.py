@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from cvg_kernels.cli.arguments import path, whole
 from cvg_kernels.edit import EditJob
 from cvg_kernels.edit import run as do
 
@@ -15,15 +16,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "video",
         nargs="?",
-        type=Path,
+        type=path,
         metavar="INPUT",
         help="a GIF, an MP4 or a folder of frames, cut to a square and to --frames; default: a clip drawn from the seed",
     )
     parser.add_argument("--prompt", help='what is to be seen: "a blue square"')
-    parser.add_argument("--image", type=Path, help="a picture of what is to be seen")
+    parser.add_argument("--image", type=path, help="a picture of what is to be seen")
     parser.add_argument(
         "--structure",
-        type=int,
+        type=whole(0, 7),
         default=3,
         help="rounds of blur of the depth that is kept: 0 keeps outlines, 3 places, 7 next to nothing; default: 3",
     )
@@ -36,8 +37,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--guidance", help="further methods, as for generate: vico, vico:stop=0.2")
     parser.add_argument("--words", help="words of the prompt to guide and to show, by commas")
     parser.add_argument("--negative-prompt", help="what is not to be seen")
-    parser.add_argument("--output", type=Path, default=Path("out"), help="folder for the results")
-    parser.add_argument("--model", type=Path, help="a folder with a StructureContentPipeline")
+    parser.add_argument("--output", type=path, default=Path("out"), help="folder for the results")
+    parser.add_argument("--model", type=path, help="a folder with a StructureContentPipeline")
     parser.add_argument(
         "--depth-model",
         help="for real footage: a folder or the Hub's name of a depth model of transformers; what is named is downloaded",

@@ -6,6 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from cvg_kernels.cli.arguments import path
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.generate import Job
 from cvg_kernels.generate import run as do
@@ -18,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--prompts",
-        type=Path,
+        type=path,
         metavar="FILE",
         help="many prompts: a text file, one a line, or JSON Lines with prompt, words, seed, guidance, model and any "
         "other setting of this command, which go before what is given here. Each gets a folder in OUTPUT, and "
@@ -36,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "cvg (the default, for the shapes pipeline), vico, gen1:temporal_scale=2, vico:stop=0.2+gen1",
     )
     parser.add_argument("--words", help="words to guide and to show, separated by commas")
-    parser.add_argument("--output", type=Path, default=Path("out"), help="folder for the results")
+    parser.add_argument("--output", type=path, default=Path("out"), help="folder for the results")
     parser.add_argument(
         "--model",
         help="a local folder or hub id (AnimateDiff, Wan, CogVideoX, HunyuanVideo, LTX …)",

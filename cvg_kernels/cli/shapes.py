@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from cvg_kernels.cli.arguments import path
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.processes import Place
 from cvg_kernels.writing import write_json
@@ -18,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     train = actions.add_parser("train", help="train the pipeline from nothing; made again, goes on")
-    train.add_argument("--output", type=Path, default=Path("shapes-run"), help="the run's folder")
+    train.add_argument("--output", type=path, default=Path("shapes-run"), help="the run's folder")
     train.add_argument("--device", default="cpu", help="cpu or cuda")
     train.add_argument("--processes", type=int, default=3, help="on a CPU; part of the recipe")
     for name, value in vars(Recipe()).items():
@@ -50,13 +51,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     edits = actions.add_parser("edits", help="score the editor, and what one would do without it")
     edits.add_argument("--prompts", type=int, default=100, help="edits of each kind")
     edits.add_argument("--seed", type=int, default=0)
-    edits.add_argument("--model", type=Path, help="an editor's folder; default: shipped")
+    edits.add_argument("--model", type=path, help="an editor's folder; default: shipped")
     edits.add_argument(
-        "--training-run", type=Path, help="what it has trained otherwise is scored, too"
+        "--training-run", type=path, help="what it has trained otherwise is scored, too"
     )
     edits.add_argument("--groups", help="of the comparisons, by commas; default: all")
     edits.add_argument("--device", default="cpu")
-    edits.add_argument("--json", type=Path, help="also write the report here")
+    edits.add_argument("--json", type=path, help="also write the report here")
 
 
 def _add_scoring(parser: argparse.ArgumentParser, prompts: int = 200, seed: int = 0) -> None:
@@ -64,9 +65,9 @@ def _add_scoring(parser: argparse.ArgumentParser, prompts: int = 200, seed: int 
     parser.add_argument("--prompts", type=int, default=prompts)
     parser.add_argument("--seed", type=int, default=seed)
     parser.add_argument("--steps", type=int, default=None, help="denoising steps")
-    parser.add_argument("--model", type=Path, help="a pipeline folder; default: shipped")
+    parser.add_argument("--model", type=path, help="a pipeline folder; default: shipped")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--json", type=Path, help="also write the report here")
+    parser.add_argument("--json", type=path, help="also write the report here")
     parser.epilog = (
         "Several processes share the clips: accelerate launch -m cvg_kernels shapes eval …"
     )

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from cvg_kernels.cli.arguments import path
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.reading import read_json
 from cvg_kernels.writing import write_json
@@ -20,10 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--dry-run", action="store_true", help="measure and print; write no table of backends"
     )
-    parser.add_argument("--json", type=Path, help="also write the figures here, as they come")
+    parser.add_argument("--json", type=path, help="also write the figures here, as they come")
     parser.add_argument(
         "--from-results",
-        type=Path,
+        type=path,
         metavar="FILE",
         help="instead of measuring: put the figures of a result file of `make gpu` (or of --json) into the package's own "
         "table",
