@@ -20,6 +20,7 @@ import torch
 
 from cvg_kernels import viz
 from cvg_kernels.capturing import capture
+from cvg_kernels.capturing.viewer import write_viewer
 from cvg_kernels.environment import devices, versions
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.guidance.methods import method_named
@@ -194,7 +195,7 @@ def run(
     with tempfile.TemporaryDirectory(prefix=".cvg-", dir=scratch) as folder:
         try:
             with timed(times, "write"):
-                report["files"] = _write(Path(folder), clips, maps, words, made.history)
+                report["files"] = _write(Path(folder), job, clips, maps, made.history)
             (Path(folder) / "report.json").write_text(json.dumps(report, indent=2) + "\n")
         finally:  # should a picture fail, the clips before it are kept
             job.output.mkdir(exist_ok=True)
@@ -315,8 +316,9 @@ def peak_memory() -> float:
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)
 
 
-def _write(folder: Path, clips: dict, maps: dict, words: list, history: list) -> list[str]:
-    """Clips, contact sheet, heat maps and loss curve."""
+def _write(folder: Path, job: Job, clips: dict, maps: dict, history: list) -> list[str]:
+    """Clips, contact sheet, heat maps, a page to look at them, and the loss curve."""
+    words = job.shown_words
     for name, clip in clips.items():
         viz.save_gif(clip, folder / f"{name}.gif")
         viz.save_mp4(clip, folder / f"{name}.mp4")
@@ -328,6 +330,9 @@ def _write(folder: Path, clips: dict, maps: dict, words: list, history: list) ->
             heat = captured.heat_map(text, occurrence)
             rows[f"where {text!r} looked"] = viz.overlay(clips[name], heat)
         viz.contact_sheet(rows).save(folder / f"heat_maps_{name}.png")
+    if words:
+        both = {name: (clips[name], captured) for name, captured in maps.items()}
+        write_viewer(folder / "index.html", both, prompt=job.prompt)
     if history:
         viz.loss_curve(history, folder / "loss.png")
     return sorted(path.name for path in folder.iterdir())

@@ -29,7 +29,7 @@ def test_the_main_job(tmp_path, capsys):
     written = {path.name for path in output.iterdir()}
     assert written >= {
         "unguided.gif", "guided.gif", "contact_sheet.png", "heat_maps_unguided.png",
-        "heat_maps_guided.png", "loss.png", "report.json",
+        "heat_maps_guided.png", "index.html", "loss.png", "report.json",
     }  # fmt: skip
     report = json.loads((output / "report.json").read_text())
     assert set(report["files"]) == written - {"report.json"}

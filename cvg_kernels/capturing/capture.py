@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -13,6 +14,7 @@ from torch import nn
 from cvg_kernels.backends import parse_backend
 from cvg_kernels.capturing.choice import chosen_layers, chosen_steps
 from cvg_kernels.capturing.records import Record, heat_map
+from cvg_kernels.capturing.viewer import write_viewer
 from cvg_kernels.errors import ArgumentError, GuidanceWarning, check_flag
 from cvg_kernels.pipeline.attention import MapRequest, Place
 from cvg_kernels.pipeline.call import Call
@@ -189,6 +191,29 @@ class Capture:
             ArgumentError: for a word, a branch, a sample or a run that was not captured (lists those that were).
         """
         return heat_map(self.records, word, occurrence, branch, sample, size, run, section)
+
+    def write_viewer(
+        self, path: str | Path, frames: torch.Tensor, *, prompt: str = "", fps: int = 6
+    ) -> Path:
+        """Writes a page for the browser that plays the clip and, under the mouse, ranks the words by what they got there.
+
+            with cvg.capture(pipe, words=["cat", "dog"]) as captured:
+                frames = pipe("a cat and a dog", output_type="pt").frames[0]
+            captured.write_viewer("maps.html", frames)
+
+        Args:
+            path: of the page; it holds everything it shows.
+            frames: `[F, 3, H, W]` in [0, 1], of the last run's first sample.
+            prompt: shown above.
+            fps: frames a second.
+
+        Returns:
+            The path.
+
+        Raises:
+            ArgumentError: if the frames are of another shape, or no maps of words were captured.
+        """
+        return write_viewer(path, {"clip": (frames, self)}, prompt=prompt, fps=fps)
 
     def _say_why_nothing(self) -> None:
         import warnings
