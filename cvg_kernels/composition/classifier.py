@@ -155,7 +155,8 @@ class CompositionClassifier(nn.Module):
         reason = difference(self.fingerprint, denoisers_of(pipe)[0])
         if reason is not None:
             raise ArgumentError(
-                f"classifier does not fit the pipeline: {reason}; train one for it with `cvg-kernels cvg train`"
+                f"classifier does not fit the pipeline: {reason}; train one for it with `cvg-kernels cvg train`, or use "
+                "classifier.taken_to(pipe) if its denoiser was trained on from the classifier's"
             )
 
     def save(self, folder: str | Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from diffusers.video_processor import VideoProcessor
 from torch.nn.functional import interpolate
 
 from cvg_kernels.editing.structure import MOST_ROUNDS
@@ -133,11 +134,12 @@ def images_in(image: Any) -> int:
     return len(image) if getattr(image, "ndim", 3) == 4 else 1
 
 
-def clips_of(processor: Any, video: Any, size: tuple[int, int]) -> torch.Tensor:
-    """Makes clips `[B, F, 3, H, W]` in [0, 1].
+def clips_of(video: Any, size: tuple[int, int]) -> torch.Tensor:
+    """Makes clips `[B, F, 3, H, W]` in [0, 1], resized alike whatever they were given as.
+
+    The processors of diffusers resize pictures of PIL smoothly and tensors by the nearest pixel.
 
     Args:
-        processor: a `diffusers.video_processor.VideoProcessor`.
         video: as somebody gave it.
         size: height and width of the result.
 
@@ -147,7 +149,7 @@ def clips_of(processor: Any, video: Any, size: tuple[int, int]) -> torch.Tensor:
     try:
         if getattr(video, "ndim", 4) not in (4, 5):
             raise ValueError(f"{video.ndim} dimensions")
-        pixels = processor.preprocess_video(_in_unit_range("video", video), *size)
+        pixels = VideoProcessor(do_resize=False).preprocess_video(_in_unit_range("video", video))
     except ArgumentError:
         raise
     except _REFUSED as error:
@@ -157,7 +159,11 @@ def clips_of(processor: Any, video: Any, size: tuple[int, int]) -> torch.Tensor:
         ) from None
     if pixels.shape[1] != 3:
         raise ArgumentError(f"video must have 3 colour channels, got {pixels.shape[1]}")
-    return (pixels.transpose(1, 2).float() / 2 + 0.5).clamp(0, 1)
+    clips = (pixels.transpose(1, 2).float() / 2 + 0.5).clamp(0, 1)
+    if clips.shape[-2:] != size:
+        frames = interpolate(clips.flatten(0, 1), size, mode="bilinear", antialias=True)
+        clips = frames.unflatten(0, clips.shape[:2])
+    return clips
 
 
 def pictures_of(processor: Any, image: Any, batch: int) -> torch.Tensor:

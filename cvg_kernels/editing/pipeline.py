@@ -283,7 +283,7 @@ class StructureContentPipeline(DiffusionPipeline):
         self._warn_of_long((prompt or []) + (negative or []))
         device, dtype = self._execution_device, self.unet.dtype
         size = self._size(height, width)
-        clips = None if video is None else clips_of(self.video_processor, video, size).to(device)
+        clips = None if video is None else clips_of(video, size).to(device)
         given = None if depth is None else depth_of(depth, clips, size).to(device)
         depth = self._depth(clips, given)
         batch = common_count(

@@ -8,12 +8,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.nn.functional import interpolate
 
 diffusers = pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
 import cvg_kernels as cvg  # noqa: E402
 from cvg_kernels.editing.content import embed_texts, predict_image_embedding  # noqa: E402
+from cvg_kernels.editing.given import clips_of  # noqa: E402
 from cvg_kernels.errors import ArgumentError  # noqa: E402
 from cvg_kernels.pipeline.temporal_layers import temporal_layers_off  # noqa: E402
 from cvg_kernels.shapes.train_prior import build_prior_scheduler  # noqa: E402
@@ -121,6 +123,19 @@ def test_the_temporal_scale_is_the_formula(editor, clips):
     with cvg.Gen1(temporal_scale=temporal).attach(editor):
         found = latents_of(editor, latents=noise, **call)
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.parametrize("side", [64, 96, 40])
+def test_every_form_of_a_clip_is_resized_alike(side):
+    """Lists of PIL, arrays and tensors, one clip or a batch: the same frames, smoothly resized."""
+    pixels = np.random.default_rng().integers(256, size=(3, side, side, 3), dtype=np.uint8)
+    tensor = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    forms = [[Image.fromarray(one) for one in pixels], pixels, pixels / 255, tensor, tensor / 255]
+    forms += [list(pixels), list(tensor / 255), [list(tensor / 255)], (tensor / 255)[None]]
+    wanted = interpolate(tensor / 255, (64, 64), mode="bilinear", antialias=True)[None]
+    for form in forms:
+        found = clips_of(form, (64, 64))
+        torch.testing.assert_close(found.float(), wanted, rtol=0, atol=1e-5)
 
 
 def test_pictures_of_pil_may_have_any_colours(editor, clips):
