@@ -2,8 +2,13 @@
 // strides).
 #pragma once
 
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/array.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
 
 #include <algorithm>
 #include <array>
@@ -16,7 +21,7 @@
 
 namespace cvg::bindings {
 
-namespace py = pybind11;
+namespace py = nanobind;
 
 using Address = uintptr_t;  // a data_ptr() or a cudaStream_t; 0: absent
 
