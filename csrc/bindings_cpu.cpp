@@ -10,8 +10,8 @@
 namespace cvg::bindings {
 
 const std::vector<std::string>& built_levels() {
-  static const std::vector<std::string> names{
-      "baseline", CVG_IF_AVX2("avx2", ) CVG_IF_AVX512("avx512", )};
+  static const std::vector<std::string> names{"baseline",
+                                              CVG_IF_AVX2("avx2", ) CVG_IF_AVX512("avx512", )};
   return names;
 }
 
@@ -40,8 +40,9 @@ int level() {
       for (const std::string& name : levels()) {
         there += (there.empty() ? "" : ", ") + name;
       }
-      throw std::runtime_error("CVG_CPU_ISA must be one of what was built and this machine can run (" +
-                               there + "), got '" + wanted + "'");
+      throw std::runtime_error(
+          "CVG_CPU_ISA must be one of what was built and this machine can run (" + there +
+          "), got '" + wanted + "'");
     }
     return static_cast<int>(found - levels().begin());
   }();

@@ -20,9 +20,9 @@ const std::vector<std::string>& levels();
 int level();
 
 // The kernels of an operation for the level in use.
-#define CVG_AT_LEVEL(kernels)                                       \
-  (std::array{kernels##_baseline, CVG_IF_AVX2(kernels##_avx2, )     \
-                                      CVG_IF_AVX512(kernels##_avx512, )}[cvg::bindings::level()]())
+#define CVG_AT_LEVEL(kernels)                                                  \
+  (std::array{kernels##_baseline, CVG_IF_AVX2(kernels##_avx2, ) CVG_IF_AVX512( \
+                                      kernels##_avx512, )}[cvg::bindings::level()]())
 
 void bind_attention(py::module_& m);
 void bind_coupled_flow(py::module_& m);
