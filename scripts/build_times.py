@@ -14,13 +14,14 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def read(log: Path) -> dict[str, tuple[float, float]]:
-    """Output → begin and end in seconds, of the last build in a log of ninja (.ninja_log)."""
+    """Output → begin and end in seconds, of what is still there of a log of ninja (.ninja_log)."""
     found: dict[str, tuple[float, float]] = {}
     for line in log.read_text(encoding="utf-8").splitlines():
         if line.startswith("#"):
             continue
         begin, end, _, output, _ = line.split("\t")
-        found[output] = (int(begin) / 1000, int(end) / 1000)
+        if (log.parent / output).exists():
+            found[output] = (int(begin) / 1000, int(end) / 1000)
     return found
 
 
