@@ -78,12 +78,12 @@ def has_gpu() -> bool:
     return bool(asked) and asked.returncode == 0 and "GPU" in asked.stdout
 
 
-def nanobind_dir() -> str:
+def pybind11_dir() -> str:
     try:
-        import nanobind
+        import pybind11
     except ImportError as error:
-        raise BuildFailed(f"nanobind was not found at build time: {error}") from None
-    return nanobind.cmake_dir()
+        raise BuildFailed(f"pybind11 was not found at build time: {error}") from None
+    return pybind11.get_cmake_dir()
 
 
 def run_logged(command: list[str], log: Path) -> None:
@@ -124,7 +124,7 @@ def cmake_build(target: str, output: Path, build: Path) -> None:
         "CMAKE_EXPORT_COMPILE_COMMANDS": "ON",
         "CMAKE_MAKE_PROGRAM": tools["ninja"],
         "Python_EXECUTABLE": sys.executable,
-        "nanobind_DIR": nanobind_dir(),
+        "pybind11_DIR": pybind11_dir(),
         "CVG_CPU_LEVELS": LEVELS,
     }
     if target == "cuda":

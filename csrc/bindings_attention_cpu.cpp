@@ -62,7 +62,7 @@ AttentionRows rows_of(Address lse, Address highest, Address place) {
 
 void bind_attention(py::module_& m) {
   static const AttentionKernels& kernels = CVG_AT_LEVEL(attention_kernels);
-  py::class_<AttentionArgs>(m, "AttentionArgs").def(py::new_(&make_args));
+  py::class_<AttentionArgs>(m, "AttentionArgs", py::module_local()).def(py::init(&make_args));
   m.def("attention_forward", [](const AttentionArgs& args, const Strided4& out, Address maps,
                                 Address lse, Address highest, Address place) {
     py::gil_scoped_release release;

@@ -51,7 +51,7 @@ int level() {
 
 }  // namespace cvg::bindings
 
-NB_MODULE(_native_cpu, m) {
+PYBIND11_MODULE(_native_cpu, m) {
   using namespace cvg::bindings;
   m.doc() = "C++ kernels of cvg_kernels for CPU tensors.";
   m.def("isa", [] { return levels()[level()]; }, "The instruction-set level in use.");

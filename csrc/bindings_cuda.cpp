@@ -5,7 +5,7 @@
 
 #include "cvg/device.h"
 
-NB_MODULE(_native_cuda, m) {
+PYBIND11_MODULE(_native_cuda, m) {
   using namespace cvg::bindings;
   m.doc() = "CUDA kernels of cvg_kernels.";
   m.attr("architectures") = CVG_CUDA_ARCHITECTURES;

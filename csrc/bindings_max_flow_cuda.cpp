@@ -7,7 +7,7 @@ namespace cvg::bindings {
 
 // Each call takes `allocate`, which returns the address of so many bytes on the device.
 void bind_max_flow(py::module_& m) {
-  using Allocate = py::callable;
+  using Allocate = py::function;
   m.def("subgraph_max_flow",
         [](const FlowSizes& sizes, bool is_double, bool every_frame, double scale, double skip,
            const Strided4& cross, const std::vector<Strided4>& temporal, Address flow, Address cut,
@@ -16,7 +16,7 @@ void bind_max_flow(py::module_& m) {
                                           temporal, flow, cut, bad, 0);
           FlowPlan plan;
           check(plan_subgraphs(args, &plan));
-          void* scratch = pointer<void>(py::cast<Address>(allocate(plan.scratch_bytes())));
+          void* scratch = pointer<void>(allocate(plan.scratch_bytes()).cast<Address>());
           check(solve_subgraphs(args, plan, scratch, pointer<CUstream_st>(stream)));
         });
   m.def("subgraph_max_flow_backward", [](const FlowSizes& sizes, bool is_double, bool every_frame,
@@ -33,7 +33,7 @@ void bind_max_flow(py::module_& m) {
                                  source_side, bad, 0);
     FlowPlan plan;
     check(plan_graphs(args, &plan));
-    void* scratch = pointer<void>(py::cast<Address>(allocate(plan.scratch_bytes())));
+    void* scratch = pointer<void>(allocate(plan.scratch_bytes()).cast<Address>());
     check(solve_graphs(args, plan, scratch, pointer<CUstream_st>(stream)));
   });
 }

@@ -2,13 +2,8 @@
 // strides).
 #pragma once
 
-#include <nanobind/nanobind.h>
-#include <nanobind/stl/array.h>
-#include <nanobind/stl/optional.h>
-#include <nanobind/stl/pair.h>
-#include <nanobind/stl/string.h>
-#include <nanobind/stl/tuple.h>
-#include <nanobind/stl/vector.h>
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <algorithm>
 #include <array>
@@ -21,7 +16,7 @@
 
 namespace cvg::bindings {
 
-namespace py = nanobind;
+namespace py = pybind11;
 
 using Address = uintptr_t;  // a data_ptr() or a cudaStream_t; 0: absent
 

@@ -29,7 +29,7 @@ sys.path.insert(0, str(SCRIPTS))
 import gpu_tables  # noqa: E402
 import gpu_tests  # noqa: E402
 
-BUILD_PACKAGES = ("setuptools", "cmake", "ninja", "nanobind")
+BUILD_PACKAGES = ("setuptools", "cmake", "ninja", "pybind11")
 #: The share of the remaining time that a step may take. The benchmarks take what is left, by their weights.
 SHARES = {"build": 0.3, "tests": 0.4, "sanitizer": 0.2, "tune": 0.2}
 #: What compute-sanitizer runs: every kernel once, forward and backward, on small layers of odd sizes.

@@ -16,7 +16,7 @@ import pytest
 import cvg_kernels
 from cvg_kernels import native
 
-for module in ("setuptools", "wheel", "cmake", "ninja", "nanobind"):
+for module in ("setuptools", "wheel", "cmake", "ninja", "pybind11"):
     pytest.importorskip(module)
 
 ROOT = Path(__file__).parents[1]
@@ -33,7 +33,7 @@ set(name cpu)
 if(CVG_CUDA)
     set(name cuda)
 endif()
-foreach(needed Python_EXECUTABLE nanobind_DIR CVG_OUTPUT_DIR)
+foreach(needed Python_EXECUTABLE pybind11_DIR CVG_OUTPUT_DIR)
     if(NOT EXISTS "${${needed}}")
         message(FATAL_ERROR "${needed} is no path: ${${needed}}")
     endif()

@@ -27,27 +27,18 @@ def build(
 
     Objects that are not under watch stay in `folder` for the next module.
     """
-    nanobind = pytest.importorskip("nanobind")
+    pybind11 = pytest.importorskip("pybind11")
     if COMPILER is None:
         pytest.skip("no C++ compiler")
-    library = Path(nanobind.source_dir())
     folders = (
-        HERE,
-        csrc,
-        csrc / "include",
-        nanobind.include_dir(),
-        library.parent / "ext" / "robin_map" / "include",
-        sysconfig.get_path("include"),
-    )
+        HERE, csrc, csrc / "include", pybind11.get_include(), sysconfig.get_path("include")
+    )  # fmt: skip
     common = ["-std=c++17", "-fPIC", "-fvisibility=hidden", *(f"-I{f}" for f in folders)]
-    sources = {
-        HERE / f"{stem}.cpp": "-O2"
-        for stem in ("emulated_lanes", "emulated_watch", "emulated_warp")
-    }
-    sources |= {HERE / f"{name}.cpp": "-O0", library / "nb_combined.cpp": "-O0"}
-    objects = [folder / f"{source.stem}.o" for source in sources]
-    for (source, level), file in zip(sources.items(), objects, strict=True):
+    stems = ("emulated_lanes", "emulated_watch", "emulated_warp", name)
+    objects = [folder / f"{stem}.o" for stem in stems]
+    for file, level in zip(objects, ("-O2", "-O2", "-O2", "-O0"), strict=True):
         if not file.exists():
+            source = HERE / f"{file.stem}.cpp"
             subprocess.run([COMPILER, *common, level, "-c", source, "-o", file], check=True)
     number = len(list(folder.glob("*.so")))
     watched = folder / f"{kernels}-{number}.o"
@@ -63,6 +54,7 @@ def build(
 def load(file: Path) -> ModuleType:
     """The module `<name>` of <name>-<number>.so."""
     name, _, number = file.stem.rpartition("-")
+    # pybind11 3.1 gives the module back that it made first under a full name.
     spec = importlib.util.spec_from_file_location(f"{file.parent.name}_{number}.{name}", file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

@@ -3,7 +3,7 @@
 #include "flow_calls.h"
 #include "max_flow_team_emulated.h"
 
-NB_MODULE(max_flow_team_on_cpu, m) {
+PYBIND11_MODULE(max_flow_team_on_cpu, m) {
   using namespace cvg;
   using namespace cvg::bindings;
   // Processors, bytes of shared memory of a block and of a processor, seed, barrier to leave out.
@@ -13,14 +13,11 @@ NB_MODULE(max_flow_team_on_cpu, m) {
     return emulated::FlowLaunch{device, static_cast<int64_t>(at[3]), {at[4], 0}};
   };
   const auto told = [](const FlowPlan& plan) {
-    py::dict facts;
-    facts["blocks"] = plan.blocks;
-    facts["warps"] = plan.warps;
-    facts["shared"] = plan.shared_bytes();
-    facts["scratch"] = plan.scratch_bytes();
-    facts["common_in_shared"] = plan.common_in_shared;
-    facts["far_in_shared"] = plan.far_in_shared;
-    return facts;
+    return py::dict(py::arg("blocks") = plan.blocks, py::arg("warps") = plan.warps,
+                    py::arg("shared") = plan.shared_bytes(),
+                    py::arg("scratch") = plan.scratch_bytes(),
+                    py::arg("common_in_shared") = plan.common_in_shared,
+                    py::arg("far_in_shared") = plan.far_in_shared);
   };
   m.def("barriers_met", emulated::barriers_met);
   m.def("subgraph_max_flow", [=](const FlowSizes& sizes, bool is_double, bool every_frame,

@@ -4,7 +4,7 @@
 #include "temporal_calls.h"
 #include "temporal_tiles_emulated.h"
 
-NB_MODULE(temporal_tiles_on_cpu, m) {
+PYBIND11_MODULE(temporal_tiles_on_cpu, m) {
   using namespace cvg;
   using Where = std::array<uintptr_t, 5>;
   const auto launch = [](const Where& at) {
