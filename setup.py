@@ -2,15 +2,20 @@
 
 CVG_BUILD decides what is built:
 
-    auto  (default) what the tools on this machine allow; a failure leaves pure Python and a stored reason
+    auto  (default) what this machine can use: the CPU module and, where there is an NVIDIA GPU, the CUDA module for
+          that GPU; a failure leaves pure Python and a stored reason
     cpu   the CPU module; its failure is fatal
-    cuda  the CPU and the CUDA module; a failure of either is fatal
+    cuda  the CPU and the CUDA module, with or without a GPU; a failure of either is fatal
     none  pure Python
 
-CVG_CUDA_ARCHITECTURES names the GPUs that the CUDA module is for: `native`, or numbers as CMake takes them ("80;90a-real");
-default: all that nvcc knows of those supported. One takes a sixth of the time.
+CVG_CPU_LEVELS: `native` (default), the best instructions that this machine's processor has and the baseline; `all`, for
+modules that go to other machines.
 
-The modules are two CMake builds of their own, so that nothing in the CUDA build can take the CPU module down.
+CVG_CUDA_ARCHITECTURES names the GPUs that the CUDA module is for: `native`, or numbers as CMake takes them ("80;90a-real");
+default: `native` under auto, otherwise all that nvcc knows of those supported. One takes a sixth of the time.
+
+CVG_VERSION_LABEL is added to the version, for wheels. ccache is used where it is installed. The modules are two CMake
+builds of their own, so that nothing in the CUDA build can take the CPU module down.
 """
 
 from __future__ import annotations
@@ -33,6 +38,9 @@ MODES = ("auto", "cpu", "cuda", "none")
 MODE = os.environ.get("CVG_BUILD", "auto").strip().lower() or "auto"
 if MODE not in MODES:
     raise SystemExit(f"CVG_BUILD must be one of {', '.join(MODES)}; got {MODE!r}")
+LEVELS = os.environ.get("CVG_CPU_LEVELS", "native").strip().lower() or "native"
+if LEVELS not in ("native", "all"):
+    raise SystemExit(f"CVG_CPU_LEVELS must be native or all; got {LEVELS!r}")
 
 
 class BuildFailed(Exception):
@@ -58,6 +66,16 @@ def find_nvcc() -> str:
     raise BuildFailed(
         "nvcc was not found at build time (CUDACXX, PATH, CUDA_HOME, /usr/local/cuda)"
     )
+
+
+def has_gpu() -> bool:
+    """Whether there is an NVIDIA GPU; torch need not be there to be asked."""
+    if any(Path("/proc/driver/nvidia/gpus").glob("*")):
+        return True
+    asked = shutil.which("nvidia-smi") and subprocess.run(
+        ["nvidia-smi", "--list-gpus"], capture_output=True, text=True
+    )
+    return bool(asked) and asked.returncode == 0 and "GPU" in asked.stdout
 
 
 def pybind11_dir() -> str:
@@ -107,10 +125,15 @@ def cmake_build(target: str, output: Path, build: Path) -> None:
         "CMAKE_MAKE_PROGRAM": tools["ninja"],
         "Python_EXECUTABLE": sys.executable,
         "pybind11_DIR": pybind11_dir(),
+        "CVG_CPU_LEVELS": LEVELS,
     }
     if target == "cuda":
+        default = "native" if MODE == "auto" else ""
         options["CMAKE_CUDA_COMPILER"] = find_nvcc()
-        options["CVG_CUDA_ARCHITECTURES"] = os.environ.get("CVG_CUDA_ARCHITECTURES", "")
+        options["CVG_CUDA_ARCHITECTURES"] = os.environ.get("CVG_CUDA_ARCHITECTURES") or default
+    if ccache := shutil.which("ccache"):
+        for language in ("CXX", "CUDA"):
+            options[f"CMAKE_{language}_COMPILER_LAUNCHER"] = ccache
     build.mkdir(parents=True, exist_ok=True)
     output.mkdir(parents=True, exist_ok=True)
     log = build / "build.log"
@@ -173,6 +196,8 @@ class NativeBuild(build_ext):
             stale.unlink()
         if target == "cuda" and MODE == "cpu":
             return "it was not asked for (CVG_BUILD=cpu)"
+        if target == "cuda" and MODE == "auto" and not has_gpu():
+            return "no NVIDIA GPU was found at build time"
         try:
             if target == "cuda":
                 find_nvcc()
@@ -214,6 +239,8 @@ class CleanBuildPy(build_py):
 
 MODULES = [Extension(f"cvg_kernels._native_{target}", sources=[]) for target in ("cpu", "cuda")]
 setup(
+    # "+cu130", say: it tells the wheel of one CUDA from that of another, and from the CPU's
+    options={"egg_info": {"tag_build": os.environ.get("CVG_VERSION_LABEL", "")}},
     ext_modules=[] if MODE == "none" else MODULES,
     cmdclass={"build_ext": NativeBuild, "build_py": CleanBuildPy},
 )

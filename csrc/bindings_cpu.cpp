@@ -5,23 +5,24 @@
 #include <cstdlib>
 #include <stdexcept>
 
+#include "cvg/processor.h"
+
 namespace cvg::bindings {
+
+const std::vector<std::string>& built_levels() {
+  static const std::vector<std::string> names{"baseline",
+                                              CVG_IF_AVX2("avx2", ) CVG_IF_AVX512("avx512", )};
+  return names;
+}
 
 const std::vector<std::string>& levels() {
   static const std::vector<std::string> names = [] {
-    std::vector<std::string> found{"baseline"};
-#ifdef CVG_X86_LEVELS
-    __builtin_cpu_init();
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                      __builtin_cpu_supports("f16c");
-    if (avx2) {
-      found.push_back("avx2");
-    }
-    if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq")) {
-      found.push_back("avx512");
-    }
-#endif
+    const std::vector<std::string> here = processor_levels();
+    std::vector<std::string> found;
+    std::copy_if(built_levels().begin(), built_levels().end(), std::back_inserter(found),
+                 [&](const std::string& name) {
+                   return std::find(here.begin(), here.end(), name) != here.end();
+                 });
     return found;
   }();
   return names;
@@ -39,8 +40,9 @@ int level() {
       for (const std::string& name : levels()) {
         there += (there.empty() ? "" : ", ") + name;
       }
-      throw std::runtime_error("CVG_CPU_ISA must be one of what this machine can run (" + there +
-                               "), got '" + wanted + "'");
+      throw std::runtime_error(
+          "CVG_CPU_ISA must be one of what was built and this machine can run (" + there +
+          "), got '" + wanted + "'");
     }
     return static_cast<int>(found - levels().begin());
   }();
@@ -53,7 +55,9 @@ PYBIND11_MODULE(_native_cpu, m) {
   using namespace cvg::bindings;
   m.doc() = "C++ kernels of cvg_kernels for CPU tensors.";
   m.def("isa", [] { return levels()[level()]; }, "The instruction-set level in use.");
-  m.def("levels", &levels, "The levels that this machine can run.");
+  m.def("levels", &levels, "The levels that were built and that this machine can run, best last.");
+  m.def("built_levels", &built_levels, "The levels that were built.");
+  m.def("processor_levels", &cvg::processor_levels, "The levels that this machine can run.");
   bind_attention(m);
   bind_flow(m);
   bind_coupled_flow(m);

@@ -8,21 +8,21 @@
 #include <vector>
 
 #include "calls.h"
+#include "cvg/level.h"
 
 namespace cvg::bindings {
 
-// Instruction-set levels that this machine can run, best last, and the one in use: the best, or
-// what the environment variable CVG_CPU_ISA names.
+// Instruction-set levels that were built, those of them that this machine can run, best last, and
+// the one in use, a place in the latter: the best, or what the environment variable CVG_CPU_ISA
+// names. A processor that runs a level runs those before it.
+const std::vector<std::string>& built_levels();
 const std::vector<std::string>& levels();
 int level();
 
 // The kernels of an operation for the level in use.
-#ifdef CVG_X86_LEVELS
-#define CVG_AT_LEVEL(kernels) \
-  (std::array{kernels##_baseline, kernels##_avx2, kernels##_avx512}[cvg::bindings::level()]())
-#else
-#define CVG_AT_LEVEL(kernels) (kernels##_baseline())
-#endif
+#define CVG_AT_LEVEL(kernels)                                                  \
+  (std::array{kernels##_baseline, CVG_IF_AVX2(kernels##_avx2, ) CVG_IF_AVX512( \
+                                      kernels##_avx512, )}[cvg::bindings::level()]())
 
 void bind_attention(py::module_& m);
 void bind_coupled_flow(py::module_& m);

@@ -61,10 +61,14 @@ def modules() -> dict[str, str]:
     if (reason := native.reason("cpu")) is None:
         compiler = build.get("compiler") or "a compiler that was not written down"
         module = native.load("cpu")
-        level = module.isa()
+        level, here = module.isa(), module.processor_levels()[-1]
         if os.environ.get(native.LEVEL_VARIABLE):
             level += f" ({native.LEVEL_VARIABLE}; this machine can run {module.levels()[-1]})"
-        reason = f"yes: {level}, built by {compiler}"
+        reason = f"yes: {level}, built by {compiler} for {', '.join(module.built_levels())}"
+        if here not in module.built_levels():
+            reason += (
+                f"; this machine can run {here} too: reinstall here, or with CVG_CPU_LEVELS=all"
+            )
     found["cpu"] = reason
     if (reason := native.reason("cuda")) is None:
         reason = f"yes: built for {', '.join(build.get('cuda_archs') or ['?'])}"

@@ -311,7 +311,9 @@ def peak_memory() -> float:
     try:
         import resource
     except ImportError:  # Windows
-        return 0.0
+        import psutil  # which accelerate brings
+
+        return round(psutil.Process().memory_info().peak_wset / 2**20, 1)
     unit = 2**20 if sys.platform == "darwin" else 2**10
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit, 1)
 

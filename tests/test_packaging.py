@@ -39,13 +39,15 @@ foreach(needed Python_EXECUTABLE pybind11_DIR CVG_OUTPUT_DIR)
     endif()
 endforeach()
 file(WRITE ${CMAKE_BINARY_DIR}/architectures "${CVG_CUDA_ARCHITECTURES}")
+file(WRITE ${CMAKE_BINARY_DIR}/levels "${CVG_CPU_LEVELS}")
 add_custom_target(module ALL COMMAND ${CMAKE_COMMAND} -E touch ${CVG_OUTPUT_DIR}/_native_${name}.so)
 """
 
 
 def run(arguments, folder, check=True, **environment):
-    # One interpreter flag less to think about: what is built is what lies in `folder`.
-    clean = {k: v for k, v in os.environ.items() if k not in ("CVG_BUILD", "PYTHONSAFEPATH")}
+    # No variable but the test's own decides; and what is built is what lies in `folder`.
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("CVG_")}
+    clean.pop("PYTHONSAFEPATH", None)
     done = subprocess.run(
         [sys.executable, *arguments],
         cwd=folder,
@@ -84,6 +86,13 @@ def tools(tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def gpu(tools):
+    """The driver's program, which lists a GPU."""
+    (tools / "nvidia-smi").write_text("#!/bin/sh\necho 'GPU 0: made up'\n")
+    (tools / "nvidia-smi").chmod(0o755)
+
+
 def build_in_place(project, tools, mode, check=True, **environment):
     path = {"PATH": str(tools), "CVG_BUILD": mode, "CXX": "", "CUDACXX": ""} | environment
     done = run(["setup.py", "build_ext", "--inplace"], project, check, **path)
@@ -93,14 +102,50 @@ def build_in_place(project, tools, mode, check=True, **environment):
     return done, info, sorted(path.name for path in package.glob("_native_*"))
 
 
-def test_auto_keeps_the_cpu_module_when_cuda_fails(project, tools):
+def test_auto_keeps_the_cpu_module_when_cuda_fails(project, tools, gpu):
     _, info, modules = build_in_place(project, tools, "auto")
     assert modules == ["_native_cpu.so"]
     assert info["cpu"] is None
     assert "this compiler knows no such architecture" in info["cuda"]
 
 
-def test_both_modules(project, tools):
+@pytest.mark.skipif(
+    any(Path("/proc/driver/nvidia/gpus").glob("*")), reason="there is an NVIDIA GPU"
+)
+def test_auto_builds_for_the_gpu_that_is_there_alone(project, tools, request):
+    _, info, modules = build_in_place(project, tools, "auto", FAKE_CUDA="works")
+    assert modules == ["_native_cpu.so"]
+    assert info["cuda"] == "no NVIDIA GPU was found at build time"
+    request.getfixturevalue("gpu")
+    build_in_place(project, tools, "auto", FAKE_CUDA="works")
+    (file,) = project.glob("build/*/cuda/architectures")
+    assert file.read_text() == "native"
+
+
+def test_the_levels_to_build_reach_cmake(project, tools):
+    for asked in ("native", "all", ""):
+        build_in_place(project, tools, "cpu", CVG_CPU_LEVELS=asked)
+        (file,) = project.glob("build/*/cpu/levels")
+        assert file.read_text() == (asked or "native")
+    done, _, _ = build_in_place(project, tools, "cpu", check=False, CVG_CPU_LEVELS="avx9")
+    assert done.returncode != 0
+    assert "CVG_CPU_LEVELS must be native or all; got 'avx9'" in done.stdout
+
+
+def test_ccache_compiles_where_it_is(project, tools):
+    (tools / "ccache").write_text("#!/bin/sh\n")
+    (tools / "ccache").chmod(0o755)
+    done, _, _ = build_in_place(project, tools, "cpu")
+    assert f"-DCMAKE_CXX_COMPILER_LAUNCHER={tools / 'ccache'}" in done.stdout
+
+
+def test_a_label_is_added_to_the_version(project):
+    done = run(["setup.py", "-q", "egg_info"], project, CVG_VERSION_LABEL="+cu130")
+    (facts,) = project.glob("*.egg-info/PKG-INFO")
+    assert "\nVersion: 0.1.0+cu130\n" in facts.read_text(), done.stdout
+
+
+def test_both_modules(project, tools, gpu):
     for mode in ("auto", "cuda"):
         _, info, modules = build_in_place(project, tools, mode, FAKE_CUDA="works")
         assert modules == ["_native_cpu.so", "_native_cuda.so"]

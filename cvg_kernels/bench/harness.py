@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import datetime
 import gc
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -249,7 +250,7 @@ def extra_bytes(arm: Arm, device: torch.device) -> int | None:
 
 
 def _return_freed_memory() -> None:
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if os.name == "posix" else None
     if trim is not None:
         trim(0)
 

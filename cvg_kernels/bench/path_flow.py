@@ -143,7 +143,8 @@ def _memory(device: torch.device) -> float:
     """Bytes that may be used."""
     if device.type == "cuda":
         return 0.9 * torch.cuda.mem_get_info(device)[0]
-    for line in Path("/proc/meminfo").read_text().splitlines():
+    told = Path("/proc/meminfo")
+    for line in told.read_text().splitlines() if told.exists() else ():
         if line.startswith("MemAvailable"):
             return 0.8 * 1024 * int(line.split()[1])
     return float("inf")

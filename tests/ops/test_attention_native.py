@@ -9,6 +9,7 @@ import torch
 
 import cvg_kernels as cvg
 from cvg_kernels import native
+from cvg_kernels.environment import modules
 from cvg_kernels.ops import _attention_native as native_core
 from cvg_kernels.ops import _attention_reference as reference
 from cvg_kernels.ops._attention_call import (
@@ -18,6 +19,7 @@ from cvg_kernels.ops._attention_call import (
     Band,
     Needed,
 )
+from tests.ops.levels import EVERY_LEVEL
 from tests.tolerance import assert_as_exact_as, relative_error
 
 pytestmark = pytest.mark.skipif(native.reason("cpu") is not None, reason=str(native.reason("cpu")))
@@ -207,9 +209,7 @@ def test_a_captured_row_that_sees_no_key():
     assert all(grad.isfinite().all() for grad in found)
 
 
-@pytest.mark.parametrize(
-    "level", native.load("cpu").levels() if native.reason("cpu") is None else []
-)
+@pytest.mark.parametrize("level", EVERY_LEVEL)
 def test_every_level_of_this_machine(level, request, fresh, tmp_path):
     code = _LEVEL_CHECK.format(level=level, seed=request.config.seed)
     fresh.right(code, tmp_path, CVG_CPU_ISA=level)
@@ -231,7 +231,7 @@ def test_an_unknown_level_is_refused(level, call, fresh, tmp_path):
     assert ran.returncode != 0
     there = ", ".join(native.load("cpu").levels())
     assert ran.stderr.strip().splitlines()[-1] == (
-        "cvg-kernels info: CVG_CPU_ISA must be one of what this machine can run "
+        "cvg-kernels info: CVG_CPU_ISA must be one of what was built and this machine can run "
         f"({there}), got '{level}'"
     )
 
@@ -243,6 +243,25 @@ def test_info_names_the_level_and_what_caps_it(level, fresh, tmp_path):
     best = native.load("cpu").levels()[-1]
     shown = f"baseline (CVG_CPU_ISA; this machine can run {best})" if level else best
     assert f"yes: {shown}, built by" in told
+    assert f"for {', '.join(native.load('cpu').built_levels())}" in told
+
+
+def test_info_says_what_this_machine_could_run(monkeypatch):
+    class Module:
+        isa, processor_levels = (
+            staticmethod(lambda: "baseline"),
+            staticmethod(lambda: ["baseline", "avx2"]),
+        )
+        built_levels = levels = staticmethod(lambda: ["baseline"])
+
+    monkeypatch.setattr(
+        native, "reason", lambda target: None if target == "cpu" else "not asked for"
+    )
+    monkeypatch.setattr(native, "load", lambda target: Module)
+    told = modules()["cpu"]
+    assert told.endswith(
+        "for baseline; this machine can run avx2 too: reinstall here, or with CVG_CPU_LEVELS=all"
+    )
 
 
 def test_threads_do_not_change_a_bit():

@@ -14,6 +14,7 @@ import cvg_kernels as cvg
 from cvg_kernels import native
 from cvg_kernels.ops import _attention_op as operation
 from cvg_kernels.ops._attention_call import AttentionCall, Band
+from tests.ops.levels import EVERY_LEVEL
 
 NATIVE = pytest.mark.skipif(
     native.reason("cpu") is not None, reason=f"native: {native.reason('cpu')}"
@@ -193,9 +194,7 @@ for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
 """
 
 
-@pytest.mark.parametrize(
-    "level", native.load("cpu").levels() if native.reason("cpu") is None else []
-)
+@pytest.mark.parametrize("level", EVERY_LEVEL)
 def test_every_level_of_this_machine(level, fresh, tmp_path):
     fresh.right(_LEVEL_CHECK.format(level=level), tmp_path, CVG_CPU_ISA=level)
 

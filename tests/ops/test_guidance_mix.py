@@ -13,6 +13,7 @@ import cvg_kernels as cvg
 from cvg_kernels import native
 from cvg_kernels.backends import Backend, unavailable_reason
 from python_ref import guidance_mix as reference
+from tests.ops.levels import EVERY_LEVEL
 from tests.tolerance import assert_as_exact_as
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -214,9 +215,7 @@ for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
 """
 
 
-@pytest.mark.parametrize(
-    "level", native.load("cpu").levels() if native.reason("cpu") is None else []
-)
+@pytest.mark.parametrize("level", EVERY_LEVEL)
 def test_every_level_of_this_machine(level, fresh, tmp_path):
     fresh.right(_LEVEL_CHECK.format(level=level), tmp_path, CVG_CPU_ISA=level)
 

@@ -11,6 +11,7 @@ import cvg_kernels as cvg
 from cvg_kernels import native
 from cvg_kernels._layout import dense_like
 from cvg_kernels.ops import _temporal_attention_native, _temporal_attention_reference
+from tests.ops.levels import EVERY_LEVEL
 
 NATIVE = pytest.mark.skipif(native.reason("cpu") is not None, reason=str(native.reason("cpu")))
 CPU_BACKENDS = ["reference", pytest.param("native", marks=NATIVE)]
@@ -180,9 +181,7 @@ for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
 """
 
 
-@pytest.mark.parametrize(
-    "level", native.load("cpu").levels() if native.reason("cpu") is None else []
-)
+@pytest.mark.parametrize("level", EVERY_LEVEL)
 def test_every_level_of_this_machine(level, fresh, tmp_path):
     fresh.right(_LEVEL_CHECK.format(level=level), tmp_path, CVG_CPU_ISA=level)
 

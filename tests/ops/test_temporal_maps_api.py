@@ -8,6 +8,7 @@ import torch
 import cvg_kernels as cvg
 from cvg_kernels import native
 from cvg_kernels.ops import _temporal_maps_native
+from tests.ops.levels import EVERY_LEVEL
 from tests.ops.test_temporal_attention_api import CPU_BACKENDS, NATIVE, Counter, aot_autograd
 
 GRID, TEXT = (4, 2, 3), 5
@@ -145,9 +146,7 @@ for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
 """
 
 
-@pytest.mark.parametrize(
-    "level", native.load("cpu").levels() if native.reason("cpu") is None else []
-)
+@pytest.mark.parametrize("level", EVERY_LEVEL)
 def test_every_level_of_this_machine(level, fresh, tmp_path):
     fresh.right(_LEVEL_CHECK.format(level=level), tmp_path, CVG_CPU_ISA=level)
 
