@@ -19,6 +19,7 @@ from cvg_kernels.ops._registration import backend_on
 from cvg_kernels.ops._trace import note_backend
 from cvg_kernels.ops._transforms import backend_under_transforms
 from cvg_kernels.ops._validate import check_tensors, scale_of
+from cvg_kernels.ops._validate_given import number_of
 
 #: The largest frame number: distances are exact in float32.
 _MAX_FRAME = 2**24 - 1
@@ -125,7 +126,13 @@ def first_highest_keys(
         key: `[B, H, M, D]`.
         scale: factor of the logits.
         backend: as for `frame_band_attention`, whose first pass finds it.
+
+    Raises:
+        ArgumentError: if an argument does not fit.
+        BackendUnavailableError: if the named backend cannot run here.
     """
+    check_tensors(query, key, None, values=False)
+    scale = scale_of(scale, query)
     query, key, _ = cast_inputs(query.detach(), key.detach(), None)
     none = [
         torch.full((n,), -1, dtype=torch.int32, device=query.device)
@@ -146,7 +153,7 @@ def checked_band(band: FrameBand, query: torch.Tensor, key: torch.Tensor) -> Ban
     """
     if not isinstance(band, FrameBand):
         raise ArgumentError(f"band must be a FrameBand or None, got {type(band).__name__}")
-    sigma, strength = _number("sigma", band.sigma), _number("strength", band.strength)
+    sigma, strength = number_of("sigma", band.sigma), number_of("strength", band.strength)
     if not sigma > 0:
         raise ArgumentError(f"sigma must be above 0, got {sigma}")
     if not math.isfinite(strength):
@@ -158,13 +165,6 @@ def checked_band(band: FrameBand, query: torch.Tensor, key: torch.Tensor) -> Ban
         strength,
         bool(band.row_max_grad),
     )
-
-
-def _number(name: str, given) -> float:
-    try:
-        return float(given)
-    except (TypeError, ValueError) as error:
-        raise ArgumentError(f"{name} must be a number, got {given!r}") from error
 
 
 def _frames_of(name: str, frames, length: int, query: torch.Tensor) -> torch.Tensor:

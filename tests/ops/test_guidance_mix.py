@@ -334,7 +334,7 @@ def test_triton_refuses_what_it_has_no_kernel_for():
         ({"predictions": [torch.ones(2).int()] * 2}, r"predictions\[0\] must be float32"),
         ({"predictions": [torch.tensor(1.0)] * 2}, r"predictions\[0\] must be .* \[B, …\]"),
         ({"scales": [1.0, 2.0]}, "scales must be one fewer than the 2 predictions, got 2"),
-        ({"scales": ["high"]}, "scales must be numbers or tensors"),
+        ({"scales": ["high"]}, r"scales\[0\] must be a number or a tensor \[B\], got 'high'"),
         ({"scales": [torch.ones(3)]}, r"scales\[0\] must be a number or a tensor \[B\] = \(2,\), got \(3,\)"),
         ({"rescale": 1.5}, r"rescale must lie in \[0, 1\], got 1.5"),
         ({"backend": "gpu"}, "backend must be one of"),
