@@ -80,9 +80,10 @@ Written by `make fuzz FUZZ_ARGS=--write`, never by hand. Each number is the larg
 any of the generated calls that were compared with the reference in float64. Above 1 is a failure, and there is none.
 
 The budget of a result is three times what the reference is off in the call's own precision (for the reference itself:
-nothing), and on top what no kernel avoids: a rounding of the result, and √n roundings of a sum of n terms. Some inputs are badly
-conditioned: the exact result itself moves when they move by a rounding. There four times this move is allowed as well, and
-the roundings of a logit, or of a flow over its temperature, before it is an exponent.
+nothing), and on top what no kernel avoids: a rounding of the result, and √n roundings of a sum of n terms. Some
+inputs are badly conditioned: the exact result itself moves when they move by a rounding. There four times this move
+is allowed as well, and the roundings of a logit, or of a flow over its temperature, before it is an exponent.
+
 
 The calls have sizes from 0 to 257, primes among them, in every layout and form of mask, with numbers from denormal to 10³⁰,
 ties, NaN and infinities; what came out finite is compared.
