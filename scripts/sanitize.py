@@ -73,7 +73,7 @@ def compiler() -> str:
     return found
 
 
-def build(kind: str) -> Path:
+def build(kind: str, optimise: str) -> Path:
     """Builds the module for a sanitizer, and what loads it; returns the folder."""
     folder = BUILD / kind
     folder.mkdir(parents=True, exist_ok=True)
@@ -89,7 +89,7 @@ def build(kind: str) -> Path:
     subprocess.run(
         [
             "cmake", "-S", ROOT, "-B", folder / "cmake", "-G", "Ninja", f"-DCMAKE_CXX_COMPILER={compiler()}",
-            f"-DCMAKE_CXX_FLAGS={flags}", "-DCMAKE_CXX_FLAGS_RELEASE=-O1", "-DCVG_OPTIMISE=-O1",
+            f"-DCMAKE_CXX_FLAGS={flags}", f"-DCMAKE_CXX_FLAGS_RELEASE={optimise}", f"-DCVG_OPTIMISE={optimise}",
             f"-DCMAKE_MODULE_LINKER_FLAGS={linked}", f"-DCVG_OUTPUT_DIR={folder}",
             "-DCMAKE_INTERPROCEDURAL_OPTIMIZATION=OFF",
             f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
@@ -113,9 +113,9 @@ def environment(kind: str, folder: Path) -> dict[str, str]:
     )
 
 
-def run(kind: str, calls: int, tests: list[str]) -> None:
+def run(kind: str, optimise: str, calls: int, tests: list[str]) -> None:
     """Runs the tests and the generated calls under a sanitizer; the first report ends it."""
-    folder = build(kind)
+    folder = build(kind, optimise)
     if kind == "warnings":
         return
     watched = environment(kind, folder)
@@ -157,11 +157,12 @@ def main() -> None:
         "--calls", type=int, default=5000, help="generated calls (default: %(default)s)"
     )
     parser.add_argument("--tests", nargs="*", default=list(TESTS), help="files of tests/ops")
+    parser.add_argument("--optimise", default="-O1", help="of the compiler (default: %(default)s)")
     given = parser.parse_args()
     for kind in given.kinds:
         if kind not in FLAGS:
             parser.error(f"{kind} is none of {', '.join(FLAGS)}")
-        run(kind, given.calls, given.tests)
+        run(kind, given.optimise, given.calls, given.tests)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from cvg_kernels.backends import Backend, parse_backend
-from cvg_kernels.errors import ArgumentError
+from cvg_kernels.errors import ArgumentError, check_flag
 from cvg_kernels.ops import _attention_op as operation
 from cvg_kernels.ops import _attention_reference as reference
 from cvg_kernels.ops._attention_call import AttentionCall, Band
@@ -158,12 +158,13 @@ def checked_band(band: FrameBand, query: torch.Tensor, key: torch.Tensor) -> Ban
         raise ArgumentError(f"sigma must be above 0, got {sigma}")
     if not math.isfinite(strength):
         raise ArgumentError(f"strength must be finite, got {strength}")
+    check_flag("row_max_grad", band.row_max_grad)
     return Band(
         _frames_of("query_frames", band.query_frames, query.shape[2], query),
         _frames_of("key_frames", band.key_frames, key.shape[2], query),
         max(sigma, _NARROWEST),
         strength,
-        bool(band.row_max_grad),
+        band.row_max_grad,
     )
 
 

@@ -112,6 +112,10 @@ def _check(predictions: list[torch.Tensor], scales: Sequence, rescale: float) ->
         )
     if not 0 <= number_of("rescale", rescale) <= 1:
         raise ArgumentError(f"rescale must lie in [0, 1], got {rescale!r}")
+    if rescale and first.shape[1:].numel() == 1:
+        raise ArgumentError(
+            f"rescale must be 0 for samples of one number, which do not deviate, got {rescale!r}"
+        )
 
 
 def _split(

@@ -71,6 +71,16 @@ def test_what_is_no_tensor_is_named(function, name, junk, backend):
         (cvg.guidance_mix, {"predictions": 3.5}, "predictions must be a sequence of tensors"),
         (cvg.guidance_mix, {"scales": 7.5}, "scales must be a sequence of numbers or tensors"),
         (cvg.guidance_mix, {"rescale": None}, "rescale must be a number, got None"),
+        (
+            cvg.guidance_mix,
+            {"predictions": [torch.rand(3)] * 2, "rescale": 0.5},
+            "rescale must be 0",
+        ),
+        (
+            cvg.guidance_mix,
+            {"predictions": [torch.rand(3, 1)] * 2, "rescale": 1},
+            "rescale must be 0",
+        ),
         (first_highest_keys, {"scale": {}}, "scale must be a number or None"),
         (cvg.temporal_attention, {"capture": "yes"}, "capture must be True or False, got 'yes'"),
         (cvg.temporal_attention, {"row_max_grad": 1}, "row_max_grad must be True or False, got 1"),
