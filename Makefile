@@ -11,6 +11,10 @@
 #                its own; writes docs/releases.*                            (MATRIX_ARGS='0.34.0 0.42.1')
 #   make gpu     on a machine with an NVIDIA GPU, torch and nvcc, without network: build in place, GPU tests, compute-sanitizer,
 #                the table of the fastest kernels, benchmarks; in 9 minutes       (GPU_ARGS='--minutes 20')
+#   make fuzz    generated calls of every public operation against float64, between guards; failures are printed as code
+#                                                    (FUZZ_ARGS='--calls 1000000 --backends native --write')
+#   make sanitize    the CPU kernels, their tests and generated calls under AddressSanitizer, UndefinedBehaviorSanitizer and
+#                ThreadSanitizer, and compiled with all warnings                (SANITIZE_ARGS='thread --calls 500')
 #   make docs    the docs site in build/docs; fails on broken links and names; needs no torch
 #   make lint    ruff and clang-format
 #   make clean   remove what the targets above made
@@ -28,6 +32,8 @@ PYTEST_ARGS ?=
 GPU_ARGS ?=
 MATRIX_ARGS ?=
 WHEELS ?= cpu cuda pure
+FUZZ_ARGS ?=
+SANITIZE_ARGS ?=
 OUT ?= out
 PROMPT ?= a red triangle moving right and a green square moving left
 GUIDANCE ?= cvg
@@ -51,7 +57,7 @@ SUM := awk -F '\t' '{ seconds[$$1] = $$2; if (!seen[$$1]++) names[++n] = $$1 } \
   END { for (i = 1; i <= n; ++i) { printf "%-20s %4d s\n", names[i], seconds[names[i]]; sum += seconds[names[i]] } \
   printf "%-20s %4d s\n", "together", sum }'
 
-.PHONY: demo test build-times wheels coverage bench microbench matrix gpu docs lint format clean
+.PHONY: demo test build-times wheels coverage bench microbench matrix gpu fuzz sanitize docs lint format clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/compiled
@@ -83,6 +89,12 @@ matrix: $(VENV)/compiled
 
 gpu:
 	$(PYTHON) scripts/gpu.py $(GPU_ARGS)
+
+fuzz: $(VENV)/installed
+	$(BIN)/python -m tests.fuzz $(FUZZ_ARGS)
+
+sanitize: $(VENV)/installed
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python scripts/sanitize.py $(SANITIZE_ARGS)
 
 docs: $(VENV)/docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict

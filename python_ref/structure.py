@@ -35,11 +35,15 @@ def depth_structure(depth: torch.Tensor, rounds: int | torch.Tensor) -> torch.Te
     size = depth.shape[2:]
     level = depth.to(torch.promote_types(depth.dtype, torch.float32))
     result = level
-    per_sample = torch.as_tensor(rounds, device=depth.device).view(-1, 1, 1, 1)
-    wanted = set(per_sample.flatten().tolist())
+    one = isinstance(rounds, int)
+    wanted = {rounds} if one else set(rounds.tolist())
     for number in range(1, max(wanted, default=0) + 1):
         level = _halve(level)
         if number in wanted:
             resized = interpolate(level, size, mode="bilinear", align_corners=False)
-            result = torch.where(per_sample == number, resized, result)
+            if one:
+                result = resized
+            else:
+                chosen = (rounds == number).to(depth.device).view(-1, 1, 1, 1)
+                result = torch.where(chosen, resized, result)
     return result.to(depth.dtype)

@@ -6,7 +6,6 @@ import importlib.util
 import os
 import random
 import secrets
-import sys
 import zlib
 
 import numpy as np
@@ -15,6 +14,7 @@ import torch
 from torch.utils._device import _device_constructors
 
 from tests.interpreter import round_as_gpus_do
+from tests.memory import ALLOCATORS, poisoned, watched
 
 # Triton reads this when a kernel is defined, so it has to stand before the first `import triton`.
 if not torch.cuda.is_available():
@@ -28,9 +28,6 @@ pytest_plugins = ("tests.coverage.plugin", "tests.fresh")
 
 # `with torch.device(…)` knows torch's constructors by identity from its first use on: that must not be a poisoned one.
 _device_constructors()
-
-_FUNCTIONS = ("empty", "empty_like", "empty_strided", "empty_permuted")
-_METHODS = ("new_empty", "new_empty_strided")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -90,33 +87,11 @@ def _fresh_random_numbers(request: pytest.FixtureRequest) -> None:
     torch.manual_seed(seed)
 
 
-def _poisoned(allocate):
-    """`torch.empty` and its like, filled with NaN (or the largest integer) when the package calls them."""
-
-    def wrapper(*args, **kwargs):
-        tensor = allocate(*args, **kwargs)
-        if torch.compiler.is_compiling():
-            return tensor
-        caller = sys._getframe(1).f_globals.get("__name__", "").partition(".")[0]
-        real = type(tensor) is torch.Tensor and tensor.device.type != "meta"
-        if real and caller in ("cvg_kernels", "python_ref"):
-            with torch.no_grad():
-                if tensor.is_floating_point() or tensor.is_complex():
-                    tensor.fill_(torch.nan)
-                elif tensor.dtype != torch.bool:
-                    tensor.fill_(torch.iinfo(tensor.dtype).max)
-        return tensor
-
-    return wrapper
-
-
 @pytest.fixture(autouse=True)
 def _poisoned_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory that a kernel should have written and did not is NaN, not a lucky zero."""
-    for name in _FUNCTIONS:
-        monkeypatch.setattr(torch, name, _poisoned(getattr(torch, name)))
-    for name in _METHODS:
-        monkeypatch.setattr(torch.Tensor, name, _poisoned(getattr(torch.Tensor, name)))
+    for owner, name in ALLOCATORS:
+        monkeypatch.setattr(owner, name, watched(getattr(owner, name), poisoned))
 
 
 @pytest.fixture(autouse=True)

@@ -18,6 +18,28 @@ def relative_error(actual: torch.Tensor, exact: torch.Tensor, size: float = 0.0)
     return (actual.double() - exact).abs().max().item() / scale
 
 
+def budget(
+    actual: torch.Tensor,
+    stock: torch.Tensor,
+    exact: torch.Tensor,
+    factor: float = 1.5,
+    depth: int = 1,
+    size: float = 0.0,
+    exponent: float = 0.0,
+    sums: torch.dtype = torch.float32,
+) -> float:
+    """The relative error that a result may have: `factor` times that of PyTorch's own result, and what none can avoid.
+
+    On a few numbers the stock path can be exact by luck, so what no float32 kernel can avoid is allowed on top: one
+    rounding of the result, the random walk √depth · eps of a sum of `depth` terms in the type of `sums`, and for
+    probabilities made as exp(score − logsumexp), with numbers up to `exponent`, the half ulp of either. `size` is as for
+    `relative_error`.
+    """
+    unavoidable = torch.finfo(actual.dtype).eps
+    unavoidable += (depth**0.5 + exponent) * torch.finfo(sums).eps
+    return factor * relative_error(stock, exact, size) + unavoidable
+
+
 def assert_as_exact_as(
     actual: torch.Tensor,
     stock: torch.Tensor,
@@ -27,15 +49,8 @@ def assert_as_exact_as(
     size: float = 0.0,
     exponent: float = 0.0,
 ) -> None:
-    """Asserts that the error is at most `factor` times that of PyTorch's own result.
-
-    On a few numbers the stock path can be exact by luck, so what no float32 kernel can avoid is allowed on top: one
-    rounding of the result, the random walk √depth · eps of a sum of `depth` float32 terms, and for probabilities made
-    as exp(score − logsumexp), with numbers up to `exponent`, the half ulp of either. `size` is as for `relative_error`.
-    """
-    unavoidable = torch.finfo(actual.dtype).eps
-    unavoidable += (depth**0.5 + exponent) * torch.finfo(torch.float32).eps
-    allowed = factor * relative_error(stock, exact, size) + unavoidable
+    """Asserts that the error is within the `budget`."""
+    allowed = budget(actual, stock, exact, factor, depth, size, exponent)
     found = relative_error(actual, exact, size)
     assert found <= allowed, f"error {found:.3g}, allowed {allowed:.3g}"
 

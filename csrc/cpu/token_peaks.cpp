@@ -1,8 +1,9 @@
 // A_k = max (G ∗ softmax_K(sharpness · flow))_k, forward and backward.
 //
-// The softmax is never held: the largest logit and the sum of exponentials below it are, two
-// numbers a voxel (their one logarithm would cost digits), and the share of a token is made anew in
-// the scratch of the thread that smooths it.
+// The softmax is never held: the flow of the largest logit and the sum of exponentials below it
+// are, two numbers a voxel (their one logarithm would cost digits), and the share of a token is
+// made anew in the scratch of the thread that smooths it. Flows are subtracted, not logits: a fused
+// sharpness · flow − logit is no longer 0 at the largest, and of huge numbers the exponential ends.
 #include "cvg/token_peaks.h"
 
 #include <vector>
@@ -27,16 +28,18 @@ class Peaks {
         share_(round_up(voxels_, lanes)),
         work_(round_up(voxels_, lanes)) {}
 
-  // max_k s_k and Σ_k e^{s_k − max}, s = sharpness · flow, at a vector of voxels.
+  // The flow x of the largest s = sharpness · flow, and Σ_k e^{s_k − s(x)}, at a vector of voxels.
   void denominator(int64_t b, int64_t first, A* sums) const {
     const int64_t count = std::min(lanes, voxels_ - first);
+    const A sign = sharpness_ < 0 ? A{-1} : A{1};
     Vec<A> most = splat(-std::numeric_limits<A>::infinity());
     for (int64_t k = 0; k < args_.tokens; ++k) {
-      most = vmax(sharpness_ * some(token(b, k) + first, count), most);
+      most = vmax(sign * some(token(b, k) + first, count), most);
     }
+    most *= sign;
     Vec<A> total{};
     for (int64_t k = 0; k < args_.tokens; ++k) {
-      total += vexp(sharpness_ * some(token(b, k) + first, count) - most);
+      total += vexp(sharpness_ * (some(token(b, k) + first, count) - most));
     }
     put(sums + 2 * b * voxels_ + first, count, most);
     put(sums + (2 * b + 1) * voxels_ + first, count, total);
@@ -103,7 +106,7 @@ class Peaks {
   Vec<A> share(int64_t b, int64_t k, int64_t first, int64_t count, const A* sums) const {
     const Vec<A> most = some(sums + 2 * b * voxels_ + first, count);
     const Vec<A> total = some(sums + (2 * b + 1) * voxels_ + first, count);
-    return vexp(sharpness_ * some(token(b, k) + first, count) - most) / total;
+    return vexp(sharpness_ * (some(token(b, k) + first, count) - most)) / total;
   }
 
   const A* smoothed_share(int64_t b, int64_t k, const A* sums) {

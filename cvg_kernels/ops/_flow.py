@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cvg_kernels.errors import ArgumentError
+from cvg_kernels.ops._validate_given import number_of
 
 
 def check_temperature(temperature: float | None) -> None:
@@ -11,5 +12,6 @@ def check_temperature(temperature: float | None) -> None:
     Raises:
         ArgumentError: unless it is `None` or positive.
     """
-    if temperature is not None and not temperature > 0:
-        raise ArgumentError(f"temperature must be None or positive, got {temperature!r}")
+    wanted = "None or positive"
+    if temperature is not None and not number_of("temperature", temperature, wanted) > 0:
+        raise ArgumentError(f"temperature must be {wanted}, got {temperature!r}")

@@ -3,8 +3,9 @@
     forward(flow, sharpness, sigma) -> (peaks, sums, blocks)
     backward(grad, flow, sums, blocks, sharpness, sigma) -> the gradient of flow
 
-`sums` `[B, 2, F, h, w]` holds the softmax's largest logit and the sum below it. `blocks` has the smoothed maxima of blocks
-of voxels, in which a GPU finds the peaks again; the other backends leave zeros in it, and do not read it.
+`sums` `[B, 2, F, h, w]` holds the softmax's largest logit (on the CPU the flow of it) and the sum below it. `blocks`
+has the smoothed maxima of blocks of voxels, in which a GPU finds the peaks again; the other backends leave zeros in
+it, and do not read it.
 """
 
 from __future__ import annotations

@@ -13,7 +13,8 @@ from cvg_kernels.kernels import Facts
 from cvg_kernels.ops._choice import run_kernel
 from cvg_kernels.ops._trace import register_autograd
 from cvg_kernels.ops._transforms import backend_under_transforms
-from cvg_kernels.ops.max_flow import check_entries
+from cvg_kernels.ops._validate_given import tensors_of
+from cvg_kernels.ops.max_flow import check_capacities, check_entries
 from python_ref.path_flow import residual_hop
 
 
@@ -62,15 +63,14 @@ def coupled_max_flow(
 
     ST-Flow of "Compositional Video Generation as Flow Equalization" (Vico), without the paper's restriction to paths.
     """
-    if cross.ndim != 4 or cross.dtype not in (torch.float32, torch.float64):
-        raise ArgumentError(
-            f"cross must be float32 or float64 [B, K, F, L], got {cross.dtype} {tuple(cross.shape)}"
-        )
+    check_capacities("cross", cross, "[B, K, F, L]", 4)
+    temporal = tensors_of("temporal", temporal)
     if residual not in ("average", "add", None):
         raise ArgumentError(f"residual must be 'average', 'add' or None, got {residual!r}")
     batch, _, frames, positions = cross.shape
     wanted = {f"temporal[{n}]": (hop, (batch, positions, frames, frames)) for n, hop in enumerate(temporal)}  # fmt: skip
     if spatial is not None:
+        check_capacities("spatial", spatial, "[B, F, L, L]", 4)
         wanted["spatial"] = (spatial, (batch, frames, positions, positions))
     for name, (hop, shape) in wanted.items():
         if tuple(hop.shape) != shape or hop.dtype != cross.dtype or hop.device != cross.device:

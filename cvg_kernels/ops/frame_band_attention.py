@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 
 from cvg_kernels.backends import Backend, parse_backend
-from cvg_kernels.errors import ArgumentError
+from cvg_kernels.errors import ArgumentError, check_flag
 from cvg_kernels.ops import _attention_op as operation
 from cvg_kernels.ops import _attention_reference as reference
 from cvg_kernels.ops._attention_call import AttentionCall, Band
@@ -19,6 +19,7 @@ from cvg_kernels.ops._registration import backend_on
 from cvg_kernels.ops._trace import note_backend
 from cvg_kernels.ops._transforms import backend_under_transforms
 from cvg_kernels.ops._validate import check_tensors, scale_of
+from cvg_kernels.ops._validate_given import number_of
 
 #: The largest frame number: distances are exact in float32.
 _MAX_FRAME = 2**24 - 1
@@ -125,7 +126,13 @@ def first_highest_keys(
         key: `[B, H, M, D]`.
         scale: factor of the logits.
         backend: as for `frame_band_attention`, whose first pass finds it.
+
+    Raises:
+        ArgumentError: if an argument does not fit.
+        BackendUnavailableError: if the named backend cannot run here.
     """
+    check_tensors(query, key, None, values=False)
+    scale = scale_of(scale, query)
     query, key, _ = cast_inputs(query.detach(), key.detach(), None)
     none = [
         torch.full((n,), -1, dtype=torch.int32, device=query.device)
@@ -146,25 +153,19 @@ def checked_band(band: FrameBand, query: torch.Tensor, key: torch.Tensor) -> Ban
     """
     if not isinstance(band, FrameBand):
         raise ArgumentError(f"band must be a FrameBand or None, got {type(band).__name__}")
-    sigma, strength = _number("sigma", band.sigma), _number("strength", band.strength)
+    sigma, strength = number_of("sigma", band.sigma), number_of("strength", band.strength)
     if not sigma > 0:
         raise ArgumentError(f"sigma must be above 0, got {sigma}")
     if not math.isfinite(strength):
         raise ArgumentError(f"strength must be finite, got {strength}")
+    check_flag("row_max_grad", band.row_max_grad)
     return Band(
         _frames_of("query_frames", band.query_frames, query.shape[2], query),
         _frames_of("key_frames", band.key_frames, key.shape[2], query),
         max(sigma, _NARROWEST),
         strength,
-        bool(band.row_max_grad),
+        band.row_max_grad,
     )
-
-
-def _number(name: str, given) -> float:
-    try:
-        return float(given)
-    except (TypeError, ValueError) as error:
-        raise ArgumentError(f"{name} must be a number, got {given!r}") from error
 
 
 def _frames_of(name: str, frames, length: int, query: torch.Tensor) -> torch.Tensor:

@@ -13,6 +13,7 @@ from cvg_kernels.ops._choice import run_kernel
 from cvg_kernels.ops._registration import backend_on
 from cvg_kernels.ops._trace import note_backend, register_autograd
 from cvg_kernels.ops._transforms import backend_under_transforms
+from cvg_kernels.ops._validate_given import described, number_of, tensors_of
 from python_ref import guidance_mix as reference
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -59,7 +60,13 @@ def guidance_mix(
     "Structure and Content-Guided Video Synthesis with Diffusion Models" (Gen-1), equations 8 and 9; the rescale is that of
     "Common Diffusion Noise Schedules and Sample Steps are Flawed", section 3.4, as diffusers has it.
     """
-    predictions = list(predictions)
+    predictions = tensors_of("predictions", predictions)
+    try:
+        scales = list(scales)
+    except TypeError as error:
+        raise ArgumentError(
+            f"scales must be a sequence of numbers or tensors [B], got {described(scales)}"
+        ) from error
     _check(predictions, scales, rescale)
     numbers, per_sample = _split(predictions[0], scales)
     device = predictions[0].device
@@ -90,14 +97,9 @@ def _check(predictions: list[torch.Tensor], scales: Sequence, rescale: float) ->
         raise ArgumentError(f"predictions must be at least two tensors, got {len(predictions)}")
     first = predictions[0]
     for number, tensor in enumerate(predictions):
-        if not isinstance(tensor, torch.Tensor) or tensor.dtype not in _DTYPES or tensor.ndim < 1:
-            given = (
-                f"{tensor.dtype} {tuple(tensor.shape)}"
-                if isinstance(tensor, torch.Tensor)
-                else type(tensor).__name__
-            )
+        if tensor.dtype not in _DTYPES or tensor.ndim < 1 or tensor.layout is not torch.strided:
             raise ArgumentError(
-                f"predictions[{number}] must be float32, bfloat16, float16 or float64 [B, …], got {given}"
+                f"predictions[{number}] must be float32, bfloat16, float16 or float64 [B, …], got {described(tensor)}"
             )
         if (tensor.shape, tensor.dtype, tensor.device) != (first.shape, first.dtype, first.device):
             raise ArgumentError(
@@ -108,8 +110,12 @@ def _check(predictions: list[torch.Tensor], scales: Sequence, rescale: float) ->
         raise ArgumentError(
             f"scales must be one fewer than the {len(predictions)} predictions, got {len(scales)}"
         )
-    if not 0 <= rescale <= 1:
+    if not 0 <= number_of("rescale", rescale) <= 1:
         raise ArgumentError(f"rescale must lie in [0, 1], got {rescale!r}")
+    if rescale and first.shape[1:].numel() == 1:
+        raise ArgumentError(
+            f"rescale must be 0 for samples of one number, which do not deviate, got {rescale!r}"
+        )
 
 
 def _split(
@@ -117,15 +123,14 @@ def _split(
 ) -> tuple[list[float] | None, torch.Tensor | None]:
     """Scales as numbers, or, if one is a tensor, all of them as a tensor `[n, B]`; the other is `None`."""
     if not any(isinstance(scale, torch.Tensor) for scale in scales):
-        try:
-            return [float(scale) for scale in scales], None
-        except (TypeError, ValueError):
-            raise ArgumentError(f"scales must be numbers or tensors [B], got {scales!r}") from None
+        wanted = "a number or a tensor [B]"
+        return [number_of(f"scales[{n}]", one, wanted) for n, one in enumerate(scales)], None
     batch, wide = first.shape[0], torch.promote_types(first.dtype, torch.float32)
     rows = []
     for number, scale in enumerate(scales):
         if not isinstance(scale, torch.Tensor):
-            scale = torch.full((batch,), float(scale), dtype=wide, device=first.device)
+            given = number_of(f"scales[{number}]", scale, "a number or a tensor [B]")
+            scale = torch.full((batch,), given, dtype=wide, device=first.device)
         if scale.shape != (batch,):
             raise ArgumentError(
                 f"scales[{number}] must be a number or a tensor [B] = {(batch,)}, got {tuple(scale.shape)}"

@@ -13,6 +13,7 @@ from cvg_kernels.kernels import Facts
 from cvg_kernels.ops._choice import run_kernel
 from cvg_kernels.ops._trace import note_backend, register_autograd
 from cvg_kernels.ops._transforms import backend_under_transforms
+from cvg_kernels.ops._validate_given import described, holds_numbers, tensors_of
 from python_ref import max_flow as reference
 
 Residual = Literal["average", "add"]
@@ -74,14 +75,14 @@ def subgraph_max_flow(
     The maximum flow of "Compositional Video Generation as Flow Equalization" (Vico), which its code replaces by the widest
     path (`path_flow`, a lower bound).
     """
-    _check_tensor("cross", cross, "[B, K, F, L]", 4)
+    check_capacities("cross", cross, "[B, K, F, L]", 4)
     batch, _, frames, positions = cross.shape
     if frames == 0:
         raise ArgumentError("cross must have at least one frame, got none")
-    temporal = list(temporal)
+    temporal = tensors_of("temporal", temporal)
     for number, hop in enumerate(temporal):
         name, shape = f"temporal[{number}]", (batch, positions, frames, frames)
-        _check_tensor(name, hop, "[B, L, F, F]", 4)
+        check_capacities(name, hop, "[B, L, F, F]", 4)
         if tuple(hop.shape) != shape:
             raise ArgumentError(
                 f"{name} must have shape [B, L, F, F] = {shape}, got {tuple(hop.shape)}"
@@ -98,7 +99,7 @@ def subgraph_max_flow(
     backend = backend_under_transforms(
         "subgraph_max_flow", backend, (cross, *temporal), kernels=(), reference=("derivative",)
     )
-    if backend is Backend.REFERENCE:
+    if backend is Backend.REFERENCE and holds_numbers(cross):
         note_backend("max_flow", "reference")
         check_entries(cross=cross, temporal=temporal)
         return SubgraphFlow(
@@ -133,7 +134,7 @@ def max_flow(
         ArgumentError: if an argument does not fit, or an entry is NaN, infinite or negative; names the entry.
         BackendUnavailableError: if the named backend cannot run here.
     """
-    _check_tensor("capacity", capacity, "[G, n, n]", 3)
+    check_capacities("capacity", capacity, "[G, n, n]", 3)
     nodes = capacity.shape[1]
     if capacity.shape[2] != nodes or nodes < 2:
         raise ArgumentError(
@@ -145,7 +146,7 @@ def max_flow(
     if source == sink:
         raise ArgumentError(f"source and sink must differ, got {source} for both")
     backend = backend_under_transforms("max_flow", backend, (capacity,), reference=("derivative",))
-    if backend is Backend.REFERENCE:
+    if backend is Backend.REFERENCE and holds_numbers(capacity):
         note_backend("max_flow", "reference")
         check_entries(capacity=capacity)
         return MaxFlow(*reference.max_flow(capacity, source, sink))
@@ -155,13 +156,11 @@ def max_flow(
 # --- checks ----------------------------------------------------------------------------------------------------------
 
 
-def _check_tensor(name: str, tensor: torch.Tensor, shape: str, dimensions: int) -> None:
-    if not isinstance(tensor, torch.Tensor):
-        raise ArgumentError(f"{name} must be a tensor {shape}, got {type(tensor).__name__}")
-    if tensor.ndim != dimensions or tensor.dtype not in (torch.float32, torch.float64):
-        raise ArgumentError(
-            f"{name} must be float32 or float64 {shape}, got {tensor.dtype} {tuple(tensor.shape)}"
-        )
+def check_capacities(name: str, tensor: torch.Tensor, shape: str, dimensions: int) -> None:
+    """Checks that an argument is a tensor that capacities can stand in, with so many axes."""
+    fits = isinstance(tensor, torch.Tensor) and tensor.layout is torch.strided
+    if not fits or tensor.ndim != dimensions or tensor.dtype not in (torch.float32, torch.float64):
+        raise ArgumentError(f"{name} must be float32 or float64 {shape}, got {described(tensor)}")
 
 
 def check_entries(**arguments: torch.Tensor | Sequence[torch.Tensor]) -> None:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 
 from cvg_kernels.backends import Backend
-from cvg_kernels.errors import ArgumentError
+from cvg_kernels.errors import ArgumentError, check_flag
 from cvg_kernels.kernels import Facts
 from cvg_kernels.ops._choice import run_kernel
 from cvg_kernels.ops._flow import check_temperature
 from cvg_kernels.ops._registration import backend_on, refuse_second_derivative
 from cvg_kernels.ops._trace import note_backend, register_autograd
 from cvg_kernels.ops._transforms import backend_under_transforms
+from cvg_kernels.ops._validate_given import check_floating
 from python_ref import path_flow as reference
 
 
@@ -44,11 +45,8 @@ def min_max_matmul(
 
     Definition 2 of "Compositional Video Generation as Flow Equalization" (Vico).
     """
-    for name, tensor in (("a", a), ("b", b)):
-        if tensor.ndim != 3 or not tensor.is_floating_point():
-            raise ArgumentError(
-                f"{name} must be floating point with 3 dimensions, got {tensor.dtype} {tuple(tensor.shape)}"
-            )
+    check_floating("a", a, "[B, X, R]", 3)
+    check_floating("b", b, "[B, R, Y]", 3)
     if a.shape[0] != b.shape[0] or a.shape[2] != b.shape[1] or a.shape[2] == 0:
         raise ArgumentError(
             f"a [B, X, R] and b [B, R, Y] must agree in B and R ≥ 1, got {tuple(a.shape)} and {tuple(b.shape)}"
@@ -58,6 +56,7 @@ def min_max_matmul(
             f"b must have the dtype and device of a ({a.dtype}, {a.device}), got {b.dtype}, {b.device}"
         )
     check_temperature(temperature)
+    check_flag("correct_bias", correct_bias)
     backend = backend_under_transforms("min_max_matmul", backend, (a, b))
     backend = backend_on("min_max_matmul", backend, a.device)
     if backend is Backend.REFERENCE:

@@ -8,13 +8,14 @@ from typing import Literal
 import torch
 
 from cvg_kernels.backends import Backend
-from cvg_kernels.errors import ArgumentError
+from cvg_kernels.errors import ArgumentError, check_flag
 from cvg_kernels.kernels import Facts
 from cvg_kernels.ops._choice import run_kernel
 from cvg_kernels.ops._flow import check_temperature
 from cvg_kernels.ops._registration import backend_on, refuse_second_derivative
 from cvg_kernels.ops._trace import note_backend, register_autograd
 from cvg_kernels.ops._transforms import backend_under_transforms
+from cvg_kernels.ops._validate_given import check_floating, tensors_of
 from cvg_kernels.ops.min_max_matmul import min_max_matmul
 from python_ref import path_flow as reference
 
@@ -68,10 +69,8 @@ def path_flow(
 
     "Compositional Video Generation as Flow Equalization" (Vico); its released code averages the residual, its paper adds.
     """
-    if cross.ndim != 4 or not cross.is_floating_point():
-        raise ArgumentError(
-            f"cross must be floating point [B, K, F, L], got {cross.dtype} {tuple(cross.shape)}"
-        )
+    check_floating("cross", cross, "[B, K, F, L]", 4)
+    temporal = tensors_of("temporal", temporal)
     batch, _, frames, positions = cross.shape
     if frames == 0:
         raise ArgumentError(f"cross must have at least one frame, got {tuple(cross.shape)}")
@@ -91,6 +90,9 @@ def path_flow(
     if order not in ("tokens_first", "hops_first"):
         raise ArgumentError(f"order must be 'tokens_first' or 'hops_first', got {order!r}")
     check_temperature(temperature)
+    check_flag("correct_bias", correct_bias)
+    if spatial is not None:
+        check_floating("spatial", spatial, "[B, F, L, L]", 4)
     backend = backend_under_transforms(
         "path_flow", backend, (cross, spatial, *temporal), kernels=()
     )  # vmap cannot split its list of hops

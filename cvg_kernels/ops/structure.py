@@ -7,6 +7,7 @@ import torch
 from cvg_kernels.backends import Backend, parse_backend, require
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.ops._trace import note_backend
+from cvg_kernels.ops._validate_given import check_floating, described, holds_numbers
 from python_ref import structure as reference
 
 
@@ -36,9 +37,10 @@ def depth_structure(
 
     "Structure and Content-Guided Video Synthesis with Diffusion Models" (Gen-1), section on structure representation.
     """
-    if depth.ndim != 4 or not depth.is_floating_point() or 0 in depth.shape[2:]:
+    check_floating("depth", depth, "[B, F, h, w] without empty maps", 4)
+    if 0 in depth.shape[2:]:
         raise ArgumentError(
-            f"depth must be floating point [B, F, h, w] without empty maps, got {depth.dtype} {tuple(depth.shape)}"
+            f"depth must be floating point [B, F, h, w] without empty maps, got {described(depth)}"
         )
     if isinstance(t_s, torch.Tensor):
         if t_s.shape != depth.shape[:1] or t_s.is_floating_point() or t_s.dtype == torch.bool:
@@ -48,8 +50,13 @@ def depth_structure(
             )
     elif not isinstance(t_s, int) or isinstance(t_s, bool):
         raise ArgumentError(f"t_s must be an integer or an integer tensor [B], got {t_s!r}")
-    if bool(torch.as_tensor(t_s).lt(0).any()):
+    if isinstance(t_s, torch.Tensor) and not holds_numbers(t_s):
+        raise ArgumentError("t_s must be a number, or a tensor that holds numbers, which it reads")
+    negative = bool(t_s.lt(0).any()) if isinstance(t_s, torch.Tensor) else t_s < 0
+    if negative:
         raise ArgumentError(f"t_s must not be negative, got {t_s!r}")
+    if depth.numel() == 0:
+        return depth.clone()
     chosen = parse_backend(backend)
     if chosen is not Backend.AUTO:
         require("structure", chosen, depth.device)

@@ -8,6 +8,7 @@ import torch
 
 from cvg_kernels._layout import dense_like
 from cvg_kernels.backends import Backend
+from cvg_kernels.errors import check_flag
 from cvg_kernels.kernels import Facts
 from cvg_kernels.ops import _temporal_attention_reference as reference
 from cvg_kernels.ops._autocast import cast_inputs
@@ -82,6 +83,8 @@ def temporal_attention(
     query, key, value = cast_inputs(query, key, value)
     check_tensors(query, key, value)
     scale = scale_of(scale, query)
+    check_flag("row_max_grad", row_max_grad)
+    check_flag("capture", capture)
     added = added_logits(query, sigma, strength, bias)
     by_row_max = sigma is not None
     backend = backend_under_transforms("temporal_attention", backend, (query, key, value, added))

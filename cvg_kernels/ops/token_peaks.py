@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from cvg_kernels.backends import Backend
@@ -12,6 +14,7 @@ from cvg_kernels.ops._registration import backend_on, refuse_second_derivative
 from cvg_kernels.ops._token_peaks_call import blocks_shape
 from cvg_kernels.ops._trace import note_backend, register_autograd
 from cvg_kernels.ops._transforms import backend_under_transforms
+from cvg_kernels.ops._validate_given import check_floating, described, number_of
 from python_ref import token_peaks as reference
 
 
@@ -43,11 +46,13 @@ def token_peaks(
 
     Released code of "Compositional Video Generation as Flow Equalization" (Vico), after Attend-and-Excite.
     """
-    if flow.ndim != 5 or not flow.is_floating_point() or 0 in flow.shape[1:]:
-        raise ArgumentError(
-            f"flow must be floating point [B, K, F, h, w] without empty dimensions, got {flow.dtype} "
-            f"{tuple(flow.shape)}"
-        )
+    layout = "[B, K, F, h, w] without empty dimensions"
+    check_floating("flow", flow, layout, 5)
+    if 0 in flow.shape[1:]:
+        raise ArgumentError(f"flow must be floating point {layout}, got {described(flow)}")
+    sharpness, sigma = number_of("sharpness", sharpness), number_of("sigma", sigma)
+    if not math.isfinite(sharpness):
+        raise ArgumentError(f"sharpness must be finite, got {sharpness!r}")
     if not sigma > 0:
         raise ArgumentError(f"sigma must be positive, got {sigma!r}")
     backend = backend_under_transforms("token_peaks", backend, (flow,))
@@ -55,7 +60,7 @@ def token_peaks(
     if backend is Backend.REFERENCE:
         note_backend("token_peaks", "reference")
         return reference.token_peaks(flow, sharpness=sharpness, sigma=sigma)
-    peaks, *_ = _forward_op(flow, float(sharpness), float(sigma), backend.value)
+    peaks, *_ = _forward_op(flow, sharpness, sigma, backend.value)
     return peaks
 
 

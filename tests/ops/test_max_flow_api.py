@@ -327,7 +327,7 @@ GOOD_CROSS, GOOD_HOP = torch.rand(1, 2, 3, 4), torch.rand(1, 4, 3, 3)
     [
         ({"cross": GOOD_CROSS[0]}, r"cross must be float32 or float64 \[B, K, F, L\]"),
         ({"cross": GOOD_CROSS.half()}, r"cross must be .* got torch.float16"),
-        ({"cross": [1.0]}, "cross must be a tensor"),
+        ({"cross": [1.0]}, r"cross must be float32 or float64 .* got list"),
         ({"cross": torch.rand(1, 2, 0, 4)}, "cross must have at least one frame"),
         ({"temporal": [GOOD_HOP, GOOD_HOP[:, :3]]}, r"temporal\[1\] must have shape"),
         ({"temporal": [GOOD_HOP.double()]}, r"temporal\[0\] must have the dtype"),

@@ -19,7 +19,8 @@ struct TokenPeaksArgs {
 };
 
 struct TokenPeaksKernels {
-  // peaks [B, K]; sums [B, 2, F, h, w], the largest logit and the softmax's denominator below it.
+  // peaks [B, K]; sums [B, 2, F, h, w], the flow of the largest logit and the softmax's
+  // denominator below it.
   void (*forward)(const TokenPeaksArgs&, void* peaks, void* sums);
   // grad_flow [B, K, F, h, w] from grad_peaks [B, K].
   void (*backward)(const TokenPeaksArgs&, const void* grad_peaks, const void* sums,

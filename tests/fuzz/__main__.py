@@ -1,0 +1,155 @@
+"""Generated calls of every public operation: `python -m tests.fuzz [options]`, or `make fuzz FUZZ_ARGS='…'`.
+
+Calls are made in processes of their own, some thousand in each, so that one that dies or hangs names its call and the rest
+goes on. Every failure is printed as a program that repeats it, made as small as it goes. The exit status says whether there
+was one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import secrets
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.fuzz import worker
+from tests.fuzz.cases import Case, draw
+from tests.fuzz.numbers import Numbers, write
+from tests.fuzz.shrink import shrunk
+
+_BATCH = 5000  # calls of a process: few enough that its memory cannot creep far
+_SHOWN = 20  # failures that are made small and printed
+
+
+class Run:
+    """Calls of one backend.
+
+    Attributes:
+        numbers: the largest errors of all of them.
+        failures: number of a call → what was wrong.
+        made: calls so far.
+    """
+
+    def __init__(self, seed: int, backend: str) -> None:
+        self.seed, self.backend = seed, backend
+        self.numbers = Numbers()
+        self.failures: dict[int, str] = {}
+        self.made = 0
+
+    def make(self, calls: int, first: int, seconds: float) -> None:
+        """Makes calls until all are made or the time is over."""
+        number, end = first, time.monotonic() + seconds
+        while number < first + calls and time.monotonic() < end:
+            wanted = min(_BATCH, first + calls - number)
+            made = self._batch(number, wanted, end - time.monotonic())
+            number += made
+            self.made += made
+            print(f"{self.backend}: {self.made} calls, {len(self.failures)} failed", flush=True)
+
+    def _batch(self, first: int, calls: int, seconds: float) -> int:
+        """Makes calls in a process; returns how many it made, the one that it died of included."""
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            given = [self.seed, self.backend, first, calls, seconds, folder]
+            ended = subprocess.run(
+                [sys.executable, "-m", "tests.fuzz.worker", *map(str, given)],
+                stderr=subprocess.PIPE, text=True, errors="replace",
+            )  # fmt: skip
+            found = folder / "found.jsonl"
+            lines = (
+                [json.loads(line) for line in found.read_text().splitlines()]
+                if found.exists()
+                else []
+            )
+            for line in lines:
+                if line["kind"] == "failure":
+                    self.failures[line["number"]] = line["says"]
+            if lines and lines[-1]["kind"] == "end":
+                self.numbers.add(lines[-1]["numbers"])
+                return lines[-1]["made"]
+            at = folder / "at"
+            said = at.read_text().strip() if at.exists() else ""
+            if not said:
+                raise SystemExit(f"the process that makes calls did not start:\n{ended.stderr}")
+            last = int(said)
+            tail = "\n".join(ended.stderr.splitlines()[-120:])
+            self.failures[last] = f"the process ended with {ended.returncode}:\n{tail}"
+            return last - first + 1
+
+
+def dies(case: Case) -> bool:
+    """Whether a call fails in a process of its own, in whatever way."""
+    code = f"from tests.fuzz.worker import prepare\nprepare()\n{case.code()}"
+    try:
+        ended = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, timeout=2 * worker.LIMIT
+        )
+    except subprocess.TimeoutExpired:
+        return True
+    return ended.returncode != 0
+
+
+def report(run: Run) -> None:
+    """Prints failures, each as small a program as was found."""
+    from tests.fuzz.operations import OPERATIONS
+    from tests.fuzz.oracle import Failure, examine
+
+    def fails(case: Case) -> bool:
+        try:
+            examine(case)
+        except Failure:
+            return True
+        return False
+
+    for number, says in sorted(run.failures.items())[:_SHOWN]:
+        case = draw(run.seed, number, run.backend, OPERATIONS)
+        died = says.startswith("the process ended")
+        small = shrunk(case, OPERATIONS, dies if died else fails, tries=40 if died else 400)
+        print(
+            f"\ncall {number} of seed {run.seed}, backend {run.backend}: {says}\n\n{small.code()}"
+        )
+    if len(run.failures) > _SHOWN:
+        print(f"\nand {len(run.failures) - _SHOWN} more: calls {sorted(run.failures)[_SHOWN:]}")
+
+
+def main() -> int:
+    """Reads the command line and makes the calls."""
+    parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
+    parser.add_argument(
+        "--calls", type=int, default=20_000, help="of each backend (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--backends", default="native,reference", help="comma-separated (default: %(default)s)"
+    )
+    parser.add_argument("--first", type=int, default=0, help="number of the first call")
+    parser.add_argument(
+        "--seed", type=int, default=None, help="repeat a run with the seed it printed"
+    )
+    parser.add_argument("--minutes", type=float, default=600, help="of each backend, at most")
+    parser.add_argument(
+        "--write", action="store_true", help="write docs/accuracy.json and docs/accuracy.md"
+    )
+    given = parser.parse_args()
+    seed = secrets.randbelow(2**31) if given.seed is None else given.seed
+    print(f"seed {seed} (repeat with --seed {seed})", flush=True)
+    worker.prepare()
+    runs = [Run(seed, backend) for backend in given.backends.split(",")]
+    merged = Numbers()
+    for run in runs:
+        run.make(given.calls, given.first, 60 * given.minutes)
+        merged.add(run.numbers.lines())
+        report(run)
+    failed = sum(len(run.failures) for run in runs)
+    for run in runs:
+        print(f"{run.backend}: {run.made} calls, {len(run.failures)} failed")
+    if given.write and not failed:
+        write(merged, seed, {run.backend: run.made for run in runs})
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

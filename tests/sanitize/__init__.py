@@ -1,0 +1,1 @@
+"""What `make sanitize` builds besides the kernels; the command is scripts/sanitize.py."""
