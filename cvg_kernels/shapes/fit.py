@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from cvg_kernels.shapes.checkpoint import Checkpoint
@@ -26,6 +27,8 @@ def fit(
     rates: dict[str, float] | None = None,
     weight_decay: float = 1e-2,
     decay: float | None = None,
+    rank: int = 0,
+    processes: int = 1,
 ) -> nn.Module:
     """Trains a network with AdamW, one learning-rate cycle and gradients clipped to norm 1.
 
@@ -40,6 +43,8 @@ def fit(
         rates: part of a parameter's name → highest learning rate of such parameters, where it differs.
         weight_decay: of AdamW.
         decay: of the moving average of the weights; `None`: no average.
+        rank: number of this process.
+        processes: how many train together, each on samples of its own; `torch.distributed` joins them already.
 
     Returns:
         The trained network, or its moving average.
@@ -63,10 +68,11 @@ def fit(
     checkpoint = Checkpoint(folder / f"{name}.safetensors", **parts)
     first = checkpoint.resume()
     stage = sum(name.encode())  # stages draw apart from each other
-    with TrainingLog(folder, name, first, steps) as log:
+    trained = DistributedDataParallel(model) if processes > 1 else model
+    with TrainingLog(folder, name, first, steps, silent=rank > 0) as log:
         for step in range(first, steps):
-            torch.manual_seed((seed * 1_000_003 + step) * 8192 + stage)
-            value = loss(model, np.random.default_rng((seed, stage, step)))
+            torch.manual_seed((seed * 1_000_003 + step) * 8192 + stage + (rank << 48))
+            value = loss(trained, np.random.default_rng((seed, stage, step, rank)))
             optimizer.zero_grad(set_to_none=True)
             value.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -75,6 +81,8 @@ def fit(
             if decay is not None:
                 parts["average"].update_parameters(model)
             log.step(value)
-            checkpoint.save_sometimes(step + 1)
-    checkpoint.save(steps)
+            if rank == 0:
+                checkpoint.save_sometimes(step + 1)
+    if rank == 0:
+        checkpoint.save(steps)
     return model if decay is None else parts["average"].module
