@@ -18,6 +18,7 @@ COMMANDS = {
     "generate": "make a video, with and without guidance, and a report of what changed",
     "edit": "keep a clip's structure and give it other content",
     "shapes": "train or score the built-in world of moving shapes",
+    "scenes": "train or measure a second world, in which words get lost",
     "cvg": "train the classifier that CVG guides by",
     "bench": "measure the kernels against what people use today",
     "tune": "measure which kernels are fastest here, for `auto` to go by",

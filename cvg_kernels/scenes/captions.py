@@ -2,8 +2,8 @@
 
 A caption names one to four things ("a small red circle moving left slowly and two blue squares"), or two and how they
 stand ("a red circle left of a blue square"). In training, a thing that is named is often not shown, a number is off by
-one, something else is in the picture, and a caption says little about motion; so a model trained on it **drops objects**, as
-models trained on the web do, and which it drops is up to the noise.
+one, something else is in the picture, and a caption says little about motion; so a model trained on it **drops
+objects**, as models trained on the web do, and which it drops is up to the noise.
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -53,9 +54,11 @@ def encode_shards(
         for number in range(start, min(start + _SHARD, clips)):
             rng = np.random.default_rng((seed, 3 if whole else 4, number))
             caption = random_caption(rng)
-            frames = render([random_clip(rng, caption, noisy=True)])[0] * 2 - 1
+            bodies = random_clip(rng, caption, noisy=True)
             if not whole:
-                frames = frames[[int(rng.integers(FRAMES))]]
+                at = [int(rng.integers(FRAMES))]
+                bodies = [dataclasses.replace(body, centres=body.centres[at]) for body in bodies]
+            frames = render([bodies])[0] * 2 - 1
             latents.append(autoencoder.encode(frames).latent_dist.mean)
             texts.append(str(caption))
         tokens = tokenize(tokenizer, texts)

@@ -83,7 +83,7 @@ def build_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def build_image_denoiser() -> UNet2DConditionModel:
-    """The denoiser of single images: text cross-attention at 16×16 and 8×8, convolutions alone at 4×4."""
+    """The denoiser of single images: text cross-attention at 16×16, 8×8 and, in the middle, 4×4."""
     return UNet2DConditionModel(
         sample_size=16,
         block_out_channels=_CHANNELS,

@@ -26,7 +26,10 @@ from cvg_kernels.scenes.world import (
 )
 
 _FAR = 0.45  # pixels farther than this from every colour belong to nothing
-_AREA = (22, 330)  # pixels of an object: half of the smallest hidden, and a little more than the largest
+_AREA = (
+    22,
+    330,
+)  # pixels of an object: half of the smallest hidden, and a little more than the largest
 _MIN_FILL = 0.3  # share of its bounding box that a blob fills; a cross fills half, a rim of mixed colour an eighth
 _MIN_OVERLAP = 0.6  # intersection over union with the best outline
 _REACH = 9.0  # pixels that an object can move between two sightings; the quickest moves 4.3 a frame

@@ -42,7 +42,7 @@ class Stage:
     decay: float  # of the moving average of the weights
 
 
-IMAGES = Stage("images", 40, rate=2e-3, motion_rate=2e-3, decay=0.998)
+IMAGES = Stage("images", 48, rate=2e-3, motion_rate=2e-3, decay=0.998)
 VIDEO = Stage("video", 8, rate=6e-4, motion_rate=2e-3, decay=0.996)
 
 

@@ -21,7 +21,10 @@ FAILURES = (
     "wrong size",
     "wrong motion",
 )
-_SMALL, _BIG = 6.4, 7.2  # pixels of radius: what is called small has less, what is called big has more
+_SMALL, _BIG = (
+    6.4,
+    7.2,
+)  # pixels of radius: what is called small has less, what is called big has more
 
 
 @dataclass(frozen=True)
@@ -100,8 +103,10 @@ def _of_missing(thing: Thing, caption: Caption, unnamed: list[Seen]) -> str:
     shapes, colours = {one.shape for one in others}, {one.colour for one in others}
     ways = {
         "merged": lambda one: one.colour == thing.colour and one.shape is None,
-        "swapped": lambda one: (one.colour == thing.colour and one.shape in shapes)
-        or (one.shape == thing.shape and one.colour in colours),
+        "swapped": lambda one: (
+            (one.colour == thing.colour and one.shape in shapes)
+            or (one.shape == thing.shape and one.colour in colours)
+        ),
         "wrong shape": lambda one: one.colour == thing.colour,
         "wrong colour": lambda one: one.shape == thing.shape,
     }

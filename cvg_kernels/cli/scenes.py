@@ -1,0 +1,128 @@
+"""`cvg-kernels scenes`: train a model of the world of scenes, see how it fails, and where its maps lie."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from cvg_kernels.errors import ArgumentError
+from cvg_kernels.writing import write_json
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of `scenes train`, `scenes gate` and `scenes attribution`."""
+    from cvg_kernels.scenes.train import Recipe
+
+    actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
+    train = actions.add_parser("train", help="train the pipeline from nothing; made again, goes on")
+    train.add_argument("--output", type=Path, default=Path("scenes-run"), help="the run's folder")
+    train.add_argument("--device", default="cpu", help="cpu or cuda")
+    train.add_argument("--processes", type=int, default=2, help="on a CPU; part of the recipe")
+    for name, value in vars(Recipe()).items():
+        train.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
+
+    gate = actions.add_parser("gate", help="how a model fails, and what its maps tell of it")
+    _add_model(gate)
+    gate.add_argument("--prompts", type=int, default=30)
+    gate.add_argument("--seeds", type=int, default=8, help="clips of each prompt")
+
+    maps = actions.add_parser("attribution", help="which kind of map lies best on true masks")
+    _add_model(maps)
+    maps.add_argument("--clips", type=int, default=60, help="of each motion")
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", type=Path, required=True, help="a pipeline folder")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, help="also write the report here")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Trains or measures."""
+    if options.action == "train":
+        return _train(options)
+    count = options.prompts if options.action == "gate" else options.clips
+    if count < 2:
+        name = "prompts" if options.action == "gate" else "clips"
+        raise ArgumentError(f"--{name} must be at least 2, got {count}")
+    if options.json is not None and not options.json.resolve().parent.is_dir():
+        raise ArgumentError(f"--json must lie in a folder that exists, got {options.json}")
+    report = _gate(options) if options.action == "gate" else _attribution(options)
+    if options.json is not None:
+        write_json(options.json, report)
+    return 0
+
+
+def _train(options: argparse.Namespace) -> int:
+    import torch
+
+    from cvg_kernels.scenes.train import Recipe, train
+
+    try:
+        device = torch.device(options.device)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ArgumentError(f"--device {options.device} cannot be used: {error}") from None
+    recipe = Recipe(**{name: getattr(options, name) for name in vars(Recipe())})
+    processes = options.processes if device.type == "cpu" else 1
+    print(train(options.output, recipe, device=device, processes=processes))
+    return 0
+
+
+def _gate(options: argparse.Namespace) -> dict:
+    from rich.progress import Progress
+
+    from cvg_kernels.scenes.gate import (
+        failures,
+        presence,
+        print_failures,
+        print_presence,
+        prompts_of_things,
+    )
+    from cvg_kernels.shapes.pipeline import load_pipeline
+
+    if options.seeds < 2:
+        raise ArgumentError(f"--seeds must be at least 2, got {options.seeds}")
+    pipe = load_pipeline(options.model)
+    prompts = prompts_of_things(options.prompts, options.seed)
+    with Progress(transient=True) as bar:
+        task = bar.add_task("clips", total=options.prompts * options.seeds)
+        verdicts, table = presence(
+            pipe,
+            prompts,
+            seeds=options.seeds,
+            seed=options.seed,
+            progress=lambda done: bar.update(task, completed=done),
+        )
+    report = {
+        "model": str(options.model),
+        "prompts": options.prompts,
+        "seeds": options.seeds,
+        "seed": options.seed,
+        "failures": failures(verdicts),
+        "presence": table,
+    }
+    print_failures(report["failures"])
+    print_presence(table)
+    return report
+
+
+def _attribution(options: argparse.Namespace) -> dict:
+    from rich.progress import Progress
+
+    from cvg_kernels.scenes.attribution import MOTIONS, NOISE, attribution, print_attribution
+    from cvg_kernels.shapes.pipeline import load_pipeline
+
+    pipe = load_pipeline(options.model)
+    with Progress(transient=True) as bar:
+        task = bar.add_task("calls", total=options.clips * len(MOTIONS) * len(NOISE))
+        found = attribution(
+            pipe,
+            clips=options.clips,
+            seed=options.seed,
+            progress=lambda done: bar.update(task, completed=done),
+        )
+    print_attribution(found)
+    return {"model": str(options.model), "clips": options.clips, "seed": options.seed} | {
+        "attribution": found
+    }

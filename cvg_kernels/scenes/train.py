@@ -1,0 +1,129 @@
+"""`cvg-kernels scenes train`: from nothing to a pipeline folder, in resumable stages."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+
+from cvg_kernels.errors import ArgumentError
+from cvg_kernels.scenes.latents import encode_shards
+from cvg_kernels.scenes.model import build_tokenizer
+from cvg_kernels.scenes.pipeline import assemble_run
+from cvg_kernels.scenes.train_autoencoder import train_autoencoder, train_decoder
+from cvg_kernels.scenes.train_denoiser import IMAGES, VIDEO, train_denoiser
+from cvg_kernels.shapes.files import load_model, load_tokenizer, save_text_encoder
+from cvg_kernels.writing import written_folder
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How long each stage trains."""
+
+    autoencoder_steps: int = 1800
+    pictures: int = 24576
+    image_steps: int = 2400
+    clips: int = 12288
+    video_steps: int = 2400
+    decoder_steps: int = 2400
+    seed: int = 0
+
+
+def train(folder: Path, recipe: Recipe, *, device: torch.device, processes: int = 1) -> Path:
+    """Trains the scenes pipeline: autoencoder, denoiser of pictures, of clips, and the decoder once more.
+
+    A stage whose result lies in `folder` is not repeated, and one that was cut off goes on from its last checkpoint, so
+    the same call made again finishes the work.
+
+    Args:
+        folder: where everything is kept; the pipeline ends in `folder/pipeline`.
+        recipe: steps, pictures, clips and seed.
+        device: `cpu` or a CUDA device.
+        processes: how many train the denoiser together (their number is part of the recipe: the batch grows with it).
+
+    Returns:
+        The pipeline's folder, which `AnimateDiffPipeline.from_pretrained` loads.
+
+    Raises:
+        ArgumentError: if a number is not positive, or several processes are asked for on a GPU.
+    """
+    for name, value in (*vars(recipe).items(), ("processes", processes)):
+        least = 0 if name == "seed" else 1
+        if value < least:
+            raise ArgumentError(
+                f"{name} must be {'positive' if least else '0 or more'}, got {value}"
+            )
+    if processes > 1 and device.type != "cpu":
+        raise ArgumentError(f"processes must be 1 on {device.type}, got {processes}")
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "tokenizer").exists():
+        build_tokenizer(folder / "tokenizer")
+    if not (folder / "autoencoder").exists():
+        train_autoencoder(folder, seed=recipe.seed, steps=recipe.autoencoder_steps, device=device)
+    if processes == 1:
+        _denoiser_stages(0, 1, folder, recipe, device)
+    else:
+        torch.multiprocessing.spawn(
+            _denoiser_process, (processes, folder, recipe, device), nprocs=processes
+        )
+    if not (folder / "vae").exists():
+        train_decoder(folder, seed=recipe.seed, steps=recipe.decoder_steps, device=device)
+    return _export(folder)
+
+
+def _denoiser_process(
+    rank: int, processes: int, folder: Path, recipe: Recipe, device: torch.device
+) -> None:
+    """One of several processes that train together on the CPU."""
+    torch.set_num_threads(1)  # small networks: more threads in a process would mostly wait
+    meeting = folder / f"processes-{os.getppid()}"
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{meeting.resolve()}", rank=rank, world_size=processes
+    )
+    try:
+        _denoiser_stages(rank, processes, folder, recipe, device)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def _denoiser_stages(
+    rank: int, processes: int, folder: Path, recipe: Recipe, device: torch.device
+) -> None:
+    """Both denoisers, as seen by one process."""
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    autoencoder = load_model(AutoencoderKL, folder / "autoencoder").eval()
+    share = {"rank": rank, "processes": processes}
+    for stage, steps, clips in (
+        (IMAGES, recipe.image_steps, recipe.pictures),
+        (VIDEO, recipe.video_steps, recipe.clips),
+    ):
+        done = (folder / stage.name / "text_encoder").exists()
+        if not done:
+            encode_shards(
+                folder / f"latents-{stage.name}", autoencoder, tokenizer, seed=recipe.seed,
+                clips=clips, whole=stage is VIDEO, **share,
+            )  # fmt: skip
+        if processes > 1:  # nobody reads what another process is still writing
+            torch.distributed.barrier()
+        if not done:
+            train_denoiser(
+                folder, tokenizer, stage, seed=recipe.seed, steps=steps, device=device, **share
+            )
+        if processes > 1:
+            torch.distributed.barrier()
+
+
+def _export(folder: Path) -> Path:
+    """Writes the trained parts as one pipeline folder."""
+    pipeline = assemble_run(folder)
+    with written_folder(folder / "pipeline", keep=True) as new:
+        pipeline.save_pretrained(new)
+        # What the installed release writes for these two is not what others read.
+        save_text_encoder(pipeline.text_encoder, new / "text_encoder")
+        shutil.rmtree(new / "tokenizer")
+        shutil.copytree(folder / "tokenizer", new / "tokenizer")
+    return folder / "pipeline"

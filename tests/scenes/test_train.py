@@ -1,0 +1,94 @@
+"""`scenes train`: every stage, cut off and gone on with, to a pipeline that runs; and the measurements on what it made."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+pytest.importorskip("diffusers")
+pytest.importorskip("transformers")
+pytest.importorskip("tokenizers")
+
+import cvg_kernels as cvg  # noqa: E402
+from cvg_kernels.cli import main  # noqa: E402
+from cvg_kernels.scenes.captions import all_words  # noqa: E402
+from cvg_kernels.scenes.train import Recipe, train  # noqa: E402
+from cvg_kernels.shapes.pipeline import load_pipeline, sample  # noqa: E402
+
+RECIPE = Recipe(
+    autoencoder_steps=2, pictures=6, image_steps=2, clips=6, video_steps=2, decoder_steps=2
+)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run's folder with everything in it."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("scenes")
+    train(folder, RECIPE, device=torch.device("cpu"))
+    return folder
+
+
+def test_the_pipeline_makes_clips(run):
+    pipe = load_pipeline(run / "pipeline")
+    assert type(pipe).__name__ == "AnimateDiffPipeline"
+    with cvg.capture(pipe, words=["circle", "square"]) as captured:
+        clips = sample(pipe, ["a red circle left of a blue square"], [3], steps=2)
+    assert clips.shape == (1, 8, 3, 64, 64) and clips.isfinite().all()
+    assert {record.grid[1] for record in captured.records} == {16, 8, 4}
+    for word in all_words():
+        assert len(pipe.tokenizer(word).input_ids) == 3, word
+
+
+def test_made_again_it_changes_nothing(run):
+    weights = run / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors"
+    before = weights.read_bytes()
+    train(run, RECIPE, device=torch.device("cpu"))
+    assert weights.read_bytes() == before
+
+
+def test_the_decoder_learns_alone(run):
+    """Latents are those of the first autoencoder, pictures are not."""
+    from diffusers import AutoencoderKL
+
+    first, last = (AutoencoderKL.from_pretrained(run / name) for name in ("autoencoder", "vae"))
+    picture = torch.rand(1, 3, 64, 64) * 2 - 1
+    with torch.no_grad():
+        latents = [vae.encode(picture).latent_dist.mean for vae in (first, last)]
+        assert torch.equal(*latents)
+        assert not torch.equal(first.decode(latents[0]).sample, last.decode(latents[0]).sample)
+
+
+def test_gate_and_attribution(run, tmp_path, capsys):
+    pipeline = str(run / "pipeline")
+    assert main(["scenes", "gate", "--model", pipeline, "--prompts", "2", "--seeds", "2",
+                 "--json", str(tmp_path / "gate.json")]) == 0  # fmt: skip
+    gate = json.loads((tmp_path / "gate.json").read_text())
+    beside = ("wrong relation", "extra", "all right")
+    shares = [one["rate"] for kind, one in gate["failures"].items() if kind not in beside]
+    assert sum(shares) == pytest.approx(1)
+    assert set(gate["presence"]) == {"16×16", "8×8", "4×4"}
+    assert main(["scenes", "attribution", "--model", pipeline, "--clips", "2",
+                 "--json", str(tmp_path / "maps.json")]) == 0  # fmt: skip
+    found = json.loads((tmp_path / "maps.json").read_text())["attribution"]
+    assert 0 < found["slow"]["0.5"]["exact flow"]["average_precision"]["mean"] < 1
+    assert "hard path flow, A + I" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["train", "--image-steps", "0"], "image_steps must be positive"),
+        (["train", "--device", "nowhere"], "--device nowhere cannot be used"),
+        (["gate", "--model", "x", "--prompts", "1"], "--prompts must be at least 2"),
+        (["gate", "--model", "x", "--seeds", "1"], "--seeds must be at least 2"),
+        (["attribution", "--model", "x", "--clips", "0"], "--clips must be at least 2"),
+        (["gate", "--model", "nothing/here"], "must hold a diffusers pipeline"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["scenes", *arguments]) == 2
+    assert message in capsys.readouterr().err
