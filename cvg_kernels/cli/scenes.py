@@ -18,6 +18,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     train.add_argument("--output", type=Path, default=Path("scenes-run"), help="the run's folder")
     train.add_argument("--device", default="cpu", help="cpu or cuda")
     train.add_argument("--processes", type=int, default=2, help="on a CPU; part of the recipe")
+    train.add_argument(
+        "--from-nothing", action="store_true", help="train the stages whose results ship, too"
+    )
     for name, value in vars(Recipe()).items():
         train.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
 
@@ -56,7 +59,7 @@ def run(options: argparse.Namespace) -> int:
 def _train(options: argparse.Namespace) -> int:
     import torch
 
-    from cvg_kernels.scenes.train import Recipe, train
+    from cvg_kernels.scenes.train import TRAINED, Recipe, train
 
     try:
         device = torch.device(options.device)
@@ -65,7 +68,8 @@ def _train(options: argparse.Namespace) -> int:
         raise ArgumentError(f"--device {options.device} cannot be used: {error}") from None
     recipe = Recipe(**{name: getattr(options, name) for name in vars(Recipe())})
     processes = options.processes if device.type == "cpu" else 1
-    print(train(options.output, recipe, device=device, processes=processes))
+    trained = None if options.from_nothing else TRAINED
+    print(train(options.output, recipe, device=device, processes=processes, trained=trained))
     return 0
 
 

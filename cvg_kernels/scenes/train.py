@@ -33,7 +33,18 @@ class Recipe:
     seed: int = 0
 
 
-def train(folder: Path, recipe: Recipe, *, device: torch.device, processes: int = 1) -> Path:
+#: Stages that are trained already, where the sources are at hand: tokenizer, autoencoder and the denoiser of pictures.
+TRAINED = Path(__file__).with_name("weights")
+
+
+def train(
+    folder: Path,
+    recipe: Recipe,
+    *,
+    device: torch.device,
+    processes: int = 1,
+    trained: Path | None = None,
+) -> Path:
     """Trains the scenes pipeline: autoencoder, denoiser of pictures, of clips, and the decoder once more.
 
     A stage whose result lies in `folder` is not repeated, and one that was cut off goes on from its last checkpoint, so
@@ -44,6 +55,7 @@ def train(folder: Path, recipe: Recipe, *, device: torch.device, processes: int 
         recipe: steps, pictures, clips and seed.
         device: `cpu` or a CUDA device.
         processes: how many train the denoiser together (their number is part of the recipe: the batch grows with it).
+        trained: a folder with results of stages, which are taken instead of training them.
 
     Returns:
         The pipeline's folder, which `AnimateDiffPipeline.from_pretrained` loads.
@@ -60,6 +72,10 @@ def train(folder: Path, recipe: Recipe, *, device: torch.device, processes: int 
     if processes > 1 and device.type != "cpu":
         raise ArgumentError(f"processes must be 1 on {device.type}, got {processes}")
     folder.mkdir(parents=True, exist_ok=True)
+    for stage in () if trained is None else ("tokenizer", "autoencoder", IMAGES.name):
+        if (trained / stage).exists() and not (folder / stage).exists():
+            with written_folder(folder / stage) as new:
+                shutil.copytree(trained / stage, new, dirs_exist_ok=True)
     if not (folder / "tokenizer").exists():
         build_tokenizer(folder / "tokenizer")
     if not (folder / "autoencoder").exists():
