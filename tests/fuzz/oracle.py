@@ -328,6 +328,15 @@ def _least_peak(case: Case, name: str) -> float:
     return 0.0
 
 
+def _repeats(arguments: dict[str, Any]) -> int:
+    """How often a sample captures the key that it captures most often: its biases and gradients add up."""
+    ids = arguments.get("token_ids")
+    if ids is None:
+        return 1
+    rows = torch.atleast_2d(torch.as_tensor(ids))
+    return max((int(row.bincount().max()) for row in rows), default=1)
+
+
 def _beyond(case: Case, call: Call) -> bool:
     """Whether a logit is no number of the type that logits are computed in."""
     wide = torch.promote_types(DTYPES[case.dtype], torch.float32)
@@ -344,7 +353,8 @@ def _exponent(arguments: dict[str, Any], lse: torch.Tensor | None) -> float:
         strength = (
             arguments["band"].strength if arguments.get("band") else arguments.get("strength", 0.0)
         )
-        added = _largest(*(arguments.get(name) for name in ("key_mask", "token_bias", "bias")))
+        added = _largest(*(arguments.get(name) for name in ("key_mask", "bias")))
+        added += _repeats(arguments) * _largest(arguments.get("token_bias"))
         return max(logits * (1 + abs(float(strength))) + added, _largest(lse))
     if "sharpness" in arguments:
         return arguments["sharpness"] * _largest(arguments["flow"])
@@ -372,7 +382,8 @@ def _natural_size(
             return 0.0
         return tensor.double().norm(dim=-1).nan_to_num(0.0, 0.0, 0.0).max().item()
 
-    into = sum(size for name, size in arriving.items() if name != "out")
+    into = arriving.get("maps", 0.0) * _repeats(arguments)
+    into += sum(size for name, size in arriving.items() if name not in ("out", "maps"))
     into += longest(cotangents.get("out")) * longest(arguments.get("value"))
     return into * max(
         1.0, _scale(arguments) * max(longest(arguments["query"]), longest(arguments["key"]))
