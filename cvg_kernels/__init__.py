@@ -23,6 +23,7 @@ _HOMES = {
     "CoupledFlow": "ops",
     "CompositionClassifier": "composition",
     "CvgError": "errors",
+    "FlowMo": "guidance",
     "FrameBand": "ops",
     "FrameBandAttention": "ops",
     "Gen1": "guidance",
@@ -69,6 +70,7 @@ __all__ = [
     "CompositionClassifier",
     "CoupledFlow",
     "CvgError",
+    "FlowMo",
     "FrameBand",
     "FrameBandAttention",
     "Gen1",
@@ -138,6 +140,7 @@ if TYPE_CHECKING:
     from cvg_kernels.guidance import (
         CVG,
         VSTAR,
+        FlowMo,
         Gen1,
         PipelineSession,
         TemporalBand,

@@ -2,8 +2,16 @@
 
 from cvg_kernels.guidance.base import Guidance
 from cvg_kernels.guidance.cvg import CVG
+from cvg_kernels.guidance.flowmo import FlowMo
 from cvg_kernels.guidance.gen1 import Gen1, structure_frames
-from cvg_kernels.guidance.losses import band_distance, diagonality, fairness_loss
+from cvg_kernels.guidance.losses import (
+    band_distance,
+    binding_loss,
+    diagonality,
+    fairness_loss,
+    motion_variance,
+    separation_loss,
+)
 from cvg_kernels.guidance.temporal_band import TemporalBand
 from cvg_kernels.guidance.together import Together
 from cvg_kernels.guidance.vico import Vico
@@ -14,6 +22,7 @@ from cvg_kernels.pipeline.temporal_layers import temporal_layers_off
 __all__ = [
     "CVG",
     "VSTAR",
+    "FlowMo",
     "Gen1",
     "Guidance",
     "PipelineSession",
@@ -22,8 +31,11 @@ __all__ = [
     "Together",
     "Vico",
     "band_distance",
+    "binding_loss",
     "diagonality",
     "fairness_loss",
+    "motion_variance",
+    "separation_loss",
     "structure_frames",
     "temporal_layers_off",
 ]

@@ -1,6 +1,8 @@
-"""Losses on token scores."""
+"""Losses on the scores and the maps of words."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -21,6 +23,74 @@ def fairness_loss(peaks: torch.Tensor, kind: str = "min") -> torch.Tensor:
     return (peaks - peaks.mean(1, keepdim=True)).square().sum(1)
 
 
+def overlaps(maps: torch.Tensor) -> torch.Tensor:
+    """How much the maps of words overlap, each taken as a distribution over the places of a frame, mean over frames.
+
+        O_kl = mean_f Σ_x min(p_kfx, p_lfx),   p_kf = A_kf / Σ_x A_kfx
+
+    Args:
+        maps: A `[B, K, F, h, w]`, not negative.
+
+    Returns:
+        `[B, K, K]` in [0, 1]; 1 on the diagonal.
+    """
+    shares = maps.flatten(3)
+    shares = shares / shares.sum(-1, keepdim=True).clamp_min(torch.finfo(maps.dtype).tiny)
+    return torch.minimum(shares[:, :, None], shares[:, None]).sum(-1).mean(-1)
+
+
+def separation_loss(maps: torch.Tensor, pairs: Sequence[tuple[int, int]] = ()) -> torch.Tensor:
+    """How much the maps of different words overlap, mean over all pairs of words.
+
+    Args:
+        maps: A `[B, K, F, h, w]`, not negative, K at least 2.
+        pairs: not looked at.
+
+    Returns:
+        `[B]` in [0, 1].
+
+    The idea of A-STAR's segregation loss ("A-STAR: Test-time Attention Segregation and Retention"), on video.
+    """
+    words = maps.shape[1]
+    between = overlaps(maps).sum((1, 2)) - words
+    return between / (words * (words - 1))
+
+
+def binding_loss(maps: torch.Tensor, pairs: Sequence[tuple[int, int]]) -> torch.Tensor:
+    """How far the maps of attributes are from those of what they belong to, and how near to those of others.
+
+        mean over pairs (a, n) of  1 − O_an + mean over words u of neither of (O_au + O_nu) / 2
+
+    Args:
+        maps: A `[B, K, F, h, w]`, not negative.
+        pairs: numbers of the attribute and of its word.
+
+    Returns:
+        `[B]` in [0, 2].
+
+    The idea of "Linguistic Binding in Diffusion Models" (SynGen), with the overlap in place of its Kullback-Leibler
+    divergences, which have no bound.
+    """
+    overlap, losses = overlaps(maps), []
+    joined = {tuple(sorted(pair)) for pair in pairs}
+    for attribute, word in pairs:
+        # what belongs to the same word ("big red circle") is no other
+        kin = {attribute, word}.union(*(pair for pair in joined if {attribute, word} & set(pair)))
+        others = [one for one in range(maps.shape[1]) if one not in kin]
+        loss = 1 - overlap[:, attribute, word]
+        if others:
+            loss = loss + (overlap[:, attribute, others] + overlap[:, word, others]).mean(1) / 2
+        losses.append(loss)
+    return torch.stack(losses).mean(0)
+
+
+#: Losses of the words' maps, by name; they take maps and pairs.
+MAP_LOSSES: dict[str, Callable[[torch.Tensor, Sequence[tuple[int, int]]], torch.Tensor]] = {
+    "separation": separation_loss,
+    "binding": binding_loss,
+}
+
+
 def band_distance(maps: torch.Tensor, sigma: float) -> torch.Tensor:
     """Squared distance of temporal attention maps to a Gaussian band, mean over rows and positions.
 
@@ -38,6 +108,26 @@ def band_distance(maps: torch.Tensor, sigma: float) -> torch.Tensor:
     frames = torch.arange(maps.shape[-1], device=maps.device, dtype=maps.dtype)
     band = (-(frames[:, None] - frames).square() / (2 * sigma**2)).softmax(-1)
     return (maps - band).square().sum(-1).mean((1, 2))
+
+
+def motion_variance(video: torch.Tensor, over: str = "max") -> torch.Tensor:
+    """How unevenly a video changes from frame to frame, at the worst place or on the mean of all.
+
+        max over (h, w), or mean, of  mean_c Var_f |x_{c, f+1} − x_{c, f}|
+
+    Args:
+        video: x `[B, C, F, H, W]`.
+        over: `"max"` or `"mean"`.
+
+    Returns:
+        `[B]`.
+
+    The loss of "FlowMo: Variance-Based Flow Guidance for Coherent Motion in Video Generation", as released; the variance is
+    that over the F − 1 changes, not corrected for their number.
+    """
+    change = video.diff(dim=2).abs()
+    each = change.var(dim=2, unbiased=False).mean(1)  # [B, H, W]
+    return each.amax((1, 2)) if over == "max" else each.mean((1, 2))
 
 
 def diagonality(maps: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,7 @@ from typing import Any
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.guidance.base import Guidance
 from cvg_kernels.guidance.cvg import CVG
+from cvg_kernels.guidance.flowmo import FlowMo
 from cvg_kernels.guidance.gen1 import Gen1
 from cvg_kernels.guidance.temporal_band import TemporalBand
 from cvg_kernels.guidance.together import Together
@@ -25,6 +26,7 @@ METHODS = {
     "vstar": VSTAR,
     "gen1": Gen1,
     "temporal-band": TemporalBand,
+    "flowmo": FlowMo,
 }
 
 #: Old names of options, which still work and are not shown.

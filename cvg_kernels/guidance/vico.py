@@ -20,7 +20,7 @@ from cvg_kernels.errors import ArgumentError, GuidanceWarning, check_flag
 from cvg_kernels.guidance.base import Guidance, check_choice, check_count, check_number
 from cvg_kernels.guidance.descent import descend
 from cvg_kernels.guidance.flow_graph import FlowForm, Group, flow_groups, flow_of
-from cvg_kernels.guidance.losses import fairness_loss
+from cvg_kernels.guidance.losses import MAP_LOSSES, fairness_loss
 from cvg_kernels.guidance.steps import STEP_RULES, LatentStepper, StepRule
 from cvg_kernels.ops import token_peaks
 from cvg_kernels.pipeline.call import Call
@@ -62,7 +62,9 @@ class Vico(Guidance):
             (T₂ ⊙ T₁) ⊙ X (code). They differ by up to 0.02 at a temperature of 0.01; see `path_flow` for what each costs.
         residual: skip connections as `"average"` (A+I)/2 (code), `"add"` A+I (paper) or `None`.
         combine: `"mean"` over groups (code) or `"max"` (paper, eq. 5).
-        loss: `"min"` (both) or `"variance"` (paper's ablation).
+        loss: of the words' scores `"min"` (both) or `"variance"` (paper's ablation); or of their maps: `"separation"`,
+            how much they overlap, or `"binding"`, how far an attribute's map is from that of the word it stands directly
+            before among `words` ("red circle"), and how much each of the two overlaps others. See `guidance.losses`.
         normalize: token softmax, smoothing and peak of the code (`True`), or the paper's bare flow, largest over frames
             and positions (`False`).
         sharpness: factor before the token softmax (100 in the code).
@@ -89,7 +91,7 @@ class Vico(Guidance):
     order: Literal["tokens_first", "hops_first"] = "tokens_first"
     residual: Literal["average", "add"] | None = "average"
     combine: Literal["mean", "max"] = "mean"
-    loss: Literal["min", "variance"] = "min"
+    loss: Literal["min", "variance", "separation", "binding"] = "min"
     normalize: bool = True
     sharpness: float = 100.0
     sinks: Sequence[Word] | Literal["others"] | None = None
@@ -133,13 +135,36 @@ class Vico(Guidance):
         )
         return replace(settings, **changes)
 
+    @classmethod
+    def attend_and_excite(cls, words: Sequence[Word] | None = None, **changes: Any) -> Vico:
+        """The settings of Attend-and-Excite's released code: Vico's score on cross-attention alone, and plain steps.
+
+        There the layers of 1/32 of the image take part (`levels`), and latents of four channels in the scale of Stable
+        Diffusion make the step size what it is.
+        """
+        settings = cls(
+            words=words,
+            flow="cross",
+            step_rule="sgd",
+            step_size=20.0,
+            stop=0.5,
+            iterations={0: 20, 10: 20, 20: 20},
+            thresholds={0: 0.95, 10: 0.5, 20: 0.2},
+            step_decay=True,
+        )
+        return replace(settings, **changes)
+
     def __post_init__(self) -> None:
         super().__post_init__()
         check_choice("flow", self.flow, ("soft", "hard", "exact", "cross"))
         check_choice("order", self.order, ("tokens_first", "hops_first"))
         check_choice("residual", self.residual, ("average", "add", None))
         check_choice("combine", self.combine, ("mean", "max"))
-        check_choice("loss", self.loss, ("min", "variance"))
+        check_choice("loss", self.loss, ("min", "variance", "separation", "binding"))
+        if self.loss in MAP_LOSSES and self.flow == "exact" and self.spatial:
+            raise ArgumentError(
+                f"loss={self.loss!r} compares maps, and flow='exact' with spatial=True has none"
+            )
         check_choice("step_rule", self.step_rule, STEP_RULES)
         check_number("temperature", self.temperature, above=0)
         check_number("sharpness", self.sharpness, above=0)
@@ -201,6 +226,7 @@ class Vico(Guidance):
         table = call.sampling.remember((id(self), "table"), lambda: self.table(call))
         there = table.to(call.latents.device)
         groups = flow_groups(call.denoiser, self.flow, self.spatial)
+        pairs = self._pairs(table)
         size = self.step_size
         if self.step_decay:
             size *= math.sqrt(1 - 0.5 * call.index / max(call.count - 1, 1))
@@ -214,14 +240,18 @@ class Vico(Guidance):
         )
 
         def loss_at(z: torch.Tensor) -> tuple[torch.Tensor, dict[str, Any]]:
-            levels = self.token_scores(layers.run(lambda: call.denoise(z)), groups, there)
+            flows = self.token_flows(layers.run(lambda: call.denoise(z)), groups)
+            levels = self._peaks(flows, there)
             call.sampling.remember((id(self), "told"), lambda: self._tell(levels, there, call))
             scores = self._over_groups([there.largest_by_word(tokens) for tokens in levels])
             named = [
                 dict(zip(labels, row, strict=False))
                 for labels, row in zip(table.labels, scores.detach(), strict=True)
             ]
-            return fairness_loss(scores, self.loss), {"scores": named}
+            if self.loss not in MAP_LOSSES:
+                return fairness_loss(scores, self.loss), {"scores": named}
+            each = [MAP_LOSSES[self.loss](there.by_word(flow), pairs) for flow in flows]
+            return torch.stack(each).mean(0), {"scores": named}
 
         stepper = LatentStepper(self.step_rule, size)
         with layers:
@@ -288,6 +318,12 @@ class Vico(Guidance):
         self, maps: dict[str, torch.Tensor], groups: list[Group], table: TokenTable
     ) -> list[torch.Tensor]:
         """Scores of all tokens of the prompts, `[B, T]` for each level; see `scores`."""
+        return self._peaks(self.token_flows(maps, groups), table)
+
+    def token_flows(
+        self, maps: dict[str, torch.Tensor], groups: list[Group]
+    ) -> list[torch.Tensor]:
+        """Flow of all tokens of the prompts, `[B, T, F, h, w]` for each level; see `scores`."""
         by_grid: dict[tuple[int, int], list[torch.Tensor]] = {}
         for group in groups:
             grid = tuple(maps[group.cross].shape[-2:])
@@ -300,15 +336,45 @@ class Vico(Guidance):
         if not by_grid:
             grids = sorted({tuple(maps[group.cross].shape[-2:]) for group in groups})
             raise ArgumentError(f"levels={self.levels!r} has no layer; the grids there: {grids}")
+        return [self._over_groups(flows) for flows in by_grid.values()]
+
+    def _peaks(self, flows: Sequence[torch.Tensor], table: TokenTable) -> list[torch.Tensor]:
         levels = []
-        for flows in by_grid.values():
-            flow = self._over_groups(flows)
+        for flow in flows:
             if self.normalize:
                 flow = flow.masked_fill(~table.real[:, :, None, None, None], -torch.inf)
                 levels.append(token_peaks(flow, sharpness=self.sharpness))
             else:
                 levels.append(flow.amax((2, 3, 4)))
         return levels
+
+    def _pairs(self, table: TokenTable) -> list[tuple[int, int]]:
+        """Numbers of the words that stand directly before another, and of that; of `"binding"` alone.
+
+        Raises:
+            ArgumentError: if the words are too few for the loss of maps, or none stands so, or others in each prompt.
+        """
+        if self.loss == "separation" and table.present.shape[1] < 2:
+            raise ArgumentError(
+                f"loss='separation' needs two words at least, got {', '.join(table.labels[0])}"
+            )
+        if self.loss != "binding":
+            return []
+        each = [
+            [
+                (first, second)
+                for first, one in enumerate(spans)
+                for second, other in enumerate(spans)
+                if max(one) + 1 == min(other)
+            ]
+            for spans in table.places()
+        ]
+        if not each[0] or any(pairs != each[0] for pairs in each):
+            raise ArgumentError(
+                "loss='binding' needs words that hold an attribute directly before what it belongs to, such as 'red' and "
+                f"'circle', the same for every prompt; got {', '.join(table.labels[0])}"
+            )
+        return each[0]
 
     def _over_groups(self, values: Sequence[torch.Tensor]) -> torch.Tensor:
         stacked = torch.stack(tuple(values))

@@ -107,6 +107,13 @@ class TokenTable:
         """
         return torch.stack(self._tokens_of_words(values, dim, -torch.inf)).amax(0)
 
+    def places(self) -> list[list[list[int]]]:
+        """Positions of the tokens of each word in the text encoder's sequence, per prompt."""
+        return [
+            [ids[row.bool()].tolist() for row, there in zip(words, present, strict=True) if there]
+            for ids, words, present in zip(self.ids, self.membership, self.present, strict=True)
+        ]
+
     def repeat(self, times: int) -> TokenTable:
         """The table of several branches one after the other, each with all prompts."""
         return self._changed(lambda tensor: tensor.repeat(times, *[1] * (tensor.ndim - 1)), times)
