@@ -320,9 +320,7 @@ class Vico(Guidance):
         """Scores of all tokens of the prompts, `[B, T]` for each level; see `scores`."""
         return self._peaks(self.token_flows(maps, groups), table)
 
-    def token_flows(
-        self, maps: dict[str, torch.Tensor], groups: list[Group]
-    ) -> list[torch.Tensor]:
+    def token_flows(self, maps: dict[str, torch.Tensor], groups: list[Group]) -> list[torch.Tensor]:
         """Flow of all tokens of the prompts, `[B, T, F, h, w]` for each level; see `scores`."""
         by_grid: dict[tuple[int, int], list[torch.Tensor]] = {}
         for group in groups:
