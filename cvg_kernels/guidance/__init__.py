@@ -7,6 +7,7 @@ from cvg_kernels.guidance.gen1 import Gen1, structure_frames
 from cvg_kernels.guidance.losses import (
     band_distance,
     binding_loss,
+    diagonal_roughness,
     diagonality,
     fairness_loss,
     motion_variance,
@@ -32,6 +33,7 @@ __all__ = [
     "Vico",
     "band_distance",
     "binding_loss",
+    "diagonal_roughness",
     "diagonality",
     "fairness_loss",
     "motion_variance",

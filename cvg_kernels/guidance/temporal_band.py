@@ -10,7 +10,7 @@ import torch
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.guidance.base import Guidance, check_choice, check_count, check_number
 from cvg_kernels.guidance.descent import descend
-from cvg_kernels.guidance.losses import band_distance, diagonality
+from cvg_kernels.guidance.losses import band_distance, diagonal_roughness, diagonality
 from cvg_kernels.guidance.steps import STEP_RULES, LatentStepper, StepRule
 from cvg_kernels.pipeline.call import Call
 from cvg_kernels.pipeline.guards import check_extra_forwards
@@ -29,8 +29,10 @@ class TemporalBand(Guidance):
     (`temporal_maps`), of the frames alone.
 
     Attributes:
-        loss: `"band"`: `losses.band_distance`; `"diagonality"`: 1 − `losses.diagonality`, mean over positions.
+        loss: `"band"`: `losses.band_distance`; `"diagonality"`: 1 − `losses.diagonality`, mean over positions;
+            `"roughness"`: `losses.diagonal_roughness`, in the manner of TeDiO, which smooths diagonals and asks for no band.
         sigma: width of the band in frames.
+        worst: share of the positions, those with the roughest diagonals, that `"roughness"` looks at.
         step_rule: `"normalized"`, `"adam"` or `"sgd"`.
         step_size: see `LatentStepper`.
         iterations: updates per guided step.
@@ -38,8 +40,9 @@ class TemporalBand(Guidance):
         stop: share of the denoising steps that are guided.
     """
 
-    loss: Literal["band", "diagonality"] = "band"
+    loss: Literal["band", "diagonality", "roughness"] = "band"
     sigma: float = 1.0
+    worst: float = field(default=0.1, kw_only=True)
     step_rule: StepRule = "normalized"
     step_size: float = 0.03
     iterations: int = 1
@@ -48,8 +51,9 @@ class TemporalBand(Guidance):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("loss", self.loss, ("band", "diagonality"))
+        check_choice("loss", self.loss, ("band", "diagonality", "roughness"))
         check_number("sigma", self.sigma, above=0)
+        check_number("worst", self.worst, 0, 1, above=0)
         check_choice("step_rule", self.step_rule, STEP_RULES)
         check_number("step_size", self.step_size, 0)
         check_count("iterations", self.iterations)
@@ -90,8 +94,9 @@ class TemporalBand(Guidance):
             )
 
     def _loss(self, maps: dict[str, torch.Tensor]) -> torch.Tensor:
-        each = [
-            band_distance(one, self.sigma) if self.loss == "band" else 1 - diagonality(one).mean(1)
-            for one in maps.values()
-        ]
-        return torch.stack(each).mean(0)
+        losses = {
+            "band": lambda one: band_distance(one, self.sigma),
+            "diagonality": lambda one: 1 - diagonality(one).mean(1),
+            "roughness": lambda one: diagonal_roughness(one, self.worst),
+        }
+        return torch.stack([losses[self.loss](one) for one in maps.values()]).mean(0)

@@ -13,7 +13,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("diffusers")
 
 import cvg_kernels as cvg  # noqa: E402
-from cvg_kernels.guidance import diagonality, synopsis  # noqa: E402
+from cvg_kernels.guidance import diagonal_roughness, diagonality, synopsis  # noqa: E402
 from cvg_kernels.guidance.vstar import frame_positions  # noqa: E402
 from cvg_kernels.pipeline.layers import attention_layers  # noqa: E402
 from cvg_kernels.pipeline.models import denoisers_of  # noqa: E402
@@ -215,7 +215,7 @@ def test_guidance_sees_the_regularised_maps():
     assert losses[0] != losses[1]
 
 
-@pytest.mark.parametrize("loss", ["band", "diagonality"])
+@pytest.mark.parametrize("loss", ["band", "diagonality", "roughness"])
 def test_descent_on_the_band(loss):
     pipe, options = BUILDERS["animatediff"]()
     band = cvg.TemporalBand(loss=loss, iterations=5, step_size=0.02, stop=0.1)
@@ -230,6 +230,18 @@ def test_losses_by_their_formulas():
     eye = torch.eye(5, dtype=torch.float64).expand(2, 3, 5, 5)
     torch.testing.assert_close(diagonality(even), torch.zeros(2, 3).double())
     torch.testing.assert_close(diagonality(eye), torch.ones(2, 3).double())
+    assert not diagonal_roughness(eye, 1.0).any() and not diagonal_roughness(even, 1.0).any()
+    broken = eye.clone()
+    broken[0, 1, 2, 2] = (
+        0  # two jumps by 1 among the 4 + 2 · 3 + 2 · 2 steps of the five diagonals, at one of three places
+    )
+    torch.testing.assert_close(
+        diagonal_roughness(broken, 0.3), torch.tensor([2 / 14, 0.0]).double()
+    )
+    torch.testing.assert_close(
+        diagonal_roughness(broken, 1.0), torch.tensor([2 / 42, 0.0]).double()
+    )
+    assert not diagonal_roughness(broken[..., :1, :1], 1.0).any()
 
 
 def test_states_from_everywhere(tmp_path):
