@@ -30,7 +30,7 @@ class TemporalBand(Guidance):
 
     Attributes:
         loss: `"band"`: `losses.band_distance`; `"diagonality"`: 1 − `losses.diagonality`, mean over positions;
-            `"roughness"`: `losses.diagonal_roughness`, in the manner of TeDiO, which smooths diagonals and asks for no band.
+            `"roughness"`: `losses.diagonal_roughness`, after TeDiO, which smooths diagonals and asks for no band.
         sigma: width of the band in frames.
         worst: share of the positions, those with the roughest diagonals, that `"roughness"` looks at.
         step_rule: `"normalized"`, `"adam"` or `"sgd"`.
