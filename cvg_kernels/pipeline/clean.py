@@ -12,7 +12,7 @@ from cvg_kernels.pipeline.models import unwrap
 
 
 def prediction_of(call: Call, output: Any) -> torch.Tensor:
-    """The prediction in a denoiser's answer, float32 `[B, C, F, H, W]`, without what it tells beside it (variances).
+    """The prediction in a denoiser's answer, `[B, C, F, H, W]` in float32 or float64, without what it tells beside it (variances).
 
     Args:
         call: that was answered.
@@ -31,7 +31,7 @@ def prediction_of(call: Call, output: Any) -> torch.Tensor:
             f"the answer of {type(unwrap(call.denoiser)).__name__} must be a video of {tuple(call.latents.shape)}, got "
             f"{tuple(video.shape) if torch.is_tensor(video) else type(first).__name__}"
         )
-    return video.float()
+    return video.to(torch.promote_types(video.dtype, torch.float32))
 
 
 def check_clean(scheduler: Any) -> None:
