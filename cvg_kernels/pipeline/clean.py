@@ -12,7 +12,7 @@ from cvg_kernels.pipeline.models import unwrap
 
 
 def prediction_of(call: Call, output: Any) -> torch.Tensor:
-    """The prediction in a denoiser's answer, `[B, C, F, H, W]` in float32 or float64, without what it tells beside it (variances).
+    """The prediction in a denoiser's answer, `[B, C, F, H, W]` in float32 or float64, without variances told beside it.
 
     Args:
         call: that was answered.
