@@ -55,7 +55,7 @@ class FlowMo(Guidance):
     of: Literal["clean", "prediction"] = "clean"
     over: Literal["max", "mean"] = "max"
     step_rule: StepRule = "normalized"
-    step_size: float = 0.02
+    step_size: float = 0.03
     iterations: int = 1
     stop: float = field(default=0.24, kw_only=True)
 
