@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from diffusers.video_processor import VideoProcessor
 from torch.nn.functional import interpolate
 
 from cvg_kernels.editing.structure import MOST_ROUNDS
-from cvg_kernels.errors import ArgumentError, is_whole
+from cvg_kernels.errors import ArgumentError, GuidanceWarning, is_whole
 
 _OUTPUTS = ("pil", "np", "pt", "latent")
 #: What diffusers' own processors of images raise.
@@ -25,12 +26,13 @@ def check_call(
     prompt: Any,
     image: Any,
     depth: Any,
+    negative_prompt: Any,
     structure: Any,
     num_inference_steps: Any,
     guidance_scale: Any,
     output_type: Any,
 ) -> None:
-    """Checks that there is structure and content, and the values of settings.
+    """Checks that there is structure and content, and the values of settings; warns of what has no effect.
 
     Raises:
         ArgumentError: for what does not fit.
@@ -50,6 +52,12 @@ def check_call(
     number = isinstance(guidance_scale, (int, float)) and not isinstance(guidance_scale, bool)
     if not (number and math.isfinite(guidance_scale)):
         raise ArgumentError(f"guidance_scale must be a finite number, got {guidance_scale!r}")
+    if negative_prompt is not None and guidance_scale <= 1:
+        warnings.warn(
+            f"negative_prompt has no effect: guidance_scale must be above 1 for it, got {guidance_scale!r}",
+            GuidanceWarning,
+            stacklevel=4,
+        )
     if output_type not in _OUTPUTS:
         raise ArgumentError(
             f"output_type must be one of {', '.join(_OUTPUTS)}, got {output_type!r}"

@@ -269,6 +269,7 @@ class StructureContentPipeline(DiffusionPipeline):
             prompt=prompt,
             image=image,
             depth=depth,
+            negative_prompt=negative_prompt,
             structure=structure,
             num_inference_steps=num_inference_steps,
             guidance_scale=guidance_scale,

@@ -138,6 +138,21 @@ def test_every_form_of_a_clip_is_resized_alike(side):
         torch.testing.assert_close(found.float(), wanted, rtol=0, atol=1e-5)
 
 
+def test_frames_of_several_sizes_are_refused(editor):
+    frames = [Image.new("RGB", (64, 64)), Image.new("RGB", (64, 48))]
+    with pytest.raises(ArgumentError, match="video must be frames of one size"):
+        editor(video=frames, prompt="a blue square", num_inference_steps=1)
+
+
+def test_a_negative_prompt_without_guidance_is_told(editor, clips):
+    call = {"video": clips[0], "negative_prompt": "a red square", "num_inference_steps": 1}
+    with pytest.warns(cvg.GuidanceWarning, match="negative_prompt has no effect"):
+        editor(prompt="a blue square", guidance_scale=1.0, **call)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", cvg.GuidanceWarning)
+        editor(prompt="a blue square", guidance_scale=3.0, **call)
+
+
 def test_pictures_of_pil_may_have_any_colours(editor, clips):
     grey = Image.fromarray(np.random.default_rng().integers(256, size=(64, 64), dtype=np.uint8))
     in_colour = grey.convert("RGB")
