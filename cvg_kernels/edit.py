@@ -105,6 +105,12 @@ class EditJob:
         """
         made = [] if self.temporal_scale == 1 else [Gen1(temporal_scale=self.temporal_scale)]
         other = None if self.guidance is None else method_named(self.guidance, self.words or None)
+        several = other.methods if isinstance(other, Together) else (other,)
+        if made and any(isinstance(one, Gen1) for one in several):
+            raise ArgumentError(
+                "--temporal-scale and gen1 of --guidance set the same: give one of them, got "
+                f"{self.temporal_scale:g} and {self.guidance!r}"
+            )
         return made if other is None else [*made, other]
 
     def asked(self) -> tuple[Any, ...]:
@@ -182,6 +188,7 @@ def run(job: EditJob, pipe: Any = None, *, bars: bool = True) -> dict[str, Any]:
         )
     report = {
         "job": {n: str(v) if isinstance(v, Path) else v for n, v in asdict(job).items()},
+        "methods": [repr(method) for method in job.methods()],  # with every setting, chosen or not
         "input": {"frames": given.indices, "notes": [*given.notes, *notes]},
         "versions": versions(),
         "devices": devices(),

@@ -124,7 +124,7 @@ def check_device(device: str) -> None:
         ArgumentError: if not.
     """
     try:
-        torch.empty(0, device=device)
+        torch.ones(1, device=device).item()  # the meta device has no numbers
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ArgumentError(f"--device {device!r} cannot be used: {reason}") from None

@@ -81,6 +81,8 @@ def test_the_job(clip, tmp_path, capsys):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["inputs", "out"]
     job = report["job"]
     assert (job["prompt"], job["structure"], job["temporal_scale"]) == (PROMPT, 2, 1.5)
+    assert [method.split("(")[0] for method in report["methods"]] == ["Gen1"]
+    assert "temporal_scale=1.5" in report["methods"][0]
     assert job["seed"] == 7 and job["video"] == str(clip)
     assert {"load", "read", "edit", "write"} == set(report["seconds"])
     assert report["guided_steps"] == 2 and report["peak_memory_mib"] > 0
@@ -275,6 +277,11 @@ REFUSED = {
     "scale": (("--prompt", PROMPT, "--temporal-scale", "nan"), "--temporal-scale must be finite"),
     "dtype": (("--prompt", PROMPT, "--dtype", "int8"), "--dtype must be one of"),
     "device": (("--prompt", PROMPT, "--device", "abacus"), "--device 'abacus' cannot be used"),
+    "no numbers there": (("--prompt", PROMPT, "--device", "meta"), "--device 'meta' cannot be used"),
+    "two scales": (
+        ("--prompt", PROMPT, "--temporal-scale", 2, "--guidance", "vico+gen1"),
+        "set the same: give one of them, got 2 and 'vico+gen1'",
+    ),
     "guidance": (("--prompt", PROMPT, "--guidance", "vic"), "guidance must be one of"),
     "a word that is not there": (("--prompt", PROMPT, "--words", "red"), "red"),
     "words of no prompt": (("--image", "x.png", "--words", "red"), "--words must be those of"),

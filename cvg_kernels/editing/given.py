@@ -143,9 +143,9 @@ def images_in(image: Any) -> int:
 
 
 def clips_of(video: Any, size: tuple[int, int]) -> torch.Tensor:
-    """Makes clips `[B, F, 3, H, W]` in [0, 1], resized alike whatever they were given as.
+    """Makes clips `[B, F, 3, H, W]` in [0, 1], resized alike whatever they were given as, and cut where they are too wide.
 
-    The processors of diffusers resize pictures of PIL smoothly and tensors by the nearest pixel.
+    The processors of diffusers resize pictures of PIL smoothly and tensors by the nearest pixel, and squeeze both.
 
     Args:
         video: as somebody gave it.
@@ -168,10 +168,7 @@ def clips_of(video: Any, size: tuple[int, int]) -> torch.Tensor:
     if pixels.shape[1] != 3:
         raise ArgumentError(f"video must have 3 colour channels, got {pixels.shape[1]}")
     clips = (pixels.transpose(1, 2).float() / 2 + 0.5).clamp(0, 1)
-    if clips.shape[-2:] != size:
-        frames = interpolate(clips.flatten(0, 1), size, mode="bilinear", antialias=True)
-        clips = frames.unflatten(0, clips.shape[:2])
-    return clips
+    return cropped(clips.flatten(0, 1), size).unflatten(0, clips.shape[:2])
 
 
 def pictures_of(processor: Any, image: Any, batch: int) -> torch.Tensor:
@@ -201,7 +198,7 @@ def pictures_of(processor: Any, image: Any, batch: int) -> torch.Tensor:
 
 
 def depth_of(depth: Any, clips: torch.Tensor | None, size: tuple[int, int]) -> torch.Tensor:
-    """Makes depth `[B, F, H, W]` of the size of the frames.
+    """Makes depth `[B, F, H, W]` of the size of the frames, cut as they are.
 
     Args:
         depth: as somebody gave it.
@@ -224,7 +221,23 @@ def depth_of(depth: Any, clips: torch.Tensor | None, size: tuple[int, int]) -> t
         raise ArgumentError(
             f"depth must have the clips and frames of video, {tuple(clips.shape[:2])}, got {tuple(depth.shape[:2])}"
         )
-    return interpolate(depth, size, mode="bilinear", antialias=True)
+    return cropped(depth, size)
+
+
+def cropped(frames: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
+    """Scales frames `[F, C, H, W]` until they cover a size, and cuts off what is over, on both sides alike."""
+    high, wide = frames.shape[-2:]
+    if (high, wide) == tuple(size):
+        return frames
+    scale = max(size[0] / high, size[1] / wide)
+    scaled = [
+        max(math.ceil(side * scale - 1e-6), least)
+        for side, least in zip((high, wide), size, strict=True)
+    ]
+    if scaled != [high, wide]:
+        frames = interpolate(frames, scaled, mode="bilinear", antialias=True)
+    top, left = (scaled[0] - size[0]) // 2, (scaled[1] - size[1]) // 2
+    return frames[..., top : top + size[0], left : left + size[1]]
 
 
 def _is_numbers(value: Any) -> bool:

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from cvg_kernels.editing.depth import estimate_depth, load_depth_model
+from cvg_kernels.editing.given import cropped
 from cvg_kernels.editing.structure import structure_maps
 from cvg_kernels.errors import ArgumentError, is_whole
-from cvg_kernels.guidance.pictures import clip_frames, cropped, depth_maps, grey_pictures, to_pil
+from cvg_kernels.guidance.pictures import clip_frames, depth_maps, grey_pictures, to_pil
 from cvg_kernels.pipeline.models import denoisers_of
 from cvg_kernels.pipeline.signatures import naming_signature
 

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
 import os
 from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.functional import interpolate
 
 from cvg_kernels.errors import ArgumentError
 
@@ -85,22 +83,6 @@ def depth_maps(depth: Any) -> torch.Tensor:
     if not bool(made.isfinite().all()):
         raise ArgumentError("depth must be finite, got infinite numbers or NaN")
     return made
-
-
-def cropped(frames: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
-    """Scales frames `[F, C, H, W]` until they cover a size, and cuts off what is over, on both sides alike."""
-    high, wide = frames.shape[-2:]
-    if (high, wide) == tuple(size):
-        return frames
-    scale = max(size[0] / high, size[1] / wide)
-    scaled = [
-        max(math.ceil(side * scale - 1e-6), least)
-        for side, least in zip((high, wide), size, strict=True)
-    ]
-    if scaled != [high, wide]:
-        frames = interpolate(frames, scaled, mode="bilinear", antialias=True)
-    top, left = (scaled[0] - size[0]) // 2, (scaled[1] - size[1]) // 2
-    return frames[..., top : top + size[0], left : left + size[1]]
 
 
 def to_pil(frames: torch.Tensor) -> list[Any]:

@@ -15,7 +15,7 @@ pytest.importorskip("transformers")
 
 import cvg_kernels as cvg  # noqa: E402
 from cvg_kernels.editing.content import embed_texts, predict_image_embedding  # noqa: E402
-from cvg_kernels.editing.given import clips_of  # noqa: E402
+from cvg_kernels.editing.given import clips_of, depth_of  # noqa: E402
 from cvg_kernels.errors import ArgumentError  # noqa: E402
 from cvg_kernels.pipeline.temporal_layers import temporal_layers_off  # noqa: E402
 from cvg_kernels.shapes.train_prior import build_prior_scheduler  # noqa: E402
@@ -136,6 +136,19 @@ def test_every_form_of_a_clip_is_resized_alike(side):
     for form in forms:
         found = clips_of(form, (64, 64))
         torch.testing.assert_close(found.float(), wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("high, wide", [(64, 96), (96, 64), (50, 130)])
+def test_a_clip_that_is_no_square_is_cut_and_not_squeezed(high, wide):
+    """What is in the middle keeps its proportions; depth is cut as the frames are."""
+    frames = torch.zeros(2, 3, high, wide)
+    frames[..., high // 2 - 8 : high // 2 + 8, wide // 2 - 8 : wide // 2 + 8] = 1
+    found = clips_of(frames, (64, 64))[0, 0, 0]
+    side = round(16 * 64 / min(high, wide))
+    seen = [int((found > 0.5).any(axis).sum()) for axis in (0, 1)]
+    assert max(abs(one - side) for one in seen) <= 1
+    depth = depth_of(frames[:, 0], None, (64, 64))
+    torch.testing.assert_close(depth[0, 0], found)
 
 
 def test_frames_of_several_sizes_are_refused(editor):
