@@ -146,7 +146,7 @@ def test_a_prompt_of_two_states(tmp_path):
         ([PROMPT, "--words", "dog"], "'dog' is not in the prompt; the words there: a, red, circle"),
         (
             [PROMPT, "--guidance", "magic"],
-            "guidance must be one of none, cvg, vico, vstar, gen1, temporal-band, got 'magic'",
+            "guidance must be one of none, cvg, vico, vstar, gen1, temporal-band, flowmo, got 'magic'",
         ),
         (
             [PROMPT, "--model", "some/model"],

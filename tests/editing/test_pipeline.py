@@ -260,16 +260,21 @@ def test_it_is_saved_and_loaded_as_any_pipeline(editor, clip, tmp_path):
     loaded = cvg.StructureContentPipeline.from_pretrained(tmp_path / "plain")
     loaded.set_progress_bar_config(disable=True)
     assert loaded.prior_scheduler is None
-    assert torch.equal(edit(loaded, video=clip).frames, wanted)
+    for name, part in editor.components.items():
+        if isinstance(part, torch.nn.Module):
+            weights = loaded.components[name].state_dict()
+            assert all(torch.equal(one, weights[key]) for key, one in part.state_dict().items())
+    # rounding differs with where weights lie in memory
+    same = {"rtol": 0, "atol": 1e-3}
+    torch.testing.assert_close(edit(loaded, video=clip).frames, wanted, **same)
     loaded.register_modules(prior_scheduler=build_prior_scheduler())
     sampled = edit(loaded, video=clip).frames
-    assert not torch.equal(sampled, wanted) and torch.equal(
-        edit(loaded, video=clip).frames, sampled
-    )
+    assert (sampled - wanted).abs().max() > 10 * same["atol"]
+    assert torch.equal(edit(loaded, video=clip).frames, sampled)
     loaded.save_pretrained(tmp_path / "diffusion")
     again = cvg.StructureContentPipeline.from_pretrained(tmp_path / "diffusion")
     again.set_progress_bar_config(disable=True)
-    assert torch.equal(edit(again, video=clip).frames, sampled)
+    torch.testing.assert_close(edit(again, video=clip).frames, sampled, **same)
 
 
 def test_the_callback_sees_each_step_and_may_change_the_latents(editor, clip):

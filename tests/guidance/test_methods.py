@@ -43,7 +43,7 @@ def test_combinations():
     [
         (
             "magic",
-            "guidance must be one of none, cvg, vico, vstar, gen1, temporal-band, got 'magic'",
+            "guidance must be one of none, cvg, vico, vstar, gen1, temporal-band, flowmo, got 'magic'",
         ),
         ("", "guidance must be one of .*, got ''"),
         ("vico+magic", "guidance must be one of .*, got 'magic'"),

@@ -78,7 +78,7 @@ def test_eval_takes_options_and_combinations(tmp_path):
     [
         (
             "--guidance none,magic",
-            "guidance must be one of none, cvg, vico, vstar, gen1, temporal-band, got 'magic'",
+            "guidance must be one of none, cvg, vico, vstar, gen1, temporal-band, flowmo, got 'magic'",
         ),
         ("--prompts 1", "--prompts must be at least 2, got 1"),
         ("--model nowhere", "folder must hold a diffusers pipeline"),
