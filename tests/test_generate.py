@@ -56,7 +56,8 @@ def test_clips_are_what_the_sheet_shows(tmp_path):
 
 
 SPECS = [
-    None, "cvg", "vico", "vstar", "gen1", "temporal-band", "vico+temporal-band", "cvg+vstar+gen1"
+    None, "cvg", "vico", "vstar", "gen1", "temporal-band", "flowmo", "vico+temporal-band",
+    "cvg+vstar+gen1",
 ]  # fmt: skip
 
 
@@ -70,7 +71,7 @@ def test_every_method_writes_its_results(spec, tmp_path):
     report = json.loads((out / "report.json").read_text())
     assert report["guided_steps"] > 0
     names = {"guided.gif", "unguided.gif", "heat_maps_guided.png"}
-    moves = spec is None or {"cvg", "vico", "temporal-band"} & set(spec.split("+"))
+    moves = spec is None or {"cvg", "vico", "temporal-band", "flowmo"} & set(spec.split("+"))
     assert {path.name for path in out.iterdir()} >= names | ({"loss.png"} if moves else set())
     assert bool(report["loss"]) == bool(moves)
     if spec is None:

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from diffusers.video_processor import VideoProcessor
 from torch.nn.functional import interpolate
 
 from cvg_kernels.editing.structure import MOST_ROUNDS
@@ -154,6 +153,8 @@ def clips_of(video: Any, size: tuple[int, int]) -> torch.Tensor:
     Raises:
         ArgumentError: if it is no video.
     """
+    from diffusers.video_processor import VideoProcessor
+
     try:
         if getattr(video, "ndim", 4) not in (4, 5):
             raise ValueError(f"{video.ndim} dimensions")

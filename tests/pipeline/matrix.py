@@ -15,7 +15,7 @@ from cvg_kernels.guidance.base import Guidance
 from cvg_kernels.pipeline.models import MODELS
 from tests.composition.tiny import tiny_classifier
 from tests.pipeline.snapshot import Snapshot
-from tests.pipelines import PIPELINES, PROMPT, STEPS, PipelineCase, run
+from tests.pipelines import PIPELINES, PROMPT, STEPS, PipelineCase, in_float64, run
 from tests.pipelines.case import is_modular
 
 #: Those whose latents are stated; tests/coverage has all.
@@ -40,9 +40,11 @@ class Built:
     before: Snapshot
 
     @classmethod
-    def of(cls, name: str, **arguments: Any) -> Built:
+    def of(cls, name: str, *, double: bool = False, **arguments: Any) -> Built:
+        """Builds one; `double` has weights and noise in float64, see `in_float64`."""
         case = PIPELINES[name]
-        pipe, options = case.build(**arguments)
+        built = case.build(**arguments)
+        pipe, options = in_float64(built) if double else built
         if not is_modular(pipe):  # those have no way to end in latents
             options["output_type"] = "latent"
         stock = run(pipe, options)

@@ -16,7 +16,7 @@ from accelerate.hooks import AlignDevicesHook, add_hook_to_module, remove_hook_f
 import cvg_kernels as cvg  # noqa: E402
 from tests.pipeline.matrix import METHODS, ROUNDING, WORDS, Built  # noqa: E402
 from tests.pipeline.snapshot import Snapshot  # noqa: E402
-from tests.pipelines import PIPELINES, denoisers  # noqa: E402
+from tests.pipelines import PIPELINES, SAME, denoisers  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -126,21 +126,26 @@ def group_offload(pipe, level, path):
 )
 @pytest.mark.parametrize("name", FAMILIES)
 def test_group_offload(name, level, place, tmp_path):
-    """Switched on while a method is attached and before: the video is the same to the bit."""
-    built = Built.of(name)
+    """Switched on while a method is attached and before: the video is the same.
+
+    To the bit from memory. Weights read from a file lie at other addresses, where PyTorch's own products round otherwise.
+    """
+    disk = place == "disk"
+    built = Built.of(name, double=disk)
     methods = accepted(name)
     want, maps = [guided(built, method) for method in methods], maps_of(built)
+    same = SAME if disk else {"rtol": 0, "atol": 0}
     with methods[0](built).attach(built.pipe):
-        group_offload(built.pipe, level, tmp_path if place == "disk" else None)
-        assert torch.equal(built.run(), want[0])
-    assert torch.equal(built.run(), built.stock)
+        group_offload(built.pipe, level, tmp_path if disk else None)
+        torch.testing.assert_close(built.run(), want[0], **same)
+    torch.testing.assert_close(built.run(), built.stock, **same)
     for method, video in zip(methods, want, strict=True):
-        assert torch.equal(guided(built, method), video)
+        torch.testing.assert_close(guided(built, method), video, **same)
         torch.testing.assert_close(
             guided(built, method, 0), built.stock, rtol=1e-4, atol=0 if method.exact else ROUNDING
         )
     torch.testing.assert_close(maps_of(built), maps)
-    assert torch.equal(built.run(), built.stock)
+    torch.testing.assert_close(built.run(), built.stock, **same)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

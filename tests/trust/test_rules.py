@@ -23,6 +23,7 @@ WRITES = {
         "save",
     },  # into a hidden folder that becomes the output at the end
     "edit.py": {"save"},  # likewise
+    "capturing/viewer.py": {"save"},  # a picture into memory, which becomes text of the page
 }
 _WRITERS = {
     "write_text", "write_bytes", "savefig", "save_file", "save_pretrained", "save_config", "imwrite", "imsave",
