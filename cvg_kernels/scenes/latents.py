@@ -26,6 +26,7 @@ def encode_shards(
     *,
     seed: int,
     clips: int,
+    first: int = 0,
     whole: bool,
     rank: int = 0,
     processes: int = 1,
@@ -41,6 +42,7 @@ def encode_shards(
         tokenizer: of the captions.
         seed: of the run.
         clips: how many in all.
+        first: number of the first of them.
         whole: all frames of each; if not, one at random, F = 1.
         rank: number of this process.
         processes: how many share the work.
@@ -52,7 +54,7 @@ def encode_shards(
             continue
         latents, texts = [], []
         for number in range(start, min(start + _SHARD, clips)):
-            rng = np.random.default_rng((seed, 3 if whole else 4, number))
+            rng = np.random.default_rng((seed, 3 if whole else 4, first + number))
             caption = random_caption(rng)
             bodies = random_clip(rng, caption, noisy=True)
             if not whole:

@@ -15,7 +15,7 @@ from cvg_kernels.scenes.latents import encode_shards
 from cvg_kernels.scenes.model import build_tokenizer
 from cvg_kernels.scenes.pipeline import assemble_run
 from cvg_kernels.scenes.train_autoencoder import train_autoencoder, train_decoder
-from cvg_kernels.scenes.train_denoiser import IMAGES, VIDEO, train_denoiser
+from cvg_kernels.scenes.train_denoiser import IMAGES, VIDEO, Stage, train_denoiser
 from cvg_kernels.shapes.files import load_model, load_tokenizer, save_text_encoder
 from cvg_kernels.writing import written_folder
 
@@ -25,8 +25,9 @@ class Recipe:
     """How long each stage trains."""
 
     autoencoder_steps: int = 1800
-    pictures: int = 24576
-    image_steps: int = 2400
+    image_cycles: int = 2  # of the learning rate, each with pictures of its own
+    pictures: int = 24576  # of a cycle
+    image_steps: int = 2400  # of a cycle
     clips: int = 12288
     video_steps: int = 2400
     decoder_steps: int = 2400
@@ -112,25 +113,37 @@ def _denoiser_stages(
     """Both denoisers, as seen by one process."""
     tokenizer = load_tokenizer(folder / "tokenizer")
     autoencoder = load_model(AutoencoderKL, folder / "autoencoder").eval()
-    share = {"rank": rank, "processes": processes}
-    for stage, steps, clips in (
-        (IMAGES, recipe.image_steps, recipe.pictures),
-        (VIDEO, recipe.video_steps, recipe.clips),
-    ):
-        done = (folder / stage.name / "text_encoder").exists()
+    share = {"rank": rank, "processes": processes, "seed": recipe.seed}
+    before = None
+    for name, stage, first, clips, steps in _cycles(recipe):
+        if stage is IMAGES and (folder / IMAGES.name).exists():
+            before = folder / IMAGES.name
+            continue
+        done = (folder / name / "text_encoder").exists()
         if not done:
             encode_shards(
-                folder / f"latents-{stage.name}", autoencoder, tokenizer, seed=recipe.seed,
-                clips=clips, whole=stage is VIDEO, **share,
+                folder / f"latents-{name}", autoencoder, tokenizer,
+                clips=clips, first=first, whole=stage is VIDEO, **share,
             )  # fmt: skip
         if processes > 1:  # nobody reads what another process is still writing
             torch.distributed.barrier()
         if not done:
             train_denoiser(
-                folder, tokenizer, stage, seed=recipe.seed, steps=steps, device=device, **share
-            )
+                folder, tokenizer, stage, name=name, before=before, steps=steps, device=device,
+                **share,
+            )  # fmt: skip
         if processes > 1:
             torch.distributed.barrier()
+        before = folder / name
+
+
+def _cycles(recipe: Recipe) -> list[tuple[str, Stage, int, int, int]]:
+    """What is trained in turn: name, stage, number of its first clip, clips, steps."""
+    images = [
+        (f"images-{number + 1}", IMAGES, number * recipe.pictures, recipe.pictures, recipe.image_steps)
+        for number in range(recipe.image_cycles)
+    ]  # fmt: skip
+    return [*images, ("video", VIDEO, 0, recipe.clips, recipe.video_steps)]
 
 
 def _export(folder: Path) -> Path:

@@ -46,12 +46,14 @@ IMAGES = Stage("images", 48, rate=2e-3, motion_rate=2e-3, decay=0.998)
 VIDEO = Stage("video", 8, rate=6e-4, motion_rate=2e-3, decay=0.996)
 
 
-def _start(stage: Stage, folder: Path, tokenizer: CLIPTokenizer) -> TextToLatents:
-    """The networks a stage begins with: fresh ones, or the image model with motion modules added."""
-    if stage.name == "images":
+def _start(stage: Stage, before: Path | None, tokenizer: CLIPTokenizer) -> TextToLatents:
+    """The networks training begins with: fresh ones, or an image model, which clips add motion modules to."""
+    if before is None:
         return TextToLatents(build_text_encoder(tokenizer), build_image_denoiser())
-    text_encoder = load_model(CLIPTextModel, folder / "images" / "text_encoder")
-    images = load_model(UNet2DConditionModel, folder / "images" / "unet")
+    text_encoder = load_model(CLIPTextModel, before / "text_encoder")
+    images = load_model(UNet2DConditionModel, before / "unet")
+    if stage.name == "images":
+        return TextToLatents(text_encoder, images)
     return TextToLatents(text_encoder, UNetMotionModel.from_unet2d(images, build_motion_adapter()))
 
 
@@ -60,20 +62,24 @@ def train_denoiser(
     tokenizer: CLIPTokenizer,
     stage: Stage,
     *,
+    name: str,
+    before: Path | None,
     seed: int,
     steps: int,
     device: torch.device,
     rank: int = 0,
     processes: int = 1,
 ) -> None:
-    """Trains one stage with v-prediction and saves its moving average to `folder/<stage>/{unet,text_encoder}`.
+    """Trains one cycle of a stage with v-prediction and saves its moving average to `folder/<name>/{unet,text_encoder}`.
 
     Loss: ‖v_θ(α_t z + σ_t ε, t, c) − (α_t ε − σ_t z)‖², mean over elements.
 
     Args:
-        folder: the run's folder, with `latents-<stage>/` made before.
+        folder: the run's folder, with `latents-<name>/` made before.
         tokenizer: the run's tokenizer.
         stage: `IMAGES` or `VIDEO`.
+        name: of what is trained.
+        before: where the image model lies that it begins with; `None` begins with fresh networks.
         seed: of initialisation, order and noise; a resumed run goes on as it would have.
         steps: number of optimiser steps.
         device: where this process trains.
@@ -81,9 +87,9 @@ def train_denoiser(
         processes: how many train together; each takes `stage.samples` samples a step.
     """
     torch.manual_seed(seed)
-    model = _start(stage, folder, tokenizer).to(device, memory_format=torch.channels_last)
+    model = _start(stage, before, tokenizer).to(device, memory_format=torch.channels_last)
     noise_schedule = build_scheduler()
-    latents, tokens = load_shards(folder / f"latents-{stage.name}")
+    latents, tokens = load_shards(folder / f"latents-{name}")
     no_caption = tokenize(tokenizer, [""])
 
     def loss(predict: nn.Module, rng: np.random.Generator) -> torch.Tensor:
@@ -100,11 +106,11 @@ def train_denoiser(
         return nn.functional.mse_loss(prediction, target.to(device))
 
     trained = fit(
-        folder, stage.name, model, loss, steps=steps, seed=seed, rate=stage.rate,
+        folder, name, model, loss, steps=steps, seed=seed, rate=stage.rate,
         rates={"motion_modules": stage.motion_rate}, decay=stage.decay, rank=rank,
         processes=processes,
     )  # fmt: skip
     if rank == 0:
         trained = trained.to("cpu", memory_format=torch.contiguous_format)
-        save_model(trained.denoiser, folder / stage.name / "unet")
-        save_text_encoder(trained.text_encoder, folder / stage.name / "text_encoder")
+        save_model(trained.denoiser, folder / name / "unet")
+        save_text_encoder(trained.text_encoder, folder / name / "text_encoder")
