@@ -8,10 +8,12 @@ CVG_BUILD decides what is built:
     cuda  the CPU and the CUDA module, with or without a GPU; a failure of either is fatal
     none  pure Python
 
-CVG_CPU_LEVELS: `native` (default), the best instructions that this machine's processor has and the baseline; `all`, for
+CVG_CPU_LEVELS: `native` (default), the best instructions that this machine's processor has and the baseline; `all`,
+    for
 modules that go to other machines.
 
-CVG_CUDA_ARCHITECTURES names the GPUs that the CUDA module is for: `native`, or numbers as CMake takes them ("80;90a-real");
+CVG_CUDA_ARCHITECTURES names the GPUs that the CUDA module is for: `native`, or numbers as CMake takes them
+("80;90a-real");
 default: `native` under auto, otherwise all that nvcc knows of those supported. One takes a sixth of the time.
 
 CVG_VERSION_LABEL is added to the version, for wheels. ccache is used where it is installed. The modules are two CMake
@@ -63,9 +65,7 @@ def find_nvcc() -> str:
     for candidate in candidates:
         if candidate and shutil.which(candidate):
             return shutil.which(candidate)
-    raise BuildFailed(
-        "nvcc was not found at build time (CUDACXX, PATH, CUDA_HOME, /usr/local/cuda)"
-    )
+    raise BuildFailed("nvcc was not found at build time (CUDACXX, PATH, CUDA_HOME, /usr/local/cuda)")
 
 
 def has_gpu() -> bool:
@@ -90,12 +90,7 @@ def run_logged(command: list[str], log: Path) -> None:
     """Runs a command, shows its output, and turns a failure into its first error line."""
     print("+", " ".join(command), flush=True)
     done = subprocess.run(
-        command,
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
     )
     with log.open("a") as file:
         file.write(done.stdout)
@@ -150,9 +145,7 @@ def cmake_build(target: str, output: Path, build: Path) -> None:
 def compiler_of(build: Path) -> str | None:
     """The C++ compiler of a CMake build, as "GNU 12.2.0"."""
     for file in build.glob("CMakeFiles/*/CMakeCXXCompiler.cmake"):
-        found = dict(
-            re.findall(r'set\(CMAKE_CXX_COMPILER_(ID|VERSION) "(.*?)"\)', file.read_text())
-        )
+        found = dict(re.findall(r'set\(CMAKE_CXX_COMPILER_(ID|VERSION) "(.*?)"\)', file.read_text()))
         return f"{found.get('ID')} {found.get('VERSION')}"
     return None
 
@@ -164,9 +157,7 @@ def cuda_archs_of(build: Path) -> list[str]:
         return []
     found = re.findall(r"code=\[?((?:(?:sm|compute)_\w+,?)+)", commands.read_text())
     names = {name for group in found for name in group.split(",") if name}
-    return sorted(
-        names, key=lambda name: (int(re.sub(r"\D", "", name)), name.startswith("compute"))
-    )
+    return sorted(names, key=lambda name: (int(re.sub(r"\D", "", name)), name.startswith("compute")))
 
 
 def write_build_info(package: Path, info: dict[str, object]) -> None:

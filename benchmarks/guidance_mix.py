@@ -1,4 +1,6 @@
-"""Guidance mixes against the expression written out, from a checkout: `python benchmarks/guidance_mix.py --json FILE`."""
+"""Guidance mixes against the expression written out, from a checkout:
+`python benchmarks/guidance_mix.py --json FILE`.
+"""
 
 import sys
 

@@ -1,7 +1,7 @@
 """Every backend of every operation on one small layer, forward and backward: `make microbench`.
 
-For a change of a kernel and what was before it: run with PYTEST_ARGS=--benchmark-autosave, then with --benchmark-compare.
-What users could call instead is in the other benchmarks.
+For a change of a kernel and what was before it: run with PYTEST_ARGS=--benchmark-autosave, then with
+--benchmark-compare. What users could call instead is in the other benchmarks.
 """
 
 from __future__ import annotations
@@ -13,9 +13,7 @@ import cvg_kernels as cvg
 from cvg_kernels.backends import OPERATIONS, Backend, unavailable_reason
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-LOW = (
-    torch.float16 if DEVICE.type == "cuda" else torch.float32
-)  # some CUDA kernels take nothing else
+LOW = torch.float16 if DEVICE.type == "cuda" else torch.float32  # some CUDA kernels take nothing else
 
 
 def softmax(*shape: int, dim: int = -1) -> torch.Tensor:
@@ -47,15 +45,11 @@ CASES = {
     ),
     "frame_band_attention": (
         lambda: [heads(1, 512, 4, 64) for _ in range(3)],
-        lambda *qkv, backend: cvg.frame_band_attention(
-            *qkv, FRAMES, FRAMES, sigma=2.0, backend=backend
-        ).out,
+        lambda *qkv, backend: cvg.frame_band_attention(*qkv, FRAMES, FRAMES, sigma=2.0, backend=backend).out,
     ),
     "path_flow": (
         lambda: [softmax(1, 20, 16, 160, dim=1), *(softmax(1, 160, 16, 16) for _ in range(2))],
-        lambda cross, *hops, backend: cvg.path_flow(
-            cross, hops, temperature=0.01, backend=backend
-        ),
+        lambda cross, *hops, backend: cvg.path_flow(cross, hops, temperature=0.01, backend=backend),
     ),
     "token_peaks": (
         lambda: [torch.rand(1, 20, 16, 10, 16)],
@@ -73,7 +67,7 @@ CASES = {
         lambda: [torch.randn(1, 4, 16, 40, 64) for _ in range(3)],
         lambda *predictions, backend: cvg.guidance_mix(predictions, [1.5, 7.5], backend=backend),
     ),
-}  # fmt: skip
+}
 
 
 def arms() -> list:

@@ -131,22 +131,8 @@ if TYPE_CHECKING:
     from cvg_kernels.capturing import capture
     from cvg_kernels.composition import CompositionClassifier
     from cvg_kernels.editing import StructureContentPipeline
-    from cvg_kernels.errors import (
-        ArgumentError,
-        BackendUnavailableError,
-        CvgError,
-        GuidanceWarning,
-    )
-    from cvg_kernels.guidance import (
-        CVG,
-        VSTAR,
-        FlowMo,
-        Gen1,
-        PipelineSession,
-        TemporalBand,
-        Together,
-        Vico,
-    )
+    from cvg_kernels.errors import ArgumentError, BackendUnavailableError, CvgError, GuidanceWarning
+    from cvg_kernels.guidance import CVG, VSTAR, FlowMo, Gen1, PipelineSession, TemporalBand, Together, Vico
     from cvg_kernels.ops import (
         CapturedAttention,
         CapturedMaps,

@@ -1,9 +1,10 @@
 """What `auto` means: tables of which backend comes first, per architecture and class of calls.
 
-The shipped table is `auto.json` beside this file. `cvg-kernels tune` measures a machine and writes a table of its own for
-each device into a cache folder; what it holds goes before the shipped one. A table is a list of rules for each architecture
-(`cpu`, `sm_90`, `gfx942`, …; what holds for every other one is under `any cpu` and `any gpu`). The first rule of an
-operation whose conditions hold for the call gives the order; the reference, which takes everything, comes last in each.
+The shipped table is `auto.json` beside this file. `cvg-kernels tune` measures a machine and writes a table of its own
+for each device into a cache folder; what it holds goes before the shipped one. A table is a list of rules for each
+architecture (`cpu`, `sm_90`, `gfx942`, …; what holds for every other one is under `any cpu` and `any gpu`). The first
+rule of an operation whose conditions hold for the call gives the order; the reference, which takes everything, comes
+last in each.
 """
 
 from __future__ import annotations
@@ -35,20 +36,7 @@ _FRAMES = (16, 32, 64, 128)
 _SHIPPED = Path(__file__).with_name("auto.json")
 
 #: What rules can ask about; see `traits`.
-_TRAITS = frozenset(
-    [
-        "bits",
-        "dtype",
-        "frames",
-        "head_dim",
-        "keys",
-        "masked",
-        "band",
-        "maps",
-        "through",
-        "gradients",
-    ]
-)
+_TRAITS = frozenset(["bits", "dtype", "frames", "head_dim", "keys", "masked", "band", "maps", "through", "gradients"])
 
 Traits = dict[str, Any]
 
@@ -109,9 +97,7 @@ def order(operation: str, facts: Facts) -> tuple[Backend, ...]:
     called = traits(operation, facts)
     line = operation if operation in KERNELS else operation.removesuffix("_backward")
     found: list[Backend] = []
-    for rules in _rules_of(
-        facts.device
-    ):  # what the first table's backends cannot serve, those of the next may
+    for rules in _rules_of(facts.device):  # what the first table's backends cannot serve, those of the next may
         fitting = (r for r in rules if r.operation == line and r.when.items() <= called.items())
         found += next((rule.order for rule in fitting), ())
     return tuple(dict.fromkeys((*found, Backend.REFERENCE)))
@@ -121,10 +107,7 @@ def _rules_of(device: torch.device) -> list[tuple[Rule, ...]]:
     """The lists of rules for a device, the one that goes first first."""
     name, others = architecture(device), "any cpu" if device.type == "cpu" else "any gpu"
     tables = [table for table in (users(device), shipped()) if table is not None]
-    return [
-        *(table.rules[name] for table in tables if name in table.rules),
-        shipped().rules[others],
-    ]
+    return [*(table.rules[name] for table in tables if name in table.rules), shipped().rules[others]]
 
 
 @lru_cache
@@ -263,15 +246,11 @@ def _rule(line: Traits, device_type: str) -> Rule:
             raise BadTable(f"the {backend.value} kernel of {operation} is not for {device_type}")
     if not backends:
         raise BadTable(f"a rule of {operation} names no backend")
-    if not isinstance(line["when"], dict) or not all(
-        isinstance(value, (str, int)) for value in line["when"].values()
-    ):
+    if not isinstance(line["when"], dict) or not all(isinstance(value, (str, int)) for value in line["when"].values()):
         raise BadTable(f"a rule of {operation} has conditions that are none: {line['when']!r:.80}")
     unknown = set(line["when"]) - _TRAITS
     if unknown:
-        raise BadTable(
-            f"a rule of {operation} asks for {', '.join(sorted(unknown))}, which no call has"
-        )
+        raise BadTable(f"a rule of {operation} asks for {', '.join(sorted(unknown))}, which no call has")
     return Rule(operation, dict(line["when"]), backends)
 
 
@@ -294,12 +273,9 @@ def write(path: Path, tables: Mapping[str, Sequence[Rule]], made: Mapping[str, s
     """
     head = {"format": FORMAT, "version": __version__, "made": dict(made)}
     lists = ",\n".join(
-        f"    {json.dumps(name)}: [\n" + ",\n".join(map(_line, rules)) + "\n    ]"
-        for name, rules in tables.items()
+        f"    {json.dumps(name)}: [\n" + ",\n".join(map(_line, rules)) + "\n    ]" for name, rules in tables.items()
     )
-    text = (
-        json.dumps(head, indent=2).removesuffix("\n}") + ',\n  "tables": {\n' + lists + "\n  }\n}\n"
-    )
+    text = json.dumps(head, indent=2).removesuffix("\n}") + ',\n  "tables": {\n' + lists + "\n  }\n}\n"
     path.parent.mkdir(parents=True, exist_ok=True)
     with written(path) as new:
         new.write_text(text, encoding="utf-8")

@@ -17,9 +17,7 @@ __all__ = ["OPERATIONS", "Backend", "parse_backend", "require", "unavailable_rea
 
 #: Every operation that users call and the backends it has, the reference first.
 OPERATIONS: dict[str, tuple[Backend, ...]] = {
-    operation: tuple(there)
-    for operation, there in KERNELS.items()
-    if not operation.endswith("_backward")
+    operation: tuple(there) for operation, there in KERNELS.items() if not operation.endswith("_backward")
 }
 
 
@@ -37,10 +35,7 @@ def parse_backend(backend: str | Backend) -> Backend:
 
 
 def unavailable_reason(
-    operation: str,
-    backend: Backend,
-    device: torch.device | None = None,
-    dtype: torch.dtype | None = None,
+    operation: str, backend: Backend, device: torch.device | None = None, dtype: torch.dtype | None = None
 ) -> str | None:
     """Why `backend` cannot serve `operation`, or `None` if it can.
 
@@ -81,10 +76,7 @@ def require(operation: str, backend: Backend, device: torch.device | None = None
 
 
 def _asked_reason(
-    module: str,
-    devices: tuple[str, ...],
-    device: torch.device | None,
-    dtype: torch.dtype | None,
+    module: str, devices: tuple[str, ...], device: torch.device | None, dtype: torch.dtype | None
 ) -> str | None:
     """What the module of a kernel says itself."""
     import torch
@@ -95,10 +87,7 @@ def _asked_reason(
         asked = importlib.import_module(module)
     except ImportError as error:
         return f"{module} cannot be imported: {error}"
-    return asked.reason(
-        torch.device("cpu") if device is None else device,
-        torch.float32 if dtype is None else dtype,
-    )
+    return asked.reason(torch.device("cpu") if device is None else device, torch.float32 if dtype is None else dtype)
 
 
 def _triton_reason(device: torch.device | None) -> str | None:

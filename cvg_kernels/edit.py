@@ -69,9 +69,7 @@ class EditJob:
         if self.prompt is not None and not self.prompt.strip():
             raise ArgumentError("--prompt must not be empty")
         if not is_whole(self.structure, 0) or self.structure > MOST_ROUNDS:
-            raise ArgumentError(
-                f"--structure must be from 0 to {MOST_ROUNDS}, got {self.structure}"
-            )
+            raise ArgumentError(f"--structure must be from 0 to {MOST_ROUNDS}, got {self.structure}")
         counts = {"steps": 1, "frames": 2, "start": 0, "every": 1, "fps": 1}
         for name, least in counts.items():
             value = getattr(self, name)
@@ -206,7 +204,9 @@ def run(job: EditJob, pipe: Any = None, *, bars: bool = True) -> dict[str, Any]:
 
 
 def _fitted(method: Any, job: EditJob, pipe: Any) -> Any:
-    """A method for the editor: CVG's classifier learnt to read the shapes pipeline, which the shipped editor began as."""
+    """A method for the editor: CVG's classifier learnt to read the shapes pipeline,
+    which the shipped editor began as.
+    """
     if isinstance(method, Together):
         return Together(tuple(_fitted(one, job, pipe) for one in method.methods))
     if isinstance(method, CVG) and method.classifier is None and job.model is None:
@@ -223,9 +223,7 @@ def _load(job: EditJob) -> Any:
 def _read(job: EditJob, size: int) -> _Input:
     """The clip to edit."""
     if job.video is not None:
-        found = read_video(
-            job.video, job.frames, start=job.start, every=job.every, size=size, fit=job.fit
-        )
+        found = read_video(job.video, job.frames, start=job.start, every=job.every, size=size, fit=job.fit)
         return _Input(found.frames, found.notes, found.indices)
     from cvg_kernels.shapes.world import random_scene, random_things, render
 
@@ -265,9 +263,9 @@ def verdict(before: torch.Tensor, after: torch.Tensor, asked: Sequence[Any]) -> 
         asked: the things of the prompt.
 
     Returns:
-        `before` and `after`, the things seen; `colours` and `shapes`, whether all that were asked for are seen (a shape in
-        its colour; `None` without a prompt); `distance`, the mean distance in pixels from the things before to the
-        nearest thing after, and `direction`, whether that moves as it did (`None` if nothing is seen).
+        `before` and `after`, the things seen; `colours` and `shapes`, whether all that were asked for are seen (a
+        shape in its colour; `None` without a prompt); `distance`, the mean distance in pixels from the things before
+        to the nearest thing after, and `direction`, whether that moves as it did (`None` if nothing is seen).
     """
     from cvg_kernels.shapes.oracle import look
 
@@ -303,12 +301,7 @@ def _nearest(one: Seen, others: Sequence[Seen]) -> tuple[float | None, bool]:
 
 
 def _write(
-    folder: Path,
-    before: torch.Tensor,
-    structure: torch.Tensor,
-    after: torch.Tensor,
-    captured: Any,
-    job: EditJob,
+    folder: Path, before: torch.Tensor, structure: torch.Tensor, after: torch.Tensor, captured: Any, job: EditJob
 ) -> None:
     """Clips, contact sheet and heat maps."""
     grey = structure[:, None].expand(-1, 3, -1, -1)

@@ -66,9 +66,7 @@ def modules() -> dict[str, str]:
             level += f" ({native.LEVEL_VARIABLE}; this machine can run {module.levels()[-1]})"
         reason = f"yes: {level}, built by {compiler} for {', '.join(module.built_levels())}"
         if here not in module.built_levels():
-            reason += (
-                f"; this machine can run {here} too: reinstall here, or with CVG_CPU_LEVELS=all"
-            )
+            reason += f"; this machine can run {here} too: reinstall here, or with CVG_CPU_LEVELS=all"
     found["cpu"] = reason
     if (reason := native.reason("cuda")) is None:
         reason = f"yes: built for {', '.join(build.get('cuda_archs') or ['?'])}"
@@ -82,15 +80,15 @@ def modules() -> dict[str, str]:
 def backends() -> dict[str, dict[str, str]]:
     """Per operation and backend "yes" or the reason why it cannot run on this machine."""
     return {
-        operation: {
-            backend.value: unavailable_reason(operation, backend) or "yes" for backend in there
-        }
+        operation: {backend.value: unavailable_reason(operation, backend) or "yes" for backend in there}
         for operation, there in OPERATIONS.items()
     }
 
 
 def kernels() -> dict[str, dict[str, dict[str, Any]]]:
-    """The table of kernels as plain data: per operation and backend what it takes, and "yes" or why it cannot run here."""
+    """The table of kernels as plain data: per operation and backend what it takes, and "yes" or why it cannot run
+    here.
+    """
     return {
         operation: {
             backend.value: {
@@ -118,18 +116,10 @@ def automatic() -> dict[str, dict[str, str]]:
         shipped, users, architecture = auto.shipped(), auto.users(device), auto.architecture(device)
         rules = f"any {'cpu' if device.type == 'cpu' else 'gpu'}"
         rules = architecture if architecture in shipped.rules else rules
-        facts = {
-            "table": "shipped",
-            "path": str(shipped.path),
-            "made": shipped.made.get(rules, "?"),
-        }
+        facts = {"table": "shipped", "path": str(shipped.path), "made": shipped.made.get(rules, "?")}
         if users is not None:
             made = users.made.get(architecture, "?")
-            facts = {
-                "table": "the user's, then the shipped one",
-                "path": str(users.path),
-                "made": made,
-            }
+            facts = {"table": "the user's, then the shipped one", "path": str(users.path), "made": made}
         else:
             facts["user's table"] = f"none: {auto.why_no_users(device)}"
         found[name] = {"architecture": architecture, **facts}

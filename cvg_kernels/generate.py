@@ -71,7 +71,9 @@ class Job:
 
     @cached_property
     def shown_words(self) -> list[Word]:
-        """The words whose heat maps are shown: those given, or what the prompt is about, as far as that can be told."""
+        """The words whose heat maps are shown:
+        those given, or what the prompt is about, as far as that can be told.
+        """
         if self.words:
             return list(self.words)
         try:
@@ -105,8 +107,7 @@ class Job:
 
             if {self.height, self.width} - {None, SIZE}:
                 raise ArgumentError(
-                    f"--height and --width must be {SIZE} with the shapes pipeline, got "
-                    f"{self.height}×{self.width}"
+                    f"--height and --width must be {SIZE} with the shapes pipeline, got {self.height}×{self.width}"
                 )
             try:
                 for state in split_at_then(self.prompt) or [self.prompt]:
@@ -147,18 +148,15 @@ def check_output(output: Path) -> None:
 
 
 def run(
-    job: Job,
-    load: Callable[[Job], Any] | None = None,
-    *,
-    scratch: Path | None = None,
-    bars: bool = True,
+    job: Job, load: Callable[[Job], Any] | None = None, *, scratch: Path | None = None, bars: bool = True
 ) -> dict[str, Any]:
     """Does the job and returns the report; the output folder is filled at the end, or not at all.
 
     Args:
         job: what is asked for.
         load: gives the job's pipeline, on its device and in its dtype; `None` loads it anew.
-        scratch: an existing folder, on the disk of the output, for what is being made; `None` takes the output's parent.
+        scratch: an existing folder, on the disk of the output, for what is being made; `None` takes the output's
+            parent.
         bars: whether the steps are shown as they pass, where standard error is a terminal.
 
     Raises:
@@ -185,9 +183,7 @@ def run(
         with timed(times, name), attached as made, watched as captured:
             clips[name] = _call(pipe, job)
             if not bool(clips[name].isfinite().all()):
-                raise ArgumentError(
-                    f"the {name} clip has infinite numbers or NaN: a smaller step, or a wider --dtype"
-                )
+                raise ArgumentError(f"the {name} clip has infinite numbers or NaN: a smaller step, or a wider --dtype")
         maps[name] = captured
     report = _report(job, words, times, clips, made)
 
@@ -272,9 +268,7 @@ def _report(job: Job, words: list, times: dict, clips: dict, made: Run) -> dict[
     if job.model is None:
         verdicts = {name: _verdict(clip, job.prompt) for name, clip in clips.items()}
     return {
-        "job": {
-            name: str(value) if name == "output" else value for name, value in asdict(job).items()
-        },
+        "job": {name: str(value) if name == "output" else value for name, value in asdict(job).items()},
         "words": [word if isinstance(word, str) else word[0] for word in words],
         "versions": versions(),
         "devices": devices(),
@@ -282,11 +276,7 @@ def _report(job: Job, words: list, times: dict, clips: dict, made: Run) -> dict[
         "peak_memory_mib": peak_memory(),
         "guided_steps": made.guided_steps,
         "loss": [
-            {
-                "step": entry["step"],
-                "iteration": entry["iteration"],
-                "loss": float(entry["loss"].mean()),
-            }
+            {"step": entry["step"], "iteration": entry["iteration"], "loss": float(entry["loss"].mean())}
             for entry in made.history
         ],
         "oracle": verdicts,

@@ -30,14 +30,10 @@ def read_image(path: str | Path) -> tuple[torch.Tensor, tuple[str, ...]]:
                 notes["the first frame of the animation is taken"] = None
             return to_tensor(upright(image), notes), tuple(notes)
     except Exception as error:
-        raise ArgumentError(
-            f"image must be a picture that can be read, got {path}: {shortened(error)}"
-        ) from None
+        raise ArgumentError(f"image must be a picture that can be read, got {path}: {shortened(error)}") from None
 
 
-def fit_square(
-    frame: torch.Tensor, size: int, fit: Literal["crop", "pad"] = "crop"
-) -> torch.Tensor:
+def fit_square(frame: torch.Tensor, size: int, fit: Literal["crop", "pad"] = "crop") -> torch.Tensor:
     """Makes a square of a picture and resizes it.
 
     Args:

@@ -1,6 +1,7 @@
 """The table of kernels: per operation and backend the module, the devices, the dtypes and the limits.
 
-Whatever chooses, names or prints a kernel reads it here: `auto`, a named backend's refusals, `cvg-kernels info` and `tune`.
+Whatever chooses, names or prints a kernel reads it here: `auto`, a named backend's refusals, `cvg-kernels info` and
+`tune`.
 """
 
 from __future__ import annotations
@@ -185,9 +186,7 @@ _SPECIALISED_LIMITS = (
 )
 _STOCK_BACKWARD_LIMITS = (
     *_STOCK_LIMITS,
-    Limit(
-        "on a GPU calls that need not be deterministic: its sums come in any order", _unordered_sums
-    ),
+    Limit("on a GPU calls that need not be deterministic: its sums come in any order", _unordered_sums),
 )
 
 # --- the table -------------------------------------------------------------------------------------------------------
@@ -238,39 +237,37 @@ KERNELS: dict[str, dict[Backend, Kernel]] = {
     "temporal_attention": _reference("temporal_attention")
     | _native("temporal_attention", _ALL)
     | _triton(
-        "temporal_attention", _GPU,
+        "temporal_attention",
+        _GPU,
         Limit("frames 1 to 128, in float32 to 32", _frames_in_registers),
-        _between(1, 128, "head_dim"), _between(1, 128, "value_dim", "head_dim of value"),
+        _between(1, 128, "head_dim"),
+        _between(1, 128, "value_dim", "head_dim of value"),
     )
     | _cuda(
-        "temporal_attention", _HALVES,
-        _between(16, 128, "frames"), _between(1, 160, "head_dim"),
+        "temporal_attention",
+        _HALVES,
+        _between(16, 128, "frames"),
+        _between(1, 160, "head_dim"),
         _between(1, 160, "value_dim", "head_dim of value"),
     ),
     "temporal_maps": _reference("temporal_maps")
     | _native("temporal_maps", _ALL)
     | _triton(
-        "temporal_maps", _GPU,
+        "temporal_maps",
+        _GPU,
         Limit("frames 1 to 128, in float32 to 32", _frames_in_registers),
         _between(1, 128, "head_dim"),
     ),
     "path_flow": _PATHS,
     "min_max_matmul": _PATHS,
-    "token_peaks": _reference("token_peaks")
-    | _native("token_peaks", _WIDE)
-    | _triton("token_peaks", ("float32",)),
-    "max_flow": _reference("max_flow")
-    | _native("max_flow", _WIDE, *_CUTS)
-    | _cuda("max_flow", _WIDE, *_CUTS),
+    "token_peaks": _reference("token_peaks") | _native("token_peaks", _WIDE) | _triton("token_peaks", ("float32",)),
+    "max_flow": _reference("max_flow") | _native("max_flow", _WIDE, *_CUTS) | _cuda("max_flow", _WIDE, *_CUTS),
     "coupled_flow": _reference("coupled_flow") | _native("coupled_flow", _WIDE),
     "guidance_mix": _reference("guidance_mix")
     | _native("guidance_mix", _ALL)
-    | _triton(
-        "guidance_mix", _GPU,
-        _between(2, 4, "predictions"), _without("rescale", "a rescale"),
-    ),
+    | _triton("guidance_mix", _GPU, _between(2, 4, "predictions"), _without("rescale", "a rescale")),
     "structure": {Backend.REFERENCE: Kernel("python_ref.structure")},
-}  # fmt: skip
+}
 
 
 def kernels_of(operation: str) -> dict[Backend, Kernel]:

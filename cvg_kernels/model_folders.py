@@ -1,7 +1,7 @@
 """Folders of diffusers and transformers models, checked before these libraries read them; and when their hub is asked.
 
-The libraries fall back to pickled weights where there are no others, older ones import what `model_index.json` names, and
-none asks whether a configuration fits its weights before it fills the memory.
+The libraries fall back to pickled weights where there are no others, older ones import what `model_index.json` names,
+and none asks whether a configuration fits its weights before it fills the memory.
 """
 
 from __future__ import annotations
@@ -46,9 +46,7 @@ def options_for(model: str | Path, argument: str = "--model") -> dict[str, Any]:
     if str(model) and path.is_dir():
         return options | {"local_files_only": True}
     if path.exists():
-        raise ArgumentError(
-            f"{argument} must be a folder or a name on the hub, got the file {model}"
-        )
+        raise ArgumentError(f"{argument} must be a folder or a name on the hub, got the file {model}")
     if not _HUB_ID.fullmatch(str(model)) or ".." in str(model):
         raise ArgumentError(f"{argument} must be a folder or a name on the hub, got {str(model)!r}")
     if is_offline():
@@ -98,9 +96,7 @@ def check_pipeline(folder: Path) -> dict[str, Any]:
     index = read_object(path)
     kind = index.get("_class_name")
     if not isinstance(kind, str) or not kind.isidentifier():
-        raise ArgumentError(
-            f"{path} must name a class of diffusers, code of its own is not run: {kind!r}"
-        )
+        raise ArgumentError(f"{path} must name a class of diffusers, code of its own is not run: {kind!r}")
     for name, given in index.items():
         if name.startswith("_") or not isinstance(given, list):
             continue  # settings of the pipeline
@@ -123,8 +119,8 @@ def check_model(folder: Path) -> None:
     """Checks a component's folder, without reading its weights.
 
     Raises:
-        ArgumentError: for a configuration that is no JSON object, or asks for more blocks than any network has; weights
-            that are pickled only, no safetensors files, or said to lie elsewhere.
+        ArgumentError: for a configuration that is no JSON object, or asks for more blocks than any network has;
+            weights that are pickled only, no safetensors files, or said to lie elsewhere.
     """
     for name in ("config.json", "scheduler_config.json", "tokenizer_config.json"):
         path = folder / name

@@ -12,7 +12,8 @@ from typing import Literal
 from cvg_kernels.errors import ArgumentError, BackendUnavailableError
 
 Target = Literal["cpu", "cuda"]
-#: The environment variable that sets the instruction-set level of the CPU module; read once, when the module is loaded.
+#: The environment variable that sets the instruction-set level of the CPU module; read once, when the module is
+#: loaded.
 LEVEL_VARIABLE = "CVG_CPU_ISA"
 _BUILD_INFO = Path(__file__).with_name("_build_info.json")
 
@@ -31,9 +32,7 @@ def _load(target: Target) -> ModuleType | str:
     try:
         return importlib.import_module(f"cvg_kernels._native_{target}")
     except ImportError as error:
-        if str(error).startswith(
-            LEVEL_VARIABLE
-        ):  # a setting to correct, not a module to do without
+        if str(error).startswith(LEVEL_VARIABLE):  # a setting to correct, not a module to do without
             raise ArgumentError(str(error)) from None
         built = build_info().get(target, "this source tree was never built")
         reason = built if built is not None else f"it was built but does not load: {error}"

@@ -1,7 +1,7 @@
 """Which of several processes this one is, and what they tell each other.
 
-Launchers (`torchrun`, `accelerate launch`, SLURM's `srun`) start the same program several times and say in the environment
-which one each is. Nothing here starts a process.
+Launchers (`torchrun`, `accelerate launch`, SLURM's `srun`) start the same program several times and say in the
+environment which one each is. Nothing here starts a process.
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ class Place:
             return "cuda:0"
         if self.local >= there:
             raise ArgumentError(
-                f"--device cuda needs a GPU for each process, got {there} GPUs for process {self.local} of this machine"
+                f"--device cuda needs a GPU for each process, got {there} GPUs for process {self.local} of this "
+                "machine"
             )
         return f"cuda:{self.local}"
 
@@ -106,6 +107,4 @@ def gather(mine: Any, place: Place) -> list[Any]:
 
 def _on_cpu(dist: Any) -> Any:
     """A group that carries objects of the CPU, if the one there cannot."""
-    return (
-        None if "gloo" in dist.get_backend() else dist.new_group(backend="gloo", timeout=_PATIENCE)
-    )
+    return None if "gloo" in dist.get_backend() else dist.new_group(backend="gloo", timeout=_PATIENCE)

@@ -64,8 +64,8 @@ def read_prompts(path: Path, defaults: Job) -> list[Item]:
 
     A file whose lines begin with a brace, or whose name ends in `.jsonl`, is JSON Lines: an object a line, with a
     `prompt` and any of `words`, `seed`, `guidance`, `model`, `negative_prompt`, `steps`, `frames`, `height`, `width`,
-    `guidance_scale` and `dtype`. Anything else is text, a prompt a line. Blank lines, and in text those that begin with
-    `#`, are left out.
+    `guidance_scale` and `dtype`. Anything else is text, a prompt a line. Blank lines, and in text those that begin
+    with `#`, are left out.
 
     Args:
         path: of the file, UTF-8.
@@ -100,15 +100,11 @@ def _object(line: str, where: str) -> dict[str, Any]:
     try:
         given = parse_json(line, where)
     except ArgumentError as error:
-        raise ArgumentError(
-            f"{where}: must be a JSON object, got {line[:60]!r} ({error})"
-        ) from None
+        raise ArgumentError(f"{where}: must be a JSON object, got {line[:60]!r} ({error})") from None
     if not isinstance(given, dict):
         raise ArgumentError(f"{where}: must be a JSON object, got {line[:60]!r}")
     if unknown := sorted(set(given) - set(_SETTINGS)):
-        raise ArgumentError(
-            f"{where}: takes {', '.join(_SETTINGS)}; got {', '.join(map(repr, unknown))}"
-        )
+        raise ArgumentError(f"{where}: takes {', '.join(_SETTINGS)}; got {', '.join(map(repr, unknown))}")
     if "prompt" not in given:
         raise ArgumentError(f"{where}: must have a prompt, got {line[:60]!r}")
     for name, value in given.items():

@@ -60,9 +60,7 @@ def text_of(data: bytes, name: str | Path) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ArgumentError(
-            f"{name} must be UTF-8, got byte 0x{data[error.start]:02x} at {error.start}"
-        ) from None
+        raise ArgumentError(f"{name} must be UTF-8, got byte 0x{data[error.start]:02x} at {error.start}") from None
 
 
 def parse_json(data: bytes | str, name: str | Path) -> Any:
@@ -73,17 +71,13 @@ def parse_json(data: bytes | str, name: str | Path) -> Any:
         name: of where it is from, for the error.
 
     Raises:
-        ArgumentError: for what is no JSON, names given twice in an object, numbers that are not finite or do not fit 64
-            bits, half a surrogate pair, or nesting that is too deep.
+        ArgumentError: for what is no JSON, names given twice in an object, numbers that are not finite or do not fit
+            64 bits, half a surrogate pair, or nesting that is too deep.
     """
     text = text_of(data, name) if isinstance(data, bytes) else data
     try:
         found = json.loads(
-            text,
-            object_pairs_hook=_object,
-            parse_constant=_no_number,
-            parse_float=_float,
-            parse_int=_integer,
+            text, object_pairs_hook=_object, parse_constant=_no_number, parse_float=_float, parse_int=_integer
         )
         if "\\ud" in text.lower():
             json.dumps(found, ensure_ascii=False).encode()
@@ -138,7 +132,8 @@ def read_tensors(
 
     Args:
         path: of the file.
-        shapes: by name; all of them must be there and no others, which is checked before any is read. `None`: anything.
+        shapes: by name; all of them must be there and no others, which is checked before any is read. `None`:
+            anything.
         finite: whether infinite numbers and NaN are refused.
 
     Raises:
@@ -154,9 +149,7 @@ def read_tensors(
     return tensors
 
 
-def check_shapes(
-    path: str | Path, shapes: Mapping[str, tuple[int, ...]], *, part: str = ""
-) -> None:
+def check_shapes(path: str | Path, shapes: Mapping[str, tuple[int, ...]], *, part: str = "") -> None:
     """Checks which tensors a safetensors file holds, without reading them.
 
     Args:
@@ -167,9 +160,7 @@ def check_shapes(
     Raises:
         ArgumentError: if it holds others.
     """
-    found = {
-        name: head.shape for name, head in tensor_headers(path).items() if name.startswith(part)
-    }
+    found = {name: head.shape for name, head in tensor_headers(path).items() if name.startswith(part)}
     for what, names in (
         ("lacks", shapes.keys() - found.keys()),
         ("has, beside what it should,", found.keys() - shapes.keys()),
@@ -179,9 +170,7 @@ def check_shapes(
             raise ArgumentError(f"{path} {what} {', '.join(sorted(names)[:3])}{more}")
     for name in sorted(shapes):
         if found[name] != tuple(shapes[name]):
-            raise ArgumentError(
-                f"{path} must have {name!r} of shape {list(shapes[name])}, got {list(found[name])}"
-            )
+            raise ArgumentError(f"{path} must have {name!r} of shape {list(shapes[name])}, got {list(found[name])}")
 
 
 def metadata_of(path: str | Path) -> dict[str, str]:

@@ -59,8 +59,8 @@ def read_video(
     """Reads frames of a video.
 
     Args:
-        path: a GIF or another animation, a video file, or a folder of images, which are taken in the order of their names,
-            numbers by their value.
+        path: a GIF or another animation, a video file, or a folder of images, which are taken in the order of their
+            names, numbers by their value.
         frames: how many at most; fewer if the video ends before, but two at least.
         start: number of the first, 0 the video's first.
         every: take every n-th; `None` spreads them over the video, up to 8 apart.
@@ -82,9 +82,7 @@ def read_video(
     wanted = _wanted(path, total, frames, start, step)
     notes: dict[str, None] = {}  # in order, each once
     if len(wanted) < total:
-        which = (
-            f"every {_nth(step)} from frame {start} on" if step > 1 else f"{start} to {wanted[-1]}"
-        )
+        which = f"every {_nth(step)} from frame {start} on" if step > 1 else f"{start} to {wanted[-1]}"
         notes[f"took {len(wanted)} of {total} frames: {which}"] = None
     pictures = _read(path, read, wanted, size, fit, notes)
     if len(pictures) < 2:
@@ -155,9 +153,7 @@ def _read(
         raise
     except Exception as error:  # decoders raise anything on a broken file
         if len(pictures) < 2:
-            raise ArgumentError(
-                f"video must be one that can be read, got {path}: {shortened(error)}"
-            ) from None
+            raise ArgumentError(f"video must be one that can be read, got {path}: {shortened(error)}") from None
     return pictures
 
 
@@ -238,9 +234,7 @@ def _animation(path: Path) -> _Source:
         with Image.open(path) as image:
             total = _length(image)
     except Exception as error:
-        raise ArgumentError(
-            f"video must be one that can be read, got {path}: {shortened(error)}"
-        ) from None
+        raise ArgumentError(f"video must be one that can be read, got {path}: {shortened(error)}") from None
 
     def read(wanted: Sequence[int]) -> Iterator[Any]:
         with Image.open(path) as image:
@@ -349,7 +343,5 @@ def _count(ffmpeg: str, path: Path) -> int:
 
 
 def _nth(number: int) -> str:
-    ending = {1: "st", 2: "nd", 3: "rd"}.get(
-        number % 10 if number % 100 not in (11, 12, 13) else 0, "th"
-    )
+    ending = {1: "st", 2: "nd", 3: "rd"}.get(number % 10 if number % 100 not in (11, 12, 13) else 0, "th")
     return f"{number}{ending}"

@@ -19,9 +19,7 @@ _MIN_TILE = 128  # pixels; smaller frames are enlarged
 
 def to_uint8(frames: torch.Tensor) -> np.ndarray:
     """Frames `[F, 3, H, W]` in [0, 1] as `[F, H, W, 3]` bytes."""
-    return (
-        (frames.detach().float().clamp(0, 1) * 255).round().byte().cpu().permute(0, 2, 3, 1).numpy()
-    )
+    return (frames.detach().float().clamp(0, 1) * 255).round().byte().cpu().permute(0, 2, 3, 1).numpy()
 
 
 def _enlarge(frames: torch.Tensor) -> torch.Tensor:
@@ -35,8 +33,8 @@ def overlay(frames: torch.Tensor, heat: torch.Tensor) -> torch.Tensor:
 
     Args:
         frames: `[F, 3, H, W]` in [0, 1].
-        heat: `[f, h, w]`; scaled to its own range, resized bicubically, and, where the latents have fewer frames than the
-            video, shown for the frames nearest to each.
+        heat: `[f, h, w]`; scaled to its own range, resized bicubically, and, where the latents have fewer frames than
+            the video, shown for the frames nearest to each.
     """
     from matplotlib import colormaps
 
@@ -101,9 +99,7 @@ def save_gif(frames: torch.Tensor, path: Path, fps: int = 6) -> None:
 
     images = [Image.fromarray(frame) for frame in to_uint8(_enlarge(frames))]
     with written(path) as new:
-        images[0].save(
-            new, save_all=True, append_images=images[1:], duration=round(1000 / fps), loop=0
-        )
+        images[0].save(new, save_all=True, append_images=images[1:], duration=round(1000 / fps), loop=0)
 
 
 def save_mp4(frames: torch.Tensor, path: Path, fps: int = 6) -> bool:
@@ -116,9 +112,7 @@ def save_mp4(frames: torch.Tensor, path: Path, fps: int = 6) -> bool:
     except (ImportError, RuntimeError):
         return False
     with written(path) as new:
-        imageio.imwrite(
-            new, to_uint8(_enlarge(frames)), fps=fps, codec="libx264", macro_block_size=2
-        )
+        imageio.imwrite(new, to_uint8(_enlarge(frames)), fps=fps, codec="libx264", macro_block_size=2)
     return True
 
 
@@ -128,18 +122,12 @@ def _save_figure(figure: Any, path: Path) -> None:
 
 
 def flow_graph(
-    cross: torch.Tensor,
-    hops: Sequence[torch.Tensor],
-    near: torch.Tensor,
-    path: Path,
-    *,
-    token: str,
-    sink: int,
+    cross: torch.Tensor, hops: Sequence[torch.Tensor], near: torch.Tensor, path: Path, *, token: str, sink: int
 ) -> None:
     """Draws the flow graph of a token at one position, with its minimum cut in red.
 
-    Columns are the token, the frames after no hop, one hop, …; the width of an edge is its capacity. An edge is cut where
-    it leads from the token's side (filled nodes) to the other.
+    Columns are the token, the frames after no hop, one hop, …; the width of an edge is its capacity. An edge is cut
+    where it leads from the token's side (filled nodes) to the other.
 
     Args:
         cross: `[F]`, capacities token → frame.
@@ -160,7 +148,7 @@ def flow_graph(
     def draw(x: float, tail: float, head: float, capacity: float, cut: bool) -> None:
         width = 6 * capacity / largest
         style = {"color": "crimson", "zorder": 2} if cut else {"color": "0.6", "zorder": 1}
-        axes.plot([x, x + 1], [tail, head], linewidth=max(width, 0.15), solid_capstyle="butt", **style)  # fmt: skip
+        axes.plot([x, x + 1], [tail, head], linewidth=max(width, 0.15), solid_capstyle="butt", **style)
 
     for f in range(frames):
         draw(0, height[0], height[f + 1], float(cross[f]), not bool(near[0, f]))
@@ -179,8 +167,7 @@ def flow_graph(
             face = "black" if bool(near[h, f]) else "white"
             axes.scatter([h + 1], [height[f + 1]], s=90, color=face, edgecolor="black", zorder=3)
     axes.set_xticks(
-        range(layers + 1),
-        ["token", "cross-attention", *(f"temporal hop {h + 1}" for h in range(len(hops)))],
+        range(layers + 1), ["token", "cross-attention", *(f"temporal hop {h + 1}" for h in range(len(hops)))]
     )
     axes.set_yticks(height[1:], [f"frame {f}" for f in range(frames)])
     axes.spines[:].set_visible(False)
@@ -214,7 +201,9 @@ def curve_with_intervals(
     label: str,
     stock: float | None = None,
 ) -> None:
-    """Plots rates or means with their 95 % intervals against a setting; see `Panel`, and `path`, where the PNG goes."""
+    """Plots rates or means with their 95 % intervals against a setting;
+    see `Panel`, and `path`, where the PNG goes.
+    """
     panels_with_intervals([[Panel(label, x, curves, stock)]], path)
 
 
@@ -229,9 +218,7 @@ def panels_with_intervals(rows: Sequence[Sequence[Panel]], path: Path) -> None:
 
     size = (3.2 + 3.8 * len(rows[0]), 3.4 * len(rows))
     figure = Figure(figsize=size, layout="constrained")
-    for places, panels in zip(
-        figure.subplots(len(rows), len(rows[0]), squeeze=False), rows, strict=True
-    ):
+    for places, panels in zip(figure.subplots(len(rows), len(rows[0]), squeeze=False), rows, strict=True):
         for axes, panel in zip(places, panels, strict=True):
             _draw_panel(axes, panel)
         places[-1].legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
@@ -263,7 +250,7 @@ def attention_maps(maps: Mapping[str, torch.Tensor], path: Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(2.7 * len(maps), 3), layout="constrained")
-    for axes, (label, one) in zip(figure.subplots(1, len(maps), squeeze=False)[0], maps.items(), strict=True):  # fmt: skip
+    for axes, (label, one) in zip(figure.subplots(1, len(maps), squeeze=False)[0], maps.items(), strict=True):
         axes.imshow(one.cpu().numpy(), cmap="viridis")
         axes.set_title(label, fontsize=10)
         axes.set_xlabel("attended frame")

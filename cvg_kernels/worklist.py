@@ -1,8 +1,8 @@
 """A list of work that several processes share, on one machine or on many that see the same folder.
 
-What was done is written into `manifest.jsonl`, a line an attempt. What is being done is held by a lock of the operating
-system, a byte of `.locks` for each piece of work: it goes when its process ends, however it ends, so that another process,
-or the next run, takes the work over. Nothing is decided by time.
+What was done is written into `manifest.jsonl`, a line an attempt. What is being done is held by a lock of the
+operating system, a byte of `.locks` for each piece of work: it goes when its process ends, however it ends, so that
+another process, or the next run, takes the work over. Nothing is decided by time.
 """
 
 from __future__ import annotations
@@ -75,9 +75,7 @@ class Worklist:
         """Holds a piece of work while a block runs; gives `False` if a living process holds it."""
         place = 1 + int(key, 16)
         try:
-            self._locking.lockf(
-                self._locks, self._locking.LOCK_EX | self._locking.LOCK_NB, 1, place
-            )
+            self._locking.lockf(self._locks, self._locking.LOCK_EX | self._locking.LOCK_NB, 1, place)
         except OSError as error:
             if error.errno not in _TAKEN:
                 raise

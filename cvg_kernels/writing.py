@@ -1,7 +1,7 @@
 """Files appear whole under their names, or not at all.
 
-What is being written lies in a hidden folder `.writing-…` beside its place and is moved there by one rename. A process that
-is killed meanwhile leaves that folder, which can be deleted, and whatever had the name before.
+What is being written lies in a hidden folder `.writing-…` beside its place and is moved there by one rename. A process
+that is killed meanwhile leaves that folder, which can be deleted, and whatever had the name before.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ class WritingError(CvgError, OSError):
 
 @contextmanager
 def written(path: str | Path) -> Iterator[Path]:
-    """Gives a path to write a file to, beside its place and of the same name, and moves it there when the block ends well.
+    """Gives a path to write a file to, beside its place and of the same name, and moves it there when the block ends
+    well.
 
     A link is followed. A device or a pipe, such as `/dev/stdout`, is written to as it is.
 
@@ -113,9 +114,7 @@ def write_json(path: str | Path, content: Any) -> None:
     write_text(path, json.dumps(_finite(content), indent=2) + "\n")
 
 
-def write_tensors(
-    path: str | Path, tensors: dict[str, Any], metadata: dict[str, str] | None = None
-) -> None:
+def write_tensors(path: str | Path, tensors: dict[str, Any], metadata: dict[str, str] | None = None) -> None:
     """Writes tensors in the format of safetensors; see `written`.
 
     Args:
@@ -146,14 +145,10 @@ def _beside(final: Path, named: str | Path) -> Iterator[Path]:
         yield folder / final.name
     except Exception as error:
         # safetensors has an exception of its own for a full disk
-        if isinstance(error, WritingError) or not (
-            isinstance(error, OSError) or "os error" in str(error)
-        ):
+        if isinstance(error, WritingError) or not (isinstance(error, OSError) or "os error" in str(error)):
             raise
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise WritingError(
-            f"{named} cannot be written, what was there is kept: {reason}"
-        ) from error
+        raise WritingError(f"{named} cannot be written, what was there is kept: {reason}") from error
     finally:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)

@@ -59,12 +59,9 @@ def gen1_curve() -> None:
             by_scale[float(name.partition("=")[2])] = entry
     scales = sorted(by_scale)
     curves = {
-        kind: [by_scale[scale][kind] for scale in scales]
-        for kind in ("present", "bound", "direction", "consistency")
+        kind: [by_scale[scale][kind] for scale in scales] for kind in ("present", "bound", "direction", "consistency")
     }
-    viz.curve_with_intervals(
-        scales, curves, DOCS / "gen1_curve.png", label="temporal_scale", stock=1.0
-    )
+    viz.curve_with_intervals(scales, curves, DOCS / "gen1_curve.png", label="temporal_scale", stock=1.0)
 
 
 def cvg_sweep() -> None:
@@ -110,10 +107,7 @@ def vstar_clip() -> None:
     states = ["a red circle moving right", "a blue circle moving right"]
     pipe = load_pipeline()
     rows = {}
-    for label, prompts in (
-        (f"'{states[0]}'", None),
-        (f"'{states[0]}', then '{states[1]}'", states),
-    ):
+    for label, prompts in ((f"'{states[0]}'", None), (f"'{states[0]}', then '{states[1]}'", states)):
         with cvg.VSTAR(sigma=None, prompts=prompts, hold=2, trained_frames=8).attach(pipe):
             rows[label] = sample(pipe, [states[0]], [4], frames=24)[0][::3]
     viz.contact_sheet(rows).save(DOCS / "vstar_clip.png")
@@ -125,18 +119,11 @@ def gen1_tradeoff() -> None:
     levels = report["groups"]["structure"]
     by_level = {n.partition("=")[2]: e for n, e in levels.items() if n.startswith("structure=")}
     entries = {"clip": report["input"], **by_level, "other": levels["structure of another clip"]}
-    names = {
-        "asked colour": "colour",
-        "asked shape in it": "shape",
-        "clip's direction": "direction",
-    }
+    names = {"asked colour": "colour", "asked shape in it": "shape", "clip's direction": "direction"}
     curves = {name: [e[kind] for e in entries.values()] for name, kind in names.items()}
     distance = {"pixels from the clip's places": [e["distance"] for e in entries.values()]}
     label = "structure level (clip: untouched; other: the structure of another clip)"
-    panels = [
-        [viz.Panel(label, list(entries), curves)],
-        [viz.Panel(label, list(entries), distance, top=None)],
-    ]
+    panels = [[viz.Panel(label, list(entries), curves)], [viz.Panel(label, list(entries), distance, top=None)]]
     viz.panels_with_intervals(panels, DOCS / "gen1_tradeoff.png")
 
 
@@ -156,11 +143,7 @@ def gen1_edit() -> None:
         ("an image of a green triangle, structure 4", 4, {"image": picture[0, 0]}),
     ):
         made = pipe(
-            video=clip,
-            structure=level,
-            generator=torch.Generator().manual_seed(0),
-            output_type="pt",
-            **content,
+            video=clip, structure=level, generator=torch.Generator().manual_seed(0), output_type="pt", **content
         )
         rows[f"structure {level}"] = made.structure[0][:, None].expand(-1, 3, -1, -1)
         rows[label] = made.frames[0]

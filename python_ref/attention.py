@@ -8,9 +8,9 @@
     maps = P[..., token_ids]                     averaged over heads, or per head
     lse  = log Σ_j exp S'_ij
 
-A row whose keys are all masked has P = 0, out = 0, maps = 0 and lse = −∞. Where several keys tie for the row's maximum,
-the gradient of m goes to the first of them. Everything here holds the N×M matrix, can be differentiated twice, and is
-written to be read.
+A row whose keys are all masked has P = 0, out = 0, maps = 0 and lse = −∞. Where several keys tie for the row's
+maximum, the gradient of m goes to the first of them. Everything here holds the N×M matrix, can be differentiated
+twice, and is written to be read.
 """
 
 from __future__ import annotations
@@ -72,9 +72,7 @@ def probabilities(
         scores = scores + factor[..., None] * band.to(wide)
     if token_bias is not None:
         columns = token_ids[:, None, None, :].expand(*scores.shape[:-1], -1)
-        scores = scores.scatter_add(
-            -1, columns, token_bias.to(wide).mT[:, None].expand(columns.shape)
-        )
+        scores = scores.scatter_add(-1, columns, token_bias.to(wide).mT[:, None].expand(columns.shape))
     # A masked row is replaced before the softmax, not after, so that no NaN reaches its gradient.
     unseen = (scores == -torch.inf).all(-1, keepdim=True)
     scores = scores.masked_fill(unseen, 0.0)
@@ -111,9 +109,15 @@ def attention_with_capture(
         head_mean: average the maps over the heads.
     """
     weights, *rows = probabilities(
-        query, key, scale=scale, mask=mask, token_ids=token_ids, token_bias=token_bias, band=band,
+        query,
+        key,
+        scale=scale,
+        mask=mask,
+        token_ids=token_ids,
+        token_bias=token_bias,
+        band=band,
         row_max_grad=row_max_grad,
-    )  # fmt: skip
+    )
     maps = None
     if token_ids is not None:
         chosen = token_ids[:, None, None, :].expand(*weights.shape[:-1], -1)  # [B, H, N, K]
@@ -179,12 +183,8 @@ def attention_with_capture_backward(
         grad_weights = grad_out.to(wide) @ value.to(wide).mT
         grad_value = (weights.mT @ grad_out.to(wide)).to(value.dtype)
     if grad_maps is not None:
-        per_head = (
-            grad_maps[:, None] / query.shape[1] if head_mean else grad_maps
-        )  # [B, 1 | H, K, N]
-        grad_weights = grad_weights.scatter_add(
-            -1, chosen, per_head.to(wide).mT.expand(chosen.shape)
-        )
+        per_head = grad_maps[:, None] / query.shape[1] if head_mean else grad_maps  # [B, 1 | H, K, N]
+        grad_weights = grad_weights.scatter_add(-1, chosen, per_head.to(wide).mT.expand(chosen.shape))
     centre = (weights * grad_weights).sum(-1, keepdim=True)
     if grad_lse is not None:
         centre = centre - grad_lse[..., None].to(wide)

@@ -13,9 +13,7 @@ from __future__ import annotations
 import torch
 
 
-def frame_band(
-    query_frames: torch.Tensor, key_frames: torch.Tensor, sigma: float, dtype: torch.dtype
-) -> torch.Tensor:
+def frame_band(query_frames: torch.Tensor, key_frames: torch.Tensor, sigma: float, dtype: torch.dtype) -> torch.Tensor:
     """G `[N, M]`.
 
     Args:

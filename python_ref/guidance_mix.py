@@ -2,9 +2,9 @@
 
     mix = p₀ + s₁ (p₁ − p₀) + … + sₙ (pₙ − pₙ₋₁)
 
-Classifier-free guidance is n = 1 with (unconditional, conditional); Gen-1's temporal guidance is n = 2 with (image model,
-unconditional, conditional) and scales (ω_t, ω). While every scale so far is exactly 1 the sum telescopes to the last
-prediction, and is taken to be it: a leading scale of 1 leaves no trace, not even in rounding.
+Classifier-free guidance is n = 1 with (unconditional, conditional); Gen-1's temporal guidance is n = 2 with (image
+model, unconditional, conditional) and scales (ω_t, ω). While every scale so far is exactly 1 the sum telescopes to the
+last prediction, and is taken to be it: a leading scale of 1 leaves no trace, not even in rounding.
 """
 
 from __future__ import annotations
@@ -15,10 +15,7 @@ import torch
 
 
 def guidance_mix(
-    predictions: Sequence[torch.Tensor],
-    scales: Sequence[float] | torch.Tensor,
-    *,
-    rescale: float = 0.0,
+    predictions: Sequence[torch.Tensor], scales: Sequence[float] | torch.Tensor, *, rescale: float = 0.0
 ) -> torch.Tensor:
     """p₀ + Σ s_i (p_i − p_{i−1}), computed in float32 at least.
 

@@ -1,8 +1,8 @@
 """Exact maximum flow of small graphs, its minimum cut, and its gradient. The definition.
 
-By the max-flow min-cut theorem the flow is the capacity of the minimum cut, so it is linear in the capacities as long as
-the cut stays: the gradient is 1 on the edges of the cut and 0 elsewhere. Where several cuts are minimal, the one with the
-fewest nodes on the source's side counts: what can still be reached from the source once the flow is maximal.
+By the max-flow min-cut theorem the flow is the capacity of the minimum cut, so it is linear in the capacities as long
+as the cut stays: the gradient is 1 on the edges of the cut and 0 elsewhere. Where several cuts are minimal, the one
+with the fewest nodes on the source's side counts: what can still be reached from the source once the flow is maximal.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from python_ref.path_flow import residual_hop
 def source_side(capacity: list[list[float]], source: int, sink: int) -> list[bool]:
     """Which nodes lie on the source's side of the minimum cut, by Edmonds and Karp's algorithm.
 
-    Ends with floats as well: each augmentation sets the room of at least one edge to exactly 0 (x − x), and the distance
-    at which an edge is used can only grow.
+    Ends with floats as well: each augmentation sets the room of at least one edge to exactly 0 (x − x), and the
+    distance at which an edge is used can only grow.
 
     Args:
         capacity: `[n][n]`, row = tail.
@@ -62,11 +62,7 @@ def max_flow(capacity: torch.Tensor, source: int, sink: int) -> tuple[torch.Tens
 
 
 def subgraph_max_flow(
-    cross: torch.Tensor,
-    temporal: Sequence[torch.Tensor],
-    *,
-    residual: str | None = "average",
-    sink: str = "video",
+    cross: torch.Tensor, temporal: Sequence[torch.Tensor], *, residual: str | None = "average", sink: str = "video"
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Maximum flow of each token through the temporal hops, at each position.
 
@@ -77,8 +73,8 @@ def subgraph_max_flow(
         cross: `[B, K, F, L]`.
         temporal: n hops `[B, L, F, F]` in the order in which the network applies them, row = attending frame.
         residual: as for `residual_hop`.
-        sink: `"video"`: every (n, f) feeds one sink with capacity 1. `"frame"`: each (n, f) is the sink of a graph of its
-            own, in which the other output frames lead nowhere.
+        sink: `"video"`: every (n, f) feeds one sink with capacity 1. `"frame"`: each (n, f) is the sink of a graph of
+            its own, in which the other output frames lead nowhere.
 
     Returns:
         The flow, `[B, K, L]` or `[B, K, F, L]`, and the cut: whether each node (h, f) is on the source's side,
@@ -93,9 +89,7 @@ def subgraph_max_flow(
             [hop[b, place].detach().tolist() for hop in hops],
             frame if sink == "frame" else None,
         )
-        for b, k, place, frame in itertools.product(
-            range(batch), range(tokens), range(positions), range(sinks)
-        )
+        for b, k, place, frame in itertools.product(range(batch), range(tokens), range(positions), range(sinks))
     ]
     cut = torch.tensor(sides, dtype=torch.bool, device=cross.device)
     cut = cut.reshape(batch, tokens, positions, sinks, len(hops) + 1, frames)
@@ -103,9 +97,7 @@ def subgraph_max_flow(
     return (flow.mT, cut) if sink == "frame" else (flow[..., 0], cut[..., 0, :, :])
 
 
-def _side_of_subgraph(
-    cross: list[float], hops: list[list[list[float]]], frame: int | None
-) -> list[list[bool]]:
+def _side_of_subgraph(cross: list[float], hops: list[list[list[float]]], frame: int | None) -> list[list[bool]]:
     """The cut of one graph, `[hops + 1][F]`; `frame` is the sink, or `None` for all frames together."""
     frames, layers = len(cross), len(hops) + 1
     source, drain = layers * frames, layers * frames + 1

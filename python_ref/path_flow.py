@@ -5,11 +5,12 @@ product that finds it is the matrix product with (×, +) replaced by (min, max):
 
     (A ⊙ B)_ij = max_r min(A_ir, B_rj)
 
-The soft form replaces max and min by  max_T(x) = T log Σ exp(x/T)  and  min_T(x) = −max_T(−x).  After h hops over R nodes
-each it differs from the hard form by at most  T · h · (ln R + ln 2).  A product of equal edges x comes out as
+The soft form replaces max and min by  max_T(x) = T log Σ exp(x/T)  and  min_T(x) = −max_T(−x).  After h hops over R
+nodes each it differs from the hard form by at most  T · h · (ln R + ln 2).  A product of equal edges x comes out as
 x + T (ln R − ln 2), and the correction of the bias subtracts that after each.
 
-The hard product is associative, the soft one is not: a soft flow through several hops depends on what is multiplied first.
+The hard product is associative, the soft one is not: a soft flow through several hops depends on what is multiplied
+first.
 """
 
 from __future__ import annotations
@@ -27,10 +28,7 @@ def soft_bias(temperature: float | None, nodes: int) -> float:
 
 
 def min_max_matmul(
-    a: torch.Tensor,
-    b: torch.Tensor,
-    temperature: float | None = None,
-    correct_bias: bool = False,
+    a: torch.Tensor, b: torch.Tensor, temperature: float | None = None, correct_bias: bool = False
 ) -> torch.Tensor:
     """(A ⊙ B)_ij = max_r min(A_ir, B_rj).
 

@@ -2,7 +2,8 @@
 
 A round blurs with the binomial taps (1, 2, 1)/4 along rows and columns, reflected at the ends, and keeps every second
 pixel, ⌈h/2⌉ × ⌈w/2⌉ of them; a side of one pixel stays. After t rounds the map is resized back, bilinearly. Gen-1 says
-"blur and downsample" without naming the filter; the binomial one is the choice of Burt and Adelson's pyramid made small.
+"blur and downsample" without naming the filter; the binomial one is the choice of Burt and Adelson's pyramid made
+small.
 """
 
 from __future__ import annotations

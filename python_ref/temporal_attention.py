@@ -5,8 +5,8 @@
     S' = S + m · added,   m_i = max_j S_ij
     P  = softmax(S'),   out = P v,   maps = mean of P over the heads
 
-`added` is one [F, F] matrix for all positions and heads; VSTAR's is strength · exp(−(i − j)² / 2σ²). Where several keys
-tie for the row's maximum, the gradient of m goes to the first of them. A row whose every logit is −∞ has P = 0.
+`added` is one [F, F] matrix for all positions and heads; VSTAR's is strength · exp(−(i − j)² / 2σ²). Where several
+keys tie for the row's maximum, the gradient of m goes to the first of them. A row whose every logit is −∞ has P = 0.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def temporal_attention_backward(
 
         dP_ij  = dO_i · V_j + dC_ij / H
         dS'_ij = P_ij (dP_ij − Σ_l P_il dP_il)
-        dS_ij  = dS'_ij + [j = argmax_l S_il] · Σ_l added_il dS'_il          the second term with m and its gradient only
+        dS_ij  = dS'_ij + [j = argmax_l S_il] · Σ_l added_il dS'_il        the second term with m and its gradient only
         dq = scale · dS k,   dk = scale · dSᵀ q,   dv = Pᵀ dO,   dadded_ij = Σ m_i dS'_ij,  or Σ dS'_ij
 
     Args:

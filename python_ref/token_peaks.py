@@ -18,10 +18,9 @@ def _smooth(volume: torch.Tensor, dim: int, sigma: float) -> torch.Tensor:
     return (volume + side * neighbours) / (1 + 2 * side)
 
 
-def token_peaks(
-    flow: torch.Tensor, *, sharpness: float = 100.0, sigma: float = 0.5
-) -> torch.Tensor:
-    """Softmax over tokens, Gaussian over frames and space, maximum:  A_k = max (G₃ₓ₃ₓ₃ ∗ softmax_K(sharpness · flow))_k.
+def token_peaks(flow: torch.Tensor, *, sharpness: float = 100.0, sigma: float = 0.5) -> torch.Tensor:
+    """Softmax over tokens, Gaussian over frames and space, maximum:  A_k = max (G₃ₓ₃ₓ₃ ∗ softmax_K(sharpness ·
+    flow))_k.
 
     Args:
         flow: `[B, K, F, h, w]`.

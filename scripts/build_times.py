@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Says how many files the last build in place compiled, how long it took and which files took longest: `make build-times`.
+"""Says how many files the last build in place compiled, how long it took and which files took longest:
+`make build-times`.
 
 The figures are ninja's own: seconds by the clock, of compilers that ran side by side.
 """
@@ -27,29 +28,22 @@ def read(log: Path) -> dict[str, tuple[float, float]]:
 
 def report(module: str, steps: dict[str, tuple[float, float]], most: int) -> list[str]:
     """The lines about one module."""
-    objects = {
-        Path(name): end - begin
-        for name, (begin, end) in steps.items()
-        if name.endswith((".o", ".obj"))
-    }
+    objects = {Path(name): end - begin for name, (begin, end) in steps.items() if name.endswith((".o", ".obj"))}
     slowest = sorted(objects.items(), key=lambda item: -item[1])[:most]
     took = max(end for _, end in steps.values()) - min(begin for begin, _ in steps.values())
     lines = [
-        f"{module}: {len(objects)} files compiled, {sum(objects.values()):.0f} s one after the other, {took:.0f} s in all"
+        f"{module}: {len(objects)} files compiled, {sum(objects.values()):.0f} s one after the other, {took:.0f} s in "
+        "all"
     ]
     for path, seconds in slowest:
-        target = next(
-            (part.removesuffix(".dir") for part in path.parts if part.endswith(".dir")), ""
-        )
+        target = next((part.removesuffix(".dir") for part in path.parts if part.endswith(".dir")), "")
         lines.append(f"  {seconds:6.1f} s  {path.stem}  ({target})")
     return lines
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--build", type=Path, default=ROOT / "build", help="the folder of setup.py's builds"
-    )
+    parser.add_argument("--build", type=Path, default=ROOT / "build", help="the folder of setup.py's builds")
     parser.add_argument("--most", type=int, default=8, help="slowest files to list of each module")
     options = parser.parse_args()
     logs = sorted(options.build.glob("temp*/*/.ninja_log"))

@@ -1,7 +1,9 @@
 #!/usr/bin/env python3
-"""Tries an installed cvg-kernels: import, `info`, an operation on every backend there is and, with --video, a guided clip.
+"""Tries an installed cvg-kernels: import, `info`, an operation on every backend there is and, with --video, a guided
+clip.
 
-It is run by the Python of the environment and from a folder that holds no sources; `make wheels` and the public CI do so.
+It is run by the Python of the environment and from a folder that holds no sources; `make wheels` and the public CI do
+so.
 """
 
 from __future__ import annotations
@@ -69,12 +71,8 @@ def run(*arguments: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--modules", nargs="*", default=[], choices=["cpu", "cuda"], help="compiled ones"
-    )
-    parser.add_argument(
-        "--video", action="store_true", help="make a guided clip, which the extra `video` is for"
-    )
+    parser.add_argument("--modules", nargs="*", default=[], choices=["cpu", "cuda"], help="compiled ones")
+    parser.add_argument("--video", action="store_true", help="make a guided clip, which the extra `video` is for")
     options = parser.parse_args()
     check_modules(options.modules)
     run("info")

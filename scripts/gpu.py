@@ -2,8 +2,9 @@
 """Builds in place, tests, checks, tunes and measures on a machine with a GPU: `make gpu`.
 
 Needs python3 with torch, and nvcc, and no network. What needs a package or a tool that is absent is skipped, by name.
-Everything ends within the time of `--minutes`; what was found until then is in benchmarks/results/<device>-<date>.json,
-written again after every step, and what a running step has found in the folder .parts beside it.
+Everything ends within the time of `--minutes`; what was found until then is in
+benchmarks/results/<device>-<date>.json, written again after every step, and what a running step has found in the
+folder .parts beside it.
 """
 
 from __future__ import annotations
@@ -78,12 +79,7 @@ def start(command: list[str], *, log: Path | None = None, **environment: str) ->
     paths = {"PYTHONPATH": os.pathsep.join((str(ROOT), str(SCRIPTS))), "PYTHONUNBUFFERED": "1"}
     with nullcontext() if log is None else log.open("a") as file:
         return subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=os.environ | paths | environment,
-            start_new_session=True,
-            stdout=file,
-            stderr=file,
+            command, cwd=ROOT, env=os.environ | paths | environment, start_new_session=True, stdout=file, stderr=file
         )
 
 
@@ -142,9 +138,7 @@ def tests(seconds: float, parts: Path) -> dict:
         ["-m", "gpu", *files_with_gpu_tests()],
         processes,
         seconds,
-        lambda arguments: start(
-            [sys.executable, *arguments], log=parts / "pytest.txt", OMP_NUM_THREADS="2"
-        ),
+        lambda arguments: start([sys.executable, *arguments], log=parts / "pytest.txt", OMP_NUM_THREADS="2"),
         stop,
     )
     numbers = (f"{len(result[name])} {name}" for name in ("failed", "skipped", "unfinished"))
@@ -190,10 +184,7 @@ def sanitizer(seconds: float, parts: Path) -> dict:
         finally:
             if process.poll() is None:
                 stop(process)
-        said[tool] = {
-            "exit": code,
-            "output": (parts / f"{tool}.txt").read_text(errors="replace")[-3000:],
-        }
+        said[tool] = {"exit": code, "output": (parts / f"{tool}.txt").read_text(errors="replace")[-3000:]}
         if code != 0:
             bad.append(f"{tool}: {code if isinstance(code, str) else f'exit code {code}'}")
             print(f"{tool}\n{said[tool]['output']}", flush=True)
@@ -228,18 +219,14 @@ def device() -> tuple[str, str]:
     import torch
 
     if not torch.cuda.is_available():
-        sys.exit(
-            f"make gpu: torch {torch.__version__} sees no GPU; this target needs one (see `make test`)"
-        )
+        sys.exit(f"make gpu: torch {torch.__version__} sees no GPU; this target needs one (see `make test`)")
     return torch.cuda.get_device_name(), torch.__version__
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--minutes", type=float, default=8.5, help="when to stop (8.5)")
-    parser.add_argument(
-        "--results", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the result"
-    )
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results", help="folder of the result")
     options = parser.parse_args()
     end = time.monotonic() + 60 * options.minutes
 
@@ -249,8 +236,7 @@ def main() -> int:
     name, torch_version = device()
     date = datetime.date.today().isoformat()
     report = Report(
-        options.results.resolve() / f"{slug(name)}-{date}.json",
-        {"device": name, "date": date, "torch": torch_version},
+        options.results.resolve() / f"{slug(name)}-{date}.json", {"device": name, "date": date, "torch": torch_version}
     )
     report.add("build", build(SHARES["build"] * left()))
     run(["-m", "cvg_kernels", "info"], min(60, left()))

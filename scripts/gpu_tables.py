@@ -6,11 +6,7 @@ from collections.abc import Iterator
 
 #: What in the figures of a case is arm → seconds, or form → arm → seconds.
 _TIMES = (
-    *(
-        f"{kind}{form}"
-        for kind in ("forward", "forward_backward", "scores")
-        for form in ("", "_graph")
-    ),
+    *(f"{kind}{form}" for kind in ("forward", "forward_backward", "scores") for form in ("", "_graph")),
     "seconds",
 )
 

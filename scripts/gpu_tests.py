@@ -22,7 +22,9 @@ Stop = Callable[[subprocess.Popen], None]
 
 
 def outcomes(folder: Path) -> dict:
-    """What the processes wrote into `folder`: also which tests began and have no outcome, and how many nobody began."""
+    """What the processes wrote into `folder`:
+    also which tests began and have no outcome, and how many nobody began.
+    """
     lines = []
     for file in sorted(folder.glob("outcomes-*.jsonl")):
         for line in file.read_text().splitlines():
@@ -46,9 +48,7 @@ def outcomes(folder: Path) -> dict:
     }
 
 
-def run(
-    folder: Path, arguments: list[str], processes: int, seconds: float, start: Start, stop: Stop
-) -> dict:
+def run(folder: Path, arguments: list[str], processes: int, seconds: float, start: Start, stop: Stop) -> dict:
     """Runs the tests and counts them.
 
     Args:
@@ -60,9 +60,21 @@ def run(
         stop: ends a process and its children.
     """
     folder.mkdir(parents=True)
-    command = ["-m", "pytest", "-q", "--tb=short", "-p", "share_tests", "-p", "no:xdist",
-               "-p", "no:cacheprovider", f"--share={folder}", f"--share-first={','.join(FIRST)}",
-               *arguments]  # fmt: skip
+    command = [
+        "-m",
+        "pytest",
+        "-q",
+        "--tb=short",
+        "-p",
+        "share_tests",
+        "-p",
+        "no:xdist",
+        "-p",
+        "no:cacheprovider",
+        f"--share={folder}",
+        f"--share-first={','.join(FIRST)}",
+        *arguments,
+    ]
     end = time.monotonic() + seconds
     running = [start(command) for _ in range(processes)]
     restarts, late, codes = processes, False, set()

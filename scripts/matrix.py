@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
 """Runs what must be right under every release of diffusers, each in a folder of packages of its own: `make matrix`.
 
-The folders hold diffusers and what goes with it; torch and the package itself are those of the interpreter. The tests are
-ordinary ones of tests/. What they found is written to docs/releases.json and docs/releases.md, never by hand.
+The folders hold diffusers and what goes with it; torch and the package itself are those of the interpreter. The tests
+are ordinary ones of tests/. What they found is written to docs/releases.json and docs/releases.md, never by hand.
 """
 
 from __future__ import annotations
@@ -101,9 +101,7 @@ def environment(release: tuple[str, ...], folder: Path, pip: list[str]) -> dict[
 def run(release: tuple[str, ...], variables: dict[str, str]) -> dict[str, dict[str, str]]:
     """Runs the tests under a release and returns subject → feature → "right", or what it is instead."""
     ask = f"from importlib.metadata import version; print(*map(version, {PACKAGES}))"
-    told = subprocess.run(
-        [sys.executable, "-c", ask], env=variables, check=True, capture_output=True, text=True
-    )
+    told = subprocess.run([sys.executable, "-c", ask], env=variables, check=True, capture_output=True, text=True)
     if tuple(told.stdout.split()) != release:
         sys.exit(f"the packages must be those of {release}, got {told.stdout.strip()}")
     wanted = checks()
@@ -152,7 +150,8 @@ def page(rows: dict[str, dict]) -> str:
     lines = [
         "# Releases of diffusers",
         "",
-        "Written by `make matrix` (scripts/matrix.py), never by hand. A cell counts what the tests found right with these",
+        "Written by `make matrix` (scripts/matrix.py), never by hand. A cell counts what the tests found right with "
+        "these",
         "packages. On tiny pipelines: captured maps against softmax(q kᵀ) of the stock run, the drop-in swap,",
         f"and {methods}; where a method has nothing to guide, that it says so.",
         "With the shapes pipeline: its weights, sampling, `generate`, CVG and training.",

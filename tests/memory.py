@@ -1,4 +1,6 @@
-"""Memory that kernels write, watched: poisoned, so that a number that was not written shows, or between guards as well."""
+"""Memory that kernels write, watched: poisoned, so that a number that was not written shows, or between guards as
+well.
+"""
 
 from __future__ import annotations
 

@@ -32,13 +32,7 @@ latte = PIPELINES["latte"].build
 wan = PIPELINES["wan"].build
 cogvideox = PIPELINES["cogvideox"].build
 
-BUILDERS = {
-    "animatediff": animatediff,
-    "modelscope": modelscope,
-    "latte": latte,
-    "wan": wan,
-    "cogvideox": cogvideox,
-}
+BUILDERS = {"animatediff": animatediff, "modelscope": modelscope, "latte": latte, "wan": wan, "cogvideox": cogvideox}
 
 #: Frames, rows and columns of each one's latents.
 LATENTS = {name: PIPELINES[name].latents for name in BUILDERS}

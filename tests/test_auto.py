@@ -84,7 +84,7 @@ def _changed(**change):
         (_changed(tables={"cpu": [{"operation": "attention", "when": {}, "order": ["x"]}]}), "'x' is not a valid"),
         (_changed(tables={"cpu": [{"operation": "attention"}]}), "KeyError"),
     ],
-)  # fmt: skip
+)
 def test_a_file_that_is_no_table_is_ignored_with_a_warning(spoil, why, folder):
     path = put([auto.Rule("attention", {}, (Backend.STOCK,))])
     path.write_text(spoil(path.read_text()))
@@ -182,8 +182,13 @@ def test_tune_writes_what_it_measured(tuned, folder, capsys):
     (rule,) = table.rules["cpu"]
     assert rule.operation == "attention" and rule.order == (Backend.STOCK, Backend.NATIVE)
     assert rule.when == {
-        "bits": 32, "dtype": "float32", "keys": "long", "head_dim": 64, "masked": False, "band": False
-    }  # fmt: skip
+        "bits": 32,
+        "dtype": "float32",
+        "keys": "long",
+        "head_dim": 64,
+        "masked": False,
+        "band": False,
+    }
     assert "cvg-kernels tune" in table.made["cpu"]
     assert kernel_for("attention", "auto", LONG).backend is Backend.STOCK
     said = capsys.readouterr().out
@@ -258,17 +263,10 @@ def test_figures_become_the_shipped_table(wrap, tuned, folder, monkeypatch, caps
 
 @pytest.mark.parametrize(
     "change",
-    [
-        {"operation": "nope"},
-        {"order": ["triton"]},
-        {"order": ["cuda"]},
-        {"when": {"moon": "full"}},
-    ],
+    [{"operation": "nope"}, {"order": ["triton"]}, {"order": ["cuda"]}, {"when": {"moon": "full"}}],
     ids=["operation", "other device", "no kernel", "trait"],
 )
-def test_figures_that_make_no_table_leave_the_shipped_one(
-    change, tuned, folder, monkeypatch, capsys
-):
+def test_figures_that_make_no_table_leave_the_shipped_one(change, tuned, folder, monkeypatch, capsys):
     figures, shipped = folder / "figures.json", folder / "auto.json"
     tuned({"seconds": {"native": 2.0, "stock": 1.0}}, options=("--dry-run", "--json", str(figures)))
     report = json.loads(figures.read_text())
@@ -289,9 +287,7 @@ def test_what_a_users_table_cannot_serve_goes_to_the_shipped_one(folder):
     assert kernel_for("attention", "auto", LONG._replace(key_bias=True)).backend is Backend.NATIVE
 
 
-@pytest.mark.parametrize(
-    "text", ["{}", "[]", "no", '{"tune": {"choices": [], "architecture": "cpu"}}']
-)
+@pytest.mark.parametrize("text", ["{}", "[]", "no", '{"tune": {"choices": [], "architecture": "cpu"}}'])
 def test_other_files_are_refused(text, folder, capsys):
     (folder / "file.json").write_text(text)
     assert main(["tune", "--from-results", str(folder / "file.json")]) == 2

@@ -87,9 +87,7 @@ def test_failures_are_written_down_and_left_alone(listed, tmp_path):
     assert (again.done, again.failed) == (3, 3) and sum(made.values()) == 4
     mended = batch.run_all(items, out, attempts=2)
     assert (mended.done, mended.failed) == (5, 1)
-    assert made == Counter({f"a {colour} thing": 1 for colour in COLOURS}) + Counter(
-        {"a white thing": 1}
-    )
+    assert made == Counter({f"a {colour} thing": 1 for colour in COLOURS}) + Counter({"a white thing": 1})
 
 
 def test_attempts_are_made_in_one_run_too(listed, tmp_path):
@@ -191,7 +189,9 @@ def _wait(for_what, seconds=240.0):
 
 
 def test_two_processes_of_which_one_is_killed(tmp_path):
-    """While the second is stopped, it lives and keeps its prompt; once it is killed, the first takes the prompt over."""
+    """While the second is stopped, it lives and keeps its prompt;
+    once it is killed, the first takes the prompt over.
+    """
     path, out = tmp_path / "prompts.jsonl", tmp_path / "out"
     lines = [{"prompt": f"a {colour} circle moving left", "seed": 3} for colour in COLOURS[:3]]
     path.write_text("\n".join(map(json.dumps, [*lines, {"prompt": "a dog"}])))
@@ -208,7 +208,7 @@ def test_two_processes_of_which_one_is_killed(tmp_path):
         command = [sys.executable, "-m", "cvg_kernels", "generate", *given]
         return subprocess.Popen(
             command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )  # fmt: skip
+        )
 
     second = start(1)
     first = None

@@ -32,9 +32,7 @@ def test_the_layout_of_layers():
     assert torch.equal(copied, taken) and copied.is_contiguous()
 
 
-@pytest.mark.parametrize(
-    "operation", ["attention", "temporal_attention", "temporal_maps", "frame_band_attention"]
-)
+@pytest.mark.parametrize("operation", ["attention", "temporal_attention", "temporal_maps", "frame_band_attention"])
 def test_quick_benchmarks(operation, tmp_path, capsys, one_thread):
     """Every arm runs, and agrees; ours is there by every backend that runs here."""
     path = tmp_path / "figures.json"

@@ -90,16 +90,11 @@ def test_info_without_native_modules_says_why(capsys, monkeypatch):
     monkeypatch.setattr("cvg_kernels.native.reason", lambda target: f"no {target} compiler here")
     assert main(["info", "--json"]) == 0
     facts = json.loads(capsys.readouterr().out)
-    assert facts["native modules"] == {
-        "cpu": "no cpu compiler here",
-        "cuda": "no cuda compiler here",
-    }
+    assert facts["native modules"] == {"cpu": "no cpu compiler here", "cuda": "no cuda compiler here"}
     assert facts["backends"]["attention"]["native"] == "no cpu compiler here"
 
 
-@pytest.mark.parametrize(
-    "program", [["-m", "cvg_kernels"], ["-c", "from cvg_kernels.cli import main; main()"]]
-)
+@pytest.mark.parametrize("program", [["-m", "cvg_kernels"], ["-c", "from cvg_kernels.cli import main; main()"]])
 def test_module_and_script_are_one_program(program):
     done = subprocess.run([sys.executable, *program, "--version"], capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, f"cvg-kernels {cvg_kernels.__version__}\n")
@@ -121,9 +116,7 @@ def test_every_command_has_help(name, capsys):
     assert f"usage: cvg-kernels {name}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    "arguments", [[], ["fly"], ["info", "--nonsense"], ["--nonsense", "info"], ["info", "extra"]]
-)
+@pytest.mark.parametrize("arguments", [[], ["fly"], ["info", "--nonsense"], ["--nonsense", "info"], ["info", "extra"]])
 def test_bad_command_line_is_one_line_and_2(arguments, capsys):
     with pytest.raises(SystemExit) as stop:
         main(arguments)

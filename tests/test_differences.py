@@ -1,4 +1,6 @@
-"""The check of gradients by finite differences passes right ones only, in any precision and at any size of the loss."""
+"""The check of gradients by finite differences passes right ones only,
+in any precision and at any size of the loss.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,9 @@ def test_gradients_of_a_wrong_size_fail(size, factor):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_missing_part_fails(dtype):
-    """Along what is left of it, the gradient is right; a random direction may lie across what is missing, eight do not."""
+    """Along what is left of it, the gradient is right; a random direction may lie across what is missing, eight do
+    not.
+    """
     loss, at, gradient = network(dtype, 1.0)
     gradient[1] = 0
     with pytest.raises(AssertionError, match=r"along a random direction"):

@@ -24,9 +24,15 @@ from tests.editing.tiny import tiny_editor  # noqa: E402
 pytestmark = pytest.mark.usefixtures("one_thread")
 PROMPT = "a blue square"
 WRITTEN = {
-    "input.gif", "input.mp4", "structure.gif", "structure.mp4", "edited.gif", "edited.mp4",
-    "contact_sheet.png", "report.json",
-}  # fmt: skip
+    "input.gif",
+    "input.mp4",
+    "structure.gif",
+    "structure.mp4",
+    "edited.gif",
+    "edited.mp4",
+    "contact_sheet.png",
+    "report.json",
+}
 
 
 @pytest.fixture(scope="module")
@@ -90,9 +96,7 @@ def test_the_job(clip, tmp_path, capsys):
         "frames": list(range(8)),
         "notes": ["resized from 128×128 to 64×64"],  # a GIF of ours has large pixels
     }
-    assert set(report["oracle"]) == {
-        "before", "after", "colours", "shapes", "distance", "direction",
-    }  # fmt: skip
+    assert set(report["oracle"]) == {"before", "after", "colours", "shapes", "distance", "direction"}
     assert report["oracle"]["before"]
     printed = capsys.readouterr().out
     assert "input: resized from" in printed and "written to" in printed
@@ -120,18 +124,30 @@ def test_the_clip_is_that_of_the_pipeline(clip, tmp_path, untrained):
     untrained.__class__ = Watched
     try:
         job = EditJob(
-            tmp_path / "out", clip, PROMPT, structure=5, temporal_scale=1.5, seed=3, steps=2,
-            guidance_scale=2.0, negative_prompt="a red circle",
-        )  # fmt: skip
+            tmp_path / "out",
+            clip,
+            PROMPT,
+            structure=5,
+            temporal_scale=1.5,
+            seed=3,
+            steps=2,
+            guidance_scale=2.0,
+            negative_prompt="a red circle",
+        )
         run(job, untrained)
     finally:
         untrained.__class__ = Watched.__mro__[1]
     with Gen1(temporal_scale=1.5).attach(untrained):
         expected = untrained(
-            video=read_video(clip, size=64).frames, prompt=PROMPT, structure=5, guidance_scale=2.0,
-            negative_prompt="a red circle", num_inference_steps=2, output_type="pt",
+            video=read_video(clip, size=64).frames,
+            prompt=PROMPT,
+            structure=5,
+            guidance_scale=2.0,
+            negative_prompt="a red circle",
+            num_inference_steps=2,
+            output_type="pt",
             generator=torch.Generator().manual_seed(3),
-        ).frames  # fmt: skip
+        ).frames
     assert torch.equal(seen["frames"], expected)
 
 
@@ -255,9 +271,7 @@ def test_nothing_is_left_if_writing_fails(clip, tmp_path, monkeypatch):
 
     monkeypatch.setattr(viz, "contact_sheet", fail)
     with pytest.raises(ZeroDivisionError):
-        main(
-            ["edit", str(clip), "--prompt", PROMPT, "--steps", "2", "--output", str(tmp_path / "o")]
-        )
+        main(["edit", str(clip), "--prompt", PROMPT, "--steps", "2", "--output", str(tmp_path / "o")])
     assert [path.name for path in tmp_path.iterdir()] == ["inputs"]
 
 
@@ -290,7 +304,7 @@ REFUSED = {
     "an address": (("https://x.org/a.mp4", "--prompt", PROMPT), "on this machine"),
     "too many frames": (("--prompt", PROMPT, "--frames", 999), "--frames must be at most"),
     "infinite": (("--prompt", PROMPT, "--guidance", "gen1:temporal_scale=1e38"), "infinite"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("arguments, part", REFUSED.values(), ids=REFUSED)
@@ -304,11 +318,7 @@ def test_bad_inputs(tmp_path, capsys, monkeypatch):
     (tmp_path / "text.mp4").write_text("this is no video")
     (tmp_path / "none").mkdir()
     Image.new("RGB", (64, 64)).save(tmp_path / "one.gif")
-    for name, part in {
-        "text.mp4": "ffmpeg can read",
-        "none": "without any",
-        "one.gif": "two",
-    }.items():
+    for name, part in {"text.mp4": "ffmpeg can read", "none": "without any", "one.gif": "two"}.items():
         assert part in refused(tmp_path, capsys, tmp_path / name, "--prompt", PROMPT)
     message = refused(tmp_path, capsys, "--prompt", PROMPT, "--output", tmp_path / "one.gif")
     assert "--output must be a folder" in message

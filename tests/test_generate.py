@@ -22,15 +22,18 @@ PROMPT = "a red circle moving left and a blue square moving right"
 
 def test_the_main_job(tmp_path, capsys):
     output = tmp_path / "out"
-    assert (
-        main(["generate", PROMPT, "--guidance", "vico", "--output", str(output), "--steps", "4"])
-        == 0
-    )
+    assert main(["generate", PROMPT, "--guidance", "vico", "--output", str(output), "--steps", "4"]) == 0
     written = {path.name for path in output.iterdir()}
     assert written >= {
-        "unguided.gif", "guided.gif", "contact_sheet.png", "heat_maps_unguided.png",
-        "heat_maps_guided.png", "index.html", "loss.png", "report.json",
-    }  # fmt: skip
+        "unguided.gif",
+        "guided.gif",
+        "contact_sheet.png",
+        "heat_maps_unguided.png",
+        "heat_maps_guided.png",
+        "index.html",
+        "loss.png",
+        "report.json",
+    }
     report = json.loads((output / "report.json").read_text())
     assert set(report["files"]) == written - {"report.json"}
     assert report["words"] == ["red", "circle", "blue", "square"]
@@ -55,10 +58,7 @@ def test_clips_are_what_the_sheet_shows(tmp_path):
         assert sheet.width == 8 * 128
 
 
-SPECS = [
-    None, "cvg", "vico", "vstar", "gen1", "temporal-band", "flowmo", "vico+temporal-band",
-    "cvg+vstar+gen1",
-]  # fmt: skip
+SPECS = [None, "cvg", "vico", "vstar", "gen1", "temporal-band", "flowmo", "vico+temporal-band", "cvg+vstar+gen1"]
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
@@ -149,10 +149,7 @@ def test_a_prompt_of_two_states(tmp_path):
             [PROMPT, "--guidance", "magic"],
             "guidance must be one of none, cvg, vico, vstar, gen1, temporal-band, flowmo, got 'magic'",
         ),
-        (
-            [PROMPT, "--model", "some/model"],
-            "--guidance must be given with --model: cvg:classifier=",
-        ),
+        ([PROMPT, "--model", "some/model"], "--guidance must be given with --model: cvg:classifier="),
         ([PROMPT, "--guidance", "none"], "--guidance must be a method, got 'none'"),
         ([PROMPT, "--guidance", ""], "guidance must be one of none, cvg"),
         ([PROMPT, "--frames", "40"], "--frames must be at most 32 with this model, got 40"),
@@ -161,10 +158,7 @@ def test_a_prompt_of_two_states(tmp_path):
         ([PROMPT, "--steps", "0"], "--steps must be at least 1, got 0"),
         ([PROMPT, "--dtype", "int8"], "--dtype must be one of float32, bfloat16, float16"),
         ([PROMPT, "--device", "abacus"], "--device 'abacus' cannot be used"),
-        (
-            [PROMPT, "--model", "no/such-model", "--guidance", "vico"],
-            "--model 'no/such-model' cannot be loaded",
-        ),
+        ([PROMPT, "--model", "no/such-model", "--guidance", "vico"], "--model 'no/such-model' cannot be loaded"),
     ],
     ids=lambda given: given if isinstance(given, str) else "",
 )
@@ -198,8 +192,24 @@ def test_weights_are_in_the_dtype_asked_for(folder, tmp_path):
 def test_a_local_folder_as_model(tmp_path):
     """Any pipeline folder works, without verdicts of the oracle."""
     code = main(
-        ["generate", "a red circle, slowly", "--model", str(WEIGHTS), "--height", "64", "--width", "64",
-         "--steps", "2", "--words", "circle", "--guidance", "vico", "--output", str(tmp_path / "out")]
-    )  # fmt: skip
+        [
+            "generate",
+            "a red circle, slowly",
+            "--model",
+            str(WEIGHTS),
+            "--height",
+            "64",
+            "--width",
+            "64",
+            "--steps",
+            "2",
+            "--words",
+            "circle",
+            "--guidance",
+            "vico",
+            "--output",
+            str(tmp_path / "out"),
+        ]
+    )
     assert code == 0
     assert json.loads((tmp_path / "out" / "report.json").read_text())["oracle"] == {}

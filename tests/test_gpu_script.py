@@ -55,9 +55,7 @@ def script(monkeypatch, tmp_path):
     (tmp_path / "setup.py").write_text(SETUP)
     (tmp_path / "tests").mkdir()
     (tmp_path / "tests" / "test_gpu.py").write_text(TESTS)
-    (tmp_path / "tests" / "test_no_gpu.py").write_text(
-        "raise RuntimeError('nobody need look here')"
-    )
+    (tmp_path / "tests" / "test_no_gpu.py").write_text("raise RuntimeError('nobody need look here')")
     (tmp_path / "bench.py").write_text(BENCHMARK)
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers = gpu: needs one\n")
     checker = tmp_path / "compute-sanitizer"
@@ -267,9 +265,7 @@ def test_a_file_that_cannot_be_imported_is_a_failure(script, tmp_path):
 
 
 def test_no_tests_are_a_failure(script, tmp_path):
-    assert (
-        run_tests(script, tmp_path, "", processes=1)["failure"] == "no test passed (exit codes 5)"
-    )
+    assert run_tests(script, tmp_path, "", processes=1)["failure"] == "no test passed (exit codes 5)"
 
 
 def test_the_core_comes_first(script, tmp_path):

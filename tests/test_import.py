@@ -9,13 +9,7 @@ import pytest
 
 import cvg_kernels
 
-HEAVY = (
-    "triton",
-    "diffusers",
-    "transformers",
-    "cvg_kernels._native_cpu",
-    "cvg_kernels._native_cuda",
-)
+HEAVY = ("triton", "diffusers", "transformers", "cvg_kernels._native_cpu", "cvg_kernels._native_cuda")
 
 BLOCK = """
 import importlib.abc, sys
@@ -49,9 +43,7 @@ def loaded_by(fresh, code: str, folder) -> set[str]:
         folder,
         TRITON_INTERPRET="0",
     )
-    return {
-        name for name in json.loads(said) if name.partition(".")[0] not in sys.stdlib_module_names
-    }
+    return {name for name in json.loads(said) if name.partition(".")[0] not in sys.stdlib_module_names}
 
 
 def test_import_loads_the_package_alone(fresh, tmp_path):
@@ -65,17 +57,7 @@ def test_first_use_of_an_operation_loads_operations_only(fresh, tmp_path):
     rooms = {".".join(name.split(".")[:2]) for name in loaded if name.startswith("cvg_kernels.")}
     assert rooms == {
         f"cvg_kernels.{room}"
-        for room in (
-            "ops",
-            "backends",
-            "kernels",
-            "auto",
-            "errors",
-            "native",
-            "reading",
-            "writing",
-            "_layout",
-        )
+        for room in ("ops", "backends", "kernels", "auto", "errors", "native", "reading", "writing", "_layout")
     }
     assert {name.partition(".")[0] for name in loaded} == {"cvg_kernels", "python_ref"}
 
@@ -90,9 +72,7 @@ def test_without_it_the_reference_runs(blocked, fresh, tmp_path):
     fresh.right(f"BLOCKED = {(blocked,)!r}{BLOCK}{REFERENCE}", tmp_path, TRITON_INTERPRET="0")
 
 
-@pytest.mark.parametrize(
-    ("blocked", "backend"), [("triton", "triton"), ("cvg_kernels._native_cpu", "native")]
-)
+@pytest.mark.parametrize(("blocked", "backend"), [("triton", "triton"), ("cvg_kernels._native_cpu", "native")])
 def test_without_it_its_backend_says_why(blocked, backend, fresh, tmp_path):
     said = fresh.right(
         f"BLOCKED = {(blocked,)!r}{BLOCK}"
@@ -131,9 +111,7 @@ def test_every_public_name_is_there():
         _ = cvg_kernels.nonsense
 
 
-@pytest.mark.parametrize(
-    "first", ["", "import cvg_kernels.capturing.capture", "cvg.use_processors"]
-)
+@pytest.mark.parametrize("first", ["", "import cvg_kernels.capturing.capture", "cvg.use_processors"])
 def test_capture_is_callable_whatever_was_imported_before(first, fresh, tmp_path):
     fresh.right(
         f"import cvg_kernels as cvg\n{first}\nassert callable(cvg.capture), cvg.capture",
@@ -146,8 +124,6 @@ def test_backend_names():
     from cvg_kernels.backends import OPERATIONS, parse_backend
 
     assert parse_backend("native") is parse_backend(cvg_kernels.Backend.NATIVE)
-    with pytest.raises(
-        cvg_kernels.ArgumentError, match="'auto', 'reference', 'stock', 'native', 'triton'"
-    ):
+    with pytest.raises(cvg_kernels.ArgumentError, match="'auto', 'reference', 'stock', 'native', 'triton'"):
         parse_backend("fastest")
     assert all(there[0] is cvg_kernels.Backend.REFERENCE for there in OPERATIONS.values())

@@ -109,9 +109,7 @@ def test_auto_keeps_the_cpu_module_when_cuda_fails(project, tools, gpu):
     assert "this compiler knows no such architecture" in info["cuda"]
 
 
-@pytest.mark.skipif(
-    any(Path("/proc/driver/nvidia/gpus").glob("*")), reason="there is an NVIDIA GPU"
-)
+@pytest.mark.skipif(any(Path("/proc/driver/nvidia/gpus").glob("*")), reason="there is an NVIDIA GPU")
 def test_auto_builds_for_the_gpu_that_is_there_alone(project, tools, request):
     _, info, modules = build_in_place(project, tools, "auto", FAKE_CUDA="works")
     assert modules == ["_native_cpu.so"]
@@ -216,11 +214,7 @@ def test_wheel_holds_the_module_and_the_reason(project, tools, tmp_path_factory)
     with zipfile.ZipFile(wheel) as archive:
         names = [name for name in archive.namelist() if "dist-info" not in name]
         info = json.loads(archive.read("cvg_kernels/_build_info.json"))
-    assert sorted(names) == [
-        "cvg_kernels/__init__.py",
-        "cvg_kernels/_build_info.json",
-        "cvg_kernels/_native_cpu.so",
-    ]
+    assert sorted(names) == ["cvg_kernels/__init__.py", "cvg_kernels/_build_info.json", "cvg_kernels/_native_cpu.so"]
     assert info["cuda"] is not None
 
 

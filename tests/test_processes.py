@@ -27,13 +27,19 @@ ROOT = Path(__file__).parents[1]
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "4", "SLURM_LOCALID": "0"}, Place(0, 1, 0)),
         # torchrun in a SLURM step
         (
-            {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "SLURM_PROCID": "0",
-             "SLURM_STEP_NUM_TASKS": "1", "SLURM_LOCALID": "0"},
+            {
+                "RANK": "1",
+                "WORLD_SIZE": "2",
+                "LOCAL_RANK": "1",
+                "SLURM_PROCID": "0",
+                "SLURM_STEP_NUM_TASKS": "1",
+                "SLURM_LOCALID": "0",
+            },
             Place(1, 2, 1),
         ),
         ({"RANK": "x", "WORLD_SIZE": "2", "LOCAL_RANK": "1"}, Place(0, 1, 0)),
     ],
-)  # fmt: skip
+)
 def test_places(environment, place):
     assert Place.of_this_process(environment) == place
 
@@ -83,9 +89,7 @@ def test_two_processes_score_as_one(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("12 two-object prompts") == 1  # one of them prints
     shared = json.loads(path.read_text())
-    alone = evaluate(
-        load_pipeline(), {"none": None}, model="shapes (shipped)", prompts=12, seed=0, steps=1
-    )
+    alone = evaluate(load_pipeline(), {"none": None}, model="shapes (shipped)", prompts=12, seed=0, steps=1)
     assert (shared.pop("processes"), alone.pop("processes")) == (2, 1)
     for report in (alone, shared):
         assert report["guidance"]["none"].pop("seconds_per_clip") > 0
@@ -98,6 +102,4 @@ def _close(one, other) -> bool:
         return one.keys() == other.keys() and all(_close(one[key], other[key]) for key in one)
     if isinstance(one, list):
         return len(one) == len(other) and all(map(_close, one, other))
-    return (
-        one == pytest.approx(other, rel=1e-4, abs=1e-6) if isinstance(one, float) else one == other
-    )
+    return one == pytest.approx(other, rel=1e-4, abs=1e-6) if isinstance(one, float) else one == other

@@ -23,28 +23,14 @@ def _read(tmp_path, text, name="prompts.txt"):
 
 def test_text_is_a_prompt_a_line(tmp_path):
     items = _read(tmp_path, "\ufeffa cat runs\n\n# not this one\n  一只猫在跑  \r\n")
-    assert [(item.line, item.job.prompt) for item in items] == [
-        (1, "a cat runs"),
-        (4, "一只猫在跑"),
-    ]
+    assert [(item.line, item.job.prompt) for item in items] == [(1, "a cat runs"), (4, "一只猫在跑")]
     assert all(item.job.guidance == "gen1" and item.job.seed == 5 for item in items)
 
 
 def test_lines_of_json_go_before_what_all_share(tmp_path):
     lines = [
-        {
-            "prompt": "a cat",
-            "seed": 7,
-            "words": "a, cat",
-            "guidance": "vico",
-            "model": "some/model",
-        },
-        {
-            "prompt": "a cat and a cat",
-            "words": ["a", ["cat", 1]],
-            "guidance_scale": 4,
-            "height": 32,
-        },
+        {"prompt": "a cat", "seed": 7, "words": "a, cat", "guidance": "vico", "model": "some/model"},
+        {"prompt": "a cat and a cat", "words": ["a", ["cat", 1]], "guidance_scale": 4, "height": 32},
         {"prompt": "a cat"},
     ]
     first, second, third = _read(tmp_path, "\n".join(map(json.dumps, lines)))

@@ -113,9 +113,7 @@ def test_odd_sizes(tmp_path):
 
 def test_a_long_film_is_not_held(tmp_path, monkeypatch):
     """10 000 frames: those that are not asked for never become pictures."""
-    write_film(
-        tmp_path / "long.mp4", np.zeros((10_000, 32, 32, 3), np.uint8), "-preset", "ultrafast"
-    )
+    write_film(tmp_path / "long.mp4", np.zeros((10_000, 32, 32, 3), np.uint8), "-preset", "ultrafast")
     made = []
     decode = np.frombuffer
     monkeypatch.setattr(np, "frombuffer", lambda *given: made.append(1) or decode(*given))
@@ -138,9 +136,7 @@ def test_squares(height, width, tmp_path):
     frames = rng.integers(0, 256, (8, height, width, 3), dtype=np.uint8)
     write_folder(tmp_path / "frames", frames)
     cropped = read_video(tmp_path / "frames", size=48)
-    assert cropped.notes == (
-        f"cut to the square in the middle and resized from {width}×{height} to 48×48",
-    )
+    assert cropped.notes == (f"cut to the square in the middle and resized from {width}×{height} to 48×48",)
     middle = frames[:, 24:72] if height > width else frames[:, :, 24:72]
     expected = torch.from_numpy(middle.copy()).permute(0, 3, 1, 2).float() / 255
     assert torch.equal(cropped.frames, expected)
@@ -210,9 +206,7 @@ def test_partial_frames_of_a_gif_are_put_together(tmp_path):
         image.seek(1)
         assert image.dispose_extent != (0, 0, 32, 32)  # it is stored in part
     clip = read_video(tmp_path / "clip.gif")
-    torch.testing.assert_close(
-        clip.frames, torch.from_numpy(frames).permute(0, 3, 1, 2) / 255, rtol=0, atol=1e-6
-    )
+    torch.testing.assert_close(clip.frames, torch.from_numpy(frames).permute(0, 3, 1, 2) / 255, rtol=0, atol=1e-6)
 
 
 def test_other_files_of_a_folder_are_passed_over(tmp_path):
@@ -331,9 +325,7 @@ def test_a_broken_image_in_a_folder_is_named(tmp_path):
     refused(tmp_path / "frames", "frame2.png")
 
 
-@pytest.mark.parametrize(
-    "options", [{"frames": 1}, {"frames": 2.5}, {"start": -1}, {"every": 0}, {"fit": "stretch"}]
-)
+@pytest.mark.parametrize("options", [{"frames": 1}, {"frames": 2.5}, {"start": -1}, {"every": 0}, {"fit": "stretch"}])
 def test_bad_arguments(options, tmp_path):
     save_animation(tmp_path / "clip.gif", grey_frames(6))
     with pytest.raises(ArgumentError, match=next(iter(options))):

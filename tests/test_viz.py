@@ -32,7 +32,7 @@ def test_flow_graph_shows_the_cut_in_red(tmp_path):
 
 def test_curves_and_maps(tmp_path):
     entries = [{"rate": 0.2, "ci95": [0.1, 0.3]}, {"mean": 0.6, "ci95": [0.5, 0.7]}]
-    viz.curve_with_intervals([1.0, 2.0], {"present": entries}, tmp_path / "curve.png", label="x", stock=1.0)  # fmt: skip
+    viz.curve_with_intervals([1.0, 2.0], {"present": entries}, tmp_path / "curve.png", label="x", stock=1.0)
     viz.attention_maps({"a": torch.eye(5), "b": torch.rand(5, 5)}, tmp_path / "maps.png")
     for name in ("curve.png", "maps.png"):
         assert pixels(tmp_path / name).std() > 10

@@ -32,8 +32,8 @@ def budget(
 
     On a few numbers the stock path can be exact by luck, so what no float32 kernel can avoid is allowed on top: one
     rounding of the result, the random walk √depth · eps of a sum of `depth` terms in the type of `sums`, and for
-    probabilities made as exp(score − logsumexp), with numbers up to `exponent`, the half ulp of either. `size` is as for
-    `relative_error`.
+    probabilities made as exp(score − logsumexp), with numbers up to `exponent`, the half ulp of either. `size` is as
+    for `relative_error`.
     """
     unavoidable = torch.finfo(actual.dtype).eps
     unavoidable += (depth**0.5 + exponent) * torch.finfo(sums).eps
@@ -56,18 +56,15 @@ def assert_as_exact_as(
 
 
 def assert_sum_as_exact_as(
-    actual: torch.Tensor,
-    stock: torch.Tensor,
-    exact: torch.Tensor,
-    factor: float = 2.0,
+    actual: torch.Tensor, stock: torch.Tensor, exact: torch.Tensor, factor: float = 2.0
 ) -> None:
     """Asserts that a sum is right though its terms cancel, as those of the gradient of one number for all places do.
 
     Where they cancel, neither the sum nor what PyTorch's own sum is off by, one number that may be right by luck, says
-    how exact it can be: the terms do. Each may be `factor` times as far off as PyTorch's own, and all to one side; adding
-    rounds each once more, and the sum as a random walk. Of several sums of few terms each, PyTorch's may be right by
-    luck too: the one with the largest errors stands for all. The terms are the gradients of copies of the number, one for
-    each place where it is used.
+    how exact it can be: the terms do. Each may be `factor` times as far off as PyTorch's own, and all to one side;
+    adding rounds each once more, and the sum as a random walk. Of several sums of few terms each, PyTorch's may be
+    right by luck too: the one with the largest errors stands for all. The terms are the gradients of copies of the
+    number, one for each place where it is used.
 
     Args:
         actual: the sum.
@@ -77,9 +74,7 @@ def assert_sum_as_exact_as(
     """
     assert stock.shape == exact.shape and actual.shape == exact.shape[exact.ndim - actual.ndim :]
     assert torch.isfinite(actual).all(), "not finite"
-    stock, exact = (
-        terms.double().reshape(-1, *actual.shape) for terms in (stock.detach(), exact.detach())
-    )
+    stock, exact = (terms.double().reshape(-1, *actual.shape) for terms in (stock.detach(), exact.detach()))
     total = exact.sum(0)
     off = (stock - exact).abs().sum(0).max()
     adding = exact.abs().sum(0) + len(exact) ** 0.5 * total.abs()
@@ -88,14 +83,11 @@ def assert_sum_as_exact_as(
     found = (actual.detach().double() - total).abs()
     worst = (found - allowed).argmax()
     assert (found <= allowed).all(), (
-        f"error {found.flatten()[worst]:.3g}, allowed {allowed.flatten()[worst]:.3g}, "
-        f"of {total.flatten()[worst]:.6g}"
+        f"error {found.flatten()[worst]:.3g}, allowed {allowed.flatten()[worst]:.3g}, of {total.flatten()[worst]:.6g}"
     )
 
 
-def assert_maps_exact(
-    maps: torch.Tensor, exact: torch.Tensor, row_peak: torch.Tensor, bound: float
-):
+def assert_maps_exact(maps: torch.Tensor, exact: torch.Tensor, row_peak: torch.Tensor, bound: float):
     """Asserts that maps are right to `bound`, relative to the largest probability of their row.
 
     Args:

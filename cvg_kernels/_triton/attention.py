@@ -1,4 +1,6 @@
-"""Attention with captured tokens, a bias on them, or a band by frame distance, in Triton: forward, backward, capture."""
+"""Attention with captured tokens, a bias on them, or a band by frame distance, in Triton:
+forward, backward, capture.
+"""
 
 from __future__ import annotations
 

@@ -18,8 +18,8 @@ def common(call: AttentionCall) -> tuple[dict, dict]:
 
     Beside the tensors of the call, their strides (`unit_strides`) and sizes there are
 
-    * `loop_bias [B, M]`, for loops over keys, with `HAS_LOOP_BIAS`: the key bias, but −∞ at keys with a token bias, which a
-      kernel takes one by one, outside its loop;
+    * `loop_bias [B, M]`, for loops over keys, with `HAS_LOOP_BIAS`: the key bias, but −∞ at keys with a token bias,
+      which a kernel takes one by one, outside its loop;
     * `log2_repeats [B, K]`, with `HAS_TOKEN_BIAS`: log₂ of how often a token's key occurs among the sample's tokens.
       What sums over tokens subtracts it from the logit, base 2, so that the occurrences share the key.
     """

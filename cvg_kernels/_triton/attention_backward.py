@@ -2,7 +2,7 @@
 
     row_kernel          δ; t under a band; dq                        a program per tile of queries
     token_key_kernel    rows that chosen tokens add to dk and dv      a program per chunk of the queries
-    key_kernel          dk and dv                                    a program per tile of keys, or per part of its queries
+    key_kernel          dk and dv                                    a program per tile of keys, or part of its queries
     add_parts_kernel    the sum of those parts                       a program per tile of keys
     token_bias_kernel   the gradient of the token bias               a program per tile of queries, all heads
 
@@ -22,11 +22,7 @@ from cvg_kernels._triton.attention_backward_tiles import (
     backward_token_tile,
     parts_of_queries,
 )
-from cvg_kernels._triton.attention_backward_token_kernels import (
-    add_parts_kernel,
-    token_bias_kernel,
-    token_key_kernel,
-)
+from cvg_kernels._triton.attention_backward_token_kernels import add_parts_kernel, token_bias_kernel, token_key_kernel
 from cvg_kernels._triton.attention_tiles import Tile, is_hopper, processors_of
 from cvg_kernels._triton.launch import INTERPRETED, Launch, padded
 from cvg_kernels.ops._attention_call import AttentionCall, AttentionGrads, AttentionResult, Needed
@@ -95,9 +91,7 @@ class _Plan:
         self.value_dim = self.dim if call.value is None else call.value.shape[3]
         self.tokens = 0 if call.token_ids is None else call.token_ids.shape[1]
         self.size = (max(self.dim, self.value_dim), call.query.element_size(), hopper)
-        self.token_rows = self.tokens > 0 and (
-            grads.maps is not None or call.token_bias is not None
-        )
+        self.token_rows = self.tokens > 0 and (grads.maps is not None or call.token_bias is not None)
         through_max = call.band is not None and call.band.row_max_grad
         self.through_max = through_max and (needed.query or needed.key)
         self.keep_delta = needed.key or needed.token_bias
@@ -134,11 +128,8 @@ class _Plan:
             "NEED_QUERY": self.needed.query,
         }  # fmt: skip
 
-    def _launch(self, kernel, grid: tuple[int, ...], tile: Tile, arguments=None, constants=None) -> Launch:  # fmt: skip
-        arguments, constants = (
-            self.arguments | (arguments or {}),
-            self.constants | (constants or {}),
-        )
+    def _launch(self, kernel, grid: tuple[int, ...], tile: Tile, arguments=None, constants=None) -> Launch:
+        arguments, constants = (self.arguments | (arguments or {}), self.constants | (constants or {}))
         return tiled_launch(kernel, grid, arguments, constants, tile)
 
     def rows(self) -> list[Launch]:
@@ -187,9 +178,7 @@ class _Plan:
 
     def _parts(self, count: int, length: int, dim: int) -> torch.Tensor:
         """Sums over parts of the queries, before they are added up."""
-        return self.call.query.new_empty(
-            (count, self.batch, self.heads, length, dim), dtype=torch.float32
-        )
+        return self.call.query.new_empty((count, self.batch, self.heads, length, dim), dtype=torch.float32)
 
     def _keys_of(self, names: list[str]) -> list[Launch]:
         """One pass over the queries, for dk, dv or both, and what adds up parts and rows of tokens."""

@@ -8,8 +8,8 @@ Without a band dS = dS'. With one, where a gradient flows through m, t = Σ_j ba
 
 Nothing of captured tokens stands in a loop over keys or queries: C ∘ dC is a product with the gathered keys of its own
 (`attention_backward_token_kernels`), so that every loop is plain flash attention with asynchronous loads. Keys with a
-token bias have the bias −∞ in the loops, P = 0, and come in whole from outside. `scale` multiplies the finished sums: dS
-of small gradients would leave the range of float16 otherwise. Only the last, narrower tile of keys is masked; rows
+token bias have the bias −∞ in the loops, P = 0, and come in whole from outside. `scale` multiplies the finished sums:
+dS of small gradients would leave the range of float16 otherwise. Only the last, narrower tile of keys is masked; rows
 without keys, whose lse is −∞, have the lse ∞ here, and so the weights 0.
 """
 
@@ -60,9 +60,7 @@ def add_keys(
         s = tl.where(columns[None, :] < keys, s, float("-inf"))
     p = tl.exp2(s - lse2[:, None])
     if HAS_OUT:
-        v = load_rows(
-            value, columns, keys, value_n, value_d, VALUE_DIM, VALUE_PAD, VALUE_UNIT, WHOLE
-        )
+        v = load_rows(value, columns, keys, value_n, value_d, VALUE_DIM, VALUE_PAD, VALUE_UNIT, WHOLE)
         ds = p * (dot(do, tl.trans(v), UPCAST) - row_delta[:, None])
     else:
         ds = -p * row_delta[:, None]
@@ -128,9 +126,7 @@ def row_kernel(
         v_base = value + offset_of(b, h, value_b, value_h, VALUE_UNIT)
         do_base = grad_out + offset_of(b, h, grad_out_b, grad_out_h, GRAD_OUT_UNIT)
         o_base = out + offset_of(b, h, out_b, out_h, OUT_UNIT)
-        do = load_rows(
-            do_base, rows, queries, grad_out_n, grad_out_d, VALUE_DIM, VALUE_PAD, GRAD_OUT_UNIT
-        )
+        do = load_rows(do_base, rows, queries, grad_out_n, grad_out_d, VALUE_DIM, VALUE_PAD, GRAD_OUT_UNIT)
         o = load_rows(o_base, rows, queries, out_n, out_d, VALUE_DIM, VALUE_PAD, OUT_UNIT)
         row_delta += tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
     if HAS_LSE:
@@ -146,9 +142,7 @@ def row_kernel(
                 token_bias_k, token_bias_n, tokens, queries, scale, falloff2, strength,
                 HAS_KEY_BIAS, HAS_TOKEN_BIAS, BAND, UPCAST,
             )  # fmt: skip
-            weighted = c * load_map_grads(
-                grad_maps, ids_at, rows, tokens, queries, heads, HEAD_MEAN
-            )
+            weighted = c * load_map_grads(grad_maps, ids_at, rows, tokens, queries, heads, HEAD_MEAN)
             row_delta += tl.sum(weighted, 1)
             if THROUGH_MAX:
                 t += tl.sum(weighted * band, 1)
@@ -163,9 +157,7 @@ def row_kernel(
             k = load_rows(k_base, ids, keys, key_n, key_d, DIM, DIM_PAD, KEY_UNIT, True)
             v = k
             if HAS_OUT:
-                v = load_rows(
-                    v_base, ids, keys, value_n, value_d, VALUE_DIM, VALUE_PAD, VALUE_UNIT, True
-                )
+                v = load_rows(v_base, ids, keys, value_n, value_d, VALUE_DIM, VALUE_PAD, VALUE_UNIT, True)
             ds, _ = token_score_grads(
                 q, k, do, v, ids, ids_at, rows, lse2, row_delta, top2, row_frames,
                 key_bias, token_bias, log2_repeats, key_frames, grad_maps,
@@ -263,9 +255,7 @@ def key_kernel(
             s += bias2[:, None]
         p = tl.exp2(s - lse2[None, :])  # transposed: [columns, rows]
         if HAS_OUT:
-            do = load_rows(
-                do_base, rows, queries, grad_out_n, grad_out_d, VALUE_DIM, VALUE_PAD, GRAD_OUT_UNIT
-            )
+            do = load_rows(do_base, rows, queries, grad_out_n, grad_out_d, VALUE_DIM, VALUE_PAD, GRAD_OUT_UNIT)
         if NEED_VALUE:
             dv += dot(p.to(do.dtype), do, UPCAST)
         if NEED_KEY:

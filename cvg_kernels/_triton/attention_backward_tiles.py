@@ -8,8 +8,9 @@ from cvg_kernels._triton.attention_tiles import Tile
 def backward_row_tile(head_dim: int, element_size: int, hopper: bool, band: bool = False) -> Tile:
     """The tile of the backward kernel that keeps a tile of queries.
 
-    Every warp has rows, or 8 columns, of its own, so that no product is made twice. Triton gives the warps rows where a
-    tile has at least as many of them as the padded head dimension, or warp groups multiply (Hopper), and columns elsewhere.
+    Every warp has rows, or 8 columns, of its own, so that no product is made twice. Triton gives the warps rows where
+    a tile has at least as many of them as the padded head dimension, or warp groups multiply (Hopper), and columns
+    elsewhere.
 
     Args:
         head_dim: the larger one of query and value.

@@ -6,8 +6,8 @@
     d token_bias = Σ_heads dS
 
 `token_key_kernel` sums dSᵀ q and (C / repeats)ᵀ dO over a chunk of the queries, a row for each token;
-`add_token_rows` adds these rows to the keys that they belong to, in the order of chunks and tokens: a token that occurs
-twice adds up, nothing needs an atomic, and every run gives the same bits.
+`add_token_rows` adds these rows to the keys that they belong to, in the order of chunks and tokens: a token that
+occurs twice adds up, nothing needs an atomic, and every run gives the same bits.
 """
 
 from __future__ import annotations
@@ -121,9 +121,7 @@ def token_key_kernel(
         if HAS_OUT:
             do_base = grad_out + offset_of(b, h, grad_out_b, grad_out_h, GRAD_OUT_UNIT)
             v_base = value + offset_of(b, h, value_b, value_h, VALUE_UNIT)
-            v = load_rows(
-                v_base, ids, keys, value_n, value_d, VALUE_DIM, VALUE_PAD, VALUE_UNIT, True
-            )
+            v = load_rows(v_base, ids, keys, value_n, value_d, VALUE_DIM, VALUE_PAD, VALUE_UNIT, True)
     if HAS_MAPS:
         grad_maps += (b if HEAD_MEAN else entry) * tokens * queries
     dk = tl.zeros((TOKENS_PAD, DIM_PAD), tl.float32)
@@ -246,12 +244,8 @@ def token_bias_kernel(
         if HAS_OUT:
             do_base = grad_out + offset_of(b, h, grad_out_b, grad_out_h, GRAD_OUT_UNIT)
             v_base = value + offset_of(b, h, value_b, value_h, VALUE_UNIT)
-            do = load_rows(
-                do_base, rows, queries, grad_out_n, grad_out_d, VALUE_DIM, VALUE_PAD, GRAD_OUT_UNIT
-            )
-            v = load_rows(
-                v_base, ids, keys, value_n, value_d, VALUE_DIM, VALUE_PAD, VALUE_UNIT, True
-            )
+            do = load_rows(do_base, rows, queries, grad_out_n, grad_out_d, VALUE_DIM, VALUE_PAD, GRAD_OUT_UNIT)
+            v = load_rows(v_base, ids, keys, value_n, value_d, VALUE_DIM, VALUE_PAD, VALUE_UNIT, True)
         lse2 = load_lse2(lse, at, rows < queries)
         row_delta = tl.load(delta + at, mask=rows < queries, other=0.0)
         map_base = grad_maps

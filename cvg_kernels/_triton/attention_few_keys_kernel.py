@@ -1,9 +1,10 @@
 """The attention core's forward kernel where keys are so few that one tile holds them all: text of 77 or 128 tokens.
 
-There traffic is what counts: queries come in and outputs go out once, and the keys of a head are nothing. A program takes
-a tile of queries through several heads in turn; while one is at work the next one's queries, keys and values are on
-their way. The maps of its heads are summed in registers: they add 4·K bytes to a row of queries, where a second pass over
-the queries would add half of what attention itself moves. Captured keys are gathered, a product of their own.
+There traffic is what counts: queries come in and outputs go out once, and the keys of a head are nothing. A program
+takes a tile of queries through several heads in turn; while one is at work the next one's queries, keys and values are
+on their way. The maps of its heads are summed in registers: they add 4·K bytes to a row of queries, where a second
+pass over the queries would add half of what attention itself moves. Captured keys are gathered, a product of their
+own.
 """
 
 from __future__ import annotations
@@ -19,14 +20,7 @@ from cvg_kernels._triton.attention_forward_parts import (
     safe_base,
     store_maps,
 )
-from cvg_kernels._triton.primitives import (
-    LOG2E,
-    dot,
-    load_bias2,
-    load_rows,
-    load_token_ids,
-    offset_of,
-)
+from cvg_kernels._triton.primitives import LOG2E, dot, load_bias2, load_rows, load_token_ids, offset_of
 
 
 @triton.jit
@@ -43,8 +37,8 @@ def few_keys_kernel(
 ):  # fmt: skip
     """Out and lse of a tile of rows of `heads_each` heads; with CAPTURE also maps.
 
-    The keys are COLUMNS and, if REST is not 0, up to REST more. Maps are those of one head, or under HEAD_MEAN the share
-    of the program's heads in their mean, `[groups, batch, tokens, queries]`.
+    The keys are COLUMNS and, if REST is not 0, up to REST more. Maps are those of one head, or under HEAD_MEAN the
+    share of the program's heads in their mean, `[groups, batch, tokens, queries]`.
     """
     groups = tl.cdiv(heads, heads_each)
     tiles = tl.cdiv(queries, ROWS)
@@ -67,19 +61,13 @@ def few_keys_kernel(
     for h in tl.range(first, tl.minimum(first + heads_each, heads), num_stages=STAGES):
         k_base = key + offset_of(b, h, key_b, key_h, KEY_UNIT)
         q_base = query + offset_of(b, h, query_b, query_h, QUERY_UNIT)
-        q = load_query(
-            q_base, rows, queries, query_n, query_d, turn, DIM, DIM_PAD, QUERY_UNIT, TURNED
-        )
-        s = products(
-            q, k_base, columns, keys, key_n, key_d, DIM, DIM_PAD, KEY_UNIT, WHOLE, MASK, UPCAST
-        )
+        q = load_query(q_base, rows, queries, query_n, query_d, turn, DIM, DIM_PAD, QUERY_UNIT, TURNED)
+        s = products(q, k_base, columns, keys, key_n, key_d, DIM, DIM_PAD, KEY_UNIT, WHOLE, MASK, UPCAST)
         if HAS_KEY_BIAS:
             s = s * factor2 + load_bias2(key_bias, columns, keys, WHOLE)[None, :]
         m = tl.max(s, 1)
         if REST > 0:
-            t = products(
-                q, k_base, rest, keys, key_n, key_d, DIM, DIM_PAD, KEY_UNIT, not TAIL, MASK, UPCAST
-            )
+            t = products(q, k_base, rest, keys, key_n, key_d, DIM, DIM_PAD, KEY_UNIT, not TAIL, MASK, UPCAST)
             if HAS_KEY_BIAS:
                 t = t * factor2 + load_bias2(key_bias, rest, keys, not TAIL)[None, :]
             m = tl.maximum(m, tl.max(t, 1))
@@ -92,17 +80,13 @@ def few_keys_kernel(
         v_base = k_base
         if HAS_VALUE:
             v_base = value + offset_of(b, h, value_b, value_h, VALUE_UNIT)
-            v = load_rows(
-                v_base, columns, keys, value_n, value_d, VALUE_DIM, VALUE_PAD, VALUE_UNIT, WHOLE
-            )
+            v = load_rows(v_base, columns, keys, value_n, value_d, VALUE_DIM, VALUE_PAD, VALUE_UNIT, WHOLE)
             acc = dot(p.to(v.dtype), v, UPCAST)
         if REST > 0:
             p = weights(t, base, factor2, HAS_KEY_BIAS)
             l += tl.sum(p, 1)
             if HAS_VALUE:
-                v = load_rows(
-                    v_base, rest, keys, value_n, value_d, VALUE_DIM, VALUE_PAD, VALUE_UNIT, not TAIL
-                )
+                v = load_rows(v_base, rest, keys, value_n, value_d, VALUE_DIM, VALUE_PAD, VALUE_UNIT, not TAIL)
                 acc += dot(p.to(v.dtype), v, UPCAST)
         o_base = out
         if HAS_VALUE:

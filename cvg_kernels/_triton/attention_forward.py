@@ -9,11 +9,7 @@ import torch
 from cvg_kernels._layout import dense_like
 from cvg_kernels._triton.attention_arguments import MAX_TOKENS, add_tensor, common, tiled_launch
 from cvg_kernels._triton.attention_few_keys_kernel import few_keys_kernel
-from cvg_kernels._triton.attention_forward_kernels import (
-    add_maps_kernel,
-    capture_kernel,
-    forward_kernel,
-)
+from cvg_kernels._triton.attention_forward_kernels import add_maps_kernel, capture_kernel, forward_kernel
 from cvg_kernels._triton.attention_tiles import (
     Tile,
     capture_inside,
@@ -51,9 +47,7 @@ def forward_launches(
     fused = 0 < tokens <= MAX_TOKENS and (
         few is not None or heads == 1 or not call.head_mean or capture_inside(tokens, keys, dim)
     )
-    tile = few or forward_tile(
-        wide, element_size, hopper=hopper, band=call.band is not None, capture=fused
-    )
+    tile = few or forward_tile(wide, element_size, hopper=hopper, band=call.band is not None, capture=fused)
 
     result = _empty_result(call)
     arguments, constants = common(call)
@@ -71,8 +65,8 @@ def forward_launches(
     arguments |= {"heads_each": heads_each, "maps": parts}
     last = keys - (tile.columns if tile.rest else 0)
     constants |= {
-        "REST": tile.rest, "STAGES": tile.stages, "PEELED": tile.peeled, "TURNED": not call.scale > 0, "CAPTURE": fused,
-        "TAIL": last % (tile.rest or tile.columns) != 0,
+        "REST": tile.rest, "STAGES": tile.stages, "PEELED": tile.peeled, "TURNED": not call.scale > 0,
+        "CAPTURE": fused, "TAIL": last % (tile.rest or tile.columns) != 0,
     }  # fmt: skip
     kernel = few_keys_kernel if few else forward_kernel
     launches = [tiled_launch(kernel, (tiles * batch * groups,), arguments, constants, tile)]
@@ -138,9 +132,7 @@ def _parts(call: AttentionCall, maps: torch.Tensor | None, groups: int):
     return parts, [Launch(add_maps_kernel, grid, arguments, {"BLOCK": _ADDED_AT_ONCE}, 4, 1)]
 
 
-def _capture(
-    call, arguments: dict, constants: dict, maps: torch.Tensor, processors: int
-) -> list[Launch]:
+def _capture(call, arguments: dict, constants: dict, maps: torch.Tensor, processors: int) -> list[Launch]:
     """The launches that fill `maps` from `lse`, given the arguments of a forward pass or of none."""
     batch, heads, queries, dim = call.query.shape
     blocks = -(-call.token_ids.shape[1] // constants["TOKENS_PAD"])

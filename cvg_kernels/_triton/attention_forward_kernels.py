@@ -2,9 +2,9 @@
 
     S' = S + m · band   or   S + key bias (+ token bias);   P = softmax(S');   out = P v;   maps = P[..., token_ids]
 
-A program takes a tile of queries of one head through all keys, a tile of keys at a time. Nothing of captured tokens stands
-in that loop: their logits are one product with the gathered keys, afterwards, and so are those of tokens with a bias, whose
-columns the loop's bias leaves out.
+A program takes a tile of queries of one head through all keys, a tile of keys at a time. Nothing of captured tokens
+stands in that loop: their logits are one product with the gathered keys, afterwards, and so are those of tokens with a
+bias, whose columns the loop's bias leaves out.
 
 Logits are counted in base 2. Without a bias the running maximum is that of the bare products, so that an element costs
 one fused multiply-add and one exponential; for that the factor has to be positive, and a query is turned round where
@@ -113,9 +113,7 @@ def add_tile(
     )  # fmt: skip
     l = l * fade + tl.sum(p, 1)
     if HAS_VALUE:
-        v = load_rows(
-            value, columns, keys, value_n, value_d, VALUE_DIM, VALUE_PAD, VALUE_UNIT, WHOLE
-        )
+        v = load_rows(value, columns, keys, value_n, value_d, VALUE_DIM, VALUE_PAD, VALUE_UNIT, WHOLE)
         acc = acc * fade[:, None]
         acc += dot(p.to(v.dtype), v, UPCAST)
     return m, l, acc
@@ -250,8 +248,8 @@ def capture_kernel(
         if BAND:
             top2 = tl.load(highest + at, mask=rows < queries, other=0.0) * LOG2E
         c = captured(
-            q, key + offset_of(b, h, key_b, key_h, KEY_UNIT), ids, ids_at, safe_base(lse2, HAS_LOOP_BIAS), top2, row_frames,
-            key_bias, token_bias, key_frames,
+            q, key + offset_of(b, h, key_b, key_h, KEY_UNIT), ids, ids_at, safe_base(lse2, HAS_LOOP_BIAS), top2,
+            row_frames, key_bias, token_bias, key_frames,
             rows, queries, tokens, key_n, key_d, token_bias_k, token_bias_n, scale, falloff2, strength,
             DIM, DIM_PAD, KEY_UNIT, HAS_KEY_BIAS, HAS_TOKEN_BIAS, BAND, UPCAST,
         )  # fmt: skip

@@ -50,7 +50,9 @@ def add_tokens(
     KEY_UNIT: tl.constexpr, VALUE_UNIT: tl.constexpr, TOKENS_PAD: tl.constexpr,
     HAS_VALUE: tl.constexpr, HAS_KEY_BIAS: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Maximum (base 2), sum and weighted values after the keys that have a token bias; a repeated key is shared out."""
+    """Maximum (base 2), sum and weighted values after the keys that have a token bias;
+    a repeated key is shared out.
+    """
     for start in range(0, tokens, TOKENS_PAD):
         ids_at = start + tl.arange(0, TOKENS_PAD)
         ids = load_token_ids(token_ids, ids_at, tokens)
@@ -66,9 +68,7 @@ def add_tokens(
         p, fade = tl.exp2(s - base[:, None]), tl.exp2(m2 - base)
         l = l * fade + tl.sum(p, 1)
         if HAS_VALUE:
-            v = load_rows(
-                value, ids, tokens, value_n, value_d, VALUE_DIM, VALUE_PAD, VALUE_UNIT, True
-            )
+            v = load_rows(value, ids, tokens, value_n, value_d, VALUE_DIM, VALUE_PAD, VALUE_UNIT, True)
             acc = acc * fade[:, None]
             acc += dot(p.to(v.dtype), v, UPCAST)
         m2 = higher
@@ -101,9 +101,7 @@ def finish_head(
     tl.store(lse + rows, m2 * LN2 + tl.log(l), mask=rows < queries)
     share = tl.where(l > 0, 1.0 / l, 0.0)
     if HAS_VALUE:
-        store_rows(
-            out, acc * share[:, None], rows, queries, out_n, out_d, VALUE_DIM, VALUE_PAD, OUT_UNIT
-        )
+        store_rows(out, acc * share[:, None], rows, queries, out_n, out_d, VALUE_DIM, VALUE_PAD, OUT_UNIT)
     return share
 
 

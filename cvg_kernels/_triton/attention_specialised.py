@@ -1,7 +1,8 @@
 """Attention with captured tokens on Hopper, its forward kernel specialised by warps; the rest is the Triton backend's.
 
-Queries, keys and values come by tensor descriptors that each program makes, in memory that Triton asks of an allocator.
-That one is set in a copy of the caller's context, for the launch alone: the process's own allocator stays what it is.
+Queries, keys and values come by tensor descriptors that each program makes, in memory that Triton asks of an
+allocator. That one is set in a copy of the caller's context, for the launch alone: the process's own allocator stays
+what it is.
 """
 
 from __future__ import annotations
@@ -26,14 +27,12 @@ __all__ = ["backward", "capture", "forward", "forward_launches"]
 _UNIT = UNIT.value
 
 
-#: Its 4 warps are those of one group of consumers: of 128 rows the compiler makes two groups, and adds a producer. With 8
-#: warps it leaves the loop as it is, without a word.
+#: Its 4 warps are those of one group of consumers: of 128 rows the compiler makes two groups, and adds a producer.
+#: With 8 warps it leaves the loop as it is, without a word.
 _TILE = Tile(128, 128, 4, 2)
 
 
-def forward_launches(
-    call: AttentionCall, *, processors: int | None = None
-) -> tuple[list[Launch], AttentionResult]:
+def forward_launches(call: AttentionCall, *, processors: int | None = None) -> tuple[list[Launch], AttentionResult]:
     """The launches of the forward pass, and the tensors they fill.
 
     Args:
@@ -82,23 +81,19 @@ def _run(launches: list[Launch], device: torch.device) -> None:
 def _described(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor | int]:
     """A tensor `[B, H, N, D]` and its strides in units of 8 elements, as descriptors take them.
 
-    In place of a tensor that none takes — rows that do not begin at multiples of 16 bytes, a last axis that is not dense,
-    an expanded axis — stands a dense copy.
+    In place of a tensor that none takes — rows that do not begin at multiples of 16 bytes, a last axis that is not
+    dense, an expanded axis — stands a dense copy.
     """
     if not _describable(tensor):
         tensor = tensor.clone(memory_format=torch.contiguous_format)
     # An axis of one element has whatever stride torch left there.
     sizes, steps = tensor.shape, tensor.stride()
-    b, h, n = (
-        step // _UNIT if size > 1 else 1 for size, step in zip(sizes[:3], steps[:3], strict=True)
-    )
+    b, h, n = (step // _UNIT if size > 1 else 1 for size, step in zip(sizes[:3], steps[:3], strict=True))
     return {name: tensor, f"{name}_b": b, f"{name}_h": h, f"{name}_n": n}
 
 
 def _describable(tensor: torch.Tensor) -> bool:
     """Whether a descriptor takes a tensor of 16-bit numbers as it lies in memory."""
-    outer = [
-        step for size, step in zip(tensor.shape[:3], tensor.stride()[:3], strict=True) if size > 1
-    ]
+    outer = [step for size, step in zip(tensor.shape[:3], tensor.stride()[:3], strict=True) if size > 1]
     aligned = all(step > 0 and step % _UNIT == 0 for step in outer)
     return aligned and tensor.stride(3) == 1 and tensor.data_ptr() % (2 * _UNIT) == 0

@@ -1,7 +1,7 @@
 """The forward kernel of attention whose warps have parts of their own: one group fetches keys and values, two compute.
 
-Each tile of keys is masked in the loop where the last one is not whole: with a tile of its own, before or after the loop,
-Triton 3.9 fails to compile the specialised loop.
+Each tile of keys is masked in the loop where the last one is not whole: with a tile of its own, before or after the
+loop, Triton 3.9 fails to compile the specialised loop.
 """
 
 from __future__ import annotations
@@ -17,9 +17,7 @@ UNIT = tl.constexpr(8)
 
 
 @triton.jit
-def head_of(
-    tensor, b, h, length, stride_b, stride_h, stride_n, ROWS: tl.constexpr, DIM: tl.constexpr
-):
+def head_of(tensor, b, h, length, stride_b, stride_h, stride_n, ROWS: tl.constexpr, DIM: tl.constexpr):
     """A descriptor of one head, [length, DIM], that fetches ROWS rows at once, zero beyond the last."""
     base = tensor + offset_of(b, h, stride_b, stride_h, UNIT)
     step = tl.cast(stride_n, tl.int64) * UNIT

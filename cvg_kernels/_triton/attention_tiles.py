@@ -67,9 +67,7 @@ def forward_tile(
     return Tile(128, 64, 8 if head_dim > 64 else 4, 2, peeled=False)
 
 
-def few_keys_tile(
-    keys: int, head_dim: int, element_size: int, *, hopper: bool = False
-) -> Tile | None:
+def few_keys_tile(keys: int, head_dim: int, element_size: int, *, hopper: bool = False) -> Tile | None:
     """The tile that holds all `keys` at once; `None` where they are too many for registers."""
     if element_size == 4 or not 0 < keys <= FEW_KEYS or head_dim > (128 if hopper else 64):
         return None

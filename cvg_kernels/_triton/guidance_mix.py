@@ -61,11 +61,7 @@ def launch(predictions, scales, sample_scales, out: torch.Tensor) -> Launch:
         **{f"s{i}": number for i, number in enumerate(numbers, 1)},
         "batch": batch, "elements": elements, "blocks": blocks,
     }  # fmt: skip
-    constants = {
-        "COUNT": len(predictions),
-        "PER_SAMPLE": sample_scales is not None,
-        "BLOCK": _BLOCK,
-    }
+    constants = {"COUNT": len(predictions), "PER_SAMPLE": sample_scales is not None, "BLOCK": _BLOCK}
     # Products are rounded before they are added, as PyTorch does.
     return Launch(mix_kernel, (batch * blocks,), arguments, constants, 4, 1, fp_fusion=False)
 

@@ -94,11 +94,7 @@ class Launch:
                 if value % 16 == 0:
                     attributes[(index,)] = [["tt.divisibility", 16]]
         source = ASTSource(self.kernel, signature, constants, attributes)
-        options = {
-            "num_warps": self.num_warps,
-            "num_stages": self.num_stages,
-            "enable_fp_fusion": self.fp_fusion,
-        }
+        options = {"num_warps": self.num_warps, "num_stages": self.num_stages, "enable_fp_fusion": self.fp_fusion}
         return triton.compile(source, target=target, options=options)
 
 
@@ -116,14 +112,13 @@ def strides(name: str, tensor: torch.Tensor | None, axes: str = "bhnd") -> dict[
     return {f"{name}_{axis}": value for axis, value in zip(axes, values, strict=True)}
 
 
-def unit_strides(
-    name: str, tensor: torch.Tensor | None, axes: str = "bhnd"
-) -> tuple[dict[str, int], dict[str, int]]:
+def unit_strides(name: str, tensor: torch.Tensor | None, axes: str = "bhnd") -> tuple[dict[str, int], dict[str, int]]:
     """The strides of a tensor as kernel arguments in units, one letter an axis, and the unit as a constant.
 
-    Where the last axis is dense and every other stride divides by 8, the unit is 8 elements: the kernel multiplies by a
-    constant 8, and the compiler sees that rows begin at multiples of 16 bytes also where 16 divides no stride, as for
-    a head dimension of 40, 72 or 88. Elsewhere the unit is 1. Axes of size 1 have the stride 0, or 1 for the last one.
+    Where the last axis is dense and every other stride divides by 8, the unit is 8 elements: the kernel multiplies by
+    a constant 8, and the compiler sees that rows begin at multiples of 16 bytes also where 16 divides no stride, as
+    for a head dimension of 40, 72 or 88. Elsewhere the unit is 1. Axes of size 1 have the stride 0, or 1 for the last
+    one.
 
     Returns:
         `{<name>_<axis>: …}`, of which the last is always in elements, and `{<NAME>_UNIT: …}`.
@@ -136,10 +131,7 @@ def unit_strides(
     last = steps[-1] if sizes[-1] > 1 else 1
     unit = 8 if last == 1 and all(step % 8 == 0 for step in outer) else 1
     values = (*(step // unit for step in outer), last)
-    return (
-        {f"{name}_{axis}": value for axis, value in zip(axes, values, strict=True)},
-        {unit_name: unit},
-    )
+    return ({f"{name}_{axis}": value for axis, value in zip(axes, values, strict=True)}, {unit_name: unit})
 
 
 def next_power_of_2(size: int) -> int:

@@ -36,9 +36,7 @@ class Hop:
         batch, positions, all_rows, depth = self.hop.shape
         positions_tile = min(_POSITIONS, triton.next_power_of_2(positions))
         middle_tile = min(_MIDDLE, triton.next_power_of_2(middle))
-        rows_tile = min(
-            _ELEMENTS // (positions_tile * middle_tile), triton.next_power_of_2(rows), 64
-        )
+        rows_tile = min(_ELEMENTS // (positions_tile * middle_tile), triton.next_power_of_2(rows), 64)
         if kernel is hop_kernel and triton.cdiv(rows, rows_tile) % 2 == 0:
             rows_tile *= 2  # it holds so few numbers that twice the rows, none in vain, leave registers for many warps
         arguments = {
@@ -68,9 +66,7 @@ class Hop:
 
     def forward(self, y: torch.Tensor) -> Launch:
         """Fills y `[B, K, rows, L]`."""
-        return self._launch(
-            hop_kernel, self.hop.shape[2], self.x.shape[1], {"y": y}, _strides("y", "bkil", y)
-        )
+        return self._launch(hop_kernel, self.hop.shape[2], self.x.shape[1], {"y": y}, _strides("y", "bkil", y))
 
     def ties(self, y: torch.Tensor, grad: torch.Tensor, shared: torch.Tensor) -> Launch:
         """Fills `shared`, laid out as y: the gradient that each of the tying paths gets."""
@@ -94,9 +90,7 @@ class Hop:
             _strides("y", "bkil", y) | _strides("g", "bkil", grad) | _strides("d", "blir", grad_hop),
         )  # fmt: skip
 
-    def shared_gradient(
-        self, y: torch.Tensor, grad: torch.Tensor
-    ) -> tuple[torch.Tensor, list[Launch]]:
+    def shared_gradient(self, y: torch.Tensor, grad: torch.Tensor) -> tuple[torch.Tensor, list[Launch]]:
         """The gradient of y as one path has it, and the launch that fills it: the soft form knows no ties."""
         if self.temperature is not None:
             return grad, []
@@ -139,9 +133,7 @@ def path_flow_launches(cross, temporal, temperature, residual):
         hops.append(hop.permute(0, 3, 1, 2))
         flows.append(torch.empty_like(cross, memory_format=torch.contiguous_format))
         launches += turn
-        launches.append(
-            Hop(hops[-1], flows[-2], *_MIXING[residual], temperature).forward(flows[-1])
-        )
+        launches.append(Hop(hops[-1], flows[-2], *_MIXING[residual], temperature).forward(flows[-1]))
     return launches, flows, hops
 
 

@@ -4,18 +4,20 @@ A hop takes the flow x of K tokens through a matrix of edges at every position,
 
     y[k, i, l] = max_r min(edge[l, i, r], x[k, r, l]),    edge = share · hop + skip · I,
 
-and the soft form puts T log Σ exp(·/T) in the place of max, and likewise of min. A tile holds rows × tokens × positions:
-positions lie next to each other in memory, and one load of an edge serves all tokens of the tile. The min-max product of
+and the soft form puts T log Σ exp(·/T) in the place of max, and likewise of min. A tile holds rows × tokens ×
+positions: positions lie next to each other in memory, and one load of an edge serves all tokens of the tile. The
+    min-max product of
 plain matrices is the same with one token, its columns as positions, and edges that do not depend on the position.
 
-Hops come as `[B, L, F, F]`, and neighbouring positions lie F² numbers apart: a warp's load of an edge at 32 positions would
-touch 32 sectors of 32 bytes, where 4 hold its numbers. `turn_kernel` first writes such a tensor with its positions
-innermost, once for all kernels of a call, and every load and store below then moves whole sectors. Bytes of a hop forward:
+Hops come as `[B, L, F, F]`, and neighbouring positions lie F² numbers apart: a warp's load of an edge at 32 positions
+would touch 32 sectors of 32 bytes, where 4 hold its numbers. `turn_kernel` first writes such a tensor with its
+positions innermost, once for all kernels of a call, and every load and store below then moves whole sectors. Bytes of
+a hop forward:
 
     floor  4 L (F² + 2 K F)        here  4 L (3 F² + 2 K F)
 
-from memory, at L = 2560, F = 16, K = 77 27.9 and 33.1 MB; loads of edges repeat for every 8 tokens, 4 L F² ⌈K / 8⌉ bytes,
-and find them in the second-level cache.
+from memory, at L = 2560, F = 16, K = 77 27.9 and 33.1 MB; loads of edges repeat for every 8 tokens, 4 L F² ⌈K / 8⌉
+bytes, and find them in the second-level cache.
 """
 
 from __future__ import annotations

@@ -84,7 +84,9 @@ def token_logits2(
     q, k_sel, ids, ids_at, rows, key_bias, token_bias, token_bias_k, token_bias_n, tokens, queries, scale,
     HAS_KEY_BIAS: tl.constexpr, HAS_TOKEN_BIAS: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """log₂e · (scale · q k_selᵀ + key bias + token bias) of chosen keys, [rows, K]; the biases are those of one sample."""
+    """log₂e · (scale · q k_selᵀ + key bias + token bias) of chosen keys, [rows, K]; the biases are those of one
+    sample.
+    """
     s = dot(q, tl.trans(k_sel), UPCAST) * (scale * LOG2E)
     if HAS_KEY_BIAS:
         s += (tl.load(key_bias + ids, mask=ids_at < tokens, other=0.0) * LOG2E)[None, :]

@@ -7,18 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from cvg_kernels._layout import dense_like
-from cvg_kernels._triton.launch import (
-    INTERPRETED,
-    Launch,
-    next_power_of_2,
-    padded,
-    strides,
-    unit_strides,
-)
-from cvg_kernels._triton.temporal_attention_kernels import (
-    temporal_backward_kernel,
-    temporal_forward_kernel,
-)
+from cvg_kernels._triton.launch import INTERPRETED, Launch, next_power_of_2, padded, strides, unit_strides
+from cvg_kernels._triton.temporal_attention_kernels import temporal_backward_kernel, temporal_forward_kernel
 
 #: Programs that share out the tiles where each sums a gradient of its own.
 _SUMMING_PROGRAMS = 1024
@@ -49,9 +39,7 @@ def tile_of(frames: int, element_size: int, *, summing: bool = False) -> Tile:
     return Tile(rows, rows // frames, 8 if rows > (32 if summing else 64) else 4)
 
 
-def _common(
-    query, key, value, added, scale, by_row_max, *, summing=False
-) -> tuple[dict, dict, Tile]:
+def _common(query, key, value, added, scale, by_row_max, *, summing=False) -> tuple[dict, dict, Tile]:
     """Arguments and constants that both kernels share, and the tile."""
     batch, positions, heads, frames, dim = query.shape
     value_dim = value.shape[-1]
@@ -72,7 +60,9 @@ def _common(
 
 
 def add_strides(name: str, tensor: torch.Tensor | None, arguments: dict, constants: dict) -> None:
-    """Adds the strides of a tensor `[B, P, H, F, D]`, in units where that tells the compiler what it cannot see itself."""
+    """Adds the strides of a tensor `[B, P, H, F, D]`, in units where that tells the compiler what it cannot see
+    itself.
+    """
     if tensor is None or all(step % 16 == 0 for step in tensor.stride()[:-1]):
         steps, unit = strides(name, tensor, "bphfd"), {f"{name.upper()}_UNIT": 1}
     else:
@@ -111,9 +101,7 @@ def backward_launch(
     need_query, need_key, need_value, need_added,
 ):  # fmt: skip
     """The launch of the backward pass and what it fills: three gradients, and sums for the fourth, or `None`s."""
-    arguments, constants, tile = _common(
-        query, key, value, added, scale, by_row_max, summing=need_added
-    )
+    arguments, constants, tile = _common(query, key, value, added, scale, by_row_max, summing=need_added)
     needed = {"query": need_query, "key": need_key, "value": need_value}
     grads = {name: dense_like(arguments[name]) if need else None for name, need in needed.items()}
     programs, sums = arguments["tiles"] * arguments["heads"], None
@@ -121,9 +109,7 @@ def backward_launch(
         programs = min(programs, _SUMMING_PROGRAMS)
         sums = query.new_empty((programs, tile.rows, tile.rows), dtype=torch.float32)
     if grad_out is not None and grad_out.stride(-1) != 1:
-        grad_out = (
-            grad_out.contiguous()
-        )  # of a sum all strides are 0: no load would be of more than one number
+        grad_out = grad_out.contiguous()  # of a sum all strides are 0: no load would be of more than one number
     grad_maps = None if grad_maps is None else grad_maps.contiguous()
     arguments |= {"grad_out": grad_out, "grad_maps": grad_maps, "sums": sums}
     add_strides("grad", grad_out, arguments, constants)
@@ -137,9 +123,7 @@ def backward_launch(
         "MAPS": grad_maps is not None,
         "NEED_ADDED": need_added,
     }
-    launch = Launch.matching(
-        temporal_backward_kernel, (programs,), arguments, constants, tile.warps, 1
-    )
+    launch = Launch.matching(temporal_backward_kernel, (programs,), arguments, constants, tile.warps, 1)
     return launch, (*grads.values(), sums)
 
 

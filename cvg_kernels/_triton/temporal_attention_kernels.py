@@ -1,7 +1,7 @@
 """Kernels of temporal attention.
 
-Sequences are short and many. A tile of ROWS rows holds SEQUENCES of them, one after the other, of as many positions; all
-products are of whole tiles, and a block-diagonal mask keeps the sequences apart:
+Sequences are short and many. A tile of ROWS rows holds SEQUENCES of them, one after the other, of as many positions;
+all products are of whole tiles, and a block-diagonal mask keeps the sequences apart:
 
     row r  ↔  frame r mod F of position tile · SEQUENCES + r div F
 
@@ -17,10 +17,10 @@ from cvg_kernels._triton.primitives import LN2, LOG2E, dot
 
 
 @triton.jit
-def place_rows(
-    tile, positions, total, FRAMES: tl.constexpr, ROWS: tl.constexpr, SEQUENCES: tl.constexpr
-):
-    """Sequence, frame, position counted through the batch, its two axes, and whether there is such a row; [ROWS] each."""
+def place_rows(tile, positions, total, FRAMES: tl.constexpr, ROWS: tl.constexpr, SEQUENCES: tl.constexpr):
+    """Sequence, frame, position counted through the batch, its two axes, and whether there is such a row;
+    [ROWS] each.
+    """
     rows = tl.arange(0, ROWS)
     sequence, frame = rows // FRAMES, rows % FRAMES
     at = tile.to(tl.int64) * SEQUENCES + sequence
@@ -115,9 +115,7 @@ def temporal_forward_kernel(
             query, b, p, h, frame, inside, query_b, query_p, query_h, query_f, query_d,
             DIM, DIM_PAD, QUERY_UNIT,
         )  # fmt: skip
-        k = load_tile(
-            key, b, p, h, frame, inside, key_b, key_p, key_h, key_f, key_d, DIM, DIM_PAD, KEY_UNIT
-        )
+        k = load_tile(key, b, p, h, frame, inside, key_b, key_p, key_h, key_f, key_d, DIM, DIM_PAD, KEY_UNIT)
         s = dot(q, tl.trans(k), UPCAST) * (scale * LOG2E)  # [ROWS, ROWS]
         if HAS_ADDED:
             s, _ = regularised(s, together, added, frame, BY_ROW_MAX, FRAMES)
@@ -129,22 +127,7 @@ def temporal_forward_kernel(
             VALUE_DIM, VALUE_PAD, VALUE_UNIT,
         )  # fmt: skip
         o = dot(weights.to(v.dtype), v, UPCAST) * share[:, None]
-        store_tile(
-            out,
-            o,
-            b,
-            p,
-            h,
-            frame,
-            inside,
-            out_b,
-            out_p,
-            out_h,
-            out_f,
-            VALUE_DIM,
-            VALUE_PAD,
-            OUT_UNIT,
-        )
+        store_tile(out, o, b, p, h, frame, inside, out_b, out_p, out_h, out_f, VALUE_DIM, VALUE_PAD, OUT_UNIT)
         if MAPS:
             captured += weights * share[:, None]
     if MAPS:
@@ -170,8 +153,8 @@ def temporal_backward_kernel(
 ):  # fmt: skip
     """The gradients asked for, as python_ref has them.
 
-    A program takes one tile of one head. Where the gradient of `added` is wanted it takes every n-th, sums the terms in
-    registers and writes a tile [ROWS, ROWS] of its own: no atomics.
+    A program takes one tile of one head. Where the gradient of `added` is wanted it takes every n-th, sums the terms
+    in registers and writes a tile [ROWS, ROWS] of its own: no atomics.
     """
     program = tl.program_id(0)
     end = tiles * heads if NEED_ADDED else program + 1
@@ -180,17 +163,13 @@ def temporal_backward_kernel(
     columns = tl.arange(0, ROWS)
     for work in range(program, end, step):
         tile, h = work // heads, work % heads
-        sequence, frame, at, b, p, inside = place_rows(
-            tile, positions, total, FRAMES, ROWS, SEQUENCES
-        )
+        sequence, frame, at, b, p, inside = place_rows(tile, positions, total, FRAMES, ROWS, SEQUENCES)
         together = (sequence[:, None] == sequence[None, :]) & inside[:, None] & inside[None, :]
         q = load_tile(
             query, b, p, h, frame, inside, query_b, query_p, query_h, query_f, query_d,
             DIM, DIM_PAD, QUERY_UNIT,
         )  # fmt: skip
-        k = load_tile(
-            key, b, p, h, frame, inside, key_b, key_p, key_h, key_f, key_d, DIM, DIM_PAD, KEY_UNIT
-        )
+        k = load_tile(key, b, p, h, frame, inside, key_b, key_p, key_h, key_f, key_d, DIM, DIM_PAD, KEY_UNIT)
         s = tl.where(together, dot(q, tl.trans(k), UPCAST) * (scale * LOG2E), float("-inf"))
         first = columns[:, None]
         if BY_ROW_MAX and ROW_MAX_GRAD:  # the first key that reaches the maximum

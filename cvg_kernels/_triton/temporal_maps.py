@@ -1,8 +1,9 @@
-"""Launchers of maps between the frames of a video: they allocate, share out tiles as temporal attention does, and launch.
+"""Launchers of maps between the frames of a video: they allocate, share out tiles as temporal attention does, and
+launch.
 
-Per place and head, of F frames and element size s: 2 · F · D · s bytes read and, with a head mean, 4 · F² / H written, at
-2 · F² · D operations; backward 2 · F · D · s more written and three products more. At 21 frames, head_dim 128 and 12 heads
-that is 10.5 operations a byte in 16 bits: a pass of bytes, of 1 / (h · w) of the main attention's products.
+Per place and head, of F frames and element size s: 2 · F · D · s bytes read and, with a head mean, 4 · F² / H written,
+at 2 · F² · D operations; backward 2 · F · D · s more written and three products more. At 21 frames, head_dim 128 and
+12 heads that is 10.5 operations a byte in 16 bits: a pass of bytes, of 1 / (h · w) of the main attention's products.
 """
 
 from __future__ import annotations

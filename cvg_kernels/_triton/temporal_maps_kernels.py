@@ -14,12 +14,7 @@ import triton
 import triton.language as tl
 
 from cvg_kernels._triton.primitives import LOG2E, dot
-from cvg_kernels._triton.temporal_attention_kernels import (
-    load_tile,
-    place_rows,
-    softmax,
-    store_tile,
-)
+from cvg_kernels._triton.temporal_attention_kernels import load_tile, place_rows, softmax, store_tile
 
 
 @triton.jit
@@ -78,9 +73,7 @@ def maps_forward_kernel(
             query, b, p, h, frame, inside, query_b, query_p, query_h, query_f, query_d,
             DIM, DIM_PAD, QUERY_UNIT,
         )  # fmt: skip
-        k = load_tile(
-            key, b, p, h, frame, inside, key_b, key_p, key_h, key_f, key_d, DIM, DIM_PAD, KEY_UNIT
-        )
+        k = load_tile(key, b, p, h, frame, inside, key_b, key_p, key_h, key_f, key_d, DIM, DIM_PAD, KEY_UNIT)
         weights = map_weights(
             q, k, lse, key_bias, b, p, h, frame, inside, together,
             lse_b, lse_p, lse_h, lse_f, key_bias_b, key_bias_p, key_bias_f, scale,
@@ -105,7 +98,9 @@ def maps_backward_kernel(
     HAS_LSE: tl.constexpr, HAS_KEY_BIAS: tl.constexpr, HEAD_MEAN: tl.constexpr,
     NEED_QUERY: tl.constexpr, NEED_KEY: tl.constexpr, NEED_LSE: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """The gradients asked for, as python_ref has them, of a tile of one head: every number is written by one program."""
+    """The gradients asked for, as python_ref has them, of a tile of one head:
+    every number is written by one program.
+    """
     tile, h = tl.program_id(0) // heads, tl.program_id(0) % heads
     sequence, frame, _, b, p, inside = place_rows(tile, places, total, FRAMES, ROWS, SEQUENCES)
     together = (sequence[:, None] == sequence[None, :]) & inside[:, None] & inside[None, :]
@@ -113,9 +108,7 @@ def maps_backward_kernel(
         query, b, p, h, frame, inside, query_b, query_p, query_h, query_f, query_d,
         DIM, DIM_PAD, QUERY_UNIT,
     )  # fmt: skip
-    k = load_tile(
-        key, b, p, h, frame, inside, key_b, key_p, key_h, key_f, key_d, DIM, DIM_PAD, KEY_UNIT
-    )
+    k = load_tile(key, b, p, h, frame, inside, key_b, key_p, key_h, key_f, key_d, DIM, DIM_PAD, KEY_UNIT)
     weights = map_weights(
         q, k, lse, key_bias, b, p, h, frame, inside, together,
         lse_b, lse_p, lse_h, lse_f, key_bias_b, key_bias_p, key_bias_f, scale,

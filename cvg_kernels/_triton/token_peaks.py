@@ -1,7 +1,8 @@
 """Launchers of Vico's score of tokens: they allocate and launch.
 
 Bytes, in passes over `[B, K, F, h, w]` in float32. Forward: floor 1, here 3 (flow read; shares written, and read).
-Backward: floor 1 (zeros written), here 2 and a quarter (marks of a byte cleared; zeros written, and read) and what lies
+Backward: floor 1 (zeros written), here 2 and a quarter (marks of a byte cleared; zeros written, and read) and what
+    lies
 near peaks.
 """
 
@@ -56,10 +57,7 @@ def forward_launches(flow, sharpness, sigma):
     shares = torch.empty_like(flow)
     arguments = _arguments(flow, sharpness, sigma)
     arguments |= {"flow": flow, "shares": shares, "sums": sums, "blocks": blocks}
-    launches = [
-        _softmax_launch(shares_kernel, flow, arguments),
-        _block_launch(peak_kernel, flow, arguments),
-    ]
+    launches = [_softmax_launch(shares_kernel, flow, arguments), _block_launch(peak_kernel, flow, arguments)]
     return launches, (blocks, sums)
 
 
@@ -67,7 +65,7 @@ def hit_launch(flow, sums, blocks, peaks, sharpness, sigma):
     """The launch that finds the places of the peaks; what it fills: marks of them, and their number in each block."""
     hits, counts = torch.zeros_like(flow, dtype=torch.int8), torch.empty_like(blocks)
     arguments = _arguments(flow, sharpness, sigma)
-    arguments |= {"flow": flow, "sums": sums, "blocks": blocks, "peaks": peaks, "hits": hits, "counts": counts}  # fmt: skip
+    arguments |= {"flow": flow, "sums": sums, "blocks": blocks, "peaks": peaks, "hits": hits, "counts": counts}
     return _block_launch(hit_kernel, flow, arguments), (hits, counts)
 
 
@@ -87,7 +85,9 @@ def gradient_launches(weights, flow, sums, hits, counts, sharpness, sigma):
 
 
 def forward(flow, sharpness, sigma):
-    """Returns the peaks `[B, K]`, the softmax's largest logit and sum below it `[B, 2, F, h, w]`, and maxima of blocks."""
+    """Returns the peaks `[B, K]`, the softmax's largest logit and sum below it `[B, 2, F, h, w]`, and maxima of
+    blocks.
+    """
     launches, (blocks, sums) = forward_launches(flow.contiguous(), sharpness, sigma)
     for launch in launches:
         launch.run()

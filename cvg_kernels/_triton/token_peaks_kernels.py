@@ -1,13 +1,13 @@
 """Kernels of Vico's score of tokens: A_k = max (G ∗ softmax_K(sharpness · flow))_k.
 
 The softmax is held as the largest logit and the sum of exponentials below it, two numbers a voxel (their one logarithm
-would cost digits). G is the product of three-tap filters (side, 1, side) / (1 + 2 side) along frames, rows and columns,
-reflected at the ends. A voxel's smoothed share reads 27 neighbours; a program walks through FRAMES frames of a block of
-places and keeps three smoothed planes, so that it loads 9 of them a frame.
+would cost digits). G is the product of three-tap filters (side, 1, side) / (1 + 2 side) along frames, rows and
+columns, reflected at the ends. A voxel's smoothed share reads 27 neighbours; a program walks through FRAMES frames of
+a block of places and keeps three smoothed planes, so that it loads 9 of them a frame.
 
-Backward, a score hangs on the 27 voxels around its peak alone. Blocks that do not hold a peak are known by their maxima
-from the forward pass; the gradient of shares is gathered near peaks only, and that of flow written where any token has one:
-elsewhere the passes cost one zero written and read for each number.
+Backward, a score hangs on the 27 voxels around its peak alone. Blocks that do not hold a peak are known by their
+maxima from the forward pass; the gradient of shares is gathered near peaks only, and that of flow written where any
+token has one: elsewhere the passes cost one zero written and read for each number.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ def share_of(flow, most, total, sharpness):
 
 
 @triton.jit
-def shares_kernel(
-    flow, shares, sums, tokens, voxels, sharpness, TOKENS: tl.constexpr, VOXELS: tl.constexpr
-):
-    """Softmax over the tokens of a block of voxels; `sums` gets the largest logit and the sum of exponentials below it."""
+def shares_kernel(flow, shares, sums, tokens, voxels, sharpness, TOKENS: tl.constexpr, VOXELS: tl.constexpr):
+    """Softmax over the tokens of a block of voxels; `sums` gets the largest logit and the sum of exponentials below
+    it.
+    """
     b = tl.program_id(0).to(tl.int64)
     v = tl.program_id(1) * VOXELS + tl.arange(0, VOXELS)
     most = tl.full([VOXELS], float("-inf"), tl.float32)
@@ -81,9 +81,7 @@ def load_share(source, most, at, voxels, sharpness, inside, MADE: tl.constexpr):
 
 
 @triton.jit
-def smooth_row(
-    source, most, row, before, x, after, voxels, sharpness, side, inside, MADE: tl.constexpr
-):
+def smooth_row(source, most, row, before, x, after, voxels, sharpness, side, inside, MADE: tl.constexpr):
     """Three taps along a row."""
     ends = load_share(source, most, row + before, voxels, sharpness, inside, MADE)
     ends += load_share(source, most, row + after, voxels, sharpness, inside, MADE)
@@ -91,9 +89,7 @@ def smooth_row(
 
 
 @triton.jit
-def smooth_plane(
-    source, most, frame, height, width, voxels, sharpness, side, v, inside, MADE: tl.constexpr
-):
+def smooth_plane(source, most, frame, height, width, voxels, sharpness, side, v, inside, MADE: tl.constexpr):
     """Nine taps in a frame, not normalised."""
     plane = frame * height * width
     y, x = v // width, v % width
@@ -103,10 +99,7 @@ def smooth_plane(
     rows = smooth_row(source, most, above, left, x, right, voxels, sharpness, side, inside, MADE)
     rows += smooth_row(source, most, below, left, x, right, voxels, sharpness, side, inside, MADE)
     row = plane + y * width
-    return (
-        smooth_row(source, most, row, left, x, right, voxels, sharpness, side, inside, MADE)
-        + side * rows
-    )
+    return smooth_row(source, most, row, left, x, right, voxels, sharpness, side, inside, MADE) + side * rows
 
 
 @triton.jit
@@ -114,7 +107,9 @@ def block_peak(
     source, most, hits, top, frames, height, width, sharpness, side,
     BLOCK: tl.constexpr, FRAMES: tl.constexpr, MADE: tl.constexpr, MARK: tl.constexpr,
 ):  # fmt: skip
-    """The largest smoothed share of a program's block; with MARK how many reach `top`, which are set to 1 in `hits`."""
+    """The largest smoothed share of a program's block;
+    with MARK how many reach `top`, which are set to 1 in `hits`.
+    """
     voxels = frames * height * width
     v = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     inside = v < height * width
@@ -125,18 +120,14 @@ def block_peak(
     before = smooth_plane(
         source, most, reflected(first - 1, frames), height, width, voxels, sharpness, side, v, inside, MADE
     )  # fmt: skip
-    here = smooth_plane(
-        source, most, first, height, width, voxels, sharpness, side, v, inside, MADE
-    )
+    here = smooth_plane(source, most, first, height, width, voxels, sharpness, side, v, inside, MADE)
     for f in range(first, tl.minimum(first + FRAMES, frames)):
         after = smooth_plane(
             source, most, reflected(f + 1, frames), height, width, voxels, sharpness, side, v, inside, MADE
         )  # fmt: skip
         smooth = (here + side * (before + after)) / (norm * norm * norm)
         if MARK:
-            hit = tl.where(
-                inside, tl.where(smooth < top, 0, 1), 0
-            )  # all of them where `top` is NaN
+            hit = tl.where(inside, tl.where(smooth < top, 0, 1), 0)  # all of them where `top` is NaN
             tl.store(hits + f * height * width + v, hit.to(tl.int8), mask=hit > 0)
             reached += hit.to(tl.float32)
         else:
@@ -153,21 +144,15 @@ def block_peak(
 def block_of_program():
     """The token of a program, counted through the samples, and the number of its block among all."""
     token = tl.program_id(0).to(tl.int64)
-    return token, (token * tl.num_programs(1) + tl.program_id(1)) * tl.num_programs(
-        2
-    ) + tl.program_id(2)
+    return token, (token * tl.num_programs(1) + tl.program_id(1)) * tl.num_programs(2) + tl.program_id(2)
 
 
 @triton.jit
-def peak_kernel(
-    shares, blocks, frames, height, width, side, BLOCK: tl.constexpr, FRAMES: tl.constexpr
-):
+def peak_kernel(shares, blocks, frames, height, width, side, BLOCK: tl.constexpr, FRAMES: tl.constexpr):
     """The largest smoothed share of a token in a block: BLOCK places of FRAMES frames."""
     token, block = block_of_program()
     shares += token * frames * height * width
-    peak = block_peak(
-        shares, shares, shares, 0.0, frames, height, width, 1.0, side, BLOCK, FRAMES, True, False
-    )
+    peak = block_peak(shares, shares, shares, 0.0, frames, height, width, 1.0, side, BLOCK, FRAMES, True, False)
     tl.store(blocks + block, peak)
 
 
@@ -213,9 +198,7 @@ def share_gradient_kernel(
     lowest = tl.maximum(tl.program_id(1) * BLOCK - width - 1, 0) // BLOCK
     across = lowest + tl.arange(0, NEAR)[:, None]
     along = tl.program_id(2) - 1 + tl.arange(0, 4)[None, :]
-    there = (across * BLOCK < (tl.program_id(1) + 1) * BLOCK + width + 1) & (
-        across < tl.num_programs(1)
-    )
+    there = (across * BLOCK < (tl.program_id(1) + 1) * BLOCK + width + 1) & (across < tl.num_programs(1))
     there &= (along >= 0) & (along < tl.program_id(2) + 2) & (along < tl.num_programs(2))
     blocks = (token * tl.num_programs(1) + across) * tl.num_programs(2) + along
     near = tl.max(tl.where(tl.load(counts + blocks, mask=there, other=0.0) != 0, 1, 0)) > 0
@@ -238,9 +221,7 @@ def share_gradient_kernel(
 
 
 @triton.jit
-def logit_gradient_kernel(
-    flow, sums, grad, tokens, voxels, sharpness, TOKENS: tl.constexpr, VOXELS: tl.constexpr
-):
+def logit_gradient_kernel(flow, sums, grad, tokens, voxels, sharpness, TOKENS: tl.constexpr, VOXELS: tl.constexpr):
     """Turns the gradient of shares in `grad` to that of flow:  sharpness · share_k (dshare_k − Σ_j dshare_j share_j).
 
     Where no token has one, it is left as it is, zero.

@@ -1,8 +1,8 @@
 """Attention with capture against what people use today, on layers of real models.
 
-Query, key and value lie as diffusers' layers give them, `[B, N, H, D]` seen as `[B, H, N, D]`, and every arm makes of its
-output what those layers do next, `[B, N, H·D]`: an arm whose output lies otherwise pays for the copy. Every arm returns
-that and the maps of eight tokens, averaged over heads:
+Query, key and value lie as diffusers' layers give them, `[B, N, H, D]` seen as `[B, H, N, D]`, and every arm makes of
+its output what those layers do next, `[B, N, H·D]`: an arm whose output lies otherwise pays for the copy. Every arm
+returns that and the maps of eight tokens, averaged over heads:
 
 * eager: softmax(q kᵀ) in full, as DAAM, Attend-and-Excite and Vico do;
 * sdpa+softmax: stock attention for the output, a separate softmax for the maps;
@@ -10,11 +10,12 @@ that and the maps of eight tokens, averaged over heads:
 * flex+lse (GPU): FlexAttention returns the log-sum-exp, and the maps are recomputed from it;
 * cvg_kernels and a backend: ours by that backend; cvg_kernels alone is as `auto` chooses.
 
-Arms that are stock attention alone make no maps: the fastest of them is the floor that capture is measured against. There
-is `sdpa alone`, as torch chooses, one for each of torch's backends, and flash_attn's where that package is installed.
+Arms that are stock attention alone make no maps: the fastest of them is the floor that capture is measured against.
+There is `sdpa alone`, as torch chooses, one for each of torch's backends, and flash_attn's where that package is
+installed.
 
-On a GPU every arm is timed as it is called and, but for those that hold the N×M matrix, as a CUDA graph, where no Python is
-waited for.
+On a GPU every arm is timed as it is called and, but for those that hold the N×M matrix, as a CUDA graph, where no
+Python is waited for.
 """
 
 from __future__ import annotations
@@ -257,14 +258,12 @@ def show(layer: dict[str, Any], report: dict[str, Any]) -> None:
             cells.append(f"{_ms(layer['forward_backward_graph'].get(name, '-')):>15}")
         print(f"  {name:18}  {'  '.join(cells)}")
     for kind in ("forward", "forward_graph", "forward_backward", "forward_backward_graph"):
-        times = {name: took for name, took in layer.get(kind, {}).items() if isinstance(took, float)}  # fmt: skip
+        times = {name: took for name, took in layer.get(kind, {}).items() if isinstance(took, float)}
         stock = {name: times[name] for name in layer["floors"] if name in times}
         if stock and OURS in times:
             fastest = min(stock, key=stock.get)
             ratio = times[OURS] / stock[fastest]
-            print(
-                f"  {kind.replace('_', ' ')}: ×{ratio:.2f} of {fastest}, the fastest without maps"
-            )
+            print(f"  {kind.replace('_', ' ')}: ×{ratio:.2f} of {fastest}, the fastest without maps")
 
 
 def _ms(took: float | str) -> str:

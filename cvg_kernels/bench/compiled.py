@@ -35,7 +35,9 @@ def cases(device: torch.device, quick: bool) -> list[Network]:
 
 
 def measure(case: Network, device: torch.device, dtype: torch.dtype, rounds: int) -> dict[str, Any]:
-    """Median seconds of a call: whole network and its blocks compiled, without capture, with maps, with their gradient."""
+    """Median seconds of a call: whole network and its blocks compiled, without capture, with maps, with their
+    gradient.
+    """
     eager, whole, blocks = (_network(case, device, dtype) for _ in range(3))
     whole.compile(backend=case.backend, fullgraph=True)
     blocks.compile_repeated_blocks(backend=case.backend, fullgraph=True)
@@ -44,10 +46,7 @@ def measure(case: Network, device: torch.device, dtype: torch.dtype, rounds: int
         "timestep": torch.tensor([500]),
         "encoder_hidden_states": torch.randn(1, TEXT, 64),
     }
-    call = {
-        name: one.to(device, dtype if one.is_floating_point() else one.dtype)
-        for name, one in call.items()
-    }
+    call = {name: one.to(device, dtype if one.is_floating_point() else one.dtype) for name, one in call.items()}
     networks = {"eager": eager, "whole": whole, "blocks": blocks}
     found = {}
     for kind, make in (("forward", _stock), ("captured", _captured), ("gradient", _gradient)):
@@ -71,10 +70,17 @@ def _network(case: Network, device: torch.device, dtype: torch.dtype) -> nn.Modu
     with torch.random.fork_rng():
         torch.manual_seed(0)
         network = WanTransformer3DModel(
-            patch_size=(1, 2, 2), num_attention_heads=case.heads, attention_head_dim=64,
-            in_channels=CHANNELS, out_channels=CHANNELS, text_dim=64, freq_dim=256,
-            ffn_dim=256 * case.heads, num_layers=case.layers, rope_max_seq_len=64,
-        )  # fmt: skip
+            patch_size=(1, 2, 2),
+            num_attention_heads=case.heads,
+            attention_head_dim=64,
+            in_channels=CHANNELS,
+            out_channels=CHANNELS,
+            text_dim=64,
+            freq_dim=256,
+            ffn_dim=256 * case.heads,
+            num_layers=case.layers,
+            rope_max_seq_len=64,
+        )
     return network.to(device, dtype).eval().requires_grad_(False)
 
 

@@ -1,7 +1,7 @@
 """Attention over all tokens of a video with a band by frame distance, against what people could write today.
 
-Query, key and value lie as the layers' projections leave them, `[B, N, H, D]` seen as `[B, H, N, D]`, and every arm makes
-of its output what the next projection takes, `[B, N, H·D]`; its backward pass goes to query, key and value:
+Query, key and value lie as the layers' projections leave them, `[B, N, H, D]` seen as `[B, H, N, D]`, and every arm
+makes of its output what the next projection takes, `[B, N, H·D]`; its backward pass goes to query, key and value:
 
 * eager: logits, the band scaled by the rows' maxima, softmax, product with v, each N×N in full;
 * sdpa+mask: stock attention with a dense mask that holds the band scaled by the rows' maxima. Stock attention gives no
@@ -61,10 +61,7 @@ class Shape(NamedTuple):
 
 
 #: The layers of Wan-1.3B (12 heads of 128) and CogVideoX-2B (30 heads of 64) on small videos.
-SHAPES = (
-    Shape("Wan-1.3B 128×128", 12, 16, 64, 0, 128),
-    Shape("CogVideoX-2B 128×128", 30, 13, 64, 226, 64),
-)
+SHAPES = (Shape("Wan-1.3B 128×128", 12, 16, 64, 0, 128), Shape("CogVideoX-2B 128×128", 30, 13, 64, 226, 64))
 #: On a GPU the layers themselves.
 GPU_SHAPES = (
     Shape("Wan-1.3B 480×832", 12, 21, 1560, 0, 128),
@@ -107,10 +104,10 @@ RIVALS: dict[str, Callable] = {FLOOR: sdpa_alone, "eager": eager, "sdpa+mask": s
 
 
 def make_inputs(shape: Shape, device: torch.device, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
-    """Random query, key and value, the frame of every token, and G `[N, N]`, which the rivals' users would make once."""
-    q, k, v = (
-        as_layers_have_it(1, shape.heads, shape.tokens, shape.dim, device, dtype) for _ in range(3)
-    )
+    """Random query, key and value, the frame of every token, and G `[N, N]`,
+    which the rivals' users would make once.
+    """
+    q, k, v = (as_layers_have_it(1, shape.heads, shape.tokens, shape.dim, device, dtype) for _ in range(3))
     frames = torch.arange(shape.frames, dtype=torch.int32).repeat_interleave(shape.positions)
     frames = torch.cat([torch.full((shape.text,), -1, dtype=torch.int32), frames]).to(device)
     distance = (frames[:, None] - frames).float()
@@ -146,9 +143,7 @@ def measure(shape: Shape, device: torch.device, dtype: torch.dtype, rounds: int)
     for kind, timed in calls.items():
         result[kind] = median_seconds(timed, device, rounds)
         result[f"{kind}_extra_bytes"] = {
-            name: extra_bytes(arm, device)
-            for name, arm in timed.items()
-            if isinstance(result[kind][name], float)
+            name: extra_bytes(arm, device) for name, arm in timed.items() if isinstance(result[kind][name], float)
         }
     return result
 
@@ -160,9 +155,7 @@ def show(layer: dict[str, Any], report: dict[str, Any]) -> None:
         f"{shape.name}  [1, {shape.heads}, {shape.tokens}, {shape.dim}] {layer['dtype']}, {shape.frames} frames, "
         f"σ = {SIGMA:g}; N×N: {layer['matrix_bytes'] / 2**20:.0f} MiB"
     )
-    print(
-        f"  {'':18}  {'forward':>11}  {'memory':>10}  {'+ backward to q, k, v':>21}  {'memory':>10}"
-    )
+    print(f"  {'':18}  {'forward':>11}  {'memory':>10}  {'+ backward to q, k, v':>21}  {'memory':>10}")
     for name in layer["forward"]:
         cells = [f"  {name:18}"]
         for kind, width in (("forward", 11), ("forward_backward", 21)):

@@ -1,7 +1,7 @@
 """What a guided denoising step costs: the first step of the shapes pipeline, under every method and form.
 
-The arms are the pipeline up to the end of its first step, text encoding included, so what a method costs is the difference
-to the arm without one. Needs diffusers and transformers.
+The arms are the pipeline up to the end of its first step, text encoding included, so what a method costs is the
+difference to the arm without one. Needs diffusers and transformers.
 """
 
 from __future__ import annotations
@@ -66,9 +66,7 @@ def cases(device: torch.device, quick: bool) -> list[tuple[str, ...]]:
     return [METHODS[:2] if quick else METHODS]
 
 
-def measure(
-    methods: tuple[str, ...], device: torch.device, dtype: torch.dtype, rounds: int
-) -> dict[str, Any]:
+def measure(methods: tuple[str, ...], device: torch.device, dtype: torch.dtype, rounds: int) -> dict[str, Any]:
     """Seconds of the first step under every method. The pipeline is float32, whatever `dtype`."""
     pipe = load_pipeline(device=device)
     arms = {name: first_step(pipe, method_named(name)) for name in methods}

@@ -1,8 +1,8 @@
 """Guidance mixes against the expression written out, as every pipeline has it, and against its compiled form.
 
-Three forms: classifier-free guidance u + ω (c − u); Gen-1's i + ω_t (u − i) + ω (c − u); and classifier-free guidance with
-diffusers' rescale. Compiled arms are compiled before the clock starts. On a GPU every arm is there a second time as a CUDA
-graph: what the GPU takes, without the Python of the call.
+Three forms: classifier-free guidance u + ω (c − u); Gen-1's i + ω_t (u − i) + ω (c − u); and classifier-free guidance
+with diffusers' rescale. Compiled arms are compiled before the clock starts. On a GPU every arm is there a second time
+as a CUDA graph: what the GPU takes, without the Python of the call.
 """
 
 from __future__ import annotations
@@ -81,11 +81,7 @@ def measure(shape: Shape, device: torch.device, dtype: torch.dtype, rounds: int)
         if device.type == "cuda":
             times = median_seconds(graphed_where_possible(calls), device, rounds)
             forms[form] |= {f"{name}, graph": took for name, took in times.items()}
-    return {
-        "shape": shape._asdict(),
-        "dtype": str(dtype).removeprefix("torch."),
-        "seconds": forms,
-    }
+    return {"shape": shape._asdict(), "dtype": str(dtype).removeprefix("torch."), "seconds": forms}
 
 
 def _call(arm: Callable, predictions: list[torch.Tensor]) -> Callable[[], Any]:
@@ -102,7 +98,6 @@ def show(latents: dict[str, Any], report: dict[str, Any]) -> None:
     print(f"{shape.name}  {list(shape.size)} {latents['dtype']}")
     for form, seconds in latents["seconds"].items():
         cells = (
-            f"{name} {took if isinstance(took, str) else f'{took * 1e6:.0f} µs'}"
-            for name, took in seconds.items()
+            f"{name} {took if isinstance(took, str) else f'{took * 1e6:.0f} µs'}" for name, took in seconds.items()
         )
         print(f"  {form:16}  {',  '.join(cells)}")

@@ -37,10 +37,7 @@ def forward(arm: Callable, inputs: tuple) -> Arm:
 
 def forward_backward(arm: Callable, inputs: tuple, needed: tuple[int, ...] = (0,)) -> Arm:
     """Forward and backward, to the query alone, as guidance does; `needed` names other inputs."""
-    leaves = [
-        t.detach().requires_grad_(at in needed) if t.is_floating_point() else t
-        for at, t in enumerate(inputs)
-    ]
+    leaves = [t.detach().requires_grad_(at in needed) if t.is_floating_point() else t for at, t in enumerate(inputs)]
 
     def call():
         outputs = arm(*leaves)
@@ -50,15 +47,11 @@ def forward_backward(arm: Callable, inputs: tuple, needed: tuple[int, ...] = (0,
     return call
 
 
-def passes(
-    arms: Mapping[str, Callable], inputs: tuple, needed: tuple[int, ...] = (0,)
-) -> dict[str, dict[str, Arm]]:
+def passes(arms: Mapping[str, Callable], inputs: tuple, needed: tuple[int, ...] = (0,)) -> dict[str, dict[str, Arm]]:
     """The calls of every arm, by what is timed: "forward", and "forward_backward" to the inputs `needed`."""
     return {
         "forward": {name: forward(arm, inputs) for name, arm in arms.items()},
-        "forward_backward": {
-            name: forward_backward(arm, inputs, needed) for name, arm in arms.items()
-        },
+        "forward_backward": {name: forward_backward(arm, inputs, needed) for name, arm in arms.items()},
     }
 
 
@@ -70,14 +63,17 @@ def as_layers_have_it(
 
 
 def as_layers_take_it(out: torch.Tensor) -> torch.Tensor:
-    """What diffusers' layers make of an output `[B, H, N, D]` before the next projection: `[B, N, H·D]`, a copy or none."""
+    """What diffusers' layers make of an output `[B, H, N, D]` before the next projection: `[B, N, H·D]`, a copy or
+    none.
+    """
     return out.transpose(1, 2).flatten(2)
 
 
 def arms_by_backend(
     operation: str, by: Callable[[str], Callable], device: torch.device, dtype: torch.dtype
 ) -> dict[str, Callable]:
-    """Ours by every backend that runs here at full speed, and last, by the name `cvg_kernels` alone, as `auto` chooses.
+    """Ours by every backend that runs here at full speed, and last, by the name `cvg_kernels` alone, as `auto`
+    chooses.
 
     Args:
         operation: its name in the table of kernels.
@@ -174,9 +170,7 @@ def _time_gpu(arm: Arm, flush: torch.Tensor) -> float:
     return start.elapsed_time(end) / 1000
 
 
-def median_seconds(
-    arms: Mapping[str, Arm], device: torch.device, rounds: int
-) -> dict[str, float | str]:
+def median_seconds(arms: Mapping[str, Arm], device: torch.device, rounds: int) -> dict[str, float | str]:
     """Median seconds of each arm, interleaved; an arm that fails has its error instead.
 
     Args:
@@ -185,11 +179,7 @@ def median_seconds(
         rounds: timed rounds, after two that are not; on a GPU at least five, and no further one after ten seconds.
     """
     end = time.perf_counter() + (_GPU_SECONDS if device.type == "cuda" else float("inf"))
-    flush = (
-        torch.empty(_L2_FLUSH_BYTES, dtype=torch.int8, device=device)
-        if device.type == "cuda"
-        else None
-    )
+    flush = torch.empty(_L2_FLUSH_BYTES, dtype=torch.int8, device=device) if device.type == "cuda" else None
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     errors: dict[str, str] = {}
     for round_ in range(rounds + 2):

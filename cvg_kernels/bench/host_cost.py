@@ -1,7 +1,7 @@
 """What one call costs on the host: the Python and the dispatching, as a multiple of what stock attention takes.
 
-Measured on layers so small that the work itself is nothing beside it, in CPU time of this process, one thread, all arms in
-turn. On a GPU a call is over when it is launched; the launches are waited for between the clocks.
+Measured on layers so small that the work itself is nothing beside it, in CPU time of this process, one thread, all
+arms in turn. On a GPU a call is over when it is launched; the launches are waited for between the clocks.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ def python_cost(
     device: torch.device,
     rounds: int = _ROUNDS,
 ) -> dict[str, dict[str, float]]:
-    """CPU seconds of a call of ours and of stock's, without gradients, with a graph for them, and with the backward pass.
+    """CPU seconds of a call of ours and of stock's, without gradients, with a graph for them, and with the backward
+    pass.
 
     Args:
         ours: of the inputs, gives one tensor.
@@ -77,11 +78,7 @@ def python_cost(
         return torch.autograd.grad(arm(leaf, *inputs[1:]), leaf, grads[arm])
 
     found = {}
-    kinds = {
-        "forward": forward,
-        "forward with gradients": with_gradients,
-        "forward + backward": both,
-    }
+    kinds = {"forward": forward, "forward with gradients": with_gradients, "forward + backward": both}
     for kind, call in kinds.items():
         arms = {"ours": lambda call=call: call(ours), "stock": lambda call=call: call(stock)}
         seconds = seconds_per_call(arms, device, rounds)

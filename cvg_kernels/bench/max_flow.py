@@ -1,7 +1,7 @@
 """Exact maximum flow against OR-tools, one thread each, on graphs of softmax attention with two hops.
 
-A graph leads from one token through the cross-attention map and two temporal hops, skip connections averaged in, to one
-frame, or to the video. OR-tools is given what it wants: integers, and arcs prebuilt as arrays, of which only the
+A graph leads from one token through the cross-attention map and two temporal hops, skip connections averaged in, to
+one frame, or to the video. OR-tools is given what it wants: integers, and arcs prebuilt as arrays, of which only the
 capacities change from graph to graph. Its time is that of making the graph and solving it; ours is that of the public
 operation, tensors in and flow and cut out. A wrong result is not timed: every flow of ours must be that of OR-tools,
 to the last bit.
@@ -59,7 +59,9 @@ def arcs_of(frames: int, hops: int, sink: str) -> tuple[np.ndarray, np.ndarray]:
 def capacities_of(
     cross: torch.Tensor, temporal: Sequence[torch.Tensor], residual: str | None, sink: str
 ) -> tuple[np.ndarray, int]:
-    """Integer capacities `[graphs, arcs]` in the order of `arcs_of`, and how many make 1; graphs are (b, k, l, frame)."""
+    """Integer capacities `[graphs, arcs]` in the order of `arcs_of`, and how many make 1;
+    graphs are (b, k, l, frame).
+    """
     scale = 2 * GRID  # halves of the grid, where the skip connection is averaged
     batch, tokens, frames, positions = cross.shape
     sinks = frames if sink == "frame" else 1
@@ -74,9 +76,7 @@ def capacities_of(
         last = (
             hops.pop().mT
             if hops
-            else cross.double()
-            .permute(0, 1, 3, 2)[..., None]
-            .mul(torch.eye(frames, device=cross.device))
+            else cross.double().permute(0, 1, 3, 2)[..., None].mul(torch.eye(frames, device=cross.device))
         )  # [B, ·, L, frame, node]
     else:
         last = cross.new_ones(1, 1, 1, 1, frames, dtype=torch.float64)

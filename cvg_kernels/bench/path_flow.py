@@ -1,13 +1,13 @@
 """Min-max path flow against what people use today: Vico's broadcast form, and what torch.compile makes of it.
 
-Every arm computes T₂ ⊙ (T₁ ⊙ X) at all positions, averaged residual, and its gradient in X and both hops; where hops come
-first, (T₂ ⊙ T₁) ⊙ X, as Vico's released code does:
+Every arm computes T₂ ⊙ (T₁ ⊙ X) at all positions, averaged residual, and its gradient in X and both hops; where hops
+come first, (T₂ ⊙ T₁) ⊙ X, as Vico's released code does:
 
 * eager: the definition, which broadcasts to [positions, F, F, K], as the released code does too;
 * compiled: torch.compile of the same.
 
-`scores` is what guidance asks for: token_peaks(path_flow(…)), whose gradient reaches few positions. On a GPU ours is timed
-as it is called, and as a CUDA graph, where no Python is waited for.
+`scores` is what guidance asks for: token_peaks(path_flow(…)), whose gradient reaches few positions. On a GPU ours is
+timed as it is called, and as a CUDA graph, where no Python is waited for.
 """
 
 from __future__ import annotations
@@ -18,12 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from cvg_kernels.bench.harness import (
-    OURS,
-    assert_agreement,
-    extra_bytes,
-    seconds_by_kind,
-)
+from cvg_kernels.bench.harness import OURS, assert_agreement, extra_bytes, seconds_by_kind
 from cvg_kernels.ops import path_flow, token_peaks
 from python_ref import path_flow as flow_reference
 from python_ref import token_peaks as peaks_reference
@@ -34,7 +29,8 @@ FORMS: dict[str, dict[str, Any]] = {
     "soft": {"temperature": 0.01},
     "soft, hops first": {"temperature": 0.01, "order": "hops_first"},
 }
-#: Broadcast tensors of [positions, F, F, max(F, K)] that the eager arm holds at its peak: forward, and with the gradient.
+#: Broadcast tensors of [positions, F, F, max(F, K)] that the eager arm holds at its peak: forward, and with the
+#: gradient.
 _EAGER_COPIES = {"hard": (1.2, 5), "soft": (4, 8), "soft, hops first": (4, 8)}
 
 
@@ -82,9 +78,7 @@ def cases(device: torch.device, quick: bool) -> list[tuple[Shape, str]]:
     return [(shape, form) for shape in (QUICK_SHAPES if quick else SHAPES) for form in FORMS]
 
 
-def measure(
-    case: tuple[Shape, str], device: torch.device, dtype: torch.dtype, rounds: int
-) -> dict[str, Any]:
+def measure(case: tuple[Shape, str], device: torch.device, dtype: torch.dtype, rounds: int) -> dict[str, Any]:
     """Times and memory of every arm on one layer, in one form.
 
     Captured maps are float32 whatever a model computes in, so `dtype` does not count.
@@ -96,13 +90,12 @@ def measure(
     torch.compiler.reset()
     cross = torch.rand(1, shape.tokens, shape.frames, shape.positions, device=device)
     temporal = [
-        torch.randn(1, shape.positions, shape.frames, shape.frames, device=device).softmax(-1)
-        for _ in range(2)
+        torch.randn(1, shape.positions, shape.frames, shape.frames, device=device).softmax(-1) for _ in range(2)
     ]
     leaves = [tensor.clone().requires_grad_() for tensor in (cross, *temporal)]
     grad = torch.randn_like(cross)
     room = _memory(device)
-    result: dict[str, Any] = {"shape": shape._asdict(), "form": form, "output_bytes": 4 * grad.numel()}  # fmt: skip
+    result: dict[str, Any] = {"shape": shape._asdict(), "form": form, "output_bytes": 4 * grad.numel()}
 
     def guarded(name: str, what: str, call: Callable[[], Any]) -> Callable[[], Any]:
         needed = _EAGER_COPIES[form][what != "forward"] * shape.broadcast_bytes

@@ -4,7 +4,7 @@ A module that measures an operation has
 
     ROUNDS                                          timed rounds on a CPU and on a GPU
     KIND                                            what its cases are called in the report
-    cases(device, quick)                            what to measure; quick: something tiny, to see that everything works
+    cases(device, quick)                            what to measure; quick: something tiny, to see that all works
     measure(case, device, dtype, rounds) -> dict    the figures of one case; AssertionError for a wrong result
     show(figures, report)                           prints them
 

@@ -1,14 +1,14 @@
 """Temporal attention with VSTAR's band against what people use today, on layers of real models.
 
-Query, key and value lie as the layers' projections leave them, `[P, F, H, D]` seen as `[P, H, F, D]`, and every arm makes
-of its output what the next projection takes, `[P, F, H·D]`; its backward pass goes to query, key and value:
+Query, key and value lie as the layers' projections leave them, `[P, F, H, D]` seen as `[P, H, F, D]`, and every arm
+makes of its output what the next projection takes, `[P, F, H·D]`; its backward pass goes to query, key and value:
 
 * eager VSTAR: logits, the band scaled by the rows' maxima, softmax, product with v, each in full, as its code does;
 * sdpa+mask: stock attention with a dense mask that holds the band scaled by the rows' maxima, made eagerly;
 * cvg_kernels and a backend: ours by that backend; cvg_kernels alone is as `auto` chooses.
 
-`sdpa without band` computes less: no band at all. It is the floor that the fused band is measured against. On a GPU every
-arm is timed as it is called, and as a CUDA graph, where no Python is waited for.
+`sdpa without band` computes less: no band at all. It is the floor that the fused band is measured against. On a GPU
+every arm is timed as it is called, and as a CUDA graph, where no Python is waited for.
 """
 
 from __future__ import annotations
@@ -101,11 +101,7 @@ def sdpa_alone(q, k, v, g):
     return (as_layers_take_it(scaled_dot_product_attention(q, k, v)),)
 
 
-RIVALS: dict[str, Callable] = {
-    FLOOR: sdpa_alone,
-    "eager VSTAR": eager,
-    "sdpa+mask": sdpa_and_mask,
-}
+RIVALS: dict[str, Callable] = {FLOOR: sdpa_alone, "eager VSTAR": eager, "sdpa+mask": sdpa_and_mask}
 
 
 def cases(device: torch.device, quick: bool) -> tuple[Shape, ...]:
@@ -150,13 +146,9 @@ def show(layer: dict[str, Any], report: dict[str, Any]) -> None:
             continue
         later = both if isinstance(both, str) else f"{both * 1e3:.2f} ms"
         print(
-            f"  {name:18}  {took * 1e3:8.2f} ms  {layer['bytes'] / took / 1e9:6.1f}  {layer['flops'] / took / 1e9:8.0f}"
-            f"  {later:>22}"
+            f"  {name:18}  {took * 1e3:8.2f} ms  {layer['bytes'] / took / 1e9:6.1f}  "
+            f"{layer['flops'] / took / 1e9:8.0f}  {later:>22}"
         )
-        graphs = [
-            layer.get(f"{kind}_graph", {}).get(name) for kind in ("forward", "forward_backward")
-        ]
+        graphs = [layer.get(f"{kind}_graph", {}).get(name) for kind in ("forward", "forward_backward")]
         if all(isinstance(each, float) for each in graphs):
-            print(
-                f"  {'':18}  as CUDA graphs {' and '.join(f'{each * 1e3:.2f} ms' for each in graphs)}"
-            )
+            print(f"  {'':18}  as CUDA graphs {' and '.join(f'{each * 1e3:.2f} ms' for each in graphs)}")

@@ -4,13 +4,14 @@ Query and key lie as the layers' projections leave them, `[B, N, H, D]` seen as 
 where the model has one, and the log-sum-exp of the main attention is known. The backward pass goes to query, key and
 log-sum-exp:
 
-* eager: the video's tokens by place, the logits of the same places by a product of matrices, exp and mean over the heads;
+* eager: the video's tokens by place, the logits of the same places by a product of matrices, exp and mean over the
+  heads;
 * einsum: the same in one einsum on the grid, without copies of ours;
 * cvg_kernels and a backend: ours by that backend; cvg_kernels alone is as `auto` chooses.
 
-`read q and k` computes less, a sum of all numbers: it is the floor of what must be moved. The report also predicts: the
-larger of the bytes at the speed of the floor and the operations at that of a large matrix product. What the maps would cost
-by way of the whole matrix, (F · h · w)² logits, no machine here could hold.
+`read q and k` computes less, a sum of all numbers: it is the floor of what must be moved. The report also predicts:
+the larger of the bytes at the speed of the floor and the operations at that of a large matrix product. What the maps
+would cost by way of the whole matrix, (F · h · w)² logits, no machine here could hold.
 """
 
 from __future__ import annotations
@@ -170,9 +171,7 @@ def show(layer: dict[str, Any], report: dict[str, Any]) -> None:
             print(f"  {name:18}  {took}")
             continue
         later = both if isinstance(both, str) else f"{both * 1e3:.2f} ms"
-        print(
-            f"  {name:18}  {took * 1e3:8.2f} ms  {layer['bytes'] / took / 1e9:6.1f} GB/s  + backward {later}"
-        )
+        print(f"  {name:18}  {took * 1e3:8.2f} ms  {layer['bytes'] / took / 1e9:6.1f} GB/s  + backward {later}")
     ours, eager = layer["forward"][OURS], layer["forward"]["eager"]
     if isinstance(ours, float) and isinstance(eager, float):
         print(f"  forward: ×{eager / ours:.1f} of eager")

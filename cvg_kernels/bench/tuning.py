@@ -1,7 +1,8 @@
 """Measures which backend is fastest for a class of calls, on this machine: what `auto`'s table is made of.
 
-Every kernel that can serve a class computes a small call of it first, against the reference in float64: one that is wrong
-is never chosen. Then all of them compute a call of the size that models have, in turn, and the medians are compared.
+Every kernel that can serve a class computes a small call of it first, against the reference in float64: one that is
+wrong is never chosen. Then all of them compute a call of the size that models have, in turn, and the medians are
+compared.
 """
 
 from __future__ import annotations
@@ -25,11 +26,7 @@ _NEAR = 1.03
 
 
 def tune(
-    device: torch.device,
-    some: Iterable[Case],
-    *,
-    rounds: int,
-    show: Callable[[dict[str, Any], dict[str, Any]], None],
+    device: torch.device, some: Iterable[Case], *, rounds: int, show: Callable[[dict[str, Any], dict[str, Any]], None]
 ) -> dict[str, Any]:
     """Measures cases and decides on an order for each class.
 
@@ -43,16 +40,17 @@ def tune(
         What `--json` writes: the machine, and under "choices" the figures of each case; `rules_of` makes rules of it.
     """
     report = {
-        **machine(device), "architecture": auto.architecture(device), "device_name": auto.device_name(device),
-        "rounds": rounds, "choices": [],
-    }  # fmt: skip
+        **machine(device),
+        "architecture": auto.architecture(device),
+        "device_name": auto.device_name(device),
+        "rounds": rounds,
+        "choices": [],
+    }
     for case in some:
         try:
             figures = measure(case, device, rounds)
         except torch.OutOfMemoryError:
-            figures = _figures(case, device) | {
-                "absent": {"all": "the memory of this device is too small"}
-            }
+            figures = _figures(case, device) | {"absent": {"all": "the memory of this device is too small"}}
         report["choices"].append(figures)
         show(figures, report)
     return report
@@ -61,14 +59,12 @@ def tune(
 def measure(case: Case, device: torch.device, rounds: int) -> dict[str, Any]:
     """The figures of one case and the order that follows from them.
 
-    Kernels that cannot serve it are under "absent", wrong ones under "wrong", each with the reason; "order" is empty where
-    fewer than two are left, since there is nothing to choose.
+    Kernels that cannot serve it are under "absent", wrong ones under "wrong", each with the reason; "order" is empty
+    where fewer than two are left, since there is nothing to choose.
     """
     facts, figures = case.facts(device), _figures(case, device)
     # The reference takes every device, and is not timed: its matrices do not fit.
-    named = [
-        one for one, kernel in kernels_of(case.operation).items() if device.type in kernel.devices
-    ]
+    named = [one for one, kernel in kernels_of(case.operation).items() if device.type in kernel.devices]
     absent = {one: why_not(case.operation, one, facts) for one in named}
     there = [one for one in named if absent[one] is None]
     figures["absent"] = {one.value: why for one, why in absent.items() if why is not None}
@@ -77,9 +73,7 @@ def measure(case: Case, device: torch.device, rounds: int) -> dict[str, Any]:
     figures["wrong"] = wrong_ones(case.ready(device, small=True), there, case.dtype)
     right = [one for one in there if one.value not in figures["wrong"]]
     run = case.ready(device, small=False)
-    figures["seconds"] = median_seconds(
-        {one.value: (lambda one=one: run.by(one)) for one in right}, device, rounds
-    )
+    figures["seconds"] = median_seconds({one.value: (lambda one=one: run.by(one)) for one in right}, device, rounds)
     before = auto.order(case.operation, facts)
     figures["order"] = [one.value for one in fastest_first(figures["seconds"], before)]
     return figures
@@ -102,8 +96,8 @@ def _figures(case: Case, device: torch.device) -> dict[str, Any]:
 def wrong_ones(run: Run, backends: Sequence[Backend], dtype: torch.dtype) -> dict[str, str]:
     """The kernels whose results are not those of the reference, each with what is wrong."""
     wanted, found = run.exact(), {}
-    # 16 bits: a few roundings of the result, and of the probabilities before their product. Else: sums of a hundred terms
-    # in other orders, and exponentials by polynomials.
+    # 16 bits: a few roundings of the result, and of the probabilities before their product. Else: sums of a hundred
+    # terms in other orders, and exponentials by polynomials.
     allowed = (8 if dtype.itemsize == 2 else 1000) * torch.finfo(dtype).eps
     for backend in backends:
         try:
@@ -120,9 +114,7 @@ def wrong_ones(run: Run, backends: Sequence[Backend], dtype: torch.dtype) -> dic
     return found
 
 
-def fastest_first(
-    seconds: Mapping[str, float | str], before: Sequence[Backend]
-) -> tuple[Backend, ...]:
+def fastest_first(seconds: Mapping[str, float | str], before: Sequence[Backend]) -> tuple[Backend, ...]:
     """The backends that ran, the fastest first; those as good as it in the order of before."""
     ran = {Backend(name): took for name, took in seconds.items() if not isinstance(took, str)}
     if not ran:

@@ -88,10 +88,21 @@ class AttentionCase(NamedTuple):
         through, wanted = self.gradients or ("", "")
         layer = self.layer
         return Facts(
-            device, self.dtype, layer.batch, layer.heads, layer.queries, layer.keys, layer.dim, layer.dim, TOKENS,
-            need_query=bool(wanted), need_key=wanted == "all", need_value=wanted == "all",
-            grad_out=bool(wanted), grad_maps=through == "maps",
-        )  # fmt: skip
+            device,
+            self.dtype,
+            layer.batch,
+            layer.heads,
+            layer.queries,
+            layer.keys,
+            layer.dim,
+            layer.dim,
+            TOKENS,
+            need_query=bool(wanted),
+            need_key=wanted == "all",
+            need_value=wanted == "all",
+            grad_out=bool(wanted),
+            grad_maps=through == "maps",
+        )
 
     def sizes(self) -> dict[str, Any]:
         """Of that call, for the report."""
@@ -104,9 +115,7 @@ class AttentionCase(NamedTuple):
             batch, heads, queries, keys = 1, 2, 200, min(keys, SHORT_KEYS + 76)
 
         def made(length: int) -> torch.Tensor:  # as the layers' projections leave them
-            return (
-                torch.randn(batch, length, heads, dim, device=device).to(self.dtype).transpose(1, 2)
-            )
+            return torch.randn(batch, length, heads, dim, device=device).to(self.dtype).transpose(1, 2)
 
         ids = torch.arange(1, TOKENS + 1, device=device).expand(batch, -1).contiguous()
         query, key, value = made(queries), made(keys), made(keys)
@@ -114,8 +123,7 @@ class AttentionCase(NamedTuple):
         exact = call._replace(query=query.double(), key=key.double(), value=value.double())
         if self.gradients is None:
             return Run(
-                lambda backend: self._module(backend, device).forward(call)[:2],
-                lambda: reference.forward(exact)[:2],
+                lambda backend: self._module(backend, device).forward(call)[:2], lambda: reference.forward(exact)[:2]
             )
         through, wanted = self.gradients
         needed = Needed(True, wanted == "all", wanted == "all")
@@ -175,9 +183,7 @@ class TemporalCase(NamedTuple):
         )
 
 
-def cases(
-    device: torch.device, operations: Iterable[str], *, quick: bool = False
-) -> Iterator[Case]:
+def cases(device: torch.device, operations: Iterable[str], *, quick: bool = False) -> Iterator[Case]:
     """The classes of calls in which kernels compete on a device.
 
     Args:
@@ -185,9 +191,7 @@ def cases(
         operations: of `OPERATIONS`.
         quick: a quarter of the queries or positions.
     """
-    low = (
-        (torch.float32, torch.bfloat16) if device.type == "cpu" else (torch.bfloat16, torch.float32)
-    )
+    low = (torch.float32, torch.bfloat16) if device.type == "cpu" else (torch.bfloat16, torch.float32)
     share = 4 if quick else 1
     if "attention" in operations:
         for dtype in low:

@@ -13,9 +13,7 @@ class Variant(Protocol):
     name: str
     dtype: str
 
-    def launches(
-        self, processors: int = 132, hopper: bool = True, parts: tuple[str, ...] | None = None
-    ) -> Iterator:
+    def launches(self, processors: int = 132, hopper: bool = True, parts: tuple[str, ...] | None = None) -> Iterator:
         """Every kernel launch that it makes.
 
         Args:
@@ -45,9 +43,7 @@ class AttentionVariant:
     biased: bool = False  #: with a token bias
     banded: bool = False  #: with a band by frame distance
 
-    def launches(
-        self, processors: int = 132, hopper: bool = True, parts: tuple[str, ...] | None = None
-    ) -> Iterator:
+    def launches(self, processors: int = 132, hopper: bool = True, parts: tuple[str, ...] | None = None) -> Iterator:
         """See `Variant`."""
         import torch
 
@@ -103,9 +99,7 @@ class FlowVariant:
     width: int
     dtype: str = "float32"
 
-    def launches(
-        self, processors: int = 132, hopper: bool = True, parts: tuple[str, ...] | None = None
-    ) -> Iterator:
+    def launches(self, processors: int = 132, hopper: bool = True, parts: tuple[str, ...] | None = None) -> Iterator:
         """See `Variant`."""
         import torch
 
@@ -116,13 +110,9 @@ class FlowVariant:
             cross = torch.empty(1, self.tokens, self.frames, positions)
             hop = torch.empty(1, positions, self.frames, self.frames)
         for temperature in (None, 0.01):
-            forward, flows, hops = path_flow.path_flow_launches(
-                cross, [hop], temperature, "average"
-            )
+            forward, flows, hops = path_flow.path_flow_launches(cross, [hop], temperature, "average")
             yield from forward
-            yield from path_flow.path_flow_backward_launches(
-                flows[-1], flows, hops, temperature, "average", [True]
-            )[0]
+            yield from path_flow.path_flow_backward_launches(flows[-1], flows, hops, temperature, "average", [True])[0]
         flow = cross.unflatten(-1, (self.height, self.width))
         launches, (blocks, sums) = token_peaks.forward_launches(flow, 100.0, 0.5)
         yield from launches
@@ -143,9 +133,7 @@ class TemporalVariant:
     frames: int
     dim: int
 
-    def launches(
-        self, processors: int = 132, hopper: bool = True, parts: tuple[str, ...] | None = None
-    ) -> Iterator:
+    def launches(self, processors: int = 132, hopper: bool = True, parts: tuple[str, ...] | None = None) -> Iterator:
         """See `Variant`."""
         import torch
 
@@ -156,9 +144,7 @@ class TemporalVariant:
             given = torch.empty(shape, dtype=getattr(torch, self.dtype)).transpose(3, 4).unbind(0)
             band = torch.empty(self.frames, self.frames)
         for capture in (False, True):
-            launch, (out, maps) = temporal_attention.forward_launch(
-                *given, band, 0.1, True, capture
-            )
+            launch, (out, maps) = temporal_attention.forward_launch(*given, band, 0.1, True, capture)
             yield launch
         for grad_maps, to_band in ((None, False), (maps, False), (maps, True)):
             yield temporal_attention.backward_launch(
@@ -179,9 +165,7 @@ class MapsVariant:
     text: int = 0  #: tokens before the video
     masked: bool = False  #: with a key bias
 
-    def launches(
-        self, processors: int = 132, hopper: bool = True, parts: tuple[str, ...] | None = None
-    ) -> Iterator:
+    def launches(self, processors: int = 132, hopper: bool = True, parts: tuple[str, ...] | None = None) -> Iterator:
         """See `Variant`."""
         import torch
 

@@ -57,11 +57,22 @@ class Capture:
     """
 
     def __init__(
-        self, pipe: Any, words: Sequence[Word] | Literal["all"] | None, *, prompt: str | list[str] | None,
-        layers: str | Sequence[str] | Callable[[str], bool] | None, temporal: bool, head_reduction: str,
-        steps: Collection[int] | None, gradients: bool, own_loop: bool, keep: str, backend: str,
-        text: slice | None, grid: Grid | None,
-    ) -> None:  # fmt: skip
+        self,
+        pipe: Any,
+        words: Sequence[Word] | Literal["all"] | None,
+        *,
+        prompt: str | list[str] | None,
+        layers: str | Sequence[str] | Callable[[str], bool] | None,
+        temporal: bool,
+        head_reduction: str,
+        steps: Collection[int] | None,
+        gradients: bool,
+        own_loop: bool,
+        keep: str,
+        backend: str,
+        text: slice | None,
+        grid: Grid | None,
+    ) -> None:
         if words is not None and words != "all":
             words = checked_words(words)
         check_prompt(prompt)
@@ -94,18 +105,14 @@ class Capture:
         self._keep = keep
         self._text, self._grid = text, grid
         if temporal and (text is not None or grid is not None):
-            raise ArgumentError(
-                "temporal must be False where text and grid are named: they tell of the text's layers"
-            )
+            raise ArgumentError("temporal must be False where text and grid are named: they tell of the text's layers")
         self._backend = backend
         self._now: _Recorded | None = None
         self._runs = 0
 
     def __enter__(self) -> Capture:
         if self._pipe is None:
-            raise ArgumentError(
-                "this capture has been open already: make another one with capture(…)"
-            )
+            raise ArgumentError("this capture has been open already: make another one with capture(…)")
         with ExitStack() as stack:
             if self._text is not None or self._grid is not None:
                 for denoiser in denoisers_of(self._pipe):
@@ -138,8 +145,8 @@ class Capture:
                 )
             if "temporal" in self._kinds and not frame_layers(denoiser):
                 raise ArgumentError(
-                    f"temporal must be False for {type(unwrap(denoiser)).__name__}: no layer that is known relates its "
-                    "frames by softmax attention"
+                    f"temporal must be False for {type(unwrap(denoiser)).__name__}: no layer that is known relates "
+                    "its frames by softmax attention"
                 )
             if not self.taps(denoiser):
                 raise ArgumentError(f"layers={self._layers!r} selects no layer of the denoiser")
@@ -192,10 +199,9 @@ class Capture:
         """
         return heat_map(self.records, word, occurrence, branch, sample, size, run, section)
 
-    def write_viewer(
-        self, path: str | Path, frames: torch.Tensor, *, prompt: str = "", fps: int = 6
-    ) -> Path:
-        """Writes a page for the browser that plays the clip and, under the mouse, ranks the words by what they got there.
+    def write_viewer(self, path: str | Path, frames: torch.Tensor, *, prompt: str = "", fps: int = 6) -> Path:
+        """Writes a page for the browser that plays the clip and, under the mouse, ranks the words by what they got
+        there.
 
             with cvg.capture(pipe, words=["cat", "dog"]) as captured:
                 frames = pipe("a cat and a dog", output_type="pt").frames[0]
@@ -222,9 +228,7 @@ class Capture:
             kind = type(self._pipe).__name__
             reason = f"{kind} was not called in the block (own_loop=True is for a loop of your own)"
         elif self._grid is not None:
-            reason = (
-                f"no layer has the keys {self._text} beside the {self._grid} tokens of the video"
-            )
+            reason = f"no layer has the keys {self._text} beside the {self._grid} tokens of the video"
         elif self._steps is not None:
             reason = f"the run made none of the steps {sorted(self._steps)}"
         else:
@@ -250,11 +254,7 @@ class Capture:
             wanted += [(one, "cross") for one in attention_layers(denoiser) if one.kind == "cross"]
         if "temporal" in self._kinds:
             wanted += [(layer, "temporal") for layer in frame_layers(denoiser)]
-        return [
-            (layer, _Recorder(self, layer, kind))
-            for layer, kind in wanted
-            if self._chosen(layer.name)
-        ]
+        return [(layer, _Recorder(self, layer, kind)) for layer, kind in wanted if self._chosen(layer.name)]
 
     changes_modules = False
 
@@ -283,7 +283,9 @@ class Capture:
                 self._now = _Recorded(call, call.geometry, None)
 
     def _with_tokens(self, call: Call) -> _Recorded:
-        """A call with the tokens of every sample; samples without the prompt look at the same places, if they have them."""
+        """A call with the tokens of every sample; samples without the prompt look at the same places, if they have
+        them.
+        """
 
         def find() -> TokenTable:
             if self._words == "all":
@@ -310,9 +312,7 @@ class Capture:
         call = None if self._hooks is None else self._hooks.call_now()
         return self._now if call is not None and not call.own else None
 
-    def record(
-        self, layer: Layer, kind: Kind, recorded: _Recorded, maps: torch.Tensor, grid: Grid
-    ) -> None:
+    def record(self, layer: Layer, kind: Kind, recorded: _Recorded, maps: torch.Tensor, grid: Grid) -> None:
         """Keeps the maps of a layer, one record a branch."""
         call = recorded.call
         words = recorded.table.labels[0] if kind == "cross" else ()
@@ -373,9 +373,8 @@ class _Recorder(Tap):
         ids = None if recorded.table is None else recorded.table.ids
         spans = self.kind == "temporal" and self.layer.kind != "temporal"
         return MapRequest(
-            recorded.geometry, receive, "whole" if spans else None, ids, capture._head_reduction,
-            capture._backend,
-        )  # fmt: skip
+            recorded.geometry, receive, "whole" if spans else None, ids, capture._head_reduction, capture._backend
+        )
 
 
 def capture(
@@ -401,21 +400,21 @@ def capture(
         captured.heat_map("circle")
 
     The pipeline's own processors run, their attention computed by `attention_with_capture`; the video is that of the
-    stock pipeline to floating-point tolerance. Everything is put back at the end of each call of the pipeline, also after
-    an exception. Calls that a guidance method makes itself are not recorded.
+    stock pipeline to floating-point tolerance. Everything is put back at the end of each call of the pipeline, also
+    after an exception. Calls that a guidance method makes itself are not recorded.
 
     Args:
         pipe: a diffusers pipeline whose denoiser is in `pipeline.models.MODELS` or derives from one there; another one
             needs `text` and `grid`.
-        words: words or phrases of the prompt, each the first time it occurs there, or pairs (word, occurrence); a word of
-            several tokens is their sum.
-            `"<begin>"` and `"<end>"` are the tokens around the prompt. `"all"` takes every token of the prompt; `None` none
-            (with `temporal=True`).
+        words: words or phrases of the prompt, each the first time it occurs there, or pairs (word, occurrence); a word
+            of several tokens is their sum.
+            `"<begin>"` and `"<end>"` are the tokens around the prompt. `"all"` takes every token of the prompt; `None`
+            none (with `temporal=True`).
         prompt: says what the prompt is if the pipeline is called with `prompt_embeds`.
         layers: regular expression, list of names or predicate on layer names; `None` takes all.
         temporal: also record the temporal attention maps `[B, h·w, F, F]`, mean over heads. Where attention spans the
-            video (Wan, CogVideoX, HunyuanVideo, LTX …), these are `temporal_maps`: the probabilities with which a place of
-            one frame attends to itself in the others, whose rows sum to what it pays to itself.
+            video (Wan, CogVideoX, HunyuanVideo, LTX …), these are `temporal_maps`: the probabilities with which a
+            place of one frame attends to itself in the others, whose rows sum to what it pays to itself.
         head_reduction: `"mean"`, or `"none"` to keep the heads of cross maps.
         steps: record in these steps only; the first that the run makes is 0.
         gradients: keep the maps attached to the graph. Pipelines run without gradients, so this is for a loop of your
@@ -423,9 +422,9 @@ def capture(
         own_loop: you call the pipeline's denoiser and scheduler yourself, and the block is one run.
         keep: `"cpu"` moves maps off the device at once, `"device"` leaves them there.
         backend: which implementation of `attention_with_capture` to use.
-        text: for a denoiser that is not in the table, which keys of its layers are the text's: `slice(0, 226)` if the text
-            is first, `slice(-256, None)` if last, the whole range where it stands alone. Layers with other keys, and those
-            whose keys are the video, are left out. The words' tokens are counted from its beginning.
+        text: for a denoiser that is not in the table, which keys of its layers are the text's: `slice(0, 226)` if the
+            text is first, `slice(-256, None)` if last, the whole range where it stands alone. Layers with other keys,
+            and those whose keys are the video, are left out. The words' tokens are counted from its beginning.
         grid: for such a denoiser, frames, rows and columns of the video's tokens; they stand right before the text, or
             behind one that is first, and a layer may see the frames one by one.
 
@@ -433,11 +432,21 @@ def capture(
         A `Capture` with `records`, `tokens` and `heat_map(word)`.
 
     Raises:
-        ArgumentError: for arguments that do not fit, a denoiser that is not known, or (when the pipeline runs) a word that
-            is not in the prompt.
+        ArgumentError: for arguments that do not fit, a denoiser that is not known, or (when the pipeline runs) a word
+            that is not in the prompt.
     """
     return Capture(
-        pipe, words, prompt=prompt, layers=layers, temporal=temporal, head_reduction=head_reduction,
-        steps=steps, gradients=gradients, own_loop=own_loop, keep=keep, backend=backend,
-        text=text, grid=grid,
-    )  # fmt: skip
+        pipe,
+        words,
+        prompt=prompt,
+        layers=layers,
+        temporal=temporal,
+        head_reduction=head_reduction,
+        steps=steps,
+        gradients=gradients,
+        own_loop=own_loop,
+        keep=keep,
+        backend=backend,
+        text=text,
+        grid=grid,
+    )

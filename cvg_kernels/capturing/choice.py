@@ -24,14 +24,10 @@ def chosen_layers(layers: Any) -> Callable[[str], bool]:
         try:
             return lambda name, pattern=re.compile(layers): pattern.search(name) is not None
         except re.error as error:
-            raise ArgumentError(
-                f"layers must be a regular expression, got {layers!r}: {error}"
-            ) from None
+            raise ArgumentError(f"layers must be a regular expression, got {layers!r}: {error}") from None
     if callable(layers):
         return layers
-    if isinstance(layers, (list, tuple, set, frozenset)) and all(
-        isinstance(n, str) for n in layers
-    ):
+    if isinstance(layers, (list, tuple, set, frozenset)) and all(isinstance(n, str) for n in layers):
         return frozenset(layers).__contains__
     raise ArgumentError(
         f"layers must be a regular expression, a list of names, a function of the name or None, got {layers!r}"
@@ -56,11 +52,7 @@ def chosen_steps(steps: Any) -> frozenset[int] | range | None:
     try:
         chosen = frozenset(steps)
     except TypeError:
-        raise ArgumentError(
-            f"steps must be numbers of steps, 0 first, or None, got {steps!r}"
-        ) from None
+        raise ArgumentError(f"steps must be numbers of steps, 0 first, or None, got {steps!r}") from None
     if not chosen or not all(is_whole(at, 0) for at in chosen):
-        raise ArgumentError(
-            f"steps must be numbers of steps, 0 first, or None, got {sorted(map(str, chosen))}"
-        )
+        raise ArgumentError(f"steps must be numbers of steps, 0 first, or None, got {sorted(map(str, chosen))}")
     return chosen

@@ -31,8 +31,8 @@ class Record:
         words: names along the K dimension of cross maps.
         grid: frames, rows, columns.
         maps: float32, cross `[B, K, F, h, w]` (`[B, heads, K, …]` per head), temporal `[B, h·w, F, F]`.
-        section: which part of a video that is made part by part in one call (FramePack, Helios, SkyReels-V2's diffusion
-            forcing, AnyFlow FAR), or which round through the schedule (FreeInit), 0 first.
+        section: which part of a video that is made part by part in one call (FramePack, Helios, SkyReels-V2's
+            diffusion forcing, AnyFlow FAR), or which round through the schedule (FreeInit), 0 first.
     """
 
     run: int
@@ -64,9 +64,7 @@ def heat_map(
         if not is_whole(number):
             raise ArgumentError(f"{name} must be a whole number, got {number!r}")
     if size is not None and not _is_size(size):
-        raise ArgumentError(
-            f"size must be (rows, columns), whole numbers of at least 1, or None, got {size!r}"
-        )
+        raise ArgumentError(f"size must be (rows, columns), whole numbers of at least 1, or None, got {size!r}")
     cross = [record for record in records if record.kind == "cross"]
     runs = sorted({record.run for record in cross})
     if not runs:
@@ -77,20 +75,14 @@ def heat_map(
     cross = _of_section(cross, section)
     branches = tuple(dict.fromkeys(record.branch for record in cross))
     if branch not in branches:
-        raise ArgumentError(
-            f"branch must be one of {', '.join(map(repr, branches))}, got {branch!r}"
-        )
+        raise ArgumentError(f"branch must be one of {', '.join(map(repr, branches))}, got {branch!r}")
     chosen = [record for record in cross if record.branch == branch]
     samples = chosen[0].maps.shape[0]
     if not -samples <= sample < samples:
-        raise ArgumentError(
-            f"sample must be one of the {samples} videos of the batch, got {sample!r}"
-        )
+        raise ArgumentError(f"sample must be one of the {samples} videos of the batch, got {sample!r}")
     place = _place(chosen[0].words, TokenSpan(word, occurrence, ()).label, branch)
     if len({record.grid[0] for record in chosen}) > 1:
-        raise ArgumentError(
-            "the captured layers have different numbers of frames: choose some with layers=…"
-        )
+        raise ArgumentError("the captured layers have different numbers of frames: choose some with layers=…")
     size = size or max((record.grid[1:] for record in chosen), key=lambda grid: grid[0] * grid[1])
 
     by_layer: dict[str, dict[int, list[torch.Tensor]]] = defaultdict(lambda: defaultdict(list))
@@ -110,13 +102,11 @@ def _of_section(records: list[Record], section: int | None) -> list[Record]:
     sections = sorted({record.section for record in records})
     chosen = -1 if section is None else section
     if not -len(sections) <= chosen < len(sections):
-        raise ArgumentError(
-            f"section must be one of the {len(sections)} captured sections, got {section!r}"
-        )
+        raise ArgumentError(f"section must be one of the {len(sections)} captured sections, got {section!r}")
     if section is None and len(sections) > 1:
         warnings.warn(
-            f"the run went through its schedule {len(sections)} times: this is the heat map of the last section (of a long "
-            "video) or round (of FreeInit); section=… chooses",
+            f"the run went through its schedule {len(sections)} times: this is the heat map of the last section (of a "
+            "long video) or round (of FreeInit); section=… chooses",
             GuidanceWarning,
             stacklevel=4,
         )
@@ -135,6 +125,4 @@ def _place(words: tuple[str, ...], label: str, branch: Branch) -> int:
     folded = [word.casefold() for word in words]
     if label.casefold() in folded:
         return folded.index(label.casefold())
-    raise ArgumentError(
-        f"word {label!r} was not captured on branch {branch!r}; captured: {', '.join(words)}"
-    )
+    raise ArgumentError(f"word {label!r} was not captured on branch {branch!r}; captured: {', '.join(words)}")

@@ -32,21 +32,17 @@ _DETAIL = ((None, True, None), (8, True, None), (8, False, None), (4, False, 32)
 
 
 def write_viewer(
-    path: str | Path,
-    clips: Mapping[str, tuple[torch.Tensor, Capture]],
-    *,
-    prompt: str = "",
-    fps: int = 6,
+    path: str | Path, clips: Mapping[str, tuple[torch.Tensor, Capture]], *, prompt: str = "", fps: int = 6
 ) -> Path:
     """Writes a page that plays clips in step and shows where their words looked.
 
-    In the browser: choose a word to lay its maps over the frames, a step and a layer; move the mouse over a clip to rank
-    the words there.
+    In the browser: choose a word to lay its maps over the frames, a step and a layer; move the mouse over a clip to
+    rank the words there.
 
     Args:
         path: of the page, in a folder that exists.
-        clips: name → frames `[F, 3, H, W]` in [0, 1], and what was captured while they were made, of its last run and its
-            first sample. One page takes several, such as with guidance and without.
+        clips: name → frames `[F, 3, H, W]` in [0, 1], and what was captured while they were made, of its last run and
+            its first sample. One page takes several, such as with guidance and without.
         prompt: shown above.
         fps: frames a second.
 
@@ -73,9 +69,7 @@ def write_viewer(
         "prompt": prompt,
         "fps": fps,
         "note": _note(*detail),
-        "clips": [
-            _clip(name, clips[name][0], kept[name][0].words, each) for name, each in groups.items()
-        ],
+        "clips": [_clip(name, clips[name][0], kept[name][0].words, each) for name, each in groups.items()],
     }
     # "</" would end the script that holds it
     text = json.dumps(page, ensure_ascii=False).replace("</", "<\\/")
@@ -122,9 +116,7 @@ def _groups(
         by_step = {step: maps_of[step, layer] for step in steps if (step, layer) in maps_of}
         mean = torch.stack(list(by_step.values())).mean(0)
         found.append((ALL_STEPS, layer, *_as_bytes(mean)))
-        found += [
-            (str(step), layer, *_as_bytes(by_step[step])) for step in shown if step in by_step
-        ]
+        found += [(str(step), layer, *_as_bytes(by_step[step])) for step in shown if step in by_step]
     return found
 
 
@@ -157,9 +149,7 @@ def _clip(name: str, frames: torch.Tensor, words: Sequence[str], groups: Any) ->
     entries, parts, offset = [], [], 0
     for step, layer, scale, maps in groups:
         grid = list(maps.shape[1:])
-        entries.append(
-            {"step": step, "layer": layer, "scale": scale, "grid": grid, "offset": offset}
-        )
+        entries.append({"step": step, "layer": layer, "scale": scale, "grid": grid, "offset": offset})
         parts.append(maps.tobytes())
         offset += maps.size
     return {

@@ -32,9 +32,7 @@ def whole(low: int, high: int) -> Callable[[str], int]:
         except ValueError:
             number = None
         if number is None or not low <= number <= high:
-            raise argparse.ArgumentTypeError(
-                f"must be a whole number from {low} to {high}, got {text!r}"
-            )
+            raise argparse.ArgumentTypeError(f"must be a whole number from {low} to {high}, got {text!r}")
         return number
 
     return read

@@ -28,9 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("operation", nargs="?", default="attention", choices=_BENCHMARKS)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument(
-        "--dtype",
-        choices=_DTYPES,
-        help="default: float32; for all kinds of attention on a GPU bfloat16",
+        "--dtype", choices=_DTYPES, help="default: float32; for all kinds of attention on a GPU bfloat16"
     )
     parser.add_argument("--threads", type=int, help="CPU threads of every arm")
     parser.add_argument("--rounds", type=int, help="timed rounds; the median counts")
@@ -39,21 +37,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--static",
         action="store_true",
-        help="instead: compile the Triton kernels for GPUs that need not be there, and print registers, spills, and per "
-        "loop the instructions per score element and a modelled fraction of peak",
+        help="instead: compile the Triton kernels for GPUs that need not be there, and print registers, spills, and "
+        "per loop the instructions per score element and a modelled fraction of peak",
     )
     parser.add_argument("--targets", help="with --static: targets, separated by commas")
+    parser.add_argument("--all", action="store_true", help="with --static: every case; takes an hour")
     parser.add_argument(
-        "--all", action="store_true", help="with --static: every case; takes an hour"
+        "--objects", action="store_true", help="with --static: the kernels of the CUDA module that was built"
     )
-    parser.add_argument(
-        "--objects",
-        action="store_true",
-        help="with --static: the kernels of the CUDA module that was built",
-    )
-    parser.add_argument(
-        "--processes", type=int, default=2, help="with --static: compilers at work at once"
-    )
+    parser.add_argument("--processes", type=int, default=2, help="with --static: compilers at work at once")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -110,13 +102,9 @@ def _static(options: argparse.Namespace) -> int:
     targets = options.targets.split(",") if options.targets else list(compiled.TARGETS)
     unknown = set(targets) - set(compiled.TARGETS)
     if unknown:
-        raise ArgumentError(
-            f"--targets must be of {', '.join(compiled.TARGETS)}, got {', '.join(sorted(unknown))}"
-        )
+        raise ArgumentError(f"--targets must be of {', '.join(compiled.TARGETS)}, got {', '.join(sorted(unknown))}")
     jobs = [job for job in (cases.whole if options.all else cases.covering)() if job[1] in targets]
-    rows = report.print_table(
-        compiled.collect(jobs[:2] if options.quick else jobs, options.processes)
-    )
+    rows = report.print_table(compiled.collect(jobs[:2] if options.quick else jobs, options.processes))
     if options.json is not None:
         budgets.write(options.json, rows, budgets.compilers())
     return 0

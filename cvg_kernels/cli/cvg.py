@@ -22,17 +22,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "train",
         help="make features, train, test; made again, goes on",
         description="Inverts clips of the shapes world and generates others, keeps the attention maps of the first "
-        "steps in OUTPUT/features, and trains the classifier in OUTPUT/classifier on them. Made again, it goes on where "
-        "it stopped. Several processes or devices: accelerate launch -m cvg_kernels cvg train …",
+        "steps in OUTPUT/features, and trains the classifier in OUTPUT/classifier on them. Made again, it goes on "
+        "where it stopped. Several processes or devices: accelerate launch -m cvg_kernels cvg train …",
     )
     train.add_argument("--output", type=path, default=Path("cvg-run"), help="the run's folder")
     train.add_argument("--features", type=path, help="those of another run; made if not given")
     train.add_argument("--model", type=path, help="a pipeline folder; default: shipped")
     train.add_argument("--clips", type=int, default=Clips.real, help="real clips to invert")
     train.add_argument("--generated", type=int, default=Clips.generated, help="clips to generate")
-    train.add_argument(
-        "--read-steps", type=int, default=Clips.read_steps, help="denoising steps read"
-    )
+    train.add_argument("--read-steps", type=int, default=Clips.read_steps, help="denoising steps read")
     train.add_argument("--noise", action="store_true", help="noise real clips, do not invert them")
     train.add_argument("--no-dual", action="store_true", help="train without the wrong prompts")
     train.add_argument(
@@ -47,13 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Trains and prints the test figures."""
-    for name, least in (
-        ("clips", 0),
-        ("generated", 0),
-        ("read_steps", 1),
-        ("steps", 1),
-        ("batch", 1),
-    ):
+    for name, least in (("clips", 0), ("generated", 0), ("read_steps", 1), ("steps", 1), ("batch", 1)):
         if getattr(options, name) < least:
             flag = name.replace("_", "-")
             raise ArgumentError(f"--{flag} must be at least {least}, got {getattr(options, name)}")
@@ -69,13 +61,19 @@ def run(options: argparse.Namespace) -> int:
 
     accelerator = Accelerator(cpu=options.cpu)
     clips = Clips(
-        real=options.clips, generated=options.generated, noise=options.noise,
-        read_steps=options.read_steps, seed=options.seed,
-    )  # fmt: skip
+        real=options.clips,
+        generated=options.generated,
+        noise=options.noise,
+        read_steps=options.read_steps,
+        seed=options.seed,
+    )
     recipe = Recipe(
-        steps=options.steps, batch=options.batch, dual=not options.no_dual,
-        read_steps=options.read_steps, seed=options.seed,
-    )  # fmt: skip
+        steps=options.steps,
+        batch=options.batch,
+        dual=not options.no_dual,
+        read_steps=options.read_steps,
+        seed=options.seed,
+    )
     if options.features is None:
         with Progress(disable=not accelerator.is_main_process) as bar:
             own = (clips.real + clips.generated) // accelerator.num_processes
@@ -90,9 +88,8 @@ def run(options: argparse.Namespace) -> int:
             )
         accelerator.wait_for_everyone()
     classifier = train_classifier(
-        options.output, recipe, accelerator, features=options.features,
-        **_backbone(options.vision_language),
-    )  # fmt: skip
+        options.output, recipe, accelerator, features=options.features, **_backbone(options.vision_language)
+    )
     if accelerator.is_main_process:
         print(json.dumps(classifier.report, indent=2))
         print(options.output / "classifier")
@@ -114,7 +111,5 @@ def _backbone(vision_language: str | None) -> dict[str, Any]:
         tokenizer = AutoTokenizer.from_pretrained(vision_language, **options)
     except Exception as error:  # what a folder or the hub holds may be anything
         reason = reason_of(error, vision_language)
-        raise ArgumentError(
-            f"--vision-language {vision_language!r} cannot be loaded: {reason}"
-        ) from error
+        raise ArgumentError(f"--vision-language {vision_language!r} cannot be loaded: {reason}") from error
     return {"backbone": {"kind": "vision-language"}, "vision_language": (model, tokenizer)}

@@ -18,7 +18,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         type=path,
         metavar="INPUT",
-        help="a GIF, an MP4 or a folder of frames, cut to a square and to --frames; default: a clip drawn from the seed",
+        help="a GIF, an MP4 or a folder of frames, cut to a square and to --frames; default: a clip drawn from the "
+        "seed",
     )
     parser.add_argument("--prompt", help='what is to be seen: "a blue square"')
     parser.add_argument("--image", type=path, help="a picture of what is to be seen")
@@ -29,10 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="rounds of blur of the depth that is kept: 0 keeps outlines, 3 places, 7 next to nothing; default: 3",
     )
     parser.add_argument(
-        "--temporal-scale",
-        type=float,
-        default=1.0,
-        help="above 1 frames agree more, below they are freer; default: 1",
+        "--temporal-scale", type=float, default=1.0, help="above 1 frames agree more, below they are freer; default: 1"
     )
     parser.add_argument("--guidance", help="further methods, as for generate: vico, vico:stop=0.2")
     parser.add_argument("--words", help="words of the prompt to guide and to show, by commas")
@@ -41,7 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=path, help="a folder with a StructureContentPipeline")
     parser.add_argument(
         "--depth-model",
-        help="for real footage: a folder or the Hub's name of a depth model of transformers; what is named is downloaded",
+        help="for real footage: a folder or the Hub's name of a depth model of transformers; what is named is "
+        "downloaded",
     )
     parser.add_argument("--start", type=int, default=0, help="first frame of INPUT; default: 0")
     parser.add_argument("--every", type=int, help="take every n-th frame of INPUT")
@@ -50,9 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="crop",
         help="how frames of INPUT become squares: crop cuts the middle, pad adds black; default: crop",
     )
-    parser.add_argument(
-        "--fps", type=int, default=6, help="frames a second of what is written; default: 6"
-    )
+    parser.add_argument("--fps", type=int, default=6, help="frames a second of what is written; default: 6")
     for name, kind, default in (
         ("frames", int, 8),
         ("seed", int, 0),
@@ -74,16 +71,12 @@ def run(options: argparse.Namespace) -> int:
         print(f"input: {note}")
     oracle = report["oracle"]
     for name in ("before", "after") if oracle else ():
-        seen = [
-            " ".join(filter(None, (s["colour"], s["shape"], s["direction"]))) for s in oracle[name]
-        ]
+        seen = [" ".join(filter(None, (s["colour"], s["shape"], s["direction"]))) for s in oracle[name]]
         print(f"{name}: {', '.join(seen) or 'nothing that the oracle knows'}")
     if oracle.get("distance") is not None:
         kept = "kept" if oracle["direction"] else "not kept"
         print(f"places {oracle['distance']:.1f} pixels apart, direction {kept}")
-    print(
-        f"{report['seconds']['edit']:.1f} s; written to {options.output}/: {', '.join(report['files'])}"
-    )
+    print(f"{report['seconds']['edit']:.1f} s; written to {options.output}/: {', '.join(report['files'])}")
     if job.methods() and report["guided_steps"] == 0:
         print("cvg-kernels edit: no denoising step was guided", file=sys.stderr)
         return 2

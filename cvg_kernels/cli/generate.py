@@ -14,9 +14,7 @@ from cvg_kernels.generate import run as do
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `generate`."""
-    parser.add_argument(
-        "prompt", nargs="?", help='e.g. "a red circle moving left and a blue square moving right"'
-    )
+    parser.add_argument("prompt", nargs="?", help='e.g. "a red circle moving left and a blue square moving right"')
     parser.add_argument(
         "--prompts",
         type=path,
@@ -38,10 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--words", help="words to guide and to show, separated by commas")
     parser.add_argument("--output", type=path, default=Path("out"), help="folder for the results")
-    parser.add_argument(
-        "--model",
-        help="a local folder or hub id (AnimateDiff, Wan, CogVideoX, HunyuanVideo, LTX …)",
-    )
+    parser.add_argument("--model", help="a local folder or hub id (AnimateDiff, Wan, CogVideoX, HunyuanVideo, LTX …)")
     parser.add_argument("--negative-prompt", help="what the clip should not show")
     for name, kind, default in (
         ("seed", int, 0),
@@ -62,9 +57,7 @@ def run(options: argparse.Namespace) -> int:
         given = "both" if options.prompts else "neither"
         raise ArgumentError(f"prompt or --prompts FILE must be given, got {given}")
     if options.attempts is not None and (options.prompts is None or options.attempts < 1):
-        raise ArgumentError(
-            f"--attempts must be at least 1 and goes with --prompts, got {options.attempts}"
-        )
+        raise ArgumentError(f"--attempts must be at least 1 and goes with --prompts, got {options.attempts}")
     fields = {name: getattr(options, name) for name in vars(options) if name in Job.__annotations__}
     fields["words"] = [word.strip() for word in options.words.split(",")] if options.words else []
     if options.prompts is not None:
@@ -73,11 +66,11 @@ def run(options: argparse.Namespace) -> int:
     print(f"{'':10}  seconds  present  bound  direction  all right")
     for name in ("unguided", "guided"):
         verdict = report["oracle"].get(name, {})
-        cells = [{True: "yes", False: "no"}.get(verdict.get(kind), "-") for kind in
-                 ("present", "bound", "direction", "all_right")]  # fmt: skip
-        print(
-            f"{name:10}  {report['seconds'][name]:7.2f}  {cells[0]:7}  {cells[1]:5}  {cells[2]:9}  {cells[3]}"
-        )
+        cells = [
+            {True: "yes", False: "no"}.get(verdict.get(kind), "-")
+            for kind in ("present", "bound", "direction", "all_right")
+        ]
+        print(f"{name:10}  {report['seconds'][name]:7.2f}  {cells[0]:7}  {cells[1]:5}  {cells[2]:9}  {cells[3]}")
     losses = [entry["loss"] for entry in report["loss"]]
     if losses:
         print(f"loss {losses[0]:.4f} → {losses[-1]:.4f} in {len(losses)} updates")
@@ -121,9 +114,7 @@ def _many(options: argparse.Namespace, fields: dict) -> int:
 
         end = run_all(items, options.output, attempts=attempts, place=place, told=tell)
     if place.rank == 0:
-        print(
-            f"{end.done} of {end.total} done, {end.failed} failed; {options.output}/manifest.jsonl"
-        )
+        print(f"{end.done} of {end.total} done, {end.failed} failed; {options.output}/manifest.jsonl")
     if end.failed:
         if place.rank == 0:
             print(

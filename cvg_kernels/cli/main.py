@@ -46,9 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     # Progress and errors are ours to print; the libraries' own notices only when asked for.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    parser = Parser(
-        prog="cvg-kernels", description="Steer text-to-video diffusion models at inference time."
-    )
+    parser = Parser(prog="cvg-kernels", description="Steer text-to-video diffusion models at inference time.")
     parser.add_argument("--version", action="version", version=f"cvg-kernels {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     wanted = next((word for word in arguments if not word.startswith("-")), None)

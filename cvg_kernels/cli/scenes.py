@@ -18,9 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     train.add_argument("--output", type=Path, default=Path("scenes-run"), help="the run's folder")
     train.add_argument("--device", default="cpu", help="cpu or cuda")
     train.add_argument("--processes", type=int, default=2, help="on a CPU; part of the recipe")
-    train.add_argument(
-        "--from-nothing", action="store_true", help="train the stages whose results ship, too"
-    )
+    train.add_argument("--from-nothing", action="store_true", help="train the stages whose results ship, too")
     for name, value in vars(Recipe()).items():
         train.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
 
@@ -76,13 +74,7 @@ def _train(options: argparse.Namespace) -> int:
 def _gate(options: argparse.Namespace) -> dict:
     from rich.progress import Progress
 
-    from cvg_kernels.scenes.gate import (
-        failures,
-        presence,
-        print_failures,
-        print_presence,
-        prompts_of_things,
-    )
+    from cvg_kernels.scenes.gate import failures, presence, print_failures, print_presence, prompts_of_things
     from cvg_kernels.shapes.pipeline import load_pipeline
 
     if options.seeds < 2:
@@ -121,12 +113,7 @@ def _attribution(options: argparse.Namespace) -> dict:
     with Progress(transient=True) as bar:
         task = bar.add_task("calls", total=options.clips * len(MOTIONS) * len(NOISE))
         found = attribution(
-            pipe,
-            clips=options.clips,
-            seed=options.seed,
-            progress=lambda done: bar.update(task, completed=done),
+            pipe, clips=options.clips, seed=options.seed, progress=lambda done: bar.update(task, completed=done)
         )
     print_attribution(found)
-    return {"model": str(options.model), "clips": options.clips, "seed": options.seed} | {
-        "attribution": found
-    }
+    return {"model": str(options.model), "clips": options.clips, "seed": options.seed} | {"attribution": found}

@@ -1,4 +1,6 @@
-"""`cvg-kernels shapes`: train the shapes pipeline, or score guidance on it: methods, along an option, on long clips."""
+"""`cvg-kernels shapes`: train the shapes pipeline, or score guidance on it:
+methods, along an option, on long clips.
+"""
 
 from __future__ import annotations
 
@@ -33,9 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     _add_scoring(score)
 
-    along = actions.add_parser(
-        "sweep", help="score a guidance method at several values of an option"
-    )
+    along = actions.add_parser("sweep", help="score a guidance method at several values of an option")
     along.add_argument("--method", default="cvg", help="as for generate: cvg, vico:iterations=2")
     along.add_argument("--option", required=True, help="a number of the method: step_size")
     along.add_argument("--values", required=True, help="separated by commas: 0,0.01,0.05")
@@ -52,9 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     edits.add_argument("--prompts", type=int, default=100, help="edits of each kind")
     edits.add_argument("--seed", type=int, default=0)
     edits.add_argument("--model", type=path, help="an editor's folder; default: shipped")
-    edits.add_argument(
-        "--training-run", type=path, help="what it has trained otherwise is scored, too"
-    )
+    edits.add_argument("--training-run", type=path, help="what it has trained otherwise is scored, too")
     edits.add_argument("--groups", help="of the comparisons, by commas; default: all")
     edits.add_argument("--device", default="cpu")
     edits.add_argument("--json", type=path, help="also write the report here")
@@ -68,9 +66,7 @@ def _add_scoring(parser: argparse.ArgumentParser, prompts: int = 200, seed: int 
     parser.add_argument("--model", type=path, help="a pipeline folder; default: shipped")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--json", type=path, help="also write the report here")
-    parser.epilog = (
-        "Several processes share the clips: accelerate launch -m cvg_kernels shapes eval …"
-    )
+    parser.epilog = "Several processes share the clips: accelerate launch -m cvg_kernels shapes eval …"
 
 
 def run(options: argparse.Namespace) -> int:
@@ -160,20 +156,14 @@ def _edits(options: argparse.Namespace, device) -> int:
     place = Place.of_this_process()
     pipe = load_editor(options.model, device)
     others = {} if options.training_run is None else trained_otherwise(options.training_run)
-    measured = groups(
-        pipe, load_pipeline(device=device), edits=options.prompts, seed=options.seed, **others
-    )
+    measured = groups(pipe, load_pipeline(device=device), edits=options.prompts, seed=options.seed, **others)
     chosen = list(measured) if options.groups is None else options.groups.split(",")
     unknown = [name for name in chosen if name not in measured]
     if unknown:
         raise ArgumentError(f"--groups must be of {', '.join(measured)}, got {', '.join(unknown)}")
     measured = {name: measured[name] for name in chosen}
     with Progress(transient=True, disable=place.rank > 0) as bar:
-        tasks = {
-            name: bar.add_task(name, total=options.prompts)
-            for group in measured.values()
-            for name in group.arms
-        }
+        tasks = {name: bar.add_task(name, total=options.prompts) for group in measured.values() for name in group.arms}
         report = evaluate_edits(
             measured,
             model=_name(options),

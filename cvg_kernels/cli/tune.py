@@ -18,16 +18,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--operation", help="tune this one alone; default: all that have a choice")
     parser.add_argument("--rounds", type=int, help="timed rounds; the median counts")
     parser.add_argument("--quick", action="store_true", help="smaller layers and 3 rounds")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="measure and print; write no table of backends"
-    )
+    parser.add_argument("--dry-run", action="store_true", help="measure and print; write no table of backends")
     parser.add_argument("--json", type=path, help="also write the figures here, as they come")
     parser.add_argument(
         "--from-results",
         type=path,
         metavar="FILE",
-        help="instead of measuring: put the figures of a result file of `make gpu` (or of --json) into the package's own "
-        "table",
+        help="instead of measuring: put the figures of a result file of `make gpu` (or of --json) into the package's "
+        "own table",
     )
 
 
@@ -51,8 +49,8 @@ def _measure(options: argparse.Namespace) -> int:
         raise ArgumentError(f"--rounds must be at least 1, got {options.rounds}")
     if options.operation not in (None, *tuning_cases.OPERATIONS):
         raise ArgumentError(
-            f"--operation must be one of {', '.join(tuning_cases.OPERATIONS)} (others have one kernel on each device), got "
-            f"{options.operation!r}"
+            f"--operation must be one of {', '.join(tuning_cases.OPERATIONS)} (others have one kernel on each "
+            f"device), got {options.operation!r}"
         )
     device = _device(torch, options.device)
     operations = tuning_cases.OPERATIONS if options.operation is None else (options.operation,)
@@ -112,18 +110,14 @@ def _take_over(path: Path, *, dry: bool) -> int:
         name: lines for name, lines in shipped.rules.items() if name != report["architecture"]
     }
     for rule in rules:
-        print(
-            f"{rule.operation:20}{_words(rule.when)}: {' → '.join(one.value for one in rule.order)}"
-        )
+        print(f"{rule.operation:20}{_words(rule.when)}: {' → '.join(one.value for one in rule.order)}")
     if dry:
         print(f"not written, as --dry-run says: {len(rules)} rules for {shipped.path}")
         return 0
     try:
         auto.write(shipped.path, tables, made)
     except auto.BadTable as error:
-        raise ArgumentError(
-            f"{path} makes no table, {shipped.path} is as it was: {error}"
-        ) from None
+        raise ArgumentError(f"{path} makes no table, {shipped.path} is as it was: {error}") from None
     print(f"wrote {shipped.path}")
     return 0
 

@@ -4,11 +4,4 @@ from cvg_kernels.composition.classifier import CompositionClassifier
 from cvg_kernels.composition.entities import Entity, entities_of
 from cvg_kernels.composition.features import FeatureReader, Selection, with_context
 
-__all__ = [
-    "CompositionClassifier",
-    "Entity",
-    "FeatureReader",
-    "Selection",
-    "entities_of",
-    "with_context",
-]
+__all__ = ["CompositionClassifier", "Entity", "FeatureReader", "Selection", "entities_of", "with_context"]

@@ -15,14 +15,14 @@ ROLES = 2  # an entity's own maps, and those of the other entities
 class Aggregator(nn.Module):
     """θ_agg: the maps of an entity at each step → a spatio-temporal volume per step.
 
-    A map m (of a layer, a head and a role) is standardised with the statistics of training, x_m = (A_m − μ_m) / σ_m, and
-    becomes one token: a projection of the flattened x_m plus embeddings of layer, head, role and timestep. A transformer
-    lets the tokens see each other and turns each into the weights of its map,
+    A map m (of a layer, a head and a role) is standardised with the statistics of training, x_m = (A_m − μ_m) / σ_m,
+    and becomes one token: a projection of the flattened x_m plus embeddings of layer, head, role and timestep. A
+    transformer lets the tokens see each other and turns each into the weights of its map,
 
         Â[c] = M^(−1/2) · Σ_m w_{m,c} · x_m
 
-    so that the volume keeps place and time as the generator had them. The CVG paper says "Transformer aggregation" with
-    layer, head and temporal embeddings and gives neither read-out nor sizes; these are ours.
+    so that the volume keeps place and time as the generator had them. The CVG paper says "Transformer aggregation"
+    with layer, head and temporal embeddings and gives neither read-out nor sizes; these are ours.
 
     Args:
         selection: which maps.
@@ -56,12 +56,10 @@ class Aggregator(nn.Module):
         self.of_layer = nn.Embedding(len(selection.layers), width)
         self.of_head = nn.Embedding(max(selection.heads), width)
         self.of_role = nn.Embedding(ROLES, width)
-        self.of_time = nn.Sequential(
-            nn.Linear(width, width), nn.GELU(approximate="tanh"), nn.Linear(width, width)
-        )
+        self.of_time = nn.Sequential(nn.Linear(width, width), nn.GELU(approximate="tanh"), nn.Linear(width, width))
         block = nn.TransformerEncoderLayer(
             width, heads, 2 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
-        )  # fmt: skip
+        )
         self.blocks = nn.TransformerEncoder(block, depth, enable_nested_tensor=False)
         self.weigh = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, channels))
 

@@ -27,9 +27,7 @@ class SmallVideoNet(nn.Module):
 
     kind = "small-video-net"
 
-    def __init__(
-        self, labels: Sequence[str], channels: int, *, width: int = 24, dropout: float = 0.2
-    ) -> None:
+    def __init__(self, labels: Sequence[str], channels: int, *, width: int = 24, dropout: float = 0.2) -> None:
         super().__init__()
         self.settings = {"width": width, "dropout": dropout}
         self.look = nn.Sequential(
@@ -55,9 +53,9 @@ class SmallVideoNet(nn.Module):
 class VisionLanguage(nn.Module):
     """A frozen model of images and text (CLIP, SigLIP); the head is its text embeddings of the labels.
 
-    A trained 1×1×1 convolution paints each frame of the volume in three channels; the frames are laid out on one sheet,
-    row by row, and the sheet is what the model sees: it knows no time, and so time becomes place. The logits are
-    the scaled cosines of the sheet's embedding and those of the labels' sentences.
+    A trained 1×1×1 convolution paints each frame of the volume in three channels; the frames are laid out on one
+    sheet, row by row, and the sheet is what the model sees: it knows no time, and so time becomes place. The logits
+    are the scaled cosines of the sheet's embedding and those of the labels' sentences.
 
     Args:
         labels: Y.
@@ -71,9 +69,15 @@ class VisionLanguage(nn.Module):
     kind = "vision-language"
 
     def __init__(
-        self, labels: Sequence[str], channels: int, *, model: nn.Module, tokenizer: Any,
-        template: str = "something moving {}", scale: float = 20.0,
-    ) -> None:  # fmt: skip
+        self,
+        labels: Sequence[str],
+        channels: int,
+        *,
+        model: nn.Module,
+        tokenizer: Any,
+        template: str = "something moving {}",
+        scale: float = 20.0,
+    ) -> None:
         super().__init__()
         self.settings = {"template": template, "scale": scale}
         self.model = model.eval().requires_grad_(False)
@@ -89,9 +93,7 @@ class VisionLanguage(nn.Module):
         sentences = [self.settings["template"].format(label) for label in labels]
         tokens = self.tokenizer(sentences, padding=True, return_tensors="pt")
         tokens = {name: ids.to(self.model.device) for name, ids in tokens.items()}
-        accepted = {
-            name: tokens[name] for name in ("input_ids", "attention_mask") if name in tokens
-        }
+        accepted = {name: tokens[name] for name in ("input_ids", "attention_mask") if name in tokens}
         return normalize(_pooled(self.model.get_text_features(**accepted)), dim=-1)
 
     def train(self, mode: bool = True) -> VisionLanguage:
@@ -106,15 +108,13 @@ class VisionLanguage(nn.Module):
         side = math.ceil(math.sqrt(frames.shape[1]))
         size = self.model.config.vision_config.image_size
         tile = size // side
-        tiles = interpolate(
-            frames.flatten(0, 1), (tile, tile), mode="bilinear", align_corners=False
-        ).unflatten(0, frames.shape[:2])  # fmt: skip
+        tiles = interpolate(frames.flatten(0, 1), (tile, tile), mode="bilinear", align_corners=False).unflatten(
+            0, frames.shape[:2]
+        )
         sheet = volume.new_zeros(len(volume), 3, size, size)
         for at in range(frames.shape[1]):
             row, column = divmod(at, side)
-            sheet[
-                :, :, row * tile : (row + 1) * tile, column * tile : (column + 1) * tile
-            ] = tiles[:, at]  # fmt: skip
+            sheet[:, :, row * tile : (row + 1) * tile, column * tile : (column + 1) * tile] = tiles[:, at]
         return sheet
 
     def forward(self, volume: torch.Tensor) -> torch.Tensor:
@@ -131,9 +131,7 @@ def _leave_out_model(module: nn.Module, state: dict, prefix: str, metadata: dict
 
 def _expect_no_model(module: nn.Module, incompatible: Any) -> None:
     """The other side of `_leave_out_model`: the frozen model is not missed."""
-    incompatible.missing_keys[:] = [
-        name for name in incompatible.missing_keys if "backbone.model." not in f".{name}"
-    ]
+    incompatible.missing_keys[:] = [name for name in incompatible.missing_keys if "backbone.model." not in f".{name}"]
 
 
 def _pooled(features: Any) -> torch.Tensor:

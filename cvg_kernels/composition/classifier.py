@@ -67,9 +67,11 @@ class CompositionClassifier(nn.Module):
         self.report = training or {}
         self.aggregator = Aggregator(selection, self.timesteps, **(aggregator or {}))
         self.backbone = build_backbone(
-            backbone or {"kind": SmallVideoNet.kind}, self.labels,
-            self.aggregator.settings["channels"], vision_language,
-        )  # fmt: skip
+            backbone or {"kind": SmallVideoNet.kind},
+            self.labels,
+            self.aggregator.settings["channels"],
+            vision_language,
+        )
 
     def step_logits(self, maps: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """Logits `[N, T, labels]` of each step by itself.
@@ -112,10 +114,15 @@ class CompositionClassifier(nn.Module):
                 f"labels can be changed with a {VisionLanguage.kind!r} backbone only, got {self.backbone.kind!r}"
             )
         other = CompositionClassifier(
-            labels, self.selection, self.timesteps, self.fingerprint,
-            aggregator=self.aggregator.settings, backbone=self._backbone_settings(),
-            vision_language=(self.backbone.model, self.backbone.tokenizer), training=self.report,
-        )  # fmt: skip
+            labels,
+            self.selection,
+            self.timesteps,
+            self.fingerprint,
+            aggregator=self.aggregator.settings,
+            backbone=self._backbone_settings(),
+            vision_language=(self.backbone.model, self.backbone.tokenizer),
+            training=self.report,
+        )
         state = self.state_dict()
         state.pop("backbone.text")  # the one thing that is of the labels
         other.load_state_dict(state, strict=False)
@@ -136,9 +143,7 @@ class CompositionClassifier(nn.Module):
         found = fingerprint(denoisers_of(pipe)[0], list(self.fingerprint["norms"]))
         missing = [name for name in self.fingerprint["norms"] if name not in found["norms"]]
         if missing:
-            raise ArgumentError(
-                f"pipe must have the layers that the classifier reads, {missing[0]!r} is not there"
-            )
+            raise ArgumentError(f"pipe must have the layers that the classifier reads, {missing[0]!r} is not there")
         other = copy.copy(self)
         other.fingerprint = found
         return other
@@ -155,8 +160,8 @@ class CompositionClassifier(nn.Module):
         reason = difference(self.fingerprint, denoisers_of(pipe)[0])
         if reason is not None:
             raise ArgumentError(
-                f"classifier does not fit the pipeline: {reason}; train one for it with `cvg-kernels cvg train`, or use "
-                "classifier.taken_to(pipe) if its denoiser was trained on from the classifier's"
+                f"classifier does not fit the pipeline: {reason}; train one for it with `cvg-kernels cvg train`, or "
+                "use classifier.taken_to(pipe) if its denoiser was trained on from the classifier's"
             )
 
     def save(self, folder: str | Path) -> None:
@@ -180,9 +185,7 @@ class CompositionClassifier(nn.Module):
         write_json(folder / _SETTINGS, settings | {"weights": digest(folder / _WEIGHTS)})
 
     @classmethod
-    def load(
-        cls, folder: str | Path, pipe: Any = None, *, vision_language: Any = None
-    ) -> CompositionClassifier:
+    def load(cls, folder: str | Path, pipe: Any = None, *, vision_language: Any = None) -> CompositionClassifier:
         """Reads what `save` wrote, in eval mode.
 
         Args:
@@ -203,24 +206,25 @@ class CompositionClassifier(nn.Module):
             raise ArgumentError(
                 f"{folder / _SETTINGS} is of other weights than {folder / _WEIGHTS}: save the classifier again"
             )
-        selection = Selection(
-            tuple(settings["layers"]), tuple(settings["heads"]), tuple(settings["grid"])
-        )
+        selection = Selection(tuple(settings["layers"]), tuple(settings["heads"]), tuple(settings["grid"]))
 
         def make() -> CompositionClassifier:
             return cls(
-                settings["labels"], selection, settings["timesteps"], settings["model"],
-                aggregator=settings["aggregator"], backbone=settings["backbone"],
-                vision_language=vision_language, training=settings["training"],
-            )  # fmt: skip
+                settings["labels"],
+                selection,
+                settings["timesteps"],
+                settings["model"],
+                aggregator=settings["aggregator"],
+                backbone=settings["backbone"],
+                vision_language=vision_language,
+                training=settings["training"],
+            )
 
         # The file of weights bounds what is made in memory: settings alone could ask for any size.
         with torch.device("meta"):
             aggregator = Aggregator(selection, settings["timesteps"], **settings["aggregator"])
         check_shapes(folder / _WEIGHTS, _shapes(aggregator, "aggregator."), part="aggregator.")
-        if (
-            settings["backbone"]["kind"] == SmallVideoNet.kind
-        ):  # the others are of a model that is there
+        if settings["backbone"]["kind"] == SmallVideoNet.kind:  # the others are of a model that is there
             with torch.device("meta"):
                 check_shapes(folder / _WEIGHTS, _shapes(make()))
         made = make()

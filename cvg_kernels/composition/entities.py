@@ -17,8 +17,7 @@ _PARTS = re.compile(r"\s*(?:,|;|\.|\band\b|\bwhile\b)\s*", re.IGNORECASE)
 _ARTICLE = re.compile(r"^(?:a|an|the|one)\s+", re.IGNORECASE)
 #: What ends the phrase of an entity: a verb of motion, with what may stand around it.
 _VERB = re.compile(
-    r"\b(?:is |are )?(?:moving|moves|move|going|goes|go|flying|flies|running|runs|sliding|slides)\b",
-    re.IGNORECASE,
+    r"\b(?:is |are )?(?:moving|moves|move|going|goes|go|flying|flies|running|runs|sliding|slides)\b", re.IGNORECASE
 )
 
 
@@ -38,8 +37,8 @@ class Entity:
 def entities_of(prompt: str, labels: Sequence[str]) -> list[Entity]:
     """Reads the entities of a prompt and their labels.
 
-    The prompt is cut at "and", "while" and punctuation; of each part the words between the article and a verb of motion
-    are the entity, and the first label among the words behind them is its label.
+    The prompt is cut at "and", "while" and punctuation; of each part the words between the article and a verb of
+    motion are the entity, and the first label among the words behind them is its label.
 
     Args:
         prompt: e.g. "a red circle moving left and a blue square moving right".

@@ -32,9 +32,7 @@ class Selection:
     grid: Grid
 
     @classmethod
-    def of(
-        cls, denoiser: nn.Module, grid: Grid, layers: Callable[[str], bool] = lambda name: True
-    ) -> Selection:
+    def of(cls, denoiser: nn.Module, grid: Grid, layers: Callable[[str], bool] = lambda name: True) -> Selection:
         """The text layers of a denoiser.
 
         Args:
@@ -45,11 +43,7 @@ class Selection:
         Raises:
             ArgumentError: if no layer is left.
         """
-        chosen = [
-            layer
-            for layer in attention_layers(denoiser)
-            if layer.kind == "cross" and layers(layer.name)
-        ]
+        chosen = [layer for layer in attention_layers(denoiser) if layer.kind == "cross" and layers(layer.name)]
         if not chosen:
             raise ArgumentError("layers selects no text cross-attention layer of the denoiser")
         names = tuple(layer.name for layer in chosen)
@@ -80,14 +74,10 @@ class FeatureReader:
         ArgumentError: for a layer that is not there.
     """
 
-    def __init__(
-        self, denoiser: nn.Module, selection: Selection, table: TokenTable, backend: str = "auto"
-    ) -> None:
+    def __init__(self, denoiser: nn.Module, selection: Selection, table: TokenTable, backend: str = "auto") -> None:
         self.selection = selection
         self.table = table
-        self._capture = LayerCapture(
-            denoiser, table.ids, selection.layers, head_reduction="none", backend=backend
-        )  # fmt: skip
+        self._capture = LayerCapture(denoiser, table.ids, selection.layers, head_reduction="none", backend=backend)
 
     def __enter__(self) -> FeatureReader:
         self._capture.__enter__()
@@ -108,9 +98,7 @@ class FeatureReader:
         maps = []
         for name in self.selection.layers:
             entity = self.table.by_word(captured[name]).transpose(1, 2)  # [B, E, heads, F, h, w]
-            flat = interpolate(
-                entity.flatten(0, 1), self.selection.grid, mode="trilinear", align_corners=False
-            )
+            flat = interpolate(entity.flatten(0, 1), self.selection.grid, mode="trilinear", align_corners=False)
             maps.append(flat.unflatten(0, entity.shape[:2]))
         return torch.cat(maps, dim=2)
 

@@ -9,8 +9,8 @@ from torch import nn
 
 from cvg_kernels.pipeline.models import MODELS, unwrap
 
-#: Relative. Rounding to bfloat16 changes a norm by far less than the first; to 8 bits (layer-wise casting) by 2e-3 in the
-#: shapes model.
+#: Relative. Rounding to bfloat16 changes a norm by far less than the first; to 8 bits (layer-wise casting) by 2e-3 in
+#: the shapes model.
 _TOLERANCE, _TOLERANCE_8_BITS = 2e-3, 1e-2
 
 

@@ -27,9 +27,7 @@ def read_settings(path: Path, form: int) -> dict[str, Any]:
     """
     found = read_object(path)
     if found.get("format") != form:
-        raise ArgumentError(
-            f"classifier must be of format {form}, got {found.get('format')!r:.80} in {path.parent}"
-        )
+        raise ArgumentError(f"classifier must be of format {form}, got {found.get('format')!r:.80} in {path.parent}")
     for name, (good, what) in _FIELDS.items():
         if not good(found.get(name)):
             raise ArgumentError(f"{path} must have {name}: {what}; got {found.get(name)!r:.80}")
@@ -41,9 +39,7 @@ def read_settings(path: Path, form: int) -> dict[str, Any]:
 
 
 def _some(good: Callable[[Any], bool], least: int = 1) -> Callable[[Any], bool]:
-    return lambda value: (
-        isinstance(value, list) and least <= len(value) <= _MOST and all(map(good, value))
-    )
+    return lambda value: isinstance(value, list) and least <= len(value) <= _MOST and all(map(good, value))
 
 
 def _is_number(value: Any) -> bool:
@@ -89,9 +85,7 @@ def _is_backbone(value: Any) -> bool:
     if not isinstance(value, dict) or not _is_text(value.get("kind")):
         return False
     kinds = {"width": _is_size, "dropout": _is_share, "template": _is_template, "scale": _is_number}
-    return all(
-        name == "kind" or (name in kinds and kinds[name](one)) for name, one in value.items()
-    )
+    return all(name == "kind" or (name in kinds and kinds[name](one)) for name, one in value.items())
 
 
 def _is_share(value: Any) -> bool:
@@ -100,9 +94,7 @@ def _is_share(value: Any) -> bool:
 
 def _is_template(value: Any) -> bool:
     """A sentence with one place for a label: `str.format` could look into objects, and make any length."""
-    return (
-        _is_text(value) and value.count("{}") == 1 and not set("{}") & set(value.replace("{}", ""))
-    )
+    return _is_text(value) and value.count("{}") == 1 and not set("{}") & set(value.replace("{}", ""))
 
 
 _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {

@@ -69,8 +69,8 @@ def predict_image_embedding(
 ) -> torch.Tensor:
     """Predicts, from the embedding of a text, that of an image it describes.
 
-    Without a scheduler the prior is a regression: its answer to no image at all. With one it is a diffusion model of image
-    embeddings, sampled.
+    Without a scheduler the prior is a regression: its answer to no image at all. With one it is a diffusion model of
+    image embeddings, sampled.
 
     Args:
         prior: a `diffusers.PriorTransformer`.

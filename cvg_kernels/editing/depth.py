@@ -13,8 +13,8 @@ from torch.nn.functional import interpolate
 
 from cvg_kernels.errors import ArgumentError, check_flag, is_whole
 
-#: Distances are taken to be at least this share of the clip's largest before they are inverted: a pixel that is estimated
-#: at 0 would else leave all others black.
+#: Distances are taken to be at least this share of the clip's largest before they are inverted: a pixel that is
+#: estimated at 0 would else leave all others black.
 _NEAREST = 0.01
 #: Sides of frames that a network without patches can take.
 _MULTIPLES = {"glpn": 32}
@@ -22,22 +22,18 @@ _MULTIPLES = {"glpn": 32}
 
 @torch.no_grad()
 def estimate_depth(
-    model: Any,
-    frames: torch.Tensor,
-    processor: Any = None,
-    *,
-    distance: bool | None = None,
-    chunk: int = 8,
+    model: Any, frames: torch.Tensor, processor: Any = None, *, distance: bool | None = None, chunk: int = 8
 ) -> torch.Tensor:
     """Estimates the depth of frames, larger nearer, whatever the model gives.
 
-    Models that give nearness (MiDaS, Depth Anything) are taken as they are; of distances d it is 1 / max(d, d_max / 100)
-    with the clip's largest distance d_max. Frames are estimated one by one, so a relative model may flicker.
+    Models that give nearness (MiDaS, Depth Anything) are taken as they are; of distances d it is 1 / max(d, d_max /
+    100) with the clip's largest distance d_max. Frames are estimated one by one, so a relative model may flicker.
 
     Args:
         model: a depth model of `transformers`.
         frames: `[F, 3, H, W]` in [0, 1].
-        processor: the image processor of the model; `None` gives it the frames in [−1, 1], in the nearest size it can take.
+        processor: the image processor of the model; `None` gives it the frames in [−1, 1], in the nearest size it can
+            take.
         distance: whether the model gives distances; `None` lets its configuration say (`gives_distance`).
         chunk: frames that go through the model at a time.
 
@@ -47,15 +43,8 @@ def estimate_depth(
     Raises:
         ArgumentError: if an argument does not fit, or the model gives what is no depth.
     """
-    if (
-        frames.ndim != 4
-        or frames.shape[1] != 3
-        or not frames.is_floating_point()
-        or not len(frames)
-    ):
-        raise ArgumentError(
-            f"frames must be floating point [F, 3, H, W], got {frames.dtype} {tuple(frames.shape)}"
-        )
+    if frames.ndim != 4 or frames.shape[1] != 3 or not frames.is_floating_point() or not len(frames):
+        raise ArgumentError(f"frames must be floating point [F, 3, H, W], got {frames.dtype} {tuple(frames.shape)}")
     if not is_whole(chunk, 1):
         raise ArgumentError(f"chunk must be a whole number of at least 1, got {chunk!r}")
     if distance is None:
@@ -109,10 +98,10 @@ def load_depth_model(source: Any, device: torch.device | None = None) -> tuple[A
     """Finds a depth model and its image processor.
 
     Args:
-        source: the folder of a saved model; the name of a model on the Hub, which is downloaded if it is not in the cache
-            (and not under `HF_HUB_OFFLINE=1`); a `transformers` pipeline for depth estimation; a pair (model, processor),
-            where `None` for the processor stands for a network that takes frames in [−1, 1]; or a model alone that was
-            loaded from a place where its processor is found without a download.
+        source: the folder of a saved model; the name of a model on the Hub, which is downloaded if it is not in the
+            cache (and not under `HF_HUB_OFFLINE=1`); a `transformers` pipeline for depth estimation; a pair (model,
+            processor), where `None` for the processor stands for a network that takes frames in [−1, 1]; or a model
+            alone that was loaded from a place where its processor is found without a download.
         device: where a model that is loaded here is put.
 
     Returns:
@@ -131,8 +120,8 @@ def load_depth_model(source: Any, device: torch.device | None = None) -> tuple[A
     if isinstance(model, nn.Module) and getattr(source, "image_processor", None) is not None:
         return model, source.image_processor
     raise ArgumentError(
-        "depth_model must be a depth model of transformers, a pair (model, image processor), a depth-estimation pipeline, "
-        f"or the folder or name of one, got {type(source).__name__}"
+        "depth_model must be a depth model of transformers, a pair (model, image processor), a depth-estimation "
+        f"pipeline, or the folder or name of one, got {type(source).__name__}"
     )
 
 
@@ -162,8 +151,8 @@ def _processor_of(model: nn.Module) -> Any:
         pass  # said below, with what helps
     raise ArgumentError(
         f"depth_model must come with its image processor, which is not beside {type(model).__name__} "
-        f"({place or 'not loaded from anywhere'}): give the pair (model, processor), or (model, None) for one that takes "
-        "frames in [-1, 1]"
+        f"({place or 'not loaded from anywhere'}): give the pair (model, processor), or (model, None) for one that "
+        "takes frames in [-1, 1]"
     )
 
 

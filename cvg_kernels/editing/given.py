@@ -41,13 +41,9 @@ def check_call(
     if prompt is None and image is None:
         raise ArgumentError("prompt or image must be given, got neither")
     if not is_whole(structure, 0) or structure > MOST_ROUNDS:
-        raise ArgumentError(
-            f"structure must be a whole number from 0 to {MOST_ROUNDS}, got {structure!r}"
-        )
+        raise ArgumentError(f"structure must be a whole number from 0 to {MOST_ROUNDS}, got {structure!r}")
     if not is_whole(num_inference_steps, 1):
-        raise ArgumentError(
-            f"num_inference_steps must be a whole number of at least 1, got {num_inference_steps!r}"
-        )
+        raise ArgumentError(f"num_inference_steps must be a whole number of at least 1, got {num_inference_steps!r}")
     number = isinstance(guidance_scale, (int, float)) and not isinstance(guidance_scale, bool)
     if not (number and math.isfinite(guidance_scale)):
         raise ArgumentError(f"guidance_scale must be a finite number, got {guidance_scale!r}")
@@ -58,9 +54,7 @@ def check_call(
             stacklevel=4,
         )
     if output_type not in _OUTPUTS:
-        raise ArgumentError(
-            f"output_type must be one of {', '.join(_OUTPUTS)}, got {output_type!r}"
-        )
+        raise ArgumentError(f"output_type must be one of {', '.join(_OUTPUTS)}, got {output_type!r}")
 
 
 def common_count(**counts: int) -> int:
@@ -102,13 +96,9 @@ def check_generator(generator: Any, batch: int) -> None:
     several = isinstance(generator, (list, tuple))
     for one in generator if several else [generator]:
         if not isinstance(one, torch.Generator) and (several or one is not None):
-            raise ArgumentError(
-                f"generator must be a torch.Generator or one for each clip, got {_described(one)}"
-            )
+            raise ArgumentError(f"generator must be a torch.Generator or one for each clip, got {_described(one)}")
     if several and len(generator) != batch:
-        raise ArgumentError(
-            f"generator must be one or one for each of {batch} clips, got {len(generator)}"
-        )
+        raise ArgumentError(f"generator must be one or one for each of {batch} clips, got {len(generator)}")
 
 
 def texts_of(name: str, prompt: str | Sequence[str] | None) -> list[str] | None:
@@ -142,7 +132,8 @@ def images_in(image: Any) -> int:
 
 
 def clips_of(video: Any, size: tuple[int, int]) -> torch.Tensor:
-    """Makes clips `[B, F, 3, H, W]` in [0, 1], resized alike whatever they were given as, and cut where they are too wide.
+    """Makes clips `[B, F, 3, H, W]` in [0, 1], resized alike whatever they were given as, and cut where they are too
+    wide.
 
     The processors of diffusers resize pictures of PIL smoothly and tensors by the nearest pixel, and squeeze both.
 
@@ -188,9 +179,7 @@ def pictures_of(processor: Any, image: Any, batch: int) -> torch.Tensor:
     except ArgumentError:
         raise
     except _REFUSED as error:
-        raise ArgumentError(
-            f"image must be one image or one a clip, got {_described(image)}: {error}"
-        ) from None
+        raise ArgumentError(f"image must be one image or one a clip, got {_described(image)}: {error}") from None
     if len(pixels) not in (1, batch) or pixels.shape[1] != 3:
         raise ArgumentError(
             f"image must have 3 colour channels, one or one for each of {batch} clips, got {tuple(pixels.shape)}"
@@ -212,9 +201,7 @@ def depth_of(depth: Any, clips: torch.Tensor | None, size: tuple[int, int]) -> t
     given = depth
     depth = torch.from_numpy(depth) if _is_numbers(depth) else depth
     if not torch.is_tensor(depth) or depth.ndim not in (3, 4) or not depth.numel():
-        raise ArgumentError(
-            f"depth must be a tensor or array [F, H, W] or [B, F, H, W], got {_described(given)}"
-        )
+        raise ArgumentError(f"depth must be a tensor or array [F, H, W] or [B, F, H, W], got {_described(given)}")
     depth = depth.float() if depth.ndim == 4 else depth.float()[None]
     if not bool(depth.isfinite().all()):
         raise ArgumentError("depth must be finite, got infinite numbers or NaN")
@@ -231,10 +218,7 @@ def cropped(frames: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
     if (high, wide) == tuple(size):
         return frames
     scale = max(size[0] / high, size[1] / wide)
-    scaled = [
-        max(math.ceil(side * scale - 1e-6), least)
-        for side, least in zip((high, wide), size, strict=True)
-    ]
+    scaled = [max(math.ceil(side * scale - 1e-6), least) for side, least in zip((high, wide), size, strict=True)]
     if scaled != [high, wide]:
         frames = interpolate(frames, scaled, mode="bilinear", antialias=True)
     top, left = (scaled[0] - size[0]) // 2, (scaled[1] - size[1]) // 2
@@ -292,9 +276,5 @@ def _described(value: Any) -> str:
     if shape is not None:
         return f"{type(value).__name__} {tuple(shape)}"
     if isinstance(value, (list, tuple)):
-        return (
-            f"a {type(value).__name__} of {len(value)} {type(value[0]).__name__}"
-            if value
-            else "an empty list"
-        )
+        return f"a {type(value).__name__} of {len(value)} {type(value[0]).__name__}" if value else "an empty list"
     return type(value).__name__

@@ -10,24 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import (
-    AutoencoderKL,
-    DDIMScheduler,
-    DiffusionPipeline,
-    PriorTransformer,
-    UNetMotionModel,
-)
+from diffusers import AutoencoderKL, DDIMScheduler, DiffusionPipeline, PriorTransformer, UNetMotionModel
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from diffusers.video_processor import VideoProcessor
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer, PreTrainedModel
 
-from cvg_kernels.editing.content import (
-    content_tokens,
-    embed_images,
-    embed_texts,
-    predict_image_embedding,
-)
+from cvg_kernels.editing.content import content_tokens, embed_images, embed_texts, predict_image_embedding
 from cvg_kernels.editing.depth import estimate_depth
 from cvg_kernels.editing.given import (
     check_call,
@@ -41,11 +30,7 @@ from cvg_kernels.editing.given import (
     texts_in,
     texts_of,
 )
-from cvg_kernels.editing.structure import (
-    structure_channels,
-    structure_latents,
-    structure_maps,
-)
+from cvg_kernels.editing.structure import structure_channels, structure_latents, structure_maps
 from cvg_kernels.errors import ArgumentError, is_whole
 from cvg_kernels.pipeline.temporal_layers import temporal_layers_off
 
@@ -72,13 +57,13 @@ class StructureContentPipeline(DiffusionPipeline):
         frames = pipe(video=clip, prompt="a blue square", structure=2).frames[0]
 
     Structure is the depth of every frame after t_s rounds of blur (`structure_maps`), encoded by the clip's own
-    autoencoder and put beside the noisy latents together with t_s. Content is the CLIP embedding of an image, or one that
-    the prior predicts from the text, read by cross-attention behind the words of the prompt:
+    autoencoder and put beside the noisy latents together with t_s. Content is the CLIP embedding of an image, or one
+    that the prior predicts from the text, read by cross-attention behind the words of the prompt:
 
         v̂ = v_∅ + ω (v_c − v_∅),    v = v_θ([z_t, E(s), t_s], t, [words, content])
 
-    where ∅ has the words of the negative prompt and no content, and the structure stays. Gen-1 itself has no words there:
-    here they make the maps of words visible to `capture` and steerable by Vico and CVG. Its temporal scale is
+    where ∅ has the words of the negative prompt and no content, and the structure stays. Gen-1 itself has no words
+    there: here they make the maps of words visible to `capture` and steerable by Vico and CVG. Its temporal scale is
     `Gen1(temporal_scale=…)`, attached as to any pipeline.
 
     Args:
@@ -197,8 +182,7 @@ class StructureContentPipeline(DiffusionPipeline):
             count = len(self.tokenizer(text, truncation=True, max_length=_EVERYTHING).input_ids)
             if count > longest:
                 warnings.warn(
-                    f"the end of a prompt is not read: {longest} of its {count} tokens are, of {text!r}",
-                    stacklevel=4,
+                    f"the end of a prompt is not read: {longest} of its {count} tokens are, of {text!r}", stacklevel=4
                 )
 
     # -- the call
@@ -243,12 +227,12 @@ class StructureContentPipeline(DiffusionPipeline):
         Args:
             video: a clip, or several of one length: PIL images, arrays `[F, H, W, 3]` or tensors `[F, 3, H, W]` in
                 [0, 1], or a batch of such. Only its depth is read.
-            prompt: what is to be seen, one text or one a clip. It is the content unless there is an image; its words are
-                read as well.
+            prompt: what is to be seen, one text or one a clip. It is the content unless there is an image; its words
+                are read as well.
             image: shows what is to be seen: one image (PIL, an array or `[3, H, W]`) or one a clip.
             structure: t_s, rounds of blur that the depth goes through: 0 keeps outlines, 7 next to nothing.
-            depth: tensor or array `[F, H, W]` or `[B, F, H, W]`, larger nearer, in the place of an estimate; video may be
-                left out then.
+            depth: tensor or array `[F, H, W]` or `[B, F, H, W]`, larger nearer, in the place of an estimate; video may
+                be left out then.
             negative_prompt: words of the branch without content.
             height: of the edited clip in pixels; `None` takes what the denoiser was trained on, as does `width`.
             width: likewise.
@@ -277,10 +261,7 @@ class StructureContentPipeline(DiffusionPipeline):
         )
         shown = callback_on_step_end_tensor_inputs
         check_callback(callback_on_step_end, shown, self._callback_tensor_inputs)
-        prompt, negative = (
-            texts_of("prompt", prompt),
-            texts_of("negative_prompt", negative_prompt),
-        )
+        prompt, negative = (texts_of("prompt", prompt), texts_of("negative_prompt", negative_prompt))
         self._warn_of_long((prompt or []) + (negative or []))
         device, dtype = self._execution_device, self.unet.dtype
         size = self._size(height, width)
@@ -288,10 +269,7 @@ class StructureContentPipeline(DiffusionPipeline):
         given = None if depth is None else depth_of(depth, clips, size).to(device)
         depth = self._depth(clips, given)
         batch = common_count(
-            video=len(depth),
-            prompt=texts_in(prompt),
-            negative_prompt=texts_in(negative),
-            image=images_in(image),
+            video=len(depth), prompt=texts_in(prompt), negative_prompt=texts_in(negative), image=images_in(image)
         )
         check_generator(generator, batch)
         generator = list(generator) if isinstance(generator, tuple) else generator
@@ -300,18 +278,14 @@ class StructureContentPipeline(DiffusionPipeline):
         frames = depth.shape[1]
         longest = self.unet.config.motion_max_seq_length
         if frames > longest:
-            raise ArgumentError(
-                f"video must have at most {longest} frames with this denoiser, got {frames}"
-            )
+            raise ArgumentError(f"video must have at most {longest} frames with this denoiser, got {frames}")
         seen = structure_maps(depth, structure)
         channels = structure_channels(structure_latents(self.vae, seen), structure).to(dtype)
 
         self._guidance_scale = guidance_scale
         guided = self.do_classifier_free_guidance
         words, no_words = self.encode_prompt(prompt, device, 1, guided, negative, batch_size=batch)
-        pictures = (
-            None if image is None else pictures_of(self.video_processor, image, batch).to(device)
-        )
+        pictures = None if image is None else pictures_of(self.video_processor, image, batch).to(device)
         texts = prompt * batch if texts_in(prompt) == 1 and prompt else prompt
         content = self.encode_content(texts, pictures, generator).to(words.dtype)
         text = torch.cat([words, content_tokens(content, words.shape[-1])], 1)
@@ -360,22 +334,15 @@ class StructureContentPipeline(DiffusionPipeline):
                 noisy = torch.cat([latents] * (len(channels) // len(latents)))
                 noisy = self.scheduler.scale_model_input(noisy, timestep)
                 prediction = self.unet(
-                    torch.cat([noisy, channels], 1),
-                    timestep,
-                    encoder_hidden_states=text,
-                    return_dict=False,
+                    torch.cat([noisy, channels], 1), timestep, encoder_hidden_states=text, return_dict=False
                 )[0]
                 if self.do_classifier_free_guidance:
                     without, with_content = prediction.chunk(2)
                     prediction = without + self._guidance_scale * (with_content - without)
-                latents = self.scheduler.step(
-                    prediction, timestep, latents, return_dict=False, **options
-                )[0]
+                latents = self.scheduler.step(prediction, timestep, latents, return_dict=False, **options)[0]
                 if callback is not None:
                     values = {"latents": latents} if "latents" in shown else {}
-                    latents = (callback(self, index, timestep, values) or {}).get(
-                        "latents", latents
-                    )
+                    latents = (callback(self, index, timestep, values) or {}).get("latents", latents)
                 bar.update()
         return latents
 

@@ -1,4 +1,6 @@
-"""Structure: how near everything is, with as much detail as is asked for, as a denoiser reads it beside the latents."""
+"""Structure: how near everything is, with as much detail as is asked for,
+as a denoiser reads it beside the latents.
+"""
 
 from __future__ import annotations
 

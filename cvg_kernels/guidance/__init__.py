@@ -1,4 +1,6 @@
-"""Guidance methods for unmodified diffusers pipelines: some move the latents before a step, some what a step predicts."""
+"""Guidance methods for unmodified diffusers pipelines:
+some move the latents before a step, some what a step predicts.
+"""
 
 from cvg_kernels.guidance.base import Guidance
 from cvg_kernels.guidance.cvg import CVG

@@ -27,8 +27,8 @@ class Guidance:
     Attributes:
         start: share of the denoising steps that pass before it begins.
         stop: share of the denoising steps after which it ends.
-        checkpointing: lets the denoiser compute its blocks again in the backward pass of `before_step`, which keeps much
-            less memory for the time of one more forward; for methods that move the latents.
+        checkpointing: lets the denoiser compute its blocks again in the backward pass of `before_step`, which keeps
+            much less memory for the time of one more forward; for methods that move the latents.
         until: old name of `stop`; goes with the next release.
     """
 
@@ -45,9 +45,7 @@ class Guidance:
                     f"until is the old name of stop: give one of them, got {self.until!r} and {self.stop!r}"
                 )
             warnings.warn(
-                f"until is called stop now: {type(self).__name__}(stop={self.until!r})",
-                FutureWarning,
-                stacklevel=3,
+                f"until is called stop now: {type(self).__name__}(stop={self.until!r})", FutureWarning, stacklevel=3
             )
             object.__setattr__(self, "stop", self.until)
             object.__setattr__(self, "until", None)
@@ -56,18 +54,15 @@ class Guidance:
         check_flag("checkpointing", self.checkpointing)
         if self.checkpointing and not self.moves_latents:
             raise ArgumentError(
-                f"checkpointing=True is for methods that move the latents by a gradient; {type(self).__name__} has none"
+                f"checkpointing=True is for methods that move the latents by a gradient; {type(self).__name__} has "
+                "none"
             )
         check_number("start", self.start, 0, 1)
         check_number("stop", self.stop, 0, 1)
         if self.start > self.stop:
-            raise ArgumentError(
-                f"start must not be larger than stop, got {self.start!r} and {self.stop!r}"
-            )
+            raise ArgumentError(f"start must not be larger than stop, got {self.start!r} and {self.stop!r}")
 
-    def attach(
-        self, pipe: Any, prompt: str | list[str] | None = None, *, own_loop: bool = False
-    ) -> PipelineSession:
+    def attach(self, pipe: Any, prompt: str | list[str] | None = None, *, own_loop: bool = False) -> PipelineSession:
         """Connects to a pipeline; a context manager that yields the `Run`, with its history.
 
         Args:
@@ -132,13 +127,13 @@ class Guidance:
         """Moves the latents before a denoising step.
 
         Args:
-            call: the conditional part of the step's first denoiser call. `call.denoise(z)` calls the denoiser and returns
-                what that returns.
+            call: the conditional part of the step's first denoiser call. `call.denoise(z)` calls the denoiser and
+                returns what that returns.
             run: whose history is written.
 
         Returns:
-            The moved latents, a finite tensor of the shape of `call.latents`, or `None` to leave the step alone, which then
-            does not count as guided.
+            The moved latents, a finite tensor of the shape of `call.latents`, or `None` to leave the step alone, which
+            then does not count as guided.
         """
 
     def processors(self, denoiser: nn.Module, session: PipelineSession) -> list[tuple[Layer, Tap]]:
@@ -173,12 +168,7 @@ class Guidance:
 
 
 def check_number(
-    name: str,
-    value: Any,
-    low: float = -math.inf,
-    high: float = math.inf,
-    *,
-    above: float = -math.inf,
+    name: str, value: Any, low: float = -math.inf, high: float = math.inf, *, above: float = -math.inf
 ) -> None:
     """Checks that a setting is a finite number in a range.
 
@@ -232,9 +222,7 @@ def check_choice(name: str, value: Any, accepted: tuple[Any, ...]) -> None:
         ArgumentError: if it is not.
     """
     if value not in accepted:
-        raise ArgumentError(
-            f"{name} must be one of {', '.join(map(repr, accepted))}, got {value!r}"
-        )
+        raise ArgumentError(f"{name} must be one of {', '.join(map(repr, accepted))}, got {value!r}")
 
 
 def _whole_steps(steps: float) -> int:

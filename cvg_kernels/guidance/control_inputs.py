@@ -1,4 +1,6 @@
-"""Structure and content as the pipelines that can take them are called: arguments, prepared; no pipeline is touched."""
+"""Structure and content as the pipelines that can take them are called: arguments, prepared;
+no pipeline is touched.
+"""
 
 from __future__ import annotations
 
@@ -76,19 +78,17 @@ def check_takes(pipe: Any, structure: int | None, content: Sequence[Any]) -> Non
         adapters = _adapters(pipe)
         if adapters != 1:
             raise ArgumentError(
-                f"content must be None on a {name} with {adapters or 'no'} IP-Adapters: it takes content by exactly one, "
-                "pipe.load_ip_adapter(...)"
+                f"content must be None on a {name} with {adapters or 'no'} IP-Adapters: it takes content by exactly "
+                "one, pipe.load_ip_adapter(...)"
             )
         if getattr(pipe, "image_encoder", None) is None:
             raise ArgumentError(
-                f"content must be None on a {name} without an image_encoder, which makes the adapter's embeddings: load "
-                "the adapter with one, or give the pipeline ip_adapter_image_embeds yourself"
+                f"content must be None on a {name} without an image_encoder, which makes the adapter's embeddings: "
+                "load the adapter with one, or give the pipeline ip_adapter_image_embeds yourself"
             )
 
 
-def check_given(
-    pipe: Any, structure: int | None, content: Sequence[Any], given: dict[str, Any]
-) -> None:
+def check_given(pipe: Any, structure: int | None, content: Sequence[Any], given: dict[str, Any]) -> None:
     """Checks that a pipeline was called with what was prepared for it, which it would else make its clip without.
 
     Args:
@@ -106,9 +106,7 @@ def check_given(
         missing.append((f"structure={structure}", kind.structure))
     level = given.get("structure")  # of an editor, the level itself; others are given frames
     if structure is not None and level not in (None, structure):
-        raise ArgumentError(
-            f"structure must be that of the Gen1 that is attached, {structure}, got {level!r}"
-        )
+        raise ArgumentError(f"structure must be that of the Gen1 that is attached, {structure}, got {level!r}")
     if content:
         takes = ("ip_adapter_image", "ip_adapter_image_embeds")
         takes = takes if kind is None or kind.content is None else (kind.content,)
@@ -194,9 +192,7 @@ def _sparse(pipe: Any, wanted: Wanted) -> dict[str, Any]:
     _check_frames(pipe, count)
     indices = list(range(count)) if wanted.frame_indices is None else list(wanted.frame_indices)
     if not indices or any(not is_whole(at, 0) or at >= count for at in indices):
-        raise ArgumentError(
-            f"frame_indices must be numbers of frames from 0 to {count - 1}, got {indices}"
-        )
+        raise ArgumentError(f"frame_indices must be numbers of frames from 0 to {count - 1}, got {indices}")
     if len(set(indices)) < len(indices):
         raise ArgumentError(f"frame_indices must name every frame once, got {indices}")
     return {
@@ -240,9 +236,7 @@ class _Kind:
 _KINDS = {
     "StructureContentPipeline": _Kind(_editor, "structure", "image"),
     "AnimateDiffControlNetPipeline": _Kind(_control, "conditioning_frames"),
-    "AnimateDiffVideoToVideoControlNetPipeline": _Kind(
-        _control_beside_video, "conditioning_frames"
-    ),
+    "AnimateDiffVideoToVideoControlNetPipeline": _Kind(_control_beside_video, "conditioning_frames"),
     "AnimateDiffSparseControlNetPipeline": _Kind(_sparse, "conditioning_frames"),
     "WanVACEPipeline": _Kind(_vace, "video", "reference_images"),
 }
@@ -264,9 +258,7 @@ def _content(kind: _Kind | None, content: Sequence[Any]) -> dict[str, Any]:
     if kind.content == "reference_images":
         return {"reference_images": pictures}
     if len(pictures) > 1:
-        raise ArgumentError(
-            f"content must be one image for StructureContentPipeline, got {len(pictures)}"
-        )
+        raise ArgumentError(f"content must be one image for StructureContentPipeline, got {len(pictures)}")
     return {"image": pictures[0]}
 
 
@@ -279,9 +271,7 @@ def _adapters(pipe: Any) -> int:
 # -- depth
 
 
-def _structure(
-    pipe: Any, wanted: Wanted, multiple: int
-) -> tuple[torch.Tensor | None, list[Any], dict[str, int]]:
+def _structure(pipe: Any, wanted: Wanted, multiple: int) -> tuple[torch.Tensor | None, list[Any], dict[str, int]]:
     """The frames, the pictures of their structure, and the size of both, which the pipeline is asked for, too."""
     frames = None if wanted.video is None else clip_frames(wanted.video)
     depth = _given_depth(wanted, frames)
@@ -312,9 +302,7 @@ def _given_depth(wanted: Wanted, frames: torch.Tensor | None) -> torch.Tensor | 
         raise ArgumentError(f"depth must have the {len(frames)} frames of video, got {len(depth)}")
     (high, wide), (rows, columns) = frames.shape[-2:], depth.shape[-2:]
     if abs(wide * rows - high * columns) > max(wide, high, rows, columns):
-        raise ArgumentError(
-            f"depth must have the aspect ratio of video, {high} x {wide}, got {rows} x {columns}"
-        )
+        raise ArgumentError(f"depth must have the aspect ratio of video, {high} x {wide}, got {rows} x {columns}")
     return cropped(depth[:, None], (high, wide))[:, 0]
 
 
@@ -322,18 +310,18 @@ def _estimated(pipe: Any, wanted: Wanted, frames: torch.Tensor) -> torch.Tensor:
     """Depth `[F, H, W]` by the model that is named."""
     if wanted.depth_model is None:
         raise ArgumentError(
-            f"depth or depth_model must be given for {_name(pipe)}, which cannot estimate depth itself: a depth model of "
-            "transformers, or the folder or name of one, such as 'Intel/dpt-large'"
+            f"depth or depth_model must be given for {_name(pipe)}, which cannot estimate depth itself: a depth model "
+            "of transformers, or the folder or name of one, such as 'Intel/dpt-large'"
         )
     device = getattr(pipe, "_execution_device", None)
     model, processor = load_depth_model(wanted.depth_model, device)
     return estimate_depth(model, frames, processor, distance=wanted.distance)
 
 
-def _size(
-    height: int | None, width: int | None, source: tuple[int, int], multiple: int
-) -> tuple[int, int]:
-    """The size of the clip to be made: as asked for, or else that of the clip given, in multiples the pipeline takes."""
+def _size(height: int | None, width: int | None, source: tuple[int, int], multiple: int) -> tuple[int, int]:
+    """The size of the clip to be made:
+    as asked for, or else that of the clip given, in multiples the pipeline takes.
+    """
     for name, asked in (("height", height), ("width", width)):
         if asked is not None and (not is_whole(asked, 1) or asked % multiple):
             raise ArgumentError(f"{name} must be a multiple of {multiple}, got {asked!r}")

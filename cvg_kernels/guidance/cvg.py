@@ -1,7 +1,7 @@
 """CVG: the latents go where a classifier of the attention maps sees the composition that was asked for.
 
-"Compositional Video Generation via Inference-Time Guidance". There is no public code; where the paper is silent (step rule,
-step size, updates a step) the choice is ours, made on the shapes world.
+"Compositional Video Generation via Inference-Time Guidance". There is no public code; where the paper is silent (step
+rule, step size, updates a step) the choice is ours, made on the shapes world.
 """
 
 from __future__ import annotations
@@ -43,21 +43,21 @@ class CVG(Guidance):
             frames = pipe("a red circle moving left and a blue square moving right").frames[0]
         run.history   # cross-entropy, and the probability of each entity's label, at every evaluation
 
-    In the first steps the conditional branch runs up to the last layer that the classifier reads, and the latents go down
-    the gradient of its cross-entropy, summed over the entities e with a label y_e:
+    In the first steps the conditional branch runs up to the last layer that the classifier reads, and the latents go
+    down the gradient of its cross-entropy, summed over the entities e with a label y_e:
 
         z ← z − η_t ∇_z Σ_e −log C(φ_e(z, p))_{y_e}
 
     Attributes:
         classifier: what reads the maps, or the folder of one; `None` takes the one that ships, of the shapes pipeline.
-        label: what each entity shall do: a label for the only entity, a label (or `None`) per entity in the order of the
-            prompt, or a mapping from an entity's words to its label; `None` reads them from the prompt.
+        label: what each entity shall do: a label for the only entity, a label (or `None`) per entity in the order of
+            the prompt, or a mapping from an entity's words to its label; `None` reads them from the prompt.
         step_size: η: a share of the latents' length if `normalize`, else the factor of the gradient.
         normalize: divide the gradient by its length, per sample.
         iterations: updates a guided step.
         backend: which implementation of the operations to use.
-        stop: share of the denoising steps that are guided (paper: the first two steps are strong); steps with less noise
-            than the classifier learnt to read are left alone.
+        stop: share of the denoising steps that are guided (paper: the first two steps are strong); steps with less
+            noise than the classifier learnt to read are left alone.
         steps: old form of `stop`, a number of steps; goes with the next release.
     """
 
@@ -76,16 +76,12 @@ class CVG(Guidance):
         check_number("step_size", self.step_size, 0)
         check_flag("normalize", self.normalize)
         if not isinstance(self.classifier, (CompositionClassifier, str, Path, type(None))):
-            raise ArgumentError(
-                f"classifier must be one, its folder, or None, got {self.classifier!r}"
-            )
+            raise ArgumentError(f"classifier must be one, its folder, or None, got {self.classifier!r}")
         self._check_label()
         if self.steps is not None:
             check_count("steps", self.steps)
             warnings.warn(
-                "steps is a share called stop now: of 20 steps, CVG(stop=0.1) guides two",
-                FutureWarning,
-                stacklevel=3,
+                "steps is a share called stop now: of 20 steps, CVG(stop=0.1) guides two", FutureWarning, stacklevel=3
             )
 
     def _check_label(self) -> None:
@@ -179,9 +175,7 @@ class CVG(Guidance):
             for number, entity in enumerate(each):
                 if entity.label is not None:
                     wanted[sample, number] = classifier.index(entity.label)
-        losses = cross_entropy(
-            logits.flatten(0, 1), wanted.flatten(), ignore_index=ignore, reduction="none"
-        )
+        losses = cross_entropy(logits.flatten(0, 1), wanted.flatten(), ignore_index=ignore, reduction="none")
         return losses.unflatten(0, (batch, count)).sum(1), logits
 
     def entities(self, prompt: str) -> list[Entity]:
@@ -217,9 +211,7 @@ class CVG(Guidance):
                 self.reader.index(label)
         return [Entity(entity.phrase, label) for entity, label in zip(found, labels, strict=True)]
 
-    def _scores(
-        self, entities: Sequence[Sequence[Entity]], logits: torch.Tensor
-    ) -> list[dict[str, torch.Tensor]]:
+    def _scores(self, entities: Sequence[Sequence[Entity]], logits: torch.Tensor) -> list[dict[str, torch.Tensor]]:
         """Per sample, the probability of each entity's label; tensors stay on the device until somebody reads them."""
         probabilities = logits.detach().softmax(-1)
         return [

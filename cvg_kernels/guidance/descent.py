@@ -18,18 +18,12 @@ LossAt = Callable[[torch.Tensor], tuple[torch.Tensor, dict[str, Any]]]
 
 
 def descend(
-    call: Call,
-    run: Run,
-    loss_at: LossAt,
-    stepper: LatentStepper,
-    *,
-    iterations: int,
-    threshold: float = 0.0,
+    call: Call, run: Run, loss_at: LossAt, stepper: LatentStepper, *, iterations: int, threshold: float = 0.0
 ) -> torch.Tensor | None:
     """Moves the latents of a step down the gradient of a loss; returns them, or `None` if no update was made.
 
-    Every evaluation is an entry of `run.history`: run, step, timestep, iteration, loss, gradient_norm, seconds, and what
-    `loss_at` adds. Tensors in it stay on the device until somebody reads them.
+    Every evaluation is an entry of `run.history`: run, step, timestep, iteration, loss, gradient_norm, seconds, and
+    what `loss_at` adds. Tensors in it stay on the device until somebody reads them.
 
     Args:
         call: the conditional part of the step's first denoiser call.
@@ -51,8 +45,8 @@ def descend(
             losses, notes = loss_at(z)
             if not losses.requires_grad:
                 raise ArgumentError(
-                    "the loss has no gradient to the latents: the denoiser has layers that cannot be differentiated, such "
-                    "as weights with dynamically quantised activations; quantise the weights alone"
+                    "the loss has no gradient to the latents: the denoiser has layers that cannot be differentiated, "
+                    "such as weights with dynamically quantised activations; quantise the weights alone"
                 )
             (gradient,) = torch.autograd.grad(losses.sum(), z)
         except NotImplementedError as error:  # torch's flex attention on a CPU

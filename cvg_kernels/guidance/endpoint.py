@@ -37,9 +37,7 @@ def chat_address(url: str) -> str:
         parts = urllib.parse.urlsplit(url)
         host, _ = parts.hostname, parts.port
     except ValueError:
-        raise ArgumentError(
-            "url must be the address of an API, got one that cannot be read"
-        ) from None
+        raise ArgumentError("url must be the address of an API, got one that cannot be read") from None
     if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
         raise ArgumentError(
             f"url must hold no name, password or query, got them with {parts.scheme}://{host}: give key="
@@ -66,9 +64,7 @@ def post_json(address: str, body: Any, *, token: str | None, seconds: float) -> 
     if token is not None and token.strip():
         token = token.strip()
         if not token.isascii() or not token.isprintable() or " " in token:
-            raise ArgumentError(
-                "key must be of printable ASCII characters without spaces, got others"
-            )
+            raise ArgumentError("key must be of printable ASCII characters without spaces, got others")
         headers["Authorization"] = f"Bearer {token}"
     request = urllib.request.Request(address, json.dumps(body).encode(), headers)
     began, connections = time.monotonic(), []
@@ -118,14 +114,10 @@ def _parsed(data: bytes, kind: str) -> Any:
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
     """Follows no redirect: the key would go to another address than the one that the user gave."""
 
-    def redirect_request(
-        self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str
-    ) -> NoReturn:
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> NoReturn:
         """Refuses."""
         place = urllib.parse.urlsplit(newurl)
-        raise _Refused(
-            f"it redirects to {place.scheme}://{place.hostname}{place.path[:80]}: give that address"
-        )
+        raise _Refused(f"it redirects to {place.scheme}://{place.hostname}{place.path[:80]}: give that address")
 
 
 def _watched(kind: Any, connections: list, *args: Any, **options: Any) -> Any:

@@ -1,4 +1,6 @@
-"""The small flow graphs in a denoiser: a text layer, the layers that follow it, and the flow of tokens through them."""
+"""The small flow graphs in a denoiser:
+a text layer, the layers that follow it, and the flow of tokens through them.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +28,8 @@ FlowForm = Literal["soft", "hard", "exact", "cross"]
 class Group:
     """A cross-attention layer, the attention within frames beside it, and the temporal maps that follow.
 
-    Where there are no temporal layers, these are the maps between frames of the attention in the next block, which spans
-    the video.
+    Where there are no temporal layers, these are the maps between frames of the attention in the next block, which
+    spans the video.
     """
 
     cross: str
@@ -79,8 +81,8 @@ def flow_of(
 ) -> torch.Tensor:
     """Flow of every token to every frame and position, `[B, K, F, h, w]`.
 
-    The exact flow of a graph that couples the positions has the whole video for its sink: then the result is `[B, K, 1, 1,
-    1]`, the flow as a share of the video's F · h · w outputs.
+    The exact flow of a graph that couples the positions has the whole video for its sink: then the result is
+    `[B, K, 1, 1, 1]`, the flow as a share of the video's F · h · w outputs.
 
     Args:
         group: the graph.
@@ -97,17 +99,18 @@ def flow_of(
     temporal = [maps[name] for name in group.temporal]
     spatial = maps[group.spatial] if group.spatial else None
     if form == "exact" and spatial is not None:
-        flow = coupled_max_flow(
-            cross.flatten(3), temporal, spatial, residual=residual, backend=backend
-        ).flow
+        flow = coupled_max_flow(cross.flatten(3), temporal, spatial, residual=residual, backend=backend).flow
         return (flow / cross[0, 0].numel())[:, :, None, None, None]
     if form == "exact":
-        flow = subgraph_max_flow(
-            cross.flatten(3), temporal, residual=residual, sink="frame", backend=backend
-        ).flow
+        flow = subgraph_max_flow(cross.flatten(3), temporal, residual=residual, sink="frame", backend=backend).flow
     else:
         flow = path_flow(
-            cross.flatten(3), temporal, temperature=temperature if form == "soft" else None,
-            order=order, residual=residual, spatial=spatial, backend=backend,
-        )  # fmt: skip
+            cross.flatten(3),
+            temporal,
+            temperature=temperature if form == "soft" else None,
+            order=order,
+            residual=residual,
+            spatial=spatial,
+            backend=backend,
+        )
     return flow.unflatten(-1, cross.shape[-2:])

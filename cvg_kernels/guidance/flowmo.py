@@ -1,8 +1,8 @@
 """FlowMo: motion is coherent where what the model predicts changes evenly from frame to frame.
 
-"FlowMo: Variance-Based Flow Guidance for Coherent Motion in Video Generation" (arXiv 2506.01144). The differences between
-neighbouring frames of a prediction leave appearance out; at a place where they vary much over time, motion jumps. The
-latents of the first steps are moved so that the largest such variance falls. No maps are looked at.
+"FlowMo: Variance-Based Flow Guidance for Coherent Motion in Video Generation" (arXiv 2506.01144). The differences
+between neighbouring frames of a prediction leave appearance out; at a place where they vary much over time, motion
+jumps. The latents of the first steps are moved so that the largest such variance falls. No maps are looked at.
 """
 
 from __future__ import annotations
@@ -40,16 +40,16 @@ class FlowMo(Guidance):
     Every pipeline whose denoiser gives a video as a whole can be guided, whatever its attention.
 
     Attributes:
-        of: x̂ is `"clean"`, the clean latents that the network's answer stands for (the released code), or `"prediction"`,
-            the answer itself (the paper's text; for networks that predict noise this is mostly noise).
+        of: x̂ is `"clean"`, the clean latents that the network's answer stands for (the released code), or
+            `"prediction"`, the answer itself (the paper's text; for networks that predict noise this is mostly noise).
         over: `"max"` over places (both) or `"mean"`.
         step_rule: `"normalized"`, `"adam"` (both) or `"sgd"`.
         step_size: see `LatentStepper`.
         iterations: updates per guided step.
         stop: share of the denoising steps that are guided (released: 12 of 50).
 
-    The released code looks at the prediction after classifier-free guidance, at the cost of a second evaluation; here it is
-    that of the conditional branch. It keeps the best of its iterates; here it is the last, as in all methods.
+    The released code looks at the prediction after classifier-free guidance, at the cost of a second evaluation; here
+    it is that of the conditional branch. It keeps the best of its iterates; here it is the last, as in all methods.
     """
 
     of: Literal["clean", "prediction"] = "clean"

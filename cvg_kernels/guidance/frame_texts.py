@@ -22,9 +22,7 @@ class FrameTexts:
         session: says which call is under way.
     """
 
-    def __init__(
-        self, states: Callable[[str], list[str]], reads_prompt: bool, session: PipelineSession
-    ) -> None:
+    def __init__(self, states: Callable[[str], list[str]], reads_prompt: bool, session: PipelineSession) -> None:
         self._states = states
         self._reads_prompt = reads_prompt
         self._session = session
@@ -65,11 +63,7 @@ class FrameTexts:
         made = []
         for prompt in prompts:
             states = call.sampling.prompt.encode(self._states(prompt), call.text.device)
-            texts, there = frame_texts(
-                [state.to(call.text.dtype) for state in states], call.latents.shape[2]
-            )
+            texts, there = frame_texts([state.to(call.text.dtype) for state in states], call.latents.shape[2])
             projection = call.model.text_projection
-            made.append(
-                (texts if projection is None else getattr(call.denoiser, projection)(texts), there)
-            )
+            made.append((texts if projection is None else getattr(call.denoiser, projection)(texts), there))
         return made

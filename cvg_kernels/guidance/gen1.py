@@ -1,9 +1,9 @@
 """Gen-1's dials: how consistent frames are, how much of a clip's structure is kept, and what is to be seen instead.
 
-"Structure and Content-Guided Video Synthesis with Diffusion Models". Beside the video model's predictions stands that of
-the image model: the same network with its temporal layers off, which sees every frame alone. The step from the one to the
-other is what time adds, and like any guidance it can be taken further. Structure and content are inputs of a network: they
-are prepared for those pipelines of diffusers that take such (`control_inputs.py`).
+"Structure and Content-Guided Video Synthesis with Diffusion Models". Beside the video model's predictions stands that
+of the image model: the same network with its temporal layers off, which sees every frame alone. The step from the one
+to the other is what time adds, and like any guidance it can be taken further. Structure and content are inputs of a
+network: they are prepared for those pipelines of diffusers that take such (`control_inputs.py`).
 """
 
 from __future__ import annotations
@@ -40,27 +40,28 @@ class Gen1(Guidance):
         with gen1.attach(pipe):
             frames = pipe(prompt, **gen1.inputs(pipe, video=clip, depth_model="Intel/dpt-large")).frames[0]
 
-    Structure and content reach the pipeline as arguments of its call, which `inputs` makes; a call without them is an error
-    while the method is attached. The temporal scale is guidance. With the image model's prediction μ^π_∅ a step uses
+    Structure and content reach the pipeline as arguments of its call, which `inputs` makes; a call without them is an
+    error while the method is attached. The temporal scale is guidance. With the image model's prediction μ^π_∅ a step
+    uses
 
         μ^π_∅ + ω_t (μ_∅ − μ^π_∅) + ω (μ_c − μ_∅)
 
-    (∅: without, c: with the prompt; ω: the pipeline's guidance scale). ω_t = 1 is the pipeline as it is, to the bit and at
-    its cost. Gen-1 reports smoother clips for ω_t > 1 and freer frames for ω_t < 1; how far that carries over to another
-    model is to be measured there. Any ω_t but 1 costs one more evaluation of the unconditional branch, next to the
-    pipeline's own and without the temporal layers: less than half a step more, and no more memory.
+    (∅: without, c: with the prompt; ω: the pipeline's guidance scale). ω_t = 1 is the pipeline as it is, to the bit
+    and at its cost. Gen-1 reports smoother clips for ω_t > 1 and freer frames for ω_t < 1; how far that carries over
+    to another model is to be measured there. Any ω_t but 1 costs one more evaluation of the unconditional branch, next
+    to the pipeline's own and without the temporal layers: less than half a step more, and no more memory.
 
     The pipeline goes on combining u + ω (c − u) itself: its network is made to return both branches moved by
-    (ω_t − 1)(μ_∅ − μ^π_∅), which that combination passes on unchanged. Where the pipeline does no classifier-free guidance
-    (guidance scale ≤ 1) there is only one branch, and its own image prediction takes the place of the unconditional
-    one: μ^π_c + ω_t (μ_c − μ^π_c).
+    (ω_t − 1)(μ_∅ − μ^π_∅), which that combination passes on unchanged. Where the pipeline does no classifier-free
+    guidance (guidance scale ≤ 1) there is only one branch, and its own image prediction takes the place of the
+    unconditional one: μ^π_c + ω_t (μ_c − μ^π_c).
 
     Attributes:
-        temporal_scale: ω_t. Not given, it is 1.5, but 1 where structure or content is given: not every network that takes
-            these has temporal layers.
+        temporal_scale: ω_t. Not given, it is 1.5, but 1 where structure or content is given: not every network that
+            takes these has temporal layers.
         backend: which implementation of `guidance_mix` to use.
-        structure: t_s, the rounds of blur that depth goes through: 0 keeps every outline, 7 hardly more than where there is
-            something. `None`: no structure is given.
+        structure: t_s, the rounds of blur that depth goes through: 0 keeps every outline, 7 hardly more than where
+            there is something. `None`: no structure is given.
         content: shows what is to be seen: an image or several, each of PIL, a path, an array `[H, W, 3]` or a tensor
             `[3, H, W]`; kept as images of PIL. `None`: no content is given but the prompt.
     """
@@ -72,12 +73,8 @@ class Gen1(Guidance):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.structure is not None and (
-            not is_whole(self.structure, 0) or self.structure > MOST_ROUNDS
-        ):
-            raise ArgumentError(
-                f"structure must be a whole number from 0 to {MOST_ROUNDS}, got {self.structure!r}"
-            )
+        if self.structure is not None and (not is_whole(self.structure, 0) or self.structure > MOST_ROUNDS):
+            raise ArgumentError(f"structure must be a whole number from 0 to {MOST_ROUNDS}, got {self.structure!r}")
         if self.content is not None:
             object.__setattr__(self, "content", to_images(self.content))
         if self.temporal_scale is None:
@@ -101,19 +98,20 @@ class Gen1(Guidance):
 
             frames = pipe(prompt, **gen1.inputs(pipe, video=clip, depth_model="Intel/dpt-large")).frames[0]
 
-        They are, with the size and the number of frames that belong to them: `conditioning_frames` for AnimateDiff with a
-        ControlNet or SparseCtrl, `video` and `reference_images` for Wan-VACE, `ip_adapter_image` for pipelines with an
-        IP-Adapter, `video` or `depth`, `structure` and `image` for `StructureContentPipeline`. docs/gen1.md shows each.
+        They are, with the size and the number of frames that belong to them: `conditioning_frames` for AnimateDiff
+        with a ControlNet or SparseCtrl, `video` and `reference_images` for Wan-VACE, `ip_adapter_image` for pipelines
+        with an IP-Adapter, `video` or `depth`, `structure` and `image` for `StructureContentPipeline`. docs/gen1.md
+        shows each.
 
         Args:
             pipe: the pipeline that is called with them, attached or not.
-            video: the clip whose structure is kept: PIL images, an array `[F, H, W, 3]` or a tensor `[F, 3, H, W]`, bytes
-                or in [0, 1].
-            depth: of the clip, `[F, h, w]`, larger nearer, instead of an estimate; video may be left out then where the
-                pipeline does not start from it.
-            depth_model: estimates depth: a depth model of transformers with its image processor `(model, processor)`, a
-                depth-estimation pipeline, the folder of a saved one, or a name on the Hub, which is downloaded only because
-                it is named here. `StructureContentPipeline` has its own.
+            video: the clip whose structure is kept: PIL images, an array `[F, H, W, 3]` or a tensor `[F, 3, H, W]`,
+                bytes or in [0, 1].
+            depth: of the clip, `[F, h, w]`, larger nearer, instead of an estimate; video may be left out then where
+                the pipeline does not start from it.
+            depth_model: estimates depth: a depth model of transformers with its image processor `(model, processor)`,
+                a depth-estimation pipeline, the folder of a saved one, or a name on the Hub, which is downloaded only
+                because it is named here. `StructureContentPipeline` has its own.
             distance: whether that model gives distances; `None` reads it off the model.
             height: of the clip to be made, in pixels; `None` takes that of the clip given, rounded down to what the
                 pipeline can make. Frames are scaled to cover the size, and what is over is cut off evenly.
@@ -124,7 +122,8 @@ class Gen1(Guidance):
             Arguments of `pipe(...)` by name.
 
         Raises:
-            ArgumentError: if the pipeline cannot take structure or content (says which can), or an argument does not fit.
+            ArgumentError: if the pipeline cannot take structure or content (says which can), or an argument does not
+                fit.
         """
         if self.structure is None and self.content is None:
             raise ArgumentError(
@@ -151,7 +150,8 @@ class Gen1(Guidance):
         return super().idle or self.temporal_scale == 1
 
     def check(self, pipe: Any) -> None:
-        """Checks that the pipeline takes structure and content, and has temporal modules to leave out, as far as asked for.
+        """Checks that the pipeline takes structure and content, and has temporal modules to leave out, as far as asked
+        for.
 
         Raises:
             ArgumentError: if not.
@@ -168,7 +168,9 @@ class Gen1(Guidance):
                 ) from None
 
     def check_call(self, pipe: Any, given: dict[str, Any]) -> None:
-        """Checks that structure and content are in the call, which the pipeline would else run without; see `Guidance`."""
+        """Checks that structure and content are in the call, which the pipeline would else run without; see
+        `Guidance`.
+        """
         check_given(pipe, self.structure, self.content or (), given)
 
     @property
@@ -194,9 +196,7 @@ class Gen1(Guidance):
             image = call.hooks.predict(call.part(samples))[0]
         moved = guidance_mix([image, base], [self.temporal_scale], backend=self.backend)
         parts = [
-            moved
-            if place == samples.start
-            else prediction[place : place + len(base)] + (moved - base)
+            moved if place == samples.start else prediction[place : place + len(base)] + (moved - base)
             for place in range(0, len(prediction), len(base))
         ]
         moved = torch.cat(parts) if len(parts) > 1 else moved
@@ -212,8 +212,9 @@ def structure_frames(depth: torch.Tensor, t_s: int) -> list[Any]:
             video = pipe(prompt, conditioning_frames=frames, num_frames=len(frames))
 
     Gen-1's own network was trained on such structure at every t_s and takes it beside the latents; it is not public. A
-    ControlNet for depth is the nearest thing that diffusers has: it is given the same structure, but has seen sharp depth
-    in training, so large t_s is new to it. Where the depth comes from is the user's choice (Gen-1: MiDaS DPT-Large).
+    ControlNet for depth is the nearest thing that diffusers has: it is given the same structure, but has seen sharp
+    depth in training, so large t_s is new to it. Where the depth comes from is the user's choice (Gen-1: MiDaS
+    DPT-Large).
 
     Args:
         depth: `[F, h, w]`, larger is nearer; the range of the clip becomes black to white.

@@ -113,8 +113,8 @@ def band_distance(maps: torch.Tensor, sigma: float) -> torch.Tensor:
 def diagonal_roughness(maps: torch.Tensor, share: float) -> torch.Tensor:
     """How unevenly temporal attention runs along its diagonals, at the places where it is most uneven.
 
-    A place's roughness is the mean over offsets k = 0, ±1, ±2 and frames of (A_{f+1, f+1+k} − A_{f, f+k})²; the loss is its
-    mean over the roughest places.
+    A place's roughness is the mean over offsets k = 0, ±1, ±2 and frames of (A_{f+1, f+1+k} − A_{f, f+k})²; the loss
+    is its mean over the roughest places.
 
     Args:
         maps: A `[B, positions, F, F]`, row = attending frame.
@@ -123,13 +123,11 @@ def diagonal_roughness(maps: torch.Tensor, share: float) -> torch.Tensor:
     Returns:
         `[B]`. 0 for two frames or fewer.
 
-    Our reading of the abstract of "TeDiO: Temporal Diagonal Optimization for Training-Free Coherent Video Diffusion" (arXiv
-    2605.14136), whose equations we have not seen.
+    Our reading of the abstract of "TeDiO: Temporal Diagonal Optimization for Training-Free Coherent Video Diffusion"
+    (arXiv 2605.14136), whose equations we have not seen.
     """
     frames = maps.shape[-1]
-    steps = [
-        maps.diagonal(k, -2, -1).diff(dim=-1).square() for k in range(-2, 3) if frames - abs(k) > 1
-    ]
+    steps = [maps.diagonal(k, -2, -1).diff(dim=-1).square() for k in range(-2, 3) if frames - abs(k) > 1]
     if not steps:
         return maps.sum((1, 2, 3)) * 0
     each = torch.cat(steps, -1).mean(-1)  # [B, positions]
@@ -148,8 +146,8 @@ def motion_variance(video: torch.Tensor, over: str = "max") -> torch.Tensor:
     Returns:
         `[B]`.
 
-    The loss of "FlowMo: Variance-Based Flow Guidance for Coherent Motion in Video Generation", as released; the variance is
-    that over the F − 1 changes, not corrected for their number.
+    The loss of "FlowMo: Variance-Based Flow Guidance for Coherent Motion in Video Generation", as released; the
+    variance is that over the F − 1 changes, not corrected for their number.
     """
     change = video.diff(dim=2).abs()
     each = change.var(dim=2, unbiased=False).mean(1)  # [B, H, W]

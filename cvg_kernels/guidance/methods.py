@@ -39,8 +39,8 @@ def method_named(spec: str, words: Sequence[Word] | None = None) -> Any:
     """Makes what a specification says: names, each with its options after colons, joined by a plus.
 
     Args:
-        spec: `name[:option=value…][+name…]`. Names are those of `METHODS`, options the attributes of the method; a value
-            is a number, `None`, `True`, `False`, a Python literal, or else a string. `"none"` stands alone.
+        spec: `name[:option=value…][+name…]`. Names are those of `METHODS`, options the attributes of the method; a
+            value is a number, `None`, `True`, `False`, a Python literal, or else a string. `"none"` stands alone.
         words: what methods with words look at; `None` leaves the choice to them.
 
     Returns:
@@ -73,9 +73,7 @@ def _one(spec: str, words: Sequence[Word] | None) -> Any:
         option, equals, value = pair.partition("=")
         if not equals or option not in accepted:
             shown = ", ".join(one for one in accepted if one not in _OLD) or "none"
-            raise ArgumentError(
-                f"guidance {name!r} takes option=value with the options {shown}; got {pair!r}"
-            )
+            raise ArgumentError(f"guidance {name!r} takes option=value with the options {shown}; got {pair!r}")
         options[option] = _value(value)
     if kind is None:
         return None

@@ -15,8 +15,8 @@ def clip_frames(video: Any) -> torch.Tensor:
     """Makes a clip a tensor.
 
     Args:
-        video: PIL images; arrays `[F, H, W, 3]`; a tensor `[F, 3, H, W]`; or a list of arrays or tensors of single frames.
-            Floating point in [0, 1], or bytes.
+        video: PIL images; arrays `[F, H, W, 3]`; a tensor `[F, 3, H, W]`; or a list of arrays or tensors of single
+            frames. Floating point in [0, 1], or bytes.
 
     Returns:
         float32 `[F, 3, H, W]` in [0, 1].
@@ -121,7 +121,8 @@ def _picture(name: str, given: Any) -> torch.Tensor:
     if not torch.is_tensor(given) or given.ndim != 3 or given.shape[0] != 3 or 0 in given.shape:
         shape = f" {tuple(given.shape)}" if torch.is_tensor(given) else ""
         raise ArgumentError(
-            f"{name} must hold images: of PIL, arrays [H, W, 3] or tensors [3, H, W], got {type(given).__name__}{shape}"
+            f"{name} must hold images: of PIL, arrays [H, W, 3] or tensors [3, H, W], got "
+            f"{type(given).__name__}{shape}"
         )
     if given.dtype == torch.uint8:
         return given.float() / 255

@@ -11,7 +11,8 @@ STEP_RULES = ("normalized", "adam", "sgd")
 
 
 class LatentStepper:
-    """Moves latents against a gradient, in their own precision; made anew for every denoising step, as Vico's code does.
+    """Moves latents against a gradient, in their own precision; made anew for every denoising step, as Vico's code
+    does.
 
     Args:
         rule: `"normalized"`: z − s · ‖z‖ · g / ‖g‖ per sample, so that `size` is a share of the latents' length;

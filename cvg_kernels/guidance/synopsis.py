@@ -1,7 +1,7 @@
 """Video synopsis prompting: one prompt becomes several states, and each frame gets its own text in between.
 
-Of "VSTAR: Generative Temporal Nursing for Longer Dynamic Video Synthesis". Who writes the states is left open: a list, a
-file, or a writer, which is any callable from a prompt to its states.
+Of "VSTAR: Generative Temporal Nursing for Longer Dynamic Video Synthesis". Who writes the states is left open: a list,
+a file, or a writer, which is any callable from a prompt to its states.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ _NUMBERED = re.compile(r"\s*\d+[.)](.*)")
 
 _TASK = (
     "A video is described by one prompt. Write the {states} visual states that it goes through, in order, each as one "
-    "short prompt of its own that names everything to be seen. One state a line, numbered, nothing else.\nPrompt: {prompt}"
+    "short prompt of its own that names everything to be seen. One state a line, numbered, nothing else.\nPrompt: "
+    "{prompt}"
 )
 
 
@@ -63,9 +64,7 @@ def checked_states(states: Sequence[str], source: str) -> list[str]:
     states = list(states) if listed else states
     good = listed and all(isinstance(state, str) and state.strip() for state in states)
     if not good or not states:
-        raise ArgumentError(
-            f"prompts must be strings and at least one, got {states!r} from {source}"
-        )
+        raise ArgumentError(f"prompts must be strings and at least one, got {states!r} from {source}")
     return states
 
 
@@ -77,13 +76,11 @@ def split_at_then(prompt: str) -> list[str]:
     return [part for part in re.split(r"[,;.]?\s*\bthen\b\s*", prompt) if part.strip()]
 
 
-def endpoint_writer(
-    url: str, model: str, *, states: int = 4, key: str | None = None, seconds: float = 60.0
-) -> Writer:
+def endpoint_writer(url: str, model: str, *, states: int = 4, key: str | None = None, seconds: float = 60.0) -> Writer:
     """A writer behind an OpenAI-compatible chat endpoint.
 
-    Its reply is data: at most 1 MiB, at most `seconds` in all, no redirects. The key goes to that address and nowhere else,
-    and stands in no error.
+    Its reply is data: at most 1 MiB, at most `seconds` in all, no redirects. The key goes to that address and nowhere
+    else, and stands in no error.
 
     Args:
         url: address of the API, up to and including its version, e.g. `http://localhost:8000/v1`.
@@ -170,14 +167,10 @@ def interpolate_states(embeddings: torch.Tensor, frames: int) -> torch.Tensor:
     before = at.floor().long().clamp(max=max(count - 2, 0))
     after = (before + 1).clamp(max=count - 1)
     blend = (at - before).view(-1, 1, 1)
-    return ((1 - blend) * embeddings[before].float() + blend * embeddings[after].float()).to(
-        embeddings.dtype
-    )
+    return ((1 - blend) * embeddings[before].float() + blend * embeddings[after].float()).to(embeddings.dtype)
 
 
-def frame_texts(
-    embeddings: Sequence[torch.Tensor], frames: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def frame_texts(embeddings: Sequence[torch.Tensor], frames: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Text embeddings of every frame from those of the states, which need not be equally long.
 
     Args:
@@ -194,9 +187,7 @@ def frame_texts(
 
 
 def place_texts(
-    text: torch.Tensor,
-    samples: Sequence[int],
-    texts: Sequence[tuple[torch.Tensor, torch.Tensor]],
+    text: torch.Tensor, samples: Sequence[int], texts: Sequence[tuple[torch.Tensor, torch.Tensor]]
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Puts the text of every frame in the place of a prompt's, for some samples of a batch.
 

@@ -1,4 +1,6 @@
-"""VSTAR's regularisation as a loss: the gradient of the distance between temporal maps and a band moves the latents."""
+"""VSTAR's regularisation as a loss:
+the gradient of the distance between temporal maps and a band moves the latents.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +26,9 @@ from cvg_kernels.pipeline.session import Run
 class TemporalBand(Guidance):
     """Guidance by the gradient of how far temporal attention is from a band; attach it to a pipeline.
 
-    Where `VSTAR` sets the maps, this leaves the network as it is and looks for latents whose maps are of that kind, so it
-    combines with other losses. In networks whose attention spans the video the maps are those between frames at every place
-    (`temporal_maps`), of the frames alone.
+    Where `VSTAR` sets the maps, this leaves the network as it is and looks for latents whose maps are of that kind, so
+    it combines with other losses. In networks whose attention spans the video the maps are those between frames at
+    every place (`temporal_maps`), of the frames alone.
 
     Attributes:
         loss: `"band"`: `losses.band_distance`; `"diagonality"`: 1 − `losses.diagonality`, mean over positions;
@@ -72,9 +74,7 @@ class TemporalBand(Guidance):
         for denoiser in denoisers_of(pipe):
             check_extra_forwards(denoiser)
             if not frame_maps(denoiser):
-                raise ArgumentError(
-                    "pipe must have layers in which frames attend to each other to guide by, got none"
-                )
+                raise ArgumentError("pipe must have layers in which frames attend to each other to guide by, got none")
             check_undivided(denoiser)
 
     def before_step(self, call: Call, run: Run) -> torch.Tensor | None:

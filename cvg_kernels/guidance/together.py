@@ -31,15 +31,11 @@ class Together:
             methods += one.methods if isinstance(one, Together) else (one,)
         for one in methods:
             if not isinstance(one, Guidance):
-                raise ArgumentError(
-                    f"methods must hold guidance methods, such as Vico(), got {one!r}"
-                )
+                raise ArgumentError(f"methods must hold guidance methods, such as Vico(), got {one!r}")
         if not methods:
             raise ArgumentError("methods must hold at least one method, got none")
         object.__setattr__(self, "methods", tuple(methods))
 
-    def attach(
-        self, pipe: Any, prompt: str | list[str] | None = None, *, own_loop: bool = False
-    ) -> PipelineSession:
+    def attach(self, pipe: Any, prompt: str | list[str] | None = None, *, own_loop: bool = False) -> PipelineSession:
         """Connects to a pipeline; a context manager that yields one `Run` for all. See `Guidance.attach`."""
         return PipelineSession(pipe, self.methods, prompt, own_loop=own_loop)

@@ -1,9 +1,9 @@
 """Vico: every word of the prompt gets its share of the flow.
 
 "Compositional Video Generation as Flow Equalization". The attention of the video to a word is followed through the
-temporal attention layers as a flow; the latents are moved so that the word with the least flow gets more. In networks whose
-attention spans the video, how the frames attend to each other at every place (`temporal_maps`, of the frames alone) in the
-next block takes the place of temporal attention.
+temporal attention layers as a flow; the latents are moved so that the word with the least flow gets more. In networks
+whose attention spans the video, how the frames attend to each other at every place (`temporal_maps`, of the frames
+alone) in the next block takes the place of temporal attention.
 """
 
 from __future__ import annotations
@@ -46,36 +46,39 @@ class Vico(Guidance):
     R = T₂ ⊙ T₁ ⊙ X (`path_flow`) leads to the score A_k of each word (`token_peaks`), and the latents go down the
     gradient of 1 − min_k A_k. Released code and paper differ in many places; each is an option, and `Vico.released()`
     and `Vico.paper()` set them as the one and the other have them. The defaults are those of the released graph with
-    the step rule and size chosen on the shapes world (see docs/vico.md), because the released optimiser's learning rate
-    depends on fp16 rounding and does not carry over.
+    the step rule and size chosen on the shapes world (see docs/vico.md), because the released optimiser's learning
+    rate depends on fp16 rounding and does not carry over.
 
     Attributes:
         words: what to balance, as for `capture`, or a function of the prompt; `None` takes the prompt's content words:
             all but articles, prepositions, conjunctions and the words of motion.
         flow: `"soft"` (default of paper and code), `"hard"`, `"exact"`: the maximum flow that both stand for, or
             `"cross"`: the cross-attention alone (paper, table 4).
-        spatial: let the flow pass through the attention within frames, between the text layer and the temporal ones, as
-            the paper has it and its code has not (networks with such layers: AnimateDiff, ModelScope, Latte). With
+        spatial: let the flow pass through the attention within frames, between the text layer and the temporal ones,
+            as the paper has it and its code has not (networks with such layers: AnimateDiff, ModelScope, Latte). With
             `flow="exact"` the positions are coupled: a token's score comes from its flow to the whole video.
         temperature: temperature of the soft flow (0.01 in both).
         order: which product of the soft flow comes first: `"tokens_first"`, T₂ ⊙ (T₁ ⊙ X), or `"hops_first"`,
-            (T₂ ⊙ T₁) ⊙ X (code). They differ by up to 0.02 at a temperature of 0.01; see `path_flow` for what each costs.
+            (T₂ ⊙ T₁) ⊙ X (code). They differ by up to 0.02 at a temperature of 0.01; see `path_flow` for what each
+            costs.
         residual: skip connections as `"average"` (A+I)/2 (code), `"add"` A+I (paper) or `None`.
         combine: `"mean"` over groups (code) or `"max"` (paper, eq. 5).
         loss: of the words' scores `"min"` (both) or `"variance"` (paper's ablation); or of their maps: `"separation"`,
-            how much they overlap, or `"binding"`, how far an attribute's map is from that of the word it stands directly
-            before among `words` ("red circle"), and how much each of the two overlaps others. See `guidance.losses`.
-        normalize: token softmax, smoothing and peak of the code (`True`), or the paper's bare flow, largest over frames
-            and positions (`False`).
+            how much they overlap, or `"binding"`, how far an attribute's map is from that of the word it stands
+            directly before among `words` ("red circle"), and how much each of the two overlaps others. See
+            `guidance.losses`.
+        normalize: token softmax, smoothing and peak of the code (`True`), or the paper's bare flow, largest over
+            frames and positions (`False`).
         sharpness: factor before the token softmax (100 in the code).
-        sinks: words that the token softmax leaves out, because they take nearly all of it whatever the latents are, as the
-            last word of a prompt often does; `"others"` leaves out every token of no balanced word. `None`: all tokens of
-            the prompt take part (code). A `GuidanceWarning` names the token if one has taken it all.
-        levels: which resolutions take part, as grid sizes h·w relative to the largest with text attention: `"auto"` all
-            of them; a tuple of (h, w) names them. The code takes one level, 1/32 of the image.
+        sinks: words that the token softmax leaves out, because they take nearly all of it whatever the latents are, as
+            the last word of a prompt often does; `"others"` leaves out every token of no balanced word. `None`: all
+            tokens of the prompt take part (code). A `GuidanceWarning` names the token if one has taken it all.
+        levels: which resolutions take part, as grid sizes h·w relative to the largest with text attention: `"auto"`
+            all of them; a tuple of (h, w) names them. The code takes one level, 1/32 of the image.
         step_rule: `"normalized"`, `"adam"` (both; fp16 in the code, float32 here) or `"sgd"`.
         step_size: see `LatentStepper`.
-        stop: share of the denoising steps that are guided (both: 0.5; on the shapes world later guidance spoils motion).
+        stop: share of the denoising steps that are guided (both: 0.5; on the shapes world later guidance spoils
+            motion).
         iterations: updates per guided step; or step index → updates, where a step not named has one (code: up to 10
             at steps 0, 10 and 20).
         thresholds: no update once every loss is below; a number (paper: 0.2), or step index → number with 0.2 for the
@@ -162,9 +165,7 @@ class Vico(Guidance):
         check_choice("combine", self.combine, ("mean", "max"))
         check_choice("loss", self.loss, ("min", "variance", "separation", "binding"))
         if self.loss in MAP_LOSSES and self.flow == "exact" and self.spatial:
-            raise ArgumentError(
-                f"loss={self.loss!r} compares maps, and flow='exact' with spatial=True has none"
-            )
+            raise ArgumentError(f"loss={self.loss!r} compares maps, and flow='exact' with spatial=True has none")
         check_choice("step_rule", self.step_rule, STEP_RULES)
         check_number("temperature", self.temperature, above=0)
         check_number("sharpness", self.sharpness, above=0)
@@ -194,9 +195,7 @@ class Vico(Guidance):
         pairs = [tuple(level) for level in levels if isinstance(level, (list, tuple))]
         good = all(len(pair) == 2 and all(isinstance(n, int) for n in pair) for pair in pairs)
         if not levels or len(pairs) < len(levels) or not good:
-            raise ArgumentError(
-                f"levels must be 'auto' or grids (rows, columns), got {self.levels!r}"
-            )
+            raise ArgumentError(f"levels must be 'auto' or grids (rows, columns), got {self.levels!r}")
 
     @property
     def idle(self) -> bool:
@@ -245,8 +244,7 @@ class Vico(Guidance):
             call.sampling.remember((id(self), "told"), lambda: self._tell(levels, there, call))
             scores = self._over_groups([there.largest_by_word(tokens) for tokens in levels])
             named = [
-                dict(zip(labels, row, strict=False))
-                for labels, row in zip(table.labels, scores.detach(), strict=True)
+                dict(zip(labels, row, strict=False)) for labels, row in zip(table.labels, scores.detach(), strict=True)
             ]
             if self.loss not in MAP_LOSSES:
                 return fairness_loss(scores, self.loss), {"scores": named}
@@ -292,18 +290,14 @@ class Vico(Guidance):
             sinks = TokenTable.of(left_out, among=[text.ids for text in call.texts])
             table = replace(table, real=table.real & ~sinks.membership.any(1))
             if not (table.membership.bool() & table.real[:, None]).any(-1).all():
-                raise ArgumentError(
-                    f"sinks must not hold a whole word of words, got {self.sinks!r}"
-                )
+                raise ArgumentError(f"sinks must not hold a whole word of words, got {self.sinks!r}")
         if self.sinks and self.normalize and bool((table.real.sum(1) < 2).any()):
             raise ArgumentError(
                 f"sinks must leave the token softmax two tokens at least, got {self.sinks!r}: name more words"
             )
         return table
 
-    def scores(
-        self, maps: dict[str, torch.Tensor], groups: list[Group], table: TokenTable
-    ) -> torch.Tensor:
+    def scores(self, maps: dict[str, torch.Tensor], groups: list[Group], table: TokenTable) -> torch.Tensor:
         """Scores A `[B, words]` from the captured maps, differentiable: of each word, that of its strongest token.
 
         Args:
@@ -327,9 +321,7 @@ class Vico(Guidance):
             grid = tuple(maps[group.cross].shape[-2:])
             if self.levels != "auto" and grid not in {tuple(level) for level in self.levels}:
                 continue
-            flow = flow_of(
-                group, maps, self.flow, self.temperature, self.order, self.residual, self.backend
-            )
+            flow = flow_of(group, maps, self.flow, self.temperature, self.order, self.residual, self.backend)
             by_grid.setdefault(grid, []).append(flow)
         if not by_grid:
             grids = sorted({tuple(maps[group.cross].shape[-2:]) for group in groups})
@@ -353,9 +345,7 @@ class Vico(Guidance):
             ArgumentError: if the words are too few for the loss of maps, or none stands so, or others in each prompt.
         """
         if self.loss == "separation" and table.present.shape[1] < 2:
-            raise ArgumentError(
-                f"loss='separation' needs two words at least, got {', '.join(table.labels[0])}"
-            )
+            raise ArgumentError(f"loss='separation' needs two words at least, got {', '.join(table.labels[0])}")
         if self.loss != "binding":
             return []
         each = [
@@ -369,8 +359,8 @@ class Vico(Guidance):
         ]
         if not each[0] or any(pairs != each[0] for pairs in each):
             raise ArgumentError(
-                "loss='binding' needs words that hold an attribute directly before what it belongs to, such as 'red' and "
-                f"'circle', the same for every prompt; got {', '.join(table.labels[0])}"
+                "loss='binding' needs words that hold an attribute directly before what it belongs to, such as 'red' "
+                f"and 'circle', the same for every prompt; got {', '.join(table.labels[0])}"
             )
         return each[0]
 
@@ -379,7 +369,9 @@ class Vico(Guidance):
         return stacked.mean(0) if self.combine == "mean" else stacked.amax(0)
 
     def _tell(self, levels: list[torch.Tensor], table: TokenTable, call: Call) -> None:
-        """Warns, once a run, if tokens of no balanced word have taken the whole of the token softmax at every level."""
+        """Warns, once a run, if tokens of no balanced word have taken the whole of the token softmax at every
+        level.
+        """
         if not self.normalize:
             return
         balanced = table.membership.any(1)
@@ -399,7 +391,4 @@ class Vico(Guidance):
 
 
 #: What `words` may name instead of listing them.
-_WORDS: dict[str, Callable[[str], Sequence[Word]]] = {
-    "content": content_words,
-    "nouns_and_verbs": nouns_and_verbs,
-}
+_WORDS: dict[str, Callable[[str], Sequence[Word]]] = {"content": content_words, "nouns_and_verbs": nouns_and_verbs}

@@ -1,7 +1,8 @@
 """VSTAR's band in VideoCrafter's own code (lvdm), which is no diffusers model: on its UNet, whatever sampler calls it.
 
-Nothing of that code is imported. Its temporal attention is told by how it is built: inside a `TemporalTransformer`, modules
-with projections `to_q`, `to_k`, `to_v` and `to_out` that are called with the frames of each position, `(b h w) t c`.
+Nothing of that code is imported. Its temporal attention is told by how it is built: inside a `TemporalTransformer`,
+modules with projections `to_q`, `to_k`, `to_v` and `to_out` that are called with the frames of each position,
+`(b h w) t c`.
 """
 
 from __future__ import annotations
@@ -44,9 +45,7 @@ def temporal_attentions(unet: nn.Module) -> list[nn.Module]:
             f"unet must have attention modules inside a TemporalTransformer, got {type(unet).__name__} without"
         )
     if any(getattr(part, "relative_position", False) for part in found):
-        raise ArgumentError(
-            "unet must have temporal attention without relative positions, got some with them"
-        )
+        raise ArgumentError("unet must have temporal attention without relative positions, got some with them")
     return found
 
 
@@ -87,7 +86,8 @@ def _regularised(
     def options(positions: int) -> dict[str, Any]:
         if latents is None:
             raise ArgumentError(
-                f"unet must be the module that the sampler calls, got {type(unet).__name__}, which is not called itself"
+                f"unet must be the module that the sampler calls, got {type(unet).__name__}, which is not called "
+                "itself"
             )
         if not early:
             return {}
@@ -121,9 +121,7 @@ def _forward(
     if not given:
         return stock(x, context=context, mask=mask, **others)
     if mask is not None:
-        raise ArgumentError(
-            f"temporal attention with a mask is not supported, got one of shape {tuple(mask.shape)}"
-        )
+        raise ArgumentError(f"temporal attention with a mask is not supported, got one of shape {tuple(mask.shape)}")
     query, key, value = (
         project(x).unflatten(-1, (attention.heads, -1)).transpose(1, 2)  # [P, heads, F, D]
         for project in (attention.to_q, attention.to_k, attention.to_v)

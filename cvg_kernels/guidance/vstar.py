@@ -17,13 +17,7 @@ from cvg_kernels.errors import ArgumentError
 from cvg_kernels.guidance import videocrafter
 from cvg_kernels.guidance.base import Guidance, check_count, check_number
 from cvg_kernels.guidance.frame_texts import FrameTexts
-from cvg_kernels.guidance.synopsis import (
-    Writer,
-    checked_states,
-    interpolate_states,
-    read_states,
-    split_at_then,
-)
+from cvg_kernels.guidance.synopsis import Writer, checked_states, interpolate_states, read_states, split_at_then
 from cvg_kernels.pipeline.attention import Attention, token_frames
 from cvg_kernels.pipeline.exchange import replaced_forwards
 from cvg_kernels.pipeline.layers import Layer, attention_layers, check_undivided, frame_layers
@@ -43,27 +37,29 @@ class VSTAR(Guidance):
 
     Temporal attention regularisation: in the first denoising steps the logits of the temporal layers of
     some resolutions get a band, S' = S + strength · max_j S_ij · exp(−(i − j)² / 2σ²) (`temporal_attention`), so that
-    their maps look like those of lively video. Wan and CogVideoX have no temporal layers: there the band, by the distance
-    of frames, is on the attention over the whole video (`frame_band_attention`), an extension of ours; CogVideoX's text
-    tokens, which take part in that attention, get none. Synopsis prompting: several prompts, the states of the video in
-    order, give every frame a text of its own between them. And, because a network with absolute frame positions
-    (AnimateDiff) makes noise of positions that it never saw, `trained_frames` squeezes a longer clip into those it knows;
-    VSTAR's own network needs none of that. Each works without the others.
+    their maps look like those of lively video. Wan and CogVideoX have no temporal layers: there the band, by the
+    distance of frames, is on the attention over the whole video (`frame_band_attention`), an extension of ours;
+    CogVideoX's text tokens, which take part in that attention, get none. Synopsis prompting: several prompts, the
+    states of the video in order, give every frame a text of its own between them. And, because a network with absolute
+    frame positions (AnimateDiff) makes noise of positions that it never saw, `trained_frames` squeezes a longer clip
+    into those it knows; VSTAR's own network needs none of that. Each works without the others.
 
     Attributes:
-        sigma: width of the band in frames (of the latents), by the width of a layer's grid (its number of columns): the
-            paper's levels are 64, 32, 16 and 8, for latents 64 wide. One number serves all layers. `"auto"` is the released
-            {finest: 1.0, next: 8.0} for latents of any width; Wan and CogVideoX have one level only, their finest. `None`
-            regularises nothing. Smaller is stronger.
+        sigma: width of the band in frames (of the latents), by the width of a layer's grid (its number of columns):
+            the paper's levels are 64, 32, 16 and 8, for latents 64 wide. One number serves all layers. `"auto"` is the
+            released {finest: 1.0, next: 8.0} for latents of any width; Wan and CogVideoX have one level only, their
+            finest. `None` regularises nothing. Smaller is stronger.
         strength: factor of the band (1 in the released code); 0 leaves the network as it is.
         stop: share of the denoising steps that are regularised (released: 14 of 25); a synopsis is for all steps.
-        prompts: states in order: a list, a file (a JSON list, or one a line), `"then"` for the parts of the prompt between
-            its "then"s, or another writer, which makes them from the prompt (see `guidance.synopsis`). `None`: no synopsis.
-            Words that are captured meanwhile are places in the text: each frame shows what its own state has there.
-        hold: how often each state stands in the row; more than once, frames stay with it before they go on to the next.
+        prompts: states in order: a list, a file (a JSON list, or one a line), `"then"` for the parts of the prompt
+            between its "then"s, or another writer, which makes them from the prompt (see `guidance.synopsis`). `None`:
+            no synopsis. Words that are captured meanwhile are places in the text: each frame shows what its own state
+            has there.
+        hold: how often each state stands in the row; more than once, frames stay with it before they go on to the
+            next.
         trained_frames: how many frames the network was trained on: in a longer clip of F frames, frame f takes the
-            position f · (trained_frames − 1) / (F − 1), between two that it knows. `None` leaves positions alone (Latte
-            then makes clips of that one length only).
+            position f · (trained_frames − 1) / (F − 1), between two that it knows. `None` leaves positions alone
+            (Latte then makes clips of that one length only).
         backend: which implementation of `temporal_attention` or `frame_band_attention` to use.
 
     "VSTAR: Generative Temporal Nursing for Longer Dynamic Video Synthesis" (2024). AnimateDiff, ModelScope, Latte,
@@ -82,17 +78,14 @@ class VSTAR(Guidance):
     def __post_init__(self) -> None:
         super().__post_init__()
         widths = self.sigma if isinstance(self.sigma, Mapping) else {}
-        numbers = list(widths.values()) or (
-            [] if self.sigma in ("auto", None) or widths else [self.sigma]
-        )
+        numbers = list(widths.values()) or ([] if self.sigma in ("auto", None) or widths else [self.sigma])
         good = all(
             isinstance(one, (int, float)) and not isinstance(one, bool) and 0 < one < math.inf
             for one in (*widths, *numbers)
         )
         if not good or (isinstance(self.sigma, Mapping) and not widths):
             raise ArgumentError(
-                "sigma must be positive, {grid width: positive, …}, 'auto' or None, got "
-                f"{self.sigma!r}"
+                f"sigma must be positive, {{grid width: positive, …}}, 'auto' or None, got {self.sigma!r}"
             )
         check_number("strength", self.strength)
         if self.trained_frames is not None:
@@ -147,16 +140,14 @@ class VSTAR(Guidance):
             return "prompts finds one state only, the prompt itself"
         if not widths or not isinstance(self.sigma, Mapping):
             return None
-        return (
-            f"sigma names the widths {sorted(self.sigma)}, the layers' grids have {sorted(widths)}"
-        )
+        return f"sigma names the widths {sorted(self.sigma)}, the layers' grids have {sorted(widths)}"
 
     def check(self, pipe: Any) -> None:
         """Checks that the settings are for such a network.
 
         Raises:
-            ArgumentError: for Wan or CogVideoX with `prompts` or `trained_frames`, a network whose layers are given parts
-                of a video, or one (Sana) whose frames see each other by no softmax attention.
+            ArgumentError: for Wan or CogVideoX with `prompts` or `trained_frames`, a network whose layers are given
+                parts of a video, or one (Sana) whose frames see each other by no softmax attention.
         """
         for denoiser in denoisers_of(pipe):
             check_undivided(denoiser)
@@ -168,7 +159,8 @@ class VSTAR(Guidance):
             model = model_of(denoiser)
             if self.prompts is not None and model.image_behind_text:
                 raise ArgumentError(
-                    f"prompts must be None for {type(unwrap(denoiser)).__name__}, whose layers see an image with the text"
+                    f"prompts must be None for {type(unwrap(denoiser)).__name__}, whose layers see an image with the "
+                    "text"
                 )
             if model.frames_in_batch:
                 continue
@@ -181,9 +173,7 @@ class VSTAR(Guidance):
     def processors(self, denoiser: nn.Module, session: PipelineSession) -> list[tuple[Layer, Tap]]:
         """Puts the band on the layers in which frames attend to each other; see `Guidance`."""
         return [
-            (layer, _Band(self, session, layer))
-            for layer in frame_layers(denoiser)
-            if _INPUT_LAYER not in layer.name
+            (layer, _Band(self, session, layer)) for layer in frame_layers(denoiser) if _INPUT_LAYER not in layer.name
         ]
 
     @contextmanager
@@ -207,9 +197,7 @@ class VSTAR(Guidance):
                     stack.enter_context(_table(denoiser, self.trained_frames, session))
             yield
 
-    def attach_videocrafter(
-        self, unet: nn.Module, *, train_steps: int = 1000
-    ) -> AbstractContextManager[None]:
+    def attach_videocrafter(self, unet: nn.Module, *, train_steps: int = 1000) -> AbstractContextManager[None]:
         """Puts the band on the UNet of VideoCrafter's own code (lvdm); a context manager.
 
             unet = model.model.diffusion_model
@@ -250,9 +238,7 @@ class _Band(Tap):
         self.session = session
         self.layer = layer
         self.backend = settings.backend
-        self.columns: dict[
-            tuple[int, ...], int
-        ] = {}  # (F, H, W) of the latents → of the layer's grid
+        self.columns: dict[tuple[int, ...], int] = {}  # (F, H, W) of the latents → of the layer's grid
 
     def active(self) -> bool:
         call = self.session.call_now()
@@ -262,9 +248,7 @@ class _Band(Tap):
         call = self.session.call_now()
         if self.layer.kind == "temporal":
             size = tuple(call.latents.shape[2:])
-            if (
-                size not in self.columns
-            ):  # a layer that is replayed has fewer samples than the call around
+            if size not in self.columns:  # a layer that is replayed has fewer samples than the call around
                 positions = attention.query.shape[0] // call.geometry.samples(attention.disturbs)
                 self.columns[size] = call.geometry.grid(positions)[2]
             columns = self.columns[size]
@@ -286,9 +270,7 @@ class _Band(Tap):
         return options
 
 
-def _squeezed(
-    module: nn.Module, stock: Any, known: int, session: PipelineSession, x: torch.Tensor
-) -> torch.Tensor:
+def _squeezed(module: nn.Module, stock: Any, known: int, session: PipelineSession, x: torch.Tensor) -> torch.Tensor:
     """Adds the positions of a squeezed clip instead of its own, of which the table may have too few."""
     if x.shape[1] <= known:
         return stock(x)

@@ -53,17 +53,11 @@ class AttentionCall(NamedTuple):
 class AttentionResult(NamedTuple):
     """What the forward pass gives, and what the backward pass reads, but for the maps: there they are `None`."""
 
-    out: (
-        torch.Tensor | None
-    )  #: `[B, H, N, Dv]`, in memory as `dense_like(query, Dv)`; `None` without values
-    maps: (
-        torch.Tensor | None
-    )  #: wide, contiguous `[B, K, N]` or `[B, H, K, N]`; `None` without token ids
+    out: torch.Tensor | None  #: `[B, H, N, Dv]`, in memory as `dense_like(query, Dv)`; `None` without values
+    maps: torch.Tensor | None  #: wide, contiguous `[B, K, N]` or `[B, H, K, N]`; `None` without token ids
     lse: torch.Tensor  #: wide, contiguous `[B, H, N]`
     highest: torch.Tensor | None = None  #: m, wide `[B, H, N]`; `None` without a band
-    place: torch.Tensor | None = (
-        None  #: the first key that has m, int32 `[B, H, N]`; `None` without a band
-    )
+    place: torch.Tensor | None = None  #: the first key that has m, int32 `[B, H, N]`; `None` without a band
 
 
 class AttentionGrads(NamedTuple):
@@ -77,8 +71,9 @@ class AttentionGrads(NamedTuple):
 class Needed(NamedTuple):
     """Which gradients go out; the others are `None`.
 
-    Those of query, key and value lie in memory as `dense_like` of their tensors; that of the token bias is wide, contiguous
-    `[B, K, N]`. Of a key that occurs twice the numbers of its occurrences add up to the gradient of its column.
+    Those of query, key and value lie in memory as `dense_like` of their tensors; that of the token bias is wide,
+    contiguous `[B, K, N]`. Of a key that occurs twice the numbers of its occurrences add up to the gradient of its
+    column.
     """
 
     query: bool
@@ -88,12 +83,28 @@ class Needed(NamedTuple):
 
 
 def facts_of(call: AttentionCall, deterministic: bool = False, *of_backward: bool) -> Facts:
-    """What the choice of a kernel may depend on; of a backward pass the gradients that are needed and those that arrive."""
+    """What the choice of a kernel may depend on; of a backward pass the gradients that are needed and those that
+    arrive.
+    """
     query, key, value, ids = call[:4]
     batch, heads, queries, head_dim = query.shape
     return Facts(
-        query.device, query.dtype, batch, heads, queries, key.shape[2], head_dim,
-        0 if value is None else value.shape[3], 0 if ids is None else ids.shape[1], 0, 0, 0,
-        call.key_bias is not None, call.token_bias is not None, call.band is not None, False,
-        *(of_backward or (False,) * 7), deterministic,
-    )  # fmt: skip
+        query.device,
+        query.dtype,
+        batch,
+        heads,
+        queries,
+        key.shape[2],
+        head_dim,
+        0 if value is None else value.shape[3],
+        0 if ids is None else ids.shape[1],
+        0,
+        0,
+        0,
+        call.key_bias is not None,
+        call.token_bias is not None,
+        call.band is not None,
+        False,
+        *(of_backward or (False,) * 7),
+        deterministic,
+    )

@@ -31,21 +31,23 @@ def backward(
 ) -> tuple[torch.Tensor | None, ...]:
     """The gradients of query, key, value and token bias that are needed, `None` for the others."""
     tensors = (call.query, call.key, call.value)
-    found = [
-        dense_like(tensor) if need else None
-        for tensor, need in zip(tensors, needed[:3], strict=True)
-    ]
+    found = [dense_like(tensor) if need else None for tensor, need in zip(tensors, needed[:3], strict=True)]
     bias = None
     if needed.token_bias:
         bias = call.query.new_empty(call.token_bias.shape, dtype=_wide(call))
-    grad_maps, grad_lse = (
-        None if grad is None else grad.contiguous() for grad in (grads.maps, grads.lse)
-    )
+    grad_maps, grad_lse = (None if grad is None else grad.contiguous() for grad in (grads.maps, grads.lse))
     native.load("cpu").attention_backward(
-        _args(call), strided(grads.out), address(grad_maps), address(grad_lse),
-        strided(None if grads.out is None else result.out), address(result.lse),
-        address(result.highest), address(result.place), *map(strided, found), address(bias),
-    )  # fmt: skip
+        _args(call),
+        strided(grads.out),
+        address(grad_maps),
+        address(grad_lse),
+        strided(None if grads.out is None else result.out),
+        address(result.lse),
+        address(result.highest),
+        address(result.place),
+        *map(strided, found),
+        address(bias),
+    )
     return (*found, bias)
 
 
@@ -76,8 +78,15 @@ def _args(call: AttentionCall):
     tokens = 0 if ids is None else ids.shape[1]
     return native.load("cpu").AttentionArgs(
         (*query.shape[:3], key.shape[2], query.shape[3], value_dim, tokens),
-        DTYPE_CODES[query.dtype], strided(query), strided(key), strided(value),
-        address(ids), address(call.key_bias), strided(call.token_bias),
+        DTYPE_CODES[query.dtype],
+        strided(query),
+        strided(key),
+        strided(value),
+        address(ids),
+        address(call.key_bias),
+        strided(call.token_bias),
         band and (address(band.query_frames), address(band.key_frames), *band[2:]),
-        call.scale, call.head_mean, torch.get_num_threads(),
-    )  # fmt: skip
+        call.scale,
+        call.head_mean,
+        torch.get_num_threads(),
+    )

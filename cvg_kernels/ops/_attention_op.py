@@ -1,4 +1,6 @@
-"""The attention core as an operation of torch: its schema, what it gives on fake tensors, its gradient, its backends."""
+"""The attention core as an operation of torch:
+its schema, what it gives on fake tensors, its gradient, its backends.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +8,14 @@ import torch
 
 from cvg_kernels._layout import dense_like
 from cvg_kernels.kernels import Backend
-from cvg_kernels.ops._attention_call import (
-    AttentionCall,
-    AttentionGrads,
-    AttentionResult,
-    Band,
-    Needed,
-    facts_of,
-)
+from cvg_kernels.ops._attention_call import AttentionCall, AttentionGrads, AttentionResult, Band, Needed, facts_of
 from cvg_kernels.ops._choice import run_kernel
 from cvg_kernels.ops._registration import refuse_second_derivative
 from cvg_kernels.ops._shortcut import directly, somebody_looks, with_shortcut
 from cvg_kernels.ops._trace import register_autograd
 
-# `None` cannot be returned by an operation: what was not computed is an empty tensor. A band is five arguments, of which
-# the frames are `None` where there is none.
+# `None` cannot be returned by an operation: what was not computed is an empty tensor. A band is five arguments, of
+# which the frames are `None` where there is none.
 _CALL = (
     "Tensor query, Tensor key, Tensor? value, Tensor? token_ids, Tensor? key_bias, Tensor? token_bias, "
     "Tensor? query_frames, Tensor? key_frames, float sigma, float strength, bool row_max_grad, "
@@ -105,15 +100,12 @@ def _backward(*given):
     out, *rows, needed, deterministic, backend = given[3 + _FLAT :]
     result, needed = AttentionResult(out, None, *rows), Needed(*needed)
     if grads.out is None and needed.value:
-        raise ValueError(
-            "needed.value: the gradient of value flows through grad_out, which is None"
-        )
+        raise ValueError("needed.value: the gradient of value flows through grad_out, which is None")
     arriving = (grad is not None for grad in grads)
     facts = facts_of(call, deterministic, *needed, *arriving)
     found = run_kernel(
-        f"{operation_of(call)}_backward", backend, facts,
-        lambda kernel: kernel.backward(call, result, grads, needed),
-    )  # fmt: skip
+        f"{operation_of(call)}_backward", backend, facts, lambda kernel: kernel.backward(call, result, grads, needed)
+    )
     empty = call.query.new_empty
     return tuple(empty(0) if grad is None else grad for grad in found)
 
@@ -143,23 +135,15 @@ def _differentiate(ctx, grad_out, grad_maps, grad_lse, grad_highest, grad_place)
     tensors, result = saved[:8], saved[8:]
     nothing = (None,) * (_FLAT + 2)
     value, token_ids = tensors[2], tensors[3]
-    grads = (
-        None if value is None else grad_out,
-        None if token_ids is None else grad_maps,
-        grad_lse,
-    )
+    grads = (None if value is None else grad_out, None if token_ids is None else grad_maps, grad_lse)
     needs = ctx.needs_input_grad
     needed = Needed(needs[0], needs[1], needs[2] and grads[0] is not None, needs[5])
     if not any(needed) or all(grad is None for grad in grads):
         return nothing
     # Where a graph of the gradient is wanted, the registered operation says that there is none.
     run = _backward_op if torch.is_grad_enabled() else _run_backward
-    found = run(
-        *grads, *tensors, *ctx.options, *result, list(needed), ctx.deterministic, ctx.backend
-    )
-    query, key, value, bias = (
-        grad if need else None for grad, need in zip(found, needed, strict=True)
-    )
+    found = run(*grads, *tensors, *ctx.options, *result, list(needed), ctx.deterministic, ctx.backend)
+    query, key, value, bias = (grad if need else None for grad, need in zip(found, needed, strict=True))
     return (query, key, value, None, None, bias, *nothing[6:])
 
 

@@ -21,13 +21,11 @@ def attend(call: AttentionCall, mask: torch.Tensor | None = None) -> AttentionRe
     with autocast_off(call.query.device):
         found = reference.attention_with_capture(
             call.query, call.key, call.value, call.token_ids, head_mean=call.head_mean, **_options(call, mask)
-        )  # fmt: skip
+        )
     place = None if call.band is None else found.place.to(torch.int32)
     highest = None if call.band is None else found.highest
     out = found.out
-    if (
-        out is not None and not torch.compiler.is_compiling()
-    ):  # which lays out what it computes itself
+    if out is not None and not torch.compiler.is_compiling():  # which lays out what it computes itself
         out = copied_like(out, call.query)
     return AttentionResult(out, found.maps, found.lse, highest, place)
 
@@ -49,7 +47,7 @@ def backward(
     with autocast_off(call.query.device):
         *found, grad_bias = reference.attention_with_capture_backward(
             *grads, call.query, call.key, call.value, call.token_ids, head_mean=call.head_mean, **_options(call)
-        )  # fmt: skip
+        )
     tensors = (call.query, call.key, call.value)
     laid = laid_out(found, tensors, needed[:3])
     if not needed.token_bias:
@@ -68,9 +66,7 @@ def _options(call: AttentionCall, mask: torch.Tensor | None = None) -> dict:
     options = {"scale": call.scale, "mask": mask, "token_bias": None, "band": None}
     if mask is None and call.key_bias is not None:
         options["mask"] = call.key_bias[:, None, None]
-    if (
-        call.token_bias is not None
-    ):  # of a repeated key it is there twice, and belongs to the logits once
+    if call.token_bias is not None:  # of a repeated key it is there twice, and belongs to the logits once
         options["token_bias"] = _shared_out(call.token_bias, call.token_ids)
     if call.band is not None:
         band = call.band

@@ -24,13 +24,7 @@ from cvg_kernels._layout import dense_like, lies_like
 from cvg_kernels.errors import BackendUnavailableError
 from cvg_kernels.kernels import Backend, kernels_of
 from cvg_kernels.ops import _attention_reference as reference
-from cvg_kernels.ops._attention_call import (
-    AttentionCall,
-    AttentionGrads,
-    AttentionResult,
-    Needed,
-    facts_of,
-)
+from cvg_kernels.ops._attention_call import AttentionCall, AttentionGrads, AttentionResult, Needed, facts_of
 from cvg_kernels.ops._autocast import autocast_off
 from cvg_kernels.ops._choice import why_not
 from cvg_kernels.ops._fused_attention import FusedOperator, operator_for, operators_of, unfit
@@ -117,8 +111,8 @@ def _operator(call: AttentionCall) -> FusedOperator:
     if operator is None:
         dims = f"head dimensions {call.query.shape[-1]} and {call.value.shape[-1]}"
         raise BackendUnavailableError(
-            f"backend 'stock' cannot run attention in {call.query.dtype} with {dims} on {call.query.device}: torch has no "
-            "fused attention for it"
+            f"backend 'stock' cannot run attention in {call.query.dtype} with {dims} on {call.query.device}: torch "
+            "has no fused attention for it"
         )
     return operator
 

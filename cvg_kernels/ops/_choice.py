@@ -22,7 +22,8 @@ from cvg_kernels.ops._trace import note_backend
 
 Result = TypeVar("Result")
 
-#: Those whose failure may be the machine's: compiled here for this GPU, or torch's own, which differ from build to build.
+#: Those whose failure may be the machine's: compiled here for this GPU, or torch's own, which differ from build to
+#: build.
 _REPLACEABLE = frozenset({Backend.STOCK, *TRITON_BACKENDS, Backend.CUDA})
 
 
@@ -33,16 +34,11 @@ class Choice(NamedTuple):
     module: ModuleType
 
 
-def run_kernel(
-    operation: str,
-    backend: str | Backend,
-    facts: Facts,
-    call: Callable[[ModuleType], Result],
-) -> Result:
+def run_kernel(operation: str, backend: str | Backend, facts: Facts, call: Callable[[ModuleType], Result]) -> Result:
     """Runs a call on the kernel that serves it, and notes who that was.
 
-    Under `auto` a kernel that fails to load, compile or launch is replaced by the next of the table, once for all calls on
-    this device, with a warning. A named backend never is.
+    Under `auto` a kernel that fails to load, compile or launch is replaced by the next of the table, once for all
+    calls on this device, with a warning. A named backend never is.
 
     Args:
         operation: a key of `KERNELS`, or one with `_backward` after it.
@@ -96,8 +92,15 @@ def kernel_for(operation: str, backend: str | Backend, facts: Facts) -> Choice:
 def forget_choices() -> None:
     """Decides anew from here on: after a change of tables, and between tests."""
     for cached in (
-        _candidates, _named, _module, _failed, auto.users, auto.shipped, auto.architecture, auto.device_name
-    ):  # fmt: skip
+        _candidates,
+        _named,
+        _module,
+        _failed,
+        auto.users,
+        auto.shipped,
+        auto.architecture,
+        auto.device_name,
+    ):
         cached.cache_clear()
 
 
@@ -130,10 +133,7 @@ def _refusal(operation: str, backend: Backend, facts: Facts) -> str | None:
     if refused is None:
         return None
     what, taken = refused
-    return (
-        f"{operation} {what} is not served by backend {backend.value!r}; it takes {taken} (the reference takes "
-        "any)"
-    )
+    return f"{operation} {what} is not served by backend {backend.value!r}; it takes {taken} (the reference takes any)"
 
 
 @lru_cache(maxsize=4096)
@@ -142,8 +142,7 @@ def _candidates(operation: str, facts: Facts) -> tuple[Backend, ...]:
     return tuple(
         backend
         for backend in auto.order(operation, facts)
-        if (operation, backend, facts.device) not in _failed()
-        and why_not(operation, backend, facts) is None
+        if (operation, backend, facts.device) not in _failed() and why_not(operation, backend, facts) is None
     )
 
 
@@ -169,8 +168,8 @@ def _replace(operation: str, backend: Backend, device: torch.device, error: Exce
     _candidates.cache_clear()
     said = " ".join(str(error).split())[:300]
     warnings.warn(
-        f"the {backend.value} kernel of {operation} fails on {device} ({type(error).__name__}: {said}); 'auto' goes on "
-        "without it",
+        f"the {backend.value} kernel of {operation} fails on {device} ({type(error).__name__}: {said}); 'auto' goes "
+        "on without it",
         RuntimeWarning,
         stacklevel=3,
     )

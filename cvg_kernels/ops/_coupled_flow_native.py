@@ -17,7 +17,12 @@ def forward(cross, spatial, temporal):
     cross, hops = cross.contiguous(), [hop.contiguous() for hop in temporal]
     spatial = None if spatial is None else spatial.contiguous()
     good = native.load("cpu").coupled_flow(
-        (batch, tokens, frames, positions), cross.data_ptr(), address(spatial),
-        [hop.data_ptr() for hop in hops], torch.get_num_threads(), flow.data_ptr(), cut.data_ptr(),
-    )  # fmt: skip
+        (batch, tokens, frames, positions),
+        cross.data_ptr(),
+        address(spatial),
+        [hop.data_ptr() for hop in hops],
+        torch.get_num_threads(),
+        flow.data_ptr(),
+        cut.data_ptr(),
+    )
     return flow, cut, good

@@ -1,7 +1,7 @@
 """Torch's own fused attention operators, which return the log-sum-exp: one form for all of them.
 
-They are private operators of torch. Each is used only where its schema is the one written here, and once its numbers have
-been compared with plain attention on this device (`unfit`). They differ in the shape of their log-sum-exp:
+They are private operators of torch. Each is used only where its schema is the one written here, and once its numbers
+have been compared with plain attention on this device (`unfit`). They differ in the shape of their log-sum-exp:
 
     operator      devices           log-sum-exp
     cpu flash     CPU               [B, H, N], not contiguous
@@ -82,9 +82,23 @@ def _cudnn_forward(query, key, value, scale):
 def _cudnn_backward(grad_out, query, key, value, out, lse, scale):
     seed = query.new_zeros((), dtype=torch.int64)  # without dropout nothing reads it
     return _operator("cudnn_attention_backward")(
-        grad_out, query, key, value, out, lse[..., None], seed, seed, None, None, None,
-        query.shape[2], key.shape[2], 0.0, False, scale=scale,
-    )  # fmt: skip
+        grad_out,
+        query,
+        key,
+        value,
+        out,
+        lse[..., None],
+        seed,
+        seed,
+        None,
+        None,
+        None,
+        query.shape[2],
+        key.shape[2],
+        0.0,
+        False,
+        scale=scale,
+    )
 
 
 def _flash_forward(query, key, value, scale):
@@ -95,9 +109,22 @@ def _flash_forward(query, key, value, scale):
 def _flash_backward(grad_out, query, key, value, out, lse, scale):
     seed = query.new_zeros(2, dtype=torch.uint64)  # without dropout nothing reads it
     return _operator("flash_attention_backward")(
-        grad_out, query, key, value, out, lse, None, None, query.shape[2], key.shape[2], 0.0, False,
-        seed, seed[:0], scale=scale,
-    )  # fmt: skip
+        grad_out,
+        query,
+        key,
+        value,
+        out,
+        lse,
+        None,
+        None,
+        query.shape[2],
+        key.shape[2],
+        0.0,
+        False,
+        seed,
+        seed[:0],
+        scale=scale,
+    )
 
 
 def _efficient_forward(query, key, value, scale):
@@ -146,8 +173,8 @@ _CUDNN = FusedOperator(
 )
 _FLASH = FusedOperator(
     "flash_attention",
-    "(Tensor query, Tensor key, Tensor value, float dropout_p=0., bool is_causal=False, bool return_debug_mask=False, *, "
-    "float? scale=None) -> (Tensor output, Tensor logsumexp, Tensor cum_seq_q, Tensor cum_seq_k, SymInt max_q, "
+    "(Tensor query, Tensor key, Tensor value, float dropout_p=0., bool is_causal=False, bool return_debug_mask=False, "
+    "*, float? scale=None) -> (Tensor output, Tensor logsumexp, Tensor cum_seq_q, Tensor cum_seq_k, SymInt max_q, "
     "SymInt max_k, Tensor rng_state, Tensor unused, Tensor debug_attn_mask)",
     "(Tensor grad_out, Tensor query, Tensor key, Tensor value, Tensor out, Tensor logsumexp, Tensor cum_seq_q, "
     "Tensor cum_seq_k, SymInt max_q, SymInt max_k, float dropout_p, bool is_causal, Tensor philox_seed, "
@@ -215,10 +242,7 @@ def _verdicts() -> dict[tuple[str, torch.device, torch.dtype], str | None]:
 
 
 def _other_schema(operator: FusedOperator) -> str | None:
-    wanted = (
-        (operator.name, operator.schema),
-        (f"{operator.name}_backward", operator.backward_schema),
-    )
+    wanted = ((operator.name, operator.schema), (f"{operator.name}_backward", operator.backward_schema))
     for name, schema in wanted:
         packet = getattr(torch.ops.aten, f"_scaled_dot_product_{name}", None)
         if packet is None:
@@ -238,26 +262,23 @@ def _wrong_numbers(operator: FusedOperator, device: torch.device, dtype: torch.d
         return made.to(device, dtype).transpose(1, 2)
 
     scale = 0.2
-    # Without autograd, whose hooks (of checkpointing, say) are the caller's, and whatever other modes the caller is in.
+    # Without autograd, whose hooks (of checkpointing, say) are the caller's, and whatever other modes the caller is
+    # in.
     with torch.inference_mode(False), torch.no_grad(), autocast_off(device):
         query, key, value, grad_out = given(67), given(83), given(83), given(67)
         wide = [tensor.double() for tensor in (query, key, value)]
         attended = reference.attention_with_capture(*wide, None, scale=scale)
         exact = [attended.out, attended.lse]
-        exact += reference.attention_with_capture_backward(
-            grad_out.double(), None, None, *wide, None, scale=scale
-        )[:3]
+        exact += reference.attention_with_capture_backward(grad_out.double(), None, None, *wide, None, scale=scale)[:3]
         try:
             out, lse = operator.forward(query, key, value, scale)
             grads = operator.backward(grad_out, query, key, value, out, lse, scale)
         except RuntimeError as error:
             return f"it fails on {device}: {str(error).splitlines()[0]}"
-    # 16 bits: a few roundings of the result, and of P before its product. Else: sums of a hundred terms in other orders,
-    # and exponentials by polynomials. Errors of layout are of the size of the result.
+    # 16 bits: a few roundings of the result, and of P before its product. Else: sums of a hundred terms in other
+    # orders, and exponentials by polynomials. Errors of layout are of the size of the result.
     allowed = (8 if dtype in _HALVES else 1000) * torch.finfo(dtype).eps
-    for name, have, want in zip(
-        ("out", "lse", "dq", "dk", "dv"), (out, lse, *grads), exact, strict=True
-    ):
+    for name, have, want in zip(("out", "lse", "dq", "dk", "dv"), (out, lse, *grads), exact, strict=True):
         error = (have.double() - want).abs().max() / want.abs().max()
         if not error <= allowed:
             return f"its {name} is off by {error:.2g} in {dtype} on {device}, where {allowed:.2g} is allowed"

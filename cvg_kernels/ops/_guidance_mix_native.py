@@ -16,6 +16,12 @@ def forward(predictions, scales, sample_scales, rescale, out) -> None:
     else:
         numbers = sample_scales.flatten().tolist()
     native.load("cpu").guidance_mix(
-        batch, out.numel() // batch, DTYPE_CODES[out.dtype], [tensor.data_ptr() for tensor in predictions],
-        numbers, rescale, torch.get_num_threads(), out.data_ptr(),
-    )  # fmt: skip
+        batch,
+        out.numel() // batch,
+        DTYPE_CODES[out.dtype],
+        [tensor.data_ptr() for tensor in predictions],
+        numbers,
+        rescale,
+        torch.get_num_threads(),
+        out.data_ptr(),
+    )

@@ -1,7 +1,7 @@
 """Integers that a caller gives as a tensor or as a list: token ids, frames.
 
-A list is copied to its device once and kept: a copy in every call would wait for a GPU, and none may happen while a CUDA
-graph is captured.
+A list is copied to its device once and kept: a copy in every call would wait for a GPU, and none may happen while a
+CUDA graph is captured.
 """
 
 from __future__ import annotations
@@ -23,9 +23,7 @@ class Integers(NamedTuple):
     bounds: tuple[int, int] | None
 
 
-def integers_of(
-    name: str, given: torch.Tensor | Sequence, device_of: torch.Tensor, shape: str
-) -> Integers:
+def integers_of(name: str, given: torch.Tensor | Sequence, device_of: torch.Tensor, shape: str) -> Integers:
     """The integers of an argument.
 
     Args:

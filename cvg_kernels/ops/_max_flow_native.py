@@ -22,11 +22,18 @@ def subgraph_forward(cross, temporal, residual, sink):
     cut = cross.new_empty(cut_shape, dtype=torch.bool)
     bad = torch.zeros((), dtype=torch.int32, device=cross.device)
     _solve(
-        "subgraph_max_flow", cross,
-        cross.shape, cross.dtype == torch.float64, every_frame, *_MIXING[residual],
-        strided(cross), [strided(hop) for hop in temporal],
-        flow.data_ptr(), cut.data_ptr(), bad.data_ptr(),
-    )  # fmt: skip
+        "subgraph_max_flow",
+        cross,
+        cross.shape,
+        cross.dtype == torch.float64,
+        every_frame,
+        *_MIXING[residual],
+        strided(cross),
+        [strided(hop) for hop in temporal],
+        flow.data_ptr(),
+        cut.data_ptr(),
+        bad.data_ptr(),
+    )
     return flow, cut, not bad
 
 
@@ -38,10 +45,15 @@ def subgraph_backward(grad_flow, cut, residual, sink, need_cross, need_temporal)
     shape = (batch, positions, frames, frames)
     temporal = [grad_flow.new_empty(shape) if need else None for need in need_temporal]
     given = (
-        (batch, tokens, frames, positions), grad_flow.dtype == torch.float64, sink == "frame",
-        _MIXING[residual][0], grad_flow.data_ptr(), cut.data_ptr(),
-        address(cross), [address(hop) for hop in temporal],
-    )  # fmt: skip
+        (batch, tokens, frames, positions),
+        grad_flow.dtype == torch.float64,
+        sink == "frame",
+        _MIXING[residual][0],
+        grad_flow.data_ptr(),
+        cut.data_ptr(),
+        address(cross),
+        [address(hop) for hop in temporal],
+    )
     if cut.is_cuda:
         with torch.cuda.device(cut.device):
             native.load("cuda").subgraph_max_flow_backward(*given, _stream())
@@ -57,10 +69,18 @@ def forward(capacity, source, sink):
     side = capacity.new_empty(graphs, nodes, dtype=torch.bool)
     bad = torch.zeros((), dtype=torch.int32, device=capacity.device)
     _solve(
-        "max_flow", capacity,
-        graphs, nodes, source, sink, capacity.dtype == torch.float64, *strided(capacity, rank=3),
-        flow.data_ptr(), side.data_ptr(), bad.data_ptr(),
-    )  # fmt: skip
+        "max_flow",
+        capacity,
+        graphs,
+        nodes,
+        source,
+        sink,
+        capacity.dtype == torch.float64,
+        *strided(capacity, rank=3),
+        flow.data_ptr(),
+        side.data_ptr(),
+        bad.data_ptr(),
+    )
     return flow, side, not bad
 
 

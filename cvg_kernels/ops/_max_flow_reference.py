@@ -19,10 +19,7 @@ def subgraph_backward(grad_flow, cut, residual, sink, need_cross, need_temporal)
     """Returns the gradients asked for, the others `None`."""
     cross, temporal = reference.subgraph_gradients(grad_flow, cut, residual, sink)
     hops = zip(temporal, need_temporal, strict=True)
-    return (
-        cross.contiguous() if need_cross else None,
-        [hop.contiguous() if need else None for hop, need in hops],
-    )
+    return (cross.contiguous() if need_cross else None, [hop.contiguous() if need else None for hop, need in hops])
 
 
 def forward(capacity, source, sink):

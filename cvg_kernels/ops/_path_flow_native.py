@@ -14,9 +14,14 @@ _MIXING = {"average": (0.5, 0.5), "add": (1.0, 1.0), None: (1.0, 0.0)}
 def _call(cross, temporal, temperature, residual) -> tuple:
     batch, tokens, frames, positions = cross.shape
     return (
-        (batch, tokens, frames, positions), DTYPE_CODES[cross.dtype], strided(cross),
-        [strided(hop) for hop in temporal], *_MIXING[residual], temperature or 0.0, torch.get_num_threads(),
-    )  # fmt: skip
+        (batch, tokens, frames, positions),
+        DTYPE_CODES[cross.dtype],
+        strided(cross),
+        [strided(hop) for hop in temporal],
+        *_MIXING[residual],
+        temperature or 0.0,
+        torch.get_num_threads(),
+    )
 
 
 def path_flow(cross, temporal, temperature, residual):
@@ -35,17 +40,23 @@ def path_flow_backward(grad, cross, temporal, temperature, residual, need_tempor
     ]
     native.load("cpu").path_flow_backward(
         *_call(cross, temporal, temperature, residual),
-        strided(grad), grad_cross.data_ptr(), [address(hop) for hop in grad_temporal],
-    )  # fmt: skip
+        strided(grad),
+        grad_cross.data_ptr(),
+        [address(hop) for hop in grad_temporal],
+    )
     return grad_cross, grad_temporal
 
 
 def _product_call(a, b, temperature) -> tuple:
     batch, rows, depth = a.shape
     return (
-        (batch, rows, depth, b.shape[2]), DTYPE_CODES[a.dtype], strided(a), strided(b),
-        temperature or 0.0, torch.get_num_threads(),
-    )  # fmt: skip
+        (batch, rows, depth, b.shape[2]),
+        DTYPE_CODES[a.dtype],
+        strided(a),
+        strided(b),
+        temperature or 0.0,
+        torch.get_num_threads(),
+    )
 
 
 def min_max_matmul(a, b, temperature):

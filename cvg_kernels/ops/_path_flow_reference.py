@@ -21,9 +21,7 @@ def path_flow_backward(grad, cross, temporal, temperature, residual, need_tempor
 
     _, pull_back = torch.func.vjp(flow, cross, *temporal)
     grad_cross, *grads = pull_back(grad)
-    hops = [
-        hop.contiguous() if need else None for hop, need in zip(grads, need_temporal, strict=True)
-    ]
+    hops = [hop.contiguous() if need else None for hop, need in zip(grads, need_temporal, strict=True)]
     return grad_cross.contiguous() if temporal else grad_cross.clone(), hops
 
 

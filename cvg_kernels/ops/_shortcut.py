@@ -1,8 +1,8 @@
 """The short way into an operation, around torch's dispatcher.
 
-A registered operation costs more Python than a fused kernel of torch takes as a whole on a small layer. Where nobody but
-autograd looks at a call, its forward pass is called as it is, or as a `torch.autograd.Function`. Compilers, tracers,
-profilers, fake tensors, subclasses and transforms get the registered operation.
+A registered operation costs more Python than a fused kernel of torch takes as a whole on a small layer. Where nobody
+but autograd looks at a call, its forward pass is called as it is, or as a `torch.autograd.Function`. Compilers,
+tracers, profilers, fake tensors, subclasses and transforms get the registered operation.
 """
 
 from __future__ import annotations
@@ -18,9 +18,7 @@ from cvg_kernels.ops._trace import carrying_record
 _PLAIN = frozenset({torch.Tensor, torch.nn.Parameter, type(None), int, float, bool, str, list})
 
 
-def directly(
-    operation: Callable[..., Any], implementation: Callable[..., Any]
-) -> Callable[..., Any]:
+def directly(operation: Callable[..., Any], implementation: Callable[..., Any]) -> Callable[..., Any]:
     """The operation as a function that calls its implementation by itself where nobody looks.
 
     Args:
@@ -65,9 +63,7 @@ def with_shortcut(
     def call(*given):
         if somebody_looks(given):
             return operation(*given)
-        if torch.is_grad_enabled() and any(
-            one.requires_grad for one in given if isinstance(one, torch.Tensor)
-        ):
+        if torch.is_grad_enabled() and any(one.requires_grad for one in given if isinstance(one, torch.Tensor)):
             return Shortcut.apply(*given)
         return forward(*given)
 
@@ -75,7 +71,9 @@ def with_shortcut(
 
 
 def somebody_looks(given: tuple) -> bool:
-    """Whether a compiler, a transform, a tracer or a profiler watches the operations of torch, or tensors are not plain."""
+    """Whether a compiler, a transform, a tracer or a profiler watches the operations of torch, or tensors are not
+    plain.
+    """
     return (
         not _PLAIN.issuperset(map(type, given))
         or torch.compiler.is_compiling()

@@ -22,30 +22,45 @@ def forward(query, key, value, added, scale, by_row_max, capture):
         wide = torch.promote_types(query.dtype, torch.float32)
         maps = query.new_empty((batch, positions, frames, frames), dtype=wide)
     _run(
-        "temporal_attention_forward", query.device,
-        *_call(query, key, value, added, scale, by_row_max), _strided(out), address(maps),
-    )  # fmt: skip
+        "temporal_attention_forward",
+        query.device,
+        *_call(query, key, value, added, scale, by_row_max),
+        _strided(out),
+        address(maps),
+    )
     return out, maps
 
 
 def backward(
-    grad_out, grad_maps, query, key, value, added, scale, by_row_max, row_max_grad,
-    need_query, need_key, need_value, need_added,
-):  # fmt: skip
+    grad_out,
+    grad_maps,
+    query,
+    key,
+    value,
+    added,
+    scale,
+    by_row_max,
+    row_max_grad,
+    need_query,
+    need_key,
+    need_value,
+    need_added,
+):
     """Returns the gradients asked for; see `python_ref.temporal_attention`."""
     grad_maps = None if grad_maps is None else grad_maps.contiguous()
     needed = (need_query, need_key, need_value)
-    grads = [
-        dense_like(tensor) if need else None
-        for tensor, need in zip((query, key, value), needed, strict=True)
-    ]
+    grads = [dense_like(tensor) if need else None for tensor, need in zip((query, key, value), needed, strict=True)]
     shares = added.new_empty((_shares(query), *added.shape)) if need_added else None
     _run(
-        "temporal_attention_backward", query.device,
+        "temporal_attention_backward",
+        query.device,
         *_call(query, key, value, added, scale, by_row_max),
-        _strided(grad_out), address(grad_maps), row_max_grad,
-        *(_strided(grad) for grad in grads), address(shares),
-    )  # fmt: skip
+        _strided(grad_out),
+        address(grad_maps),
+        row_max_grad,
+        *(_strided(grad) for grad in grads),
+        address(shares),
+    )
     # Float64, and always in the same order.
     grad_added = shares.sum(0, dtype=torch.float64).to(added.dtype) if need_added else None
     return (*grads, grad_added)
@@ -54,9 +69,15 @@ def backward(
 def _call(query, key, value, added, scale, by_row_max) -> tuple:
     """The arguments that both passes begin with."""
     return (
-        (*query.shape, value.shape[-1]), DTYPE_CODES[query.dtype],
-        _strided(query), _strided(key), _strided(value), address(added), scale, by_row_max,
-    )  # fmt: skip
+        (*query.shape, value.shape[-1]),
+        DTYPE_CODES[query.dtype],
+        _strided(query),
+        _strided(key),
+        _strided(value),
+        address(added),
+        scale,
+        by_row_max,
+    )
 
 
 def _shares(query: torch.Tensor) -> int:

@@ -11,9 +11,8 @@ def attend(query, key, value, added, scale, by_row_max, row_max_grad, capture):
     """See `python_ref.temporal_attention.temporal_attention`."""
     with autocast_off(query.device):
         return reference.temporal_attention(
-            query, key, value, added, scale=scale,
-            by_row_max=by_row_max, row_max_grad=row_max_grad, capture=capture,
-        )  # fmt: skip
+            query, key, value, added, scale=scale, by_row_max=by_row_max, row_max_grad=row_max_grad, capture=capture
+        )
 
 
 def forward(query, key, value, added, scale, by_row_max, capture):
@@ -23,14 +22,32 @@ def forward(query, key, value, added, scale, by_row_max, capture):
 
 
 def backward(
-    grad_out, grad_maps, query, key, value, added, scale, by_row_max, row_max_grad,
-    need_query, need_key, need_value, need_added,
-):  # fmt: skip
+    grad_out,
+    grad_maps,
+    query,
+    key,
+    value,
+    added,
+    scale,
+    by_row_max,
+    row_max_grad,
+    need_query,
+    need_key,
+    need_value,
+    need_added,
+):
     """Returns the gradients asked for; see `python_ref.temporal_attention.temporal_attention_backward`."""
     with autocast_off(query.device):
         *grads, grad_added = reference.temporal_attention_backward(
-            grad_out, grad_maps, query, key, value, added,
-            scale=scale, by_row_max=by_row_max, row_max_grad=row_max_grad,
-        )  # fmt: skip
+            grad_out,
+            grad_maps,
+            query,
+            key,
+            value,
+            added,
+            scale=scale,
+            by_row_max=by_row_max,
+            row_max_grad=row_max_grad,
+        )
     needed = (need_query, need_key, need_value)
     return (*laid_out(grads, (query, key, value), needed), grad_added if need_added else None)

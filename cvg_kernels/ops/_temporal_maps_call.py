@@ -3,8 +3,8 @@
     forward(call) -> maps
     backward(call, grad_maps, targets)                fills those that are there
 
-All that a backend is given and fills are views of the caller's tensors: `[B, P, H, F, …]`, places first. Tokens that are
-not of the video it never sees.
+All that a backend is given and fills are views of the caller's tensors: `[B, P, H, F, …]`, places first. Tokens that
+are not of the video it never sees.
 """
 
 from __future__ import annotations
@@ -21,9 +21,7 @@ class MapsCall(NamedTuple):
 
     query: torch.Tensor  #: `[B, P, H, F, D]`, any strides, as key
     key: torch.Tensor
-    lse: (
-        torch.Tensor | None
-    )  #: wide `[B, P, H, F]`, any strides; `None`: maps are of the frames alone
+    lse: torch.Tensor | None  #: wide `[B, P, H, F]`, any strides; `None`: maps are of the frames alone
     key_bias: torch.Tensor | None  #: wide `[B, P, F]`, any strides, −∞ where a key is not seen
     scale: float
     head_mean: bool  #: maps are averaged over the heads
@@ -57,9 +55,13 @@ class Video(NamedTuple):
         if key_bias is not None:
             key_bias = by_place(key_bias[:, None], frames, places, self.key_start)[:, :, 0]
         return MapsCall(
-            self.of_queries(query), by_place(key, frames, places, self.key_start),
-            None if lse is None else self.of_queries(lse), key_bias, scale, head_mean,
-        )  # fmt: skip
+            self.of_queries(query),
+            by_place(key, frames, places, self.key_start),
+            None if lse is None else self.of_queries(lse),
+            key_bias,
+            scale,
+            head_mean,
+        )
 
     def of_queries(self, tokens: torch.Tensor) -> torch.Tensor:
         """What belongs to the queries of the video, by place."""

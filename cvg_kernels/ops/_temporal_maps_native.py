@@ -25,15 +25,21 @@ def backward(call: MapsCall, grad_maps: torch.Tensor, targets: Targets) -> None:
     """Fills the gradients that are wanted; see `python_ref.temporal_maps`."""
     grad_maps = grad_maps.contiguous()
     native.load("cpu").temporal_maps_backward(
-        *_arguments(call), grad_maps.data_ptr(),
-        _strided5(targets.query), _strided5(targets.key), strided(targets.lse),
-    )  # fmt: skip
+        *_arguments(call), grad_maps.data_ptr(), _strided5(targets.query), _strided5(targets.key), strided(targets.lse)
+    )
 
 
 def _arguments(call: MapsCall) -> tuple:
     """The arguments that both passes begin with."""
     query = call.query
     return (
-        tuple(query.shape), DTYPE_CODES[query.dtype], _strided5(query), _strided5(call.key),
-        strided(call.lse), strided(call.key_bias), call.scale, call.head_mean, torch.get_num_threads(),
-    )  # fmt: skip
+        tuple(query.shape),
+        DTYPE_CODES[query.dtype],
+        _strided5(query),
+        _strided5(call.key),
+        strided(call.lse),
+        strided(call.key_bias),
+        call.scale,
+        call.head_mean,
+        torch.get_num_threads(),
+    )

@@ -13,19 +13,17 @@ from cvg_kernels.ops._token_peaks_call import blocks_shape
 
 def _call(flow, sharpness, sigma) -> tuple:
     side = math.exp(-1 / (2 * sigma) ** 2)
-    return (
-        tuple(flow.shape), DTYPE_CODES[flow.dtype], flow.data_ptr(), sharpness, side, torch.get_num_threads(),
-    )  # fmt: skip
+    return (tuple(flow.shape), DTYPE_CODES[flow.dtype], flow.data_ptr(), sharpness, side, torch.get_num_threads())
 
 
 def forward(flow, sharpness, sigma):
-    """Returns the peaks `[B, K]`, the softmax's largest logit and sum below it `[B, 2, F, h, w]`, and room for blocks."""
+    """Returns the peaks `[B, K]`, the softmax's largest logit and sum below it `[B, 2, F, h, w]`,
+    and room for blocks.
+    """
     flow = flow.contiguous()
     peaks = flow.new_empty(flow.shape[:2])
     sums = flow.new_empty(flow.shape[0], 2, *flow.shape[2:])
-    native.load("cpu").token_peaks(
-        *_call(flow, sharpness, sigma), peaks.data_ptr(), sums.data_ptr()
-    )
+    native.load("cpu").token_peaks(*_call(flow, sharpness, sigma), peaks.data_ptr(), sums.data_ptr())
     return peaks, sums, flow.new_zeros(blocks_shape(flow.shape))
 
 

@@ -19,7 +19,5 @@ def forward(flow, sharpness, sigma):
 
 def backward(grad, flow, sums, blocks, sharpness, sigma):
     """The gradient of flow."""
-    _, pull_back = torch.func.vjp(
-        lambda flow: reference.token_peaks(flow, sharpness=sharpness, sigma=sigma), flow
-    )
+    _, pull_back = torch.func.vjp(lambda flow: reference.token_peaks(flow, sharpness=sharpness, sigma=sigma), flow)
     return pull_back(grad)[0].contiguous()

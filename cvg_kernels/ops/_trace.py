@@ -25,9 +25,9 @@ _record: ContextVar[_Record | None] = ContextVar("backend_record", default=None)
 def trace_backends() -> Iterator[list[tuple[str, str]]]:
     """Collects `(operation, backend)` of every kernel call made inside the `with` block.
 
-    A backward pass is an operation of its own, `attention_backward`. On a GPU autograd runs it in threads of its own, which
-    know nothing of this block: it is seen there if its forward pass ran inside the block and was not compiled. Kernels
-    called by compiled code are seen; the reference, once compiled, is not: nothing of it is left to call.
+    A backward pass is an operation of its own, `attention_backward`. On a GPU autograd runs it in threads of its own,
+    which know nothing of this block: it is seen there if its forward pass ran inside the block and was not compiled.
+    Kernels called by compiled code are seen; the reference, once compiled, is not: nothing of it is left to call.
     """
     record = _Record()
     token = _record.set(record)
@@ -74,9 +74,7 @@ def carrying_record(
     return differentiate, remember
 
 
-def register_autograd(
-    operation: str, backward: Callable[..., Any], *, setup_context: Callable[..., None]
-) -> None:
+def register_autograd(operation: str, backward: Callable[..., Any], *, setup_context: Callable[..., None]) -> None:
     """Registers a gradient as `torch.library.register_autograd` does, its functions as in `carrying_record`."""
     differentiate, remember = carrying_record(backward, setup_context)
     torch.library.register_autograd(operation, differentiate, setup_context=remember)

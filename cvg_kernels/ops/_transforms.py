@@ -1,7 +1,8 @@
 """Transforms of torch.func and forward-mode differentiation: who can serve a call under them.
 
-The kernels are registered with a gradient in reverse mode. Under forward mode torch would drop the tangents without a word,
-under `torch.func.grad` it stops with a message about its own internals, and `torch.vmap` cannot split lists of tensors.
+The kernels are registered with a gradient in reverse mode. Under forward mode torch would drop the tangents without a
+word, under `torch.func.grad` it stops with a message about its own internals, and `torch.vmap` cannot split lists of
+tensors.
 """
 
 from __future__ import annotations
@@ -17,10 +18,7 @@ from cvg_kernels.errors import BackendUnavailableError
 
 Transform = Literal["vmap", "derivative"]
 
-_NAMES: dict[Transform, str] = {
-    "vmap": "torch.vmap",
-    "derivative": "a derivative of torch.func or in forward mode",
-}
+_NAMES: dict[Transform, str] = {"vmap": "torch.vmap", "derivative": "a derivative of torch.func or in forward mode"}
 
 
 def backend_under_transforms(
@@ -50,9 +48,7 @@ def backend_under_transforms(
     if not torch._C._are_functorch_transforms_active() and forward_ad._current_level < 0:
         return parsed
     active = _active(tensors)
-    return (
-        Backend(_decide(operation, parsed.value, active, kernels, reference)) if active else parsed
-    )
+    return Backend(_decide(operation, parsed.value, active, kernels, reference)) if active else parsed
 
 
 def _decide(operation: str, name: str, active: set[Transform], kernels, reference) -> str:
@@ -72,7 +68,9 @@ def _decide(operation: str, name: str, active: set[Transform], kernels, referenc
 
 
 def _decide_compiled(operation: str, name: str, kernels, reference) -> str:
-    """As `_decide`, while a graph is traced: tensors cannot be looked at, so every transform around the call counts."""
+    """As `_decide`, while a graph is traced:
+    tensors cannot be looked at, so every transform around the call counts.
+    """
     stack = torch._C._functorch.get_interpreter_stack() or ()
     kinds = {interpreter.key().name for interpreter in stack}
     active: set[Transform] = {"vmap"} if "Vmap" in kinds else set()

@@ -26,14 +26,14 @@ class Mask(NamedTuple):
 
 
 def check_operand(name: str, tensor, query, ranks: tuple[int, ...], layout: str) -> None:
-    """Checks that one of query, key and value is a tensor of a served dtype, with the axes, dtype and device asked for."""
+    """Checks that one of query, key and value is a tensor of a served dtype, with the axes, dtype and device asked
+    for.
+    """
     if not isinstance(tensor, torch.Tensor) or tensor.ndim not in ranks:
         given = tuple(tensor.shape) if isinstance(tensor, torch.Tensor) else type(tensor).__name__
         raise ArgumentError(f"{name} must be a tensor {layout}, got {given}")
     if tensor.dtype not in DTYPES:
-        raise ArgumentError(
-            f"{name} must be float32, bfloat16, float16 or float64, got {tensor.dtype}"
-        )
+        raise ArgumentError(f"{name} must be float32, bfloat16, float16 or float64, got {tensor.dtype}")
     if (tensor.dtype, tensor.device) != (query.dtype, query.device):
         raise ArgumentError(
             f"{name} must have the query's dtype and device ({query.dtype}, {query.device}), "
@@ -50,25 +50,18 @@ def check_tensors(query, key, value, *, values: bool) -> None:
         check_operand(name, tensor, query, (4,), "[B, H, length, head_dim]")
         if tensor.shape[0] != query.shape[0] or tensor.shape[1] != query.shape[1]:
             raise ArgumentError(
-                f"{name} must have the query's batch and heads {tuple(query.shape[:2])}, got "
-                f"{tuple(tensor.shape[:2])}"
+                f"{name} must have the query's batch and heads {tuple(query.shape[:2])}, got {tuple(tensor.shape[:2])}"
             )
         if not 1 <= tensor.shape[3] <= MAX_HEAD_DIM:
-            raise ArgumentError(
-                f"{name} must have a head_dim of 1 to {MAX_HEAD_DIM}, got {tensor.shape[3]}"
-            )
+            raise ArgumentError(f"{name} must have a head_dim of 1 to {MAX_HEAD_DIM}, got {tensor.shape[3]}")
     if query.shape[1] == 0:
         raise ArgumentError("query must have at least one head, got none")
     if key.shape[2] == 0:
         raise ArgumentError("key must hold at least one key, got none")
     if key.shape[3] != query.shape[3]:
-        raise ArgumentError(
-            f"key must have the query's head_dim {query.shape[3]}, got {key.shape[3]}"
-        )
+        raise ArgumentError(f"key must have the query's head_dim {query.shape[3]}, got {key.shape[3]}")
     if values and value.shape[2] != key.shape[2]:
-        raise ArgumentError(
-            f"value must have the key's length {key.shape[2]}, got {value.shape[2]}"
-        )
+        raise ArgumentError(f"value must have the key's length {key.shape[2]}, got {value.shape[2]}")
 
 
 def _fit(query, key, value) -> bool:
@@ -80,13 +73,14 @@ def _fit(query, key, value) -> bool:
         return False
     if not (query.dtype == key.dtype == value.dtype and query.device == key.device == value.device):
         return False
-    (batch, heads, _, dim), (b, h, keys, key_dim), (c, g, length, value_dim) = (
-        tensor.shape for tensor in tensors
-    )
+    (batch, heads, _, dim), (b, h, keys, key_dim), (c, g, length, value_dim) = (tensor.shape for tensor in tensors)
     return (
-        b == c == batch and g == h == heads >= 1 and length == keys >= 1
-        and 1 <= key_dim == dim <= MAX_HEAD_DIM and 1 <= value_dim <= MAX_HEAD_DIM
-    )  # fmt: skip
+        b == c == batch
+        and g == h == heads >= 1
+        and length == keys >= 1
+        and 1 <= key_dim == dim <= MAX_HEAD_DIM
+        and 1 <= value_dim <= MAX_HEAD_DIM
+    )
 
 
 def is_real(tensor: torch.Tensor) -> bool:
@@ -96,7 +90,9 @@ def is_real(tensor: torch.Tensor) -> bool:
 
 
 def can_look_at(tensor: torch.Tensor) -> bool:
-    """Whether its numbers can be read at no cost: not on a GPU, in a compiled graph, of a fake tensor or under vmap."""
+    """Whether its numbers can be read at no cost:
+    not on a GPU, in a compiled graph, of a fake tensor or under vmap.
+    """
     if torch.compiler.is_compiling() or tensor.device.type != "cpu" or tensor.numel() == 0:
         return False
     return is_real(tensor)
@@ -137,9 +133,7 @@ def mask_of(key_mask: torch.Tensor | None, query: torch.Tensor, key: torch.Tenso
     full = (batch, heads, queries, keys)
     mask = key_mask[:, None, None] if key_mask.ndim == 2 else key_mask
     # Compared one by one: `in` on a tuple does not see that a symbolic size equals a number.
-    if mask.ndim != 4 or any(
-        have != 1 and have != want for have, want in zip(mask.shape, full, strict=True)
-    ):
+    if mask.ndim != 4 or any(have != 1 and have != want for have, want in zip(mask.shape, full, strict=True)):
         raise ArgumentError(
             f"key_mask must be bool [B, M] = {(batch, keys)}, additive [B, 1, 1, M], or (reference only) broadcast "
             f"to {full}; got {tuple(key_mask.shape)}"

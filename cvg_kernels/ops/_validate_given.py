@@ -1,4 +1,6 @@
-"""Checks of single arguments that several operations share: numbers, and tensors that are no queries, keys or values."""
+"""Checks of single arguments that several operations share:
+numbers, and tensors that are no queries, keys or values.
+"""
 
 from __future__ import annotations
 
@@ -59,9 +61,7 @@ def tensors_of(name: str, given: Any) -> list[torch.Tensor]:
     try:
         found = list(given)
     except TypeError as error:
-        raise ArgumentError(
-            f"{name} must be a sequence of tensors, got {described(given)}"
-        ) from error
+        raise ArgumentError(f"{name} must be a sequence of tensors, got {described(given)}") from error
     for number, one in enumerate(found):
         if not isinstance(one, torch.Tensor):
             raise ArgumentError(f"{name}[{number}] must be a tensor, got {described(one)}")

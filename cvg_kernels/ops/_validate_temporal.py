@@ -25,24 +25,20 @@ def check_tensors(query, key, value) -> None:
                 f"{tuple(tensor.shape[:-1])}"
             )
         if not 1 <= tensor.shape[-1] <= MAX_HEAD_DIM:
-            raise ArgumentError(
-                f"{name} must have a head_dim of 1 to {MAX_HEAD_DIM}, got {tensor.shape[-1]}"
-            )
+            raise ArgumentError(f"{name} must have a head_dim of 1 to {MAX_HEAD_DIM}, got {tensor.shape[-1]}")
     if query.shape[-3] == 0:
         raise ArgumentError("query must have at least one head, got none")
     if not 1 <= query.shape[-2] <= _MAX_FRAMES:
         raise ArgumentError(f"query must have 1 to {_MAX_FRAMES} frames, got {query.shape[-2]}")
     if key.shape[-1] != query.shape[-1]:
-        raise ArgumentError(
-            f"key must have the query's head_dim {query.shape[-1]}, got {key.shape[-1]}"
-        )
+        raise ArgumentError(f"key must have the query's head_dim {query.shape[-1]}, got {key.shape[-1]}")
 
 
 def added_logits(query, sigma, strength, bias) -> torch.Tensor | None:
     """The `[F, F]` matrix to add to the logits, contiguous, in float32 (float64 for float64), or `None`.
 
-    It is made by differentiable operations of torch: a gradient that reaches it goes on to sigma and strength, or bias.
-    A band of two numbers is made once and kept: nobody may write to it.
+    It is made by differentiable operations of torch: a gradient that reaches it goes on to sigma and strength, or
+    bias. A band of two numbers is made once and kept: nobody may write to it.
     """
     frames, wide = query.shape[-2], torch.promote_types(query.dtype, torch.float32)
     if sigma is not None and bias is not None:
@@ -59,9 +55,7 @@ def added_logits(query, sigma, strength, bias) -> torch.Tensor | None:
         given = bias.dtype if isinstance(bias, torch.Tensor) else type(bias).__name__
         raise ArgumentError(f"bias must be a floating-point tensor [F, F] or None, got {given}")
     if bias.ndim != 2 or bias.shape[0] != frames or bias.shape[1] != frames:
-        raise ArgumentError(
-            f"bias must have shape [F, F] = {(frames, frames)}, got {tuple(bias.shape)}"
-        )
+        raise ArgumentError(f"bias must have shape [F, F] = {(frames, frames)}, got {tuple(bias.shape)}")
     if bias.device != query.device:
         raise ArgumentError(f"bias must be on {query.device}, got {bias.device}")
     return bias.to(wide).contiguous()
@@ -79,9 +73,7 @@ def _checked(name: str, given) -> float | torch.Tensor:
         try:
             given = number = float(given)
         except (TypeError, ValueError) as error:
-            raise ArgumentError(
-                f"{name} must be a number or a 0-d tensor, got {given!r}"
-            ) from error
+            raise ArgumentError(f"{name} must be a number or a 0-d tensor, got {given!r}") from error
     if name == "sigma" and number is not None and not number > 0:
         raise ArgumentError(f"sigma must be above 0, got {number}")
     return given
@@ -109,7 +101,9 @@ def _kept_band(frames, sigma, strength, dtype, device, stream) -> torch.Tensor:
 
 
 def _band_of_numbers(query, frames: int, sigma: float, strength: float, dtype) -> torch.Tensor:
-    """The band of two numbers, kept unless the call is being traced or captured: such a tensor belongs to its graph."""
+    """The band of two numbers, kept unless the call is being traced or captured:
+    such a tensor belongs to its graph.
+    """
     stream = None
     if torch.compiler.is_compiling() or type(query) is not torch.Tensor:
         return _band(frames, sigma, strength, dtype, query.device)

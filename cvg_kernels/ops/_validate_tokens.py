@@ -10,24 +10,18 @@ from cvg_kernels.errors import ArgumentError
 from cvg_kernels.ops._integers import integers_of
 
 
-def token_ids_of(
-    token_ids: torch.Tensor | Sequence[int], query: torch.Tensor, key: torch.Tensor
-) -> torch.Tensor:
+def token_ids_of(token_ids: torch.Tensor | Sequence[int], query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
     """Ids as contiguous int64 `[B, K]` on the query's device, checked where a look at them is free."""
     batch, keys = query.shape[0], key.shape[2]
     token_ids, bounds = integers_of("token_ids", token_ids, query, "[K] or [B, K]")
     if token_ids.ndim not in (1, 2):
-        raise ArgumentError(
-            f"token_ids must have shape [K] or [B, K] with B = {batch}, got {tuple(token_ids.shape)}"
-        )
+        raise ArgumentError(f"token_ids must have shape [K] or [B, K] with B = {batch}, got {tuple(token_ids.shape)}")
     if token_ids.shape[-1] == 0:
         raise ArgumentError("token_ids must name at least one key, got none")
     if token_ids.dtype not in (torch.int64, torch.int32):
         raise ArgumentError(f"token_ids must be int64 or int32, got {token_ids.dtype}")
     if token_ids.ndim == 2 and token_ids.shape[0] != batch:
-        raise ArgumentError(
-            f"token_ids must have shape [K] or [B, K] with B = {batch}, got {tuple(token_ids.shape)}"
-        )
+        raise ArgumentError(f"token_ids must have shape [K] or [B, K] with B = {batch}, got {tuple(token_ids.shape)}")
     if bounds is not None and (bounds[0] < 0 or bounds[1] >= keys):
         outside = bounds[0] if bounds[0] < 0 else bounds[1]
         raise ArgumentError(f"token_ids must lie in [0, {keys}) for {keys} keys, got {outside}")
@@ -36,10 +30,10 @@ def token_ids_of(
     return token_ids.to(query.device, torch.int64).contiguous()
 
 
-def token_bias_of(
-    token_bias: torch.Tensor, token_ids: torch.Tensor | None, query: torch.Tensor
-) -> torch.Tensor:
-    """The bias as `[B, K, N]` in the wide type, expanded where it was given smaller; over repeats of a key, their sum."""
+def token_bias_of(token_bias: torch.Tensor, token_ids: torch.Tensor | None, query: torch.Tensor) -> torch.Tensor:
+    """The bias as `[B, K, N]` in the wide type, expanded where it was given smaller;
+    over repeats of a key, their sum.
+    """
     if token_ids is None:
         raise ArgumentError("token_bias needs token_ids: the keys whose logits it is added to")
     (batch, tokens), queries = token_ids.shape, query.shape[2]

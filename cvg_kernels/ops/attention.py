@@ -28,9 +28,7 @@ class CapturedAttention(NamedTuple):
     """What `attention_with_capture` returns."""
 
     out: torch.Tensor  #: `[B, H, N, Dv]`, the dtype of the query
-    maps: (
-        torch.Tensor | None
-    )  #: `[B, K, N]` (mean over heads) or `[B, H, K, N]`, float32; `None` without token ids
+    maps: torch.Tensor | None  #: `[B, K, N]` (mean over heads) or `[B, H, K, N]`, float32; `None` without token ids
     lse: torch.Tensor  #: `[B, H, N]`, float32, natural logarithm
 
 
@@ -61,34 +59,34 @@ def attention_with_capture(
         P = softmax(S);  out = P v;  maps = P[..., token_ids]
 
     The N×M matrix P is never held (except by the reference backend), and the maps are float32 whatever the dtype of
-    the inputs (float64 for float64). Differentiable in query, key, value and token bias through `out`, `maps` and `lse`; a
-    gradient that nobody asks for is not computed. The kernels give first derivatives; `backend="reference"` is
-    differentiable twice. Under autocast the inputs are cast as those of torch's own attention are.
+    the inputs (float64 for float64). Differentiable in query, key, value and token bias through `out`, `maps` and
+    `lse`; a gradient that nobody asks for is not computed. The kernels give first derivatives; `backend="reference"`
+    is differentiable twice. Under autocast the inputs are cast as those of torch's own attention are.
 
     Args:
-        query: `[B, H, N, D]`, float32, bfloat16, float16 or float64 (float64: CPU kernels and reference only), with any
-            strides; `[B, N, H, D].transpose(1, 2)` costs no copy.
+        query: `[B, H, N, D]`, float32, bfloat16, float16 or float64 (float64: CPU kernels and reference only), with
+            any strides; `[B, N, H, D].transpose(1, 2)` costs no copy.
         key: `[B, H, M, D]`.
         value: `[B, H, M, Dv]`.
         token_ids: which keys to capture: `[K]` for the whole batch or `[B, K]`, integers in [0, M); repeats allowed;
             `None` captures none. On a GPU a tensor of ids is trusted, since a look at it would wait for the device; on
             the CPU, and as a list, it is checked. A list is copied to the GPU once and kept.
         scale: factor of the logits; `None` is `D ** -0.5`.
-        key_mask: `None`; bool `[B, M]`, `True` where a key is seen; or additive float `[B, 1, 1, M]`. A denser additive
-            or bool mask, broadcastable to `[B, H, N, M]`, is served by the reference only, since the kernels read one
-            row of it per sample. A row with no key seen gives out = 0, maps = 0, lse = −∞ and zero gradients. Only the
-            reference gives the mask a gradient.
+        key_mask: `None`; bool `[B, M]`, `True` where a key is seen; or additive float `[B, 1, 1, M]`. A denser
+            additive or bool mask, broadcastable to `[B, H, N, M]`, is served by the reference only, since the kernels
+            read one row of it per sample. A row with no key seen gives out = 0, maps = 0, lse = −∞ and zero gradients.
+            Only the reference gives the mask a gradient.
         token_bias: added to the logits of the chosen keys, floating point `[K]`, `[B, K]` or `[B, K, N]`: a key that
             occurs twice gets both. log w re-weights a token by w; a bias per query is a layout. Not with a band.
         band: attention under a band by the distance of frames, as `frame_band_attention` has it; not with a mask.
         head_reduction: `"mean"` averages the maps over the heads, `"none"` keeps them.
         deterministic: whether gradients must be the same bit by bit in every run; `None` is what
-            `torch.use_deterministic_algorithms` says. Our own kernels always are; torch's fused ones on a GPU are not, and
-            are then left aside.
-        backend: `"auto"`, or the name of one, which then never falls back: `"reference"`, `"native"` (C++, CPU tensors),
-            `"triton"` (GPU tensors), `"triton_specialised"` (the same with specialised warps on Hopper: 16-bit numbers,
-            head_dim 64 or 128, no mask, bias or band) or `"stock"` (torch's fused attention, and the maps from its
-            log-sum-exp).
+            `torch.use_deterministic_algorithms` says. Our own kernels always are; torch's fused ones on a GPU are not,
+            and are then left aside.
+        backend: `"auto"`, or the name of one, which then never falls back: `"reference"`, `"native"` (C++, CPU
+            tensors), `"triton"` (GPU tensors), `"triton_specialised"` (the same with specialised warps on Hopper:
+            16-bit numbers, head_dim 64 or 128, no mask, bias or band) or `"stock"` (torch's fused attention, and the
+            maps from its log-sum-exp).
 
     Returns:
         `CapturedAttention(out, maps, lse)`.
@@ -100,9 +98,19 @@ def attention_with_capture(
     Maps of cross-attention as guidance signals: Vico (flow equalization) and CVG (composition classifier).
     """
     found = _attend(
-        query, key, value, token_ids, values=True, scale=scale, key_mask=key_mask, token_bias=token_bias,
-        band=band, head_reduction=head_reduction, deterministic=deterministic, backend=backend,
-    )  # fmt: skip
+        query,
+        key,
+        value,
+        token_ids,
+        values=True,
+        scale=scale,
+        key_mask=key_mask,
+        token_bias=token_bias,
+        band=band,
+        head_reduction=head_reduction,
+        deterministic=deterministic,
+        backend=backend,
+    )
     return CapturedAttention(found.out, None if token_ids is None else found.maps, found.lse)
 
 
@@ -141,9 +149,19 @@ def capture_maps(
     if token_ids is None:
         raise ArgumentError("token_ids must name the keys whose maps are wanted, got None")
     found = _attend(
-        query, key, None, token_ids, values=False, scale=scale, key_mask=key_mask, token_bias=token_bias,
-        band=band, head_reduction=head_reduction, deterministic=None, backend=backend,
-    )  # fmt: skip
+        query,
+        key,
+        None,
+        token_ids,
+        values=False,
+        scale=scale,
+        key_mask=key_mask,
+        token_bias=token_bias,
+        band=band,
+        head_reduction=head_reduction,
+        deterministic=None,
+        backend=backend,
+    )
     return CapturedMaps(found.maps, found.lse)
 
 
@@ -167,17 +185,14 @@ def attention_alone(
         backend: `"auto"`, or the name of one of `attention_with_capture`.
     """
     if parse_backend(backend) is not Backend.AUTO:
-        return attention_with_capture(
-            query, key, value, None, scale=scale, key_mask=key_mask, backend=backend
-        ).out
+        return attention_with_capture(query, key, value, None, scale=scale, key_mask=key_mask, backend=backend).out
     note_backend("attention", Backend.STOCK.value)
     return scaled_dot_product_attention(query, key, value, key_mask, scale=scale)
 
 
 def _attend(
-    query, key, value, token_ids, *, values, scale, key_mask, token_bias, band, head_reduction, deterministic,
-    backend,
-) -> AttentionResult:  # fmt: skip
+    query, key, value, token_ids, *, values, scale, key_mask, token_bias, band, head_reduction, deterministic, backend
+) -> AttentionResult:
     """Checks the arguments, then calls the registered operation, or the reference as it is."""
     query, key, value = cast_inputs(query, key, value)
     check_tensors(query, key, value, values=values)
@@ -188,9 +203,7 @@ def _attend(
     if deterministic is None:
         deterministic = torch.are_deterministic_algorithms_enabled()
     scale = scale_of(scale, query)
-    backend = backend_under_transforms(
-        "attention", backend, (query, key, value, key_mask, token_bias)
-    )
+    backend = backend_under_transforms("attention", backend, (query, key, value, key_mask, token_bias))
     if token_ids is not None:
         token_ids = token_ids_of(token_ids, query, key)
     if token_bias is not None:
@@ -217,9 +230,7 @@ def _attend(
     else:
         if additive is not None:
             if additive.requires_grad:
-                raise ArgumentError(
-                    "key_mask must not require a gradient, except with backend='reference'"
-                )
+                raise ArgumentError("key_mask must not require a gradient, except with backend='reference'")
             call = call._replace(key_bias=additive[:, 0, 0].contiguous())
         found = operation.attend(call, deterministic, backend)
     if mask is not None and mask.shift is not None:

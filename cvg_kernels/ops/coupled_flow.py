@@ -1,4 +1,6 @@
-"""Exact maximum flow through all positions at once: the public function, its checks, and its registration with torch."""
+"""Exact maximum flow through all positions at once:
+the public function, its checks, and its registration with torch.
+"""
 
 from __future__ import annotations
 
@@ -40,17 +42,18 @@ def coupled_max_flow(
         token —cross[b,k,f,l]→ (0, f, l),   (0, f, j) —S'[b,f,i,j]→ (1, f, i),   (h, j, l) —T'[b,l,i,j]→ (h + 1, i, l),
         (last, f, l) —1→ sink
 
-    with S' and T' the hops with their skip connection. The flow is the capacity of the minimum cut, its gradient 1 on the
-    edges of that cut (½ for averaged hops); of several minimal cuts the one with the fewest nodes on the token's side.
+    with S' and T' the hops with their skip connection. The flow is the capacity of the minimum cut, its gradient 1 on
+    the edges of that cut (½ for averaged hops); of several minimal cuts the one with the fewest nodes on the token's
+    side.
 
-    One graph has F · L² + hops · L · F² edges: 16 384 for 8 frames of 8×8 positions, 0.5 million for 16 frames of 10×16,
-    and 105 million for 16 frames of 40×64, where it no longer fits. A backward pass costs next to nothing.
+    One graph has F · L² + hops · L · F² edges: 16 384 for 8 frames of 8×8 positions, 0.5 million for 16 frames of
+    10×16, and 105 million for 16 frames of 40×64, where it no longer fits. A backward pass costs next to nothing.
 
     Args:
         cross: `[B, K, F, L]`, float32 or float64.
         temporal: hops `[B, L, F, F]` (row = attending frame), first hop first; may be empty.
-        spatial: S `[B, F, L, L]` (row = attending position), or `None`: then the positions do not meet, and the flow is
-            the sum over positions of `subgraph_max_flow(…, sink="video")`.
+        spatial: S `[B, F, L, L]` (row = attending position), or `None`: then the positions do not meet, and the flow
+            is the sum over positions of `subgraph_max_flow(…, sink="video")`.
         residual: `"average"` is (A+I)/2, `"add"` is A+I, `None` is A.
         backend: `"auto"`, `"native"` (C++, CPU tensors) or `"reference"`.
 
@@ -68,7 +71,7 @@ def coupled_max_flow(
     if residual not in ("average", "add", None):
         raise ArgumentError(f"residual must be 'average', 'add' or None, got {residual!r}")
     batch, _, frames, positions = cross.shape
-    wanted = {f"temporal[{n}]": (hop, (batch, positions, frames, frames)) for n, hop in enumerate(temporal)}  # fmt: skip
+    wanted = {f"temporal[{n}]": (hop, (batch, positions, frames, frames)) for n, hop in enumerate(temporal)}
     if spatial is not None:
         check_capacities("spatial", spatial, "[B, F, L, L]", 4)
         wanted["spatial"] = (spatial, (batch, frames, positions, positions))
@@ -100,9 +103,11 @@ _forward_op = torch.ops.cvg_kernels.coupled_max_flow.default
 @torch.library.impl("cvg_kernels::coupled_max_flow", ("cpu", "cuda"))
 def _forward(cross, spatial, temporal, backend):
     flow, cut, good = run_kernel(
-        "coupled_flow", backend, Facts(cross.device, cross.dtype),
+        "coupled_flow",
+        backend,
+        Facts(cross.device, cross.dtype),
         lambda module: module.forward(cross, spatial, temporal),
-    )  # fmt: skip
+    )
     if not good:
         given = {"cross": cross, "temporal": temporal}
         check_entries(**given, **({} if spatial is None else {"spatial": spatial}))
@@ -135,8 +140,7 @@ def _differentiate(ctx, grad, _):
         first = 1
         grad_spatial = torch.einsum("bkfi,bkfj->bfij", far[:, :, 1], near[:, :, 0])
     grad_temporal = [
-        torch.einsum("bkil,bkjl->blij", far[:, :, h + 1], near[:, :, h])
-        for h in range(first, cut.shape[2] - 1)
+        torch.einsum("bkil,bkjl->blij", far[:, :, h + 1], near[:, :, h]) for h in range(first, cut.shape[2] - 1)
     ]
     return grad_cross, grad_spatial, grad_temporal, None
 

@@ -33,9 +33,7 @@ class FrameBand(NamedTuple):
     See `frame_band_attention` for what the fields mean.
     """
 
-    query_frames: (
-        torch.Tensor | Sequence[int]
-    )  #: the frame of each query, `[N]`, −1 for a token of no frame
+    query_frames: torch.Tensor | Sequence[int]  #: the frame of each query, `[N]`, −1 for a token of no frame
     key_frames: torch.Tensor | Sequence[int]  #: the frame of each key, `[M]`
     sigma: float  #: width in frames, above 0
     strength: float = 1.0  #: factor of the band
@@ -69,26 +67,26 @@ def frame_band_attention(
         P  = softmax(S');  out = P v;  lse_i = log Σ_j exp(S'_ij)
 
     The N×M matrix is never held (except by the reference backend): a first pass over the keys finds m, a second one is
-    flash attention with the band added. Differentiable in query, key and value through `out` and `lse`. The gradient is
-    the true one: it also flows through m, to the first of the keys that tie for the maximum. The kernels give first
-    derivatives; `backend="reference"` is differentiable twice. Under autocast the inputs are cast as those of torch's own
-    attention are.
+    flash attention with the band added. Differentiable in query, key and value through `out` and `lse`. The gradient
+    is the true one: it also flows through m, to the first of the keys that tie for the maximum. The kernels give first
+    derivatives; `backend="reference"` is differentiable twice. Under autocast the inputs are cast as those of torch's
+    own attention are.
 
     Args:
-        query: `[B, H, N, D]`, float32, bfloat16, float16 or float64 (float64: CPU kernels and reference only), with any
-            strides; `[B, N, H, D].transpose(1, 2)` costs no copy.
+        query: `[B, H, N, D]`, float32, bfloat16, float16 or float64 (float64: CPU kernels and reference only), with
+            any strides; `[B, N, H, D].transpose(1, 2)` costs no copy.
         key: `[B, H, M, D]`.
         value: `[B, H, M, Dv]`.
-        query_frames: the frame of each query, integers `[N]` from 0; −1 marks a token of no frame (a text token of joint
-            attention), which neither gives nor gets a band. On a GPU a tensor of frames is trusted, since a look at it
-            would wait for the device; on the CPU, and as a list, it is checked.
+        query_frames: the frame of each query, integers `[N]` from 0; −1 marks a token of no frame (a text token of
+            joint attention), which neither gives nor gets a band. On a GPU a tensor of frames is trusted, since a look
+            at it would wait for the device; on the CPU, and as a list, it is checked.
         key_frames: the frame of each key, `[M]`.
         sigma: width of the band in frames, a number above 0; smaller is stronger.
         strength: factor of the band, finite. Where m is negative the band lowers the logits of near frames.
         scale: factor of the logits; `None` is `D ** -0.5`.
         row_max_grad: `False` takes m as a constant in the backward pass.
-        backend: `"auto"`, or the name of one, which then never falls back: `"reference"`, `"native"` (C++, CPU tensors)
-            or `"triton"` (GPU tensors).
+        backend: `"auto"`, or the name of one, which then never falls back: `"reference"`, `"native"` (C++, CPU
+            tensors) or `"triton"` (GPU tensors).
 
     Returns:
         `FrameBandAttention(out, lse)`: out lies in memory as the query does.
@@ -134,13 +132,8 @@ def first_highest_keys(
     check_tensors(query, key, None, values=False)
     scale = scale_of(scale, query)
     query, key, _ = cast_inputs(query.detach(), key.detach(), None)
-    none = [
-        torch.full((n,), -1, dtype=torch.int32, device=query.device)
-        for n in (query.shape[2], key.shape[2])
-    ]
-    call = AttentionCall(
-        query, key, None, None, None, None, Band(*none, 1.0, 0.0, False), scale, True
-    )
+    none = [torch.full((n,), -1, dtype=torch.int32, device=query.device) for n in (query.shape[2], key.shape[2])]
+    call = AttentionCall(query, key, None, None, None, None, Band(*none, 1.0, 0.0, False), scale, True)
     with torch.no_grad():
         return operation.attend(call, True, parse_backend(backend)).place.long()
 

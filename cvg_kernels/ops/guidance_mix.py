@@ -31,24 +31,24 @@ def guidance_mix(
         mix = p₀ + s₁ (p₁ − p₀) + … + sₙ (pₙ − pₙ₋₁)
 
     Classifier-free guidance is `guidance_mix([uncond, cond], [ω])`, and Gen-1's temporal guidance
-    μ^π_∅ + ω_t (μ_∅ − μ^π_∅) + ω (μ_c − μ_∅) is `guidance_mix([image, uncond, cond], [ω_t, ω])`. Sums are float32 whatever
-    the dtype (float64 for float64) and rounded once. While every scale so far is exactly 1 the sum is p_i itself, per
-    sample where scales are: with ω_t = 1 Gen-1's form is classifier-free guidance to the bit, and on the CPU and in float32
-    that is `uncond + ω * (cond − uncond)` as PyTorch computes it, to the bit. (A scale of 1 that comes after another one
-    cannot telescope, and is added like any other.)
+    μ^π_∅ + ω_t (μ_∅ − μ^π_∅) + ω (μ_c − μ_∅) is `guidance_mix([image, uncond, cond], [ω_t, ω])`. Sums are float32
+    whatever the dtype (float64 for float64) and rounded once. While every scale so far is exactly 1 the sum is p_i
+    itself, per sample where scales are: with ω_t = 1 Gen-1's form is classifier-free guidance to the bit, and on the
+    CPU and in float32 that is `uncond + ω * (cond − uncond)` as PyTorch computes it, to the bit. (A scale of 1 that
+    comes after another one cannot telescope, and is added like any other.)
 
-    Linear in the predictions, and differentiable in them any number of times. With a rescale, or where a scale requires a
-    gradient, a call that needs gradients is served by the reference. On tensors of less than some 50 000 numbers checks and
-    calls (about 10 µs) outweigh what one pass saves over the expression written out.
+    Linear in the predictions, and differentiable in them any number of times. With a rescale, or where a scale
+    requires a gradient, a call that needs gradients is served by the reference. On tensors of less than some 50 000
+    numbers checks and calls (about 10 µs) outweigh what one pass saves over the expression written out.
 
     Args:
-        predictions: n + 1 ≥ 2 tensors `[B, …]` of one shape, dtype and device: float32, bfloat16, float16 or float64, any
-            strides. Tensors that lie densely and alike in memory, permuted or not, are not copied.
+        predictions: n + 1 ≥ 2 tensors `[B, …]` of one shape, dtype and device: float32, bfloat16, float16 or float64,
+            any strides. Tensors that lie densely and alike in memory, permuted or not, are not copied.
         scales: n scales, each a number or a tensor `[B]`.
-        rescale: φ in [0, 1]: mix · (φ · std(pₙ) / std(mix) + 1 − φ), deviations over all but the batch dimension, against
-            overexposure at large scales.
-        backend: `"auto"`, or the name of one, which then never falls back: `"reference"`, `"native"` (C++, CPU tensors),
-            `"triton"` (GPU tensors; up to four predictions, no float64, no rescale).
+        rescale: φ in [0, 1]: mix · (φ · std(pₙ) / std(mix) + 1 − φ), deviations over all but the batch dimension,
+            against overexposure at large scales.
+        backend: `"auto"`, or the name of one, which then never falls back: `"reference"`, `"native"` (C++, CPU
+            tensors), `"triton"` (GPU tensors; up to four predictions, no float64, no rescale).
 
     Returns:
         `[B, …]` in the dtype of the predictions.
@@ -57,22 +57,18 @@ def guidance_mix(
         ArgumentError: if an argument does not fit; names it, what was given and what is accepted.
         BackendUnavailableError: if the named backend cannot run here.
 
-    "Structure and Content-Guided Video Synthesis with Diffusion Models" (Gen-1), equations 8 and 9; the rescale is that of
-    "Common Diffusion Noise Schedules and Sample Steps are Flawed", section 3.4, as diffusers has it.
+    "Structure and Content-Guided Video Synthesis with Diffusion Models" (Gen-1), equations 8 and 9; the rescale is
+    that of "Common Diffusion Noise Schedules and Sample Steps are Flawed", section 3.4, as diffusers has it.
     """
     predictions = tensors_of("predictions", predictions)
     try:
         scales = list(scales)
     except TypeError as error:
-        raise ArgumentError(
-            f"scales must be a sequence of numbers or tensors [B], got {described(scales)}"
-        ) from error
+        raise ArgumentError(f"scales must be a sequence of numbers or tensors [B], got {described(scales)}") from error
     _check(predictions, scales, rescale)
     numbers, per_sample = _split(predictions[0], scales)
     device = predictions[0].device
-    backend = backend_under_transforms(
-        "guidance_mix", backend, (*predictions, per_sample), kernels=()
-    )
+    backend = backend_under_transforms("guidance_mix", backend, (*predictions, per_sample), kernels=())
     backend = backend_on("guidance_mix", backend, device)
     steps = numbers if per_sample is None else per_sample
     if backend is Backend.REFERENCE:
@@ -107,15 +103,11 @@ def _check(predictions: list[torch.Tensor], scales: Sequence, rescale: float) ->
                 f"{first.device}), got {tuple(tensor.shape)}, {tensor.dtype}, {tensor.device}"
             )
     if len(scales) != len(predictions) - 1:
-        raise ArgumentError(
-            f"scales must be one fewer than the {len(predictions)} predictions, got {len(scales)}"
-        )
+        raise ArgumentError(f"scales must be one fewer than the {len(predictions)} predictions, got {len(scales)}")
     if not 0 <= number_of("rescale", rescale) <= 1:
         raise ArgumentError(f"rescale must lie in [0, 1], got {rescale!r}")
     if rescale and first.shape[1:].numel() == 1:
-        raise ArgumentError(
-            f"rescale must be 0 for samples of one number, which do not deviate, got {rescale!r}"
-        )
+        raise ArgumentError(f"rescale must be 0 for samples of one number, which do not deviate, got {rescale!r}")
 
 
 def _split(
@@ -171,14 +163,14 @@ def _mix(predictions, scales, sample_scales, rescale, backend):
     samples_apart = out.shape[0] == 1 or out.stride(0) * out.shape[0] == out.numel()
     mix = out if samples_apart else torch.empty_like(out, memory_format=torch.contiguous_format)
     alike = [
-        tensor if tensor.stride() == mix.stride() else torch.empty_like(mix).copy_(tensor)
-        for tensor in predictions
+        tensor if tensor.stride() == mix.stride() else torch.empty_like(mix).copy_(tensor) for tensor in predictions
     ]
     run_kernel(
-        "guidance_mix", backend,
+        "guidance_mix",
+        backend,
         Facts(out.device, out.dtype, predictions=len(predictions), rescale=bool(rescale)),
         lambda module: mix.numel() and module.forward(alike, scales, sample_scales, rescale, mix),
-    )  # fmt: skip
+    )
     return out if samples_apart else out.copy_(mix)
 
 

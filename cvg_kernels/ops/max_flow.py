@@ -24,9 +24,7 @@ class SubgraphFlow(NamedTuple):
     """What `subgraph_max_flow` returns."""
 
     flow: torch.Tensor  #: `[B, K, L]`, or `[B, K, F, L]` for single frames; the dtype of cross
-    cut: (
-        torch.Tensor
-    )  #: bool `[B, K, L, n + 1, F]`, or `[B, K, L, F, n + 1, F]`: on the token's side?
+    cut: torch.Tensor  #: bool `[B, K, L, n + 1, F]`, or `[B, K, L, F, n + 1, F]`: on the token's side?
 
 
 class MaxFlow(NamedTuple):
@@ -50,30 +48,30 @@ def subgraph_max_flow(
 
         token —cross[b,k,f,l]→ (0, f),    (h, j) —residual_hop(T_h)[b,l,i,j]→ (h + 1, i)
 
-    The flow is the capacity of the minimum cut, and its gradient is 1 on the edges of the cut (½ for hops whose residual
-    is averaged) and 0 elsewhere. Where several cuts are minimal, the one with the fewest nodes on the token's side counts.
-    All arithmetic is float64 inside, so float32 input is solved to the last bit of its result, as a rule.
+    The flow is the capacity of the minimum cut, and its gradient is 1 on the edges of the cut (½ for hops whose
+    residual is averaged) and 0 elsewhere. Where several cuts are minimal, the one with the fewest nodes on the token's
+    side counts. All arithmetic is float64 inside, so float32 input is solved to the last bit of its result, as a rule.
 
     Args:
         cross: `[B, K, F, L]`, float32 or float64: attention of position L of frame F to token K. Any strides.
         temporal: n hops `[B, L, F, F]` (row = attending frame), first hop first; may be empty.
         residual: `"average"` is (A+I)/2, `"add"` is A+I, `None` is A.
-        sink: `"video"`: all output frames (n, f) feed one sink, with capacity 1 each. `"frame"`: each output frame is the
-            sink of a graph of its own; the other output frames lead nowhere and count to the token's side.
+        sink: `"video"`: all output frames (n, f) feed one sink, with capacity 1 each. `"frame"`: each output frame is
+            the sink of a graph of its own; the other output frames lead nowhere and count to the token's side.
         backend: `"auto"`, `"reference"` (any size; slow), `"native"` (C++, CPU tensors) or `"cuda"` (GPU tensors). The
             kernels take up to 64 frames and 16 hops; beyond, `auto` is the reference.
 
     Returns:
-        `SubgraphFlow(flow, cut)`: `cut` tells for each node (h, f) whether it is on the token's side of the cut. An edge
-        is cut where its tail is and its head is not; the token always is, the sink never.
+        `SubgraphFlow(flow, cut)`: `cut` tells for each node (h, f) whether it is on the token's side of the cut. An
+        edge is cut where its tail is and its head is not; the token always is, the sink never.
 
     Raises:
-        ArgumentError: if an argument does not fit, or an entry is NaN, infinite or negative; names the entry. (On a GPU
-            the check of the entries waits for the kernel.)
+        ArgumentError: if an argument does not fit, or an entry is NaN, infinite or negative; names the entry. (On a
+            GPU the check of the entries waits for the kernel.)
         BackendUnavailableError: if the named backend cannot run here.
 
-    The maximum flow of "Compositional Video Generation as Flow Equalization" (Vico), which its code replaces by the widest
-    path (`path_flow`, a lower bound).
+    The maximum flow of "Compositional Video Generation as Flow Equalization" (Vico), which its code replaces by the
+    widest path (`path_flow`, a lower bound).
     """
     check_capacities("cross", cross, "[B, K, F, L]", 4)
     batch, _, frames, positions = cross.shape
@@ -84,9 +82,7 @@ def subgraph_max_flow(
         name, shape = f"temporal[{number}]", (batch, positions, frames, frames)
         check_capacities(name, hop, "[B, L, F, F]", 4)
         if tuple(hop.shape) != shape:
-            raise ArgumentError(
-                f"{name} must have shape [B, L, F, F] = {shape}, got {tuple(hop.shape)}"
-            )
+            raise ArgumentError(f"{name} must have shape [B, L, F, F] = {shape}, got {tuple(hop.shape)}")
         if (hop.dtype, hop.device) != (cross.dtype, cross.device):
             raise ArgumentError(
                 f"{name} must have the dtype and device of cross ({cross.dtype}, {cross.device}), got "
@@ -102,26 +98,22 @@ def subgraph_max_flow(
     if backend is Backend.REFERENCE and holds_numbers(cross):
         note_backend("max_flow", "reference")
         check_entries(cross=cross, temporal=temporal)
-        return SubgraphFlow(
-            *reference.subgraph_max_flow(cross, temporal, residual=residual, sink=sink)
-        )
+        return SubgraphFlow(*reference.subgraph_max_flow(cross, temporal, residual=residual, sink=sink))
     return SubgraphFlow(*_subgraph_op(cross, temporal, residual, sink, backend.value))
 
 
-def max_flow(
-    capacity: torch.Tensor, source: int, sink: int, *, backend: str | Backend = "auto"
-) -> MaxFlow:
+def max_flow(capacity: torch.Tensor, source: int, sink: int, *, backend: str | Backend = "auto") -> MaxFlow:
     """Maximum flow from one node to another, and a minimum cut, of many small graphs at once.
 
         flow = min over S of Σ_{i ∈ S, j ∉ S} capacity[i, j],   source ∈ S, sink ∉ S
 
     The gradient is 1 on the edges of the minimum cut and 0 elsewhere. Where several cuts are minimal, the one with the
-    fewest nodes on the source's side counts. Arithmetic is float64 inside; a flow beyond the largest number of the dtype
-    is infinite.
+    fewest nodes on the source's side counts. Arithmetic is float64 inside; a flow beyond the largest number of the
+    dtype is infinite.
 
     Args:
-        capacity: `[G, n, n]`, float32 or float64, entry [i, j] of the edge from i to j; the diagonal plays no part. Any
-            strides.
+        capacity: `[G, n, n]`, float32 or float64, entry [i, j] of the edge from i to j; the diagonal plays no part.
+            Any strides.
         source: a node in [0, n), the same in every graph.
         sink: another.
         backend: `"auto"`, `"reference"` (any size; slow), `"native"` (C++, CPU tensors) or `"cuda"` (GPU tensors). The
@@ -137,9 +129,7 @@ def max_flow(
     check_capacities("capacity", capacity, "[G, n, n]", 3)
     nodes = capacity.shape[1]
     if capacity.shape[2] != nodes or nodes < 2:
-        raise ArgumentError(
-            f"capacity must be square [G, n, n] with n ≥ 2, got {tuple(capacity.shape)}"
-        )
+        raise ArgumentError(f"capacity must be square [G, n, n] with n ≥ 2, got {tuple(capacity.shape)}")
     for name, node in (("source", source), ("sink", sink)):
         if not isinstance(node, int) or not 0 <= node < nodes:
             raise ArgumentError(f"{name} must be a node in [0, {nodes}), got {node!r}")
@@ -176,9 +166,7 @@ def check_entries(**arguments: torch.Tensor | Sequence[torch.Tensor]) -> None:
             if wrong.any():
                 at = tuple(wrong.nonzero()[0].tolist())
                 place = ", ".join(map(str, at))
-                raise ArgumentError(
-                    f"{name} must hold finite capacities ≥ 0, got {tensor[at].item()} at [{place}]"
-                )
+                raise ArgumentError(f"{name} must hold finite capacities ≥ 0, got {tensor[at].item()} at [{place}]")
 
 
 # --- registration ----------------------------------------------------------------------------------------------------
@@ -196,9 +184,7 @@ torch.library.define(
     "cvg_kernels::max_flow_forward",
     "(Tensor capacity, SymInt source, SymInt sink, str backend) -> (Tensor flow, Tensor source_side)",
 )
-torch.library.define(
-    "cvg_kernels::max_flow_backward", "(Tensor grad_flow, Tensor source_side) -> Tensor"
-)
+torch.library.define("cvg_kernels::max_flow_backward", "(Tensor grad_flow, Tensor source_side) -> Tensor")
 
 _subgraph_op = torch.ops.cvg_kernels.subgraph_max_flow_forward.default
 _subgraph_backward_op = torch.ops.cvg_kernels.subgraph_max_flow_backward.default
@@ -209,10 +195,11 @@ _graphs_backward_op = torch.ops.cvg_kernels.max_flow_backward.default
 @torch.library.impl("cvg_kernels::subgraph_max_flow_forward", "default")
 def _subgraph_forward(cross, temporal, residual, sink, backend):
     flow, cut, good = run_kernel(
-        "max_flow", backend,
+        "max_flow",
+        backend,
         Facts(cross.device, cross.dtype, frames=cross.shape[2], hops=len(temporal)),
         lambda module: module.subgraph_forward(cross, temporal, residual, sink),
-    )  # fmt: skip
+    )
     if not good:
         check_entries(cross=cross, temporal=temporal)
     return flow, cut
@@ -232,12 +219,11 @@ def _subgraph_fake(cross, temporal, residual, sink, backend):
 @torch.library.impl("cvg_kernels::subgraph_max_flow_backward", "default")
 def _subgraph_backward(grad_flow, cut, residual, sink, need_cross, need_temporal, backend):
     cross, temporal = run_kernel(
-        "max_flow_backward", backend,
+        "max_flow_backward",
+        backend,
         Facts(cut.device, grad_flow.dtype, frames=cut.shape[-1], hops=cut.shape[-2] - 1),
-        lambda module: module.subgraph_backward(
-            grad_flow, cut, residual, sink, need_cross, need_temporal
-        ),
-    )  # fmt: skip
+        lambda module: module.subgraph_backward(grad_flow, cut, residual, sink, need_cross, need_temporal),
+    )
 
     def result(grad):  # `None` cannot be returned by an operation
         return grad_flow.new_empty(0) if grad is None else grad
@@ -258,9 +244,11 @@ def _subgraph_backward_fake(grad_flow, cut, residual, sink, need_cross, need_tem
 @torch.library.impl("cvg_kernels::max_flow_forward", "default")
 def _graphs_forward(capacity, source, sink, backend):
     flow, side, good = run_kernel(
-        "max_flow", backend, Facts(capacity.device, capacity.dtype, frames=capacity.shape[1]),
+        "max_flow",
+        backend,
+        Facts(capacity.device, capacity.dtype, frames=capacity.shape[1]),
         lambda module: module.forward(capacity, source, sink),
-    )  # fmt: skip
+    )
     if not good:
         check_entries(capacity=capacity)
     return flow, side
@@ -294,9 +282,7 @@ def _differentiate_subgraph(ctx, grad_flow, _):
     (cut,) = ctx.saved_tensors
     residual, sink, backend = ctx.options
     need_cross, need_temporal = ctx.needs_input_grad[:2]
-    cross, temporal = _subgraph_backward_op(
-        grad_flow, cut, residual, sink, need_cross, list(need_temporal), backend
-    )
+    cross, temporal = _subgraph_backward_op(grad_flow, cut, residual, sink, need_cross, list(need_temporal), backend)
     temporal = [hop if need else None for hop, need in zip(temporal, need_temporal, strict=True)]
     return cross if need_cross else None, temporal, None, None, None
 
@@ -311,8 +297,8 @@ def _differentiate_graphs(ctx, grad_flow, _):
 
 def _no_second_derivative(ctx, *grads):
     raise RuntimeError(
-        "maximum flow has no second derivative in its kernels; call it with backend='reference', which is plain PyTorch "
-        "and can be differentiated twice (the result is 0 wherever it exists)"
+        "maximum flow has no second derivative in its kernels; call it with backend='reference', which is plain "
+        "PyTorch and can be differentiated twice (the result is 0 wherever it exists)"
     )
 
 

@@ -33,7 +33,8 @@ def min_max_matmul(
             likewise, exact for any T (a running maximum is kept); it differs from the hard form by at most
             T · (ln R + ln 2).
         correct_bias: subtract T · (ln R − ln 2) from the soft form, which it adds to edges that are all equal: it then
-            lies between T · ln R below the hard form and T · ln 2 above, nearer to it where edges differ by less than T.
+            lies between T · ln R below the hard form and T · ln 2 above, nearer to it where edges differ by less than
+            T.
         backend: as for `path_flow`.
 
     Returns:
@@ -68,10 +69,7 @@ def min_max_matmul(
 
 # --- registration ----------------------------------------------------------------------------------------------------
 
-torch.library.define(
-    "cvg_kernels::min_max_matmul",
-    "(Tensor a, Tensor b, float? temperature, str backend) -> Tensor",
-)
+torch.library.define("cvg_kernels::min_max_matmul", "(Tensor a, Tensor b, float? temperature, str backend) -> Tensor")
 torch.library.define(
     "cvg_kernels::min_max_matmul_backward",
     "(Tensor grad, Tensor a, Tensor b, float? temperature, bool need_a, bool need_b, str backend) "
@@ -85,9 +83,8 @@ _backward_op = torch.ops.cvg_kernels.min_max_matmul_backward.default
 @torch.library.impl("cvg_kernels::min_max_matmul", ("cpu", "cuda"))
 def _forward(a, b, temperature, backend):
     return run_kernel(
-        "min_max_matmul", backend, Facts(a.device, a.dtype),
-        lambda module: module.min_max_matmul(a, b, temperature),
-    )  # fmt: skip
+        "min_max_matmul", backend, Facts(a.device, a.dtype), lambda module: module.min_max_matmul(a, b, temperature)
+    )
 
 
 @torch.library.register_fake("cvg_kernels::min_max_matmul")
@@ -98,9 +95,11 @@ def _forward_fake(a, b, temperature, backend):
 @torch.library.impl("cvg_kernels::min_max_matmul_backward", ("cpu", "cuda"))
 def _backward(grad, a, b, temperature, need_a, need_b, backend):
     grads = run_kernel(
-        "min_max_matmul_backward", backend, Facts(a.device, a.dtype),
+        "min_max_matmul_backward",
+        backend,
+        Facts(a.device, a.dtype),
         lambda module: module.min_max_matmul_backward(grad, a, b, temperature, need_a, need_b),
-    )  # fmt: skip
+    )
     return tuple(a.new_empty(0) if grad is None else grad for grad in grads)
 
 

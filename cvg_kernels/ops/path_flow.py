@@ -47,15 +47,17 @@ def path_flow(
         temperature: `None` for the hard form; T > 0 for the soft form, which differs by at most
             T · len(temporal) · (ln F + ln 2), and T · (ln L + ln 2) more with `spatial`.
         residual: `"average"` is (A+I)/2, `"add"` is A+I, `None` is A.
-        spatial: hop `[B, F, L, L]` (row = attending position) before the temporal ones, by `min_max_matmul`: F · L² · K
-            comparisons, so for the coarse levels of a network.
+        spatial: hop `[B, F, L, L]` (row = attending position) before the temporal ones, by `min_max_matmul`: F · L² ·
+            K comparisons, so for the coarse levels of a network.
         correct_bias: subtract after every soft product what it adds to equal edges, see `min_max_matmul`.
         order: what is multiplied first. The hard form is the same in either; the soft product is not associative.
-            `"tokens_first"`, T_n ⊙ (… ⊙ (T_1 ⊙ X)), follows each token through the network and keeps nothing between the
-            hops: n · F² · K comparisons a position. `"hops_first"`, (T_n ⊙ (… ⊙ T_1)) ⊙ X, is the order of Vico's released
+            `"tokens_first"`, T_n ⊙ (… ⊙ (T_1 ⊙ X)), follows each token through the network and keeps nothing between
+            the hops: n · F² · K comparisons a position. `"hops_first"`, (T_n ⊙ (… ⊙ T_1)) ⊙ X, is the order of Vico's
+                released
             code, whose numbers need it: at T = 0.01 the two flows differ by up to 0.02. It takes (n − 1) · F³ + F² · K
-            comparisons and a product as large as a hop; for two hops it is the faster one where tokens outnumber frames
-            (on a CPU two thirds of the time at 77 tokens and 16 frames) and up to a third slower where they are few.
+            comparisons and a product as large as a hop; for two hops it is the faster one where tokens outnumber
+            frames (on a CPU two thirds of the time at 77 tokens and 16 frames) and up to a third slower where they are
+            few.
         backend: `"auto"`; `"reference"`, `"native"` (C++, float32 and float64 CPU tensors) or `"triton"` (float32 GPU
             tensors), which then never falls back.
 
@@ -67,7 +69,8 @@ def path_flow(
         ArgumentError: if an argument does not fit.
         BackendUnavailableError: if the named backend cannot run here.
 
-    "Compositional Video Generation as Flow Equalization" (Vico); its released code averages the residual, its paper adds.
+    "Compositional Video Generation as Flow Equalization" (Vico); its released code averages the residual, its paper
+    adds.
     """
     check_floating("cross", cross, "[B, K, F, L]", 4)
     temporal = tensors_of("temporal", temporal)
@@ -102,9 +105,8 @@ def path_flow(
     if backend is Backend.REFERENCE:
         note_backend("path_flow", "reference")
         return reference.path_flow(
-            cross, temporal, temperature=temperature, residual=residual, correct_bias=correct_bias,
-            order=order,
-        )  # fmt: skip
+            cross, temporal, temperature=temperature, residual=residual, correct_bias=correct_bias, order=order
+        )
     if order == "hops_first" and len(temporal) > 1:
         temporal = [_product_of(temporal, temperature, residual, correct_bias, backend)]
         residual = None  # it holds the skip connections
@@ -123,7 +125,9 @@ def _through(cross, temporal, temperature, residual, correct_bias, backend) -> t
 
 
 def _product_of(temporal, temperature, residual, correct_bias, backend) -> torch.Tensor:
-    """T_n ⊙ (… ⊙ T_1), `[B, L, F, F]`: the flow of the first hop's columns, as if they were tokens, through the others."""
+    """T_n ⊙ (… ⊙ T_1), `[B, L, F, F]`: the flow of the first hop's columns, as if they were tokens, through the
+    others.
+    """
     columns = reference.residual_hop(temporal[0], residual).permute(0, 3, 2, 1)  # [B, F, F, L]
     product = _through(columns, temporal[1:], temperature, residual, correct_bias, backend)
     return product.permute(0, 3, 2, 1)
@@ -165,9 +169,11 @@ _backward_op = torch.ops.cvg_kernels.path_flow_backward.default
 @torch.library.impl("cvg_kernels::path_flow", ("cpu", "cuda"))
 def _forward(cross, temporal, temperature, residual, backend):
     return run_kernel(
-        "path_flow", backend, Facts(cross.device, cross.dtype),
+        "path_flow",
+        backend,
+        Facts(cross.device, cross.dtype),
         lambda module: module.path_flow(cross, temporal, temperature, residual),
-    )  # fmt: skip
+    )
 
 
 @torch.library.register_fake("cvg_kernels::path_flow")
@@ -178,11 +184,11 @@ def _forward_fake(cross, temporal, temperature, residual, backend):
 @torch.library.impl("cvg_kernels::path_flow_backward", ("cpu", "cuda"))
 def _backward(grad, cross, temporal, temperature, residual, need_temporal, backend):
     grad_cross, grad_temporal = run_kernel(
-        "path_flow_backward", backend, Facts(cross.device, cross.dtype),
-        lambda module: module.path_flow_backward(
-            grad, cross, temporal, temperature, residual, need_temporal
-        ),
-    )  # fmt: skip
+        "path_flow_backward",
+        backend,
+        Facts(cross.device, cross.dtype),
+        lambda module: module.path_flow_backward(grad, cross, temporal, temperature, residual, need_temporal),
+    )
     # `None` cannot be returned by an operation: what was not computed is an empty tensor.
     return grad_cross, [cross.new_empty(0) if hop is None else hop for hop in grad_temporal]
 
@@ -190,8 +196,7 @@ def _backward(grad, cross, temporal, temperature, residual, need_temporal, backe
 @torch.library.register_fake("cvg_kernels::path_flow_backward")
 def _backward_fake(grad, cross, temporal, temperature, residual, need_temporal, backend):
     return cross.new_empty(cross.shape), [
-        cross.new_empty(hop.shape if need else (0,))
-        for hop, need in zip(temporal, need_temporal, strict=True)
+        cross.new_empty(hop.shape if need else (0,)) for hop, need in zip(temporal, need_temporal, strict=True)
     ]
 
 
@@ -204,9 +209,7 @@ def _differentiate(ctx, grad):
     cross, *temporal = ctx.saved_tensors
     temperature, residual, backend = ctx.options
     need_temporal = list(ctx.needs_input_grad[1])
-    grad_cross, grad_temporal = _backward_op(
-        grad, cross, temporal, temperature, residual, need_temporal, backend
-    )
+    grad_cross, grad_temporal = _backward_op(grad, cross, temporal, temperature, residual, need_temporal, backend)
     hops = [hop if need else None for hop, need in zip(grad_temporal, need_temporal, strict=True)]
     return grad_cross, hops, None, None, None
 

@@ -11,20 +11,18 @@ from cvg_kernels.ops._validate_given import check_floating, described, holds_num
 from python_ref import structure as reference
 
 
-def depth_structure(
-    depth: torch.Tensor, t_s: int | torch.Tensor, *, backend: str | Backend = "auto"
-) -> torch.Tensor:
+def depth_structure(depth: torch.Tensor, t_s: int | torch.Tensor, *, backend: str | Backend = "auto") -> torch.Tensor:
     """Takes detail from depth maps: t_s rounds of blur and downsampling by 2, then back to their size.
 
-    With t_s the user says how much of the structure of a clip a generated one must keep: 0 all of it, 7 (Gen-1's largest)
-    little more than where there is something. A round is a binomial blur (1, 2, 1)/4 and every second pixel, ⌈h/2⌉ × ⌈w/2⌉
-    of them, never below one; the way back is bilinear with `align_corners=False`. Computed in float32 at least;
-    differentiable in depth any number of times.
+    With t_s the user says how much of the structure of a clip a generated one must keep: 0 all of it, 7 (Gen-1's
+    largest) little more than where there is something. A round is a binomial blur (1, 2, 1)/4 and every second pixel,
+    ⌈h/2⌉ × ⌈w/2⌉ of them, never below one; the way back is bilinear with `align_corners=False`. Computed in float32 at
+    least; differentiable in depth any number of times.
 
     Args:
         depth: `[B, F, h, w]`, floating point.
-        t_s: the number of rounds, or an integer tensor `[B]`, one a sample. A tensor is read, so one on a GPU is waited
-            for.
+        t_s: the number of rounds, or an integer tensor `[B]`, one a sample. A tensor is read, so one on a GPU is
+            waited for.
         backend: `"auto"` or `"reference"`. The rounds shrink fast and a clip is treated once, before the denoising: a
             kernel of its own would save nothing that can be felt.
 
@@ -39,14 +37,11 @@ def depth_structure(
     """
     check_floating("depth", depth, "[B, F, h, w] without empty maps", 4)
     if 0 in depth.shape[2:]:
-        raise ArgumentError(
-            f"depth must be floating point [B, F, h, w] without empty maps, got {described(depth)}"
-        )
+        raise ArgumentError(f"depth must be floating point [B, F, h, w] without empty maps, got {described(depth)}")
     if isinstance(t_s, torch.Tensor):
         if t_s.shape != depth.shape[:1] or t_s.is_floating_point() or t_s.dtype == torch.bool:
             raise ArgumentError(
-                f"t_s must be a number or integers [B] = {tuple(depth.shape[:1])}, got {t_s.dtype} "
-                f"{tuple(t_s.shape)}"
+                f"t_s must be a number or integers [B] = {tuple(depth.shape[:1])}, got {t_s.dtype} {tuple(t_s.shape)}"
             )
     elif not isinstance(t_s, int) or isinstance(t_s, bool):
         raise ArgumentError(f"t_s must be an integer or an integer tensor [B], got {t_s!r}")

@@ -65,10 +65,10 @@ def temporal_attention(
         scale: factor of the logits; `None` is `D ** -0.5`.
         row_max_grad: `False` takes m as a constant in the backward pass.
         capture: whether to return the maps.
-        backend: `"auto"`, or the name of one, which then never falls back: `"reference"`, `"native"` (C++, CPU tensors),
-            `"triton"` (GPU tensors; up to 128 frames, 32 in float32, and head_dim up to 128) or `"cuda"` (NVIDIA GPUs,
-            bfloat16 and float16; 16 to 128 frames, head_dim up to 160). On a GPU `auto` is triton, and the reference for
-            what is larger; `cuda` has not been measured against it and serves only when named.
+        backend: `"auto"`, or the name of one, which then never falls back: `"reference"`, `"native"` (C++, CPU
+            tensors), `"triton"` (GPU tensors; up to 128 frames, 32 in float32, and head_dim up to 128) or `"cuda"`
+            (NVIDIA GPUs, bfloat16 and float16; 16 to 128 frames, head_dim up to 160). On a GPU `auto` is triton, and
+            the reference for what is larger; `cuda` has not been measured against it and serves only when named.
 
     Returns:
         `TemporalAttention(out, maps)`: out lies in memory as the query does; maps `[P, F, F]`, row = attending frame,
@@ -91,15 +91,11 @@ def temporal_attention(
     backend = backend_on("temporal_attention", backend, query.device)
     if backend is Backend.REFERENCE:
         note_backend("temporal_attention", "reference")
-        return TemporalAttention(
-            *reference.attend(query, key, value, added, scale, by_row_max, row_max_grad, capture)
-        )
+        return TemporalAttention(*reference.attend(query, key, value, added, scale, by_row_max, row_max_grad, capture))
     one_axis = query.ndim == 4
     if one_axis:
         query, key, value = query[None], key[None], value[None]
-    out, maps = _forward_op(
-        query, key, value, added, scale, by_row_max, row_max_grad, capture, backend.value
-    )
+    out, maps = _forward_op(query, key, value, added, scale, by_row_max, row_max_grad, capture, backend.value)
     if one_axis:  # squeezed, not indexed: the gradient of an index is a copy
         out, maps = out.squeeze(0), maps.squeeze(0)
     return TemporalAttention(out, maps if capture else None)
@@ -127,17 +123,17 @@ _backward_op = torch.ops.cvg_kernels.temporal_attention_backward.default
 
 def _facts(query: torch.Tensor, value: torch.Tensor) -> Facts:
     frames, head_dim = query.shape[-2:]
-    return Facts(
-        query.device, query.dtype, frames=frames, head_dim=head_dim, value_dim=value.shape[-1]
-    )
+    return Facts(query.device, query.dtype, frames=frames, head_dim=head_dim, value_dim=value.shape[-1])
 
 
 @torch.library.impl("cvg_kernels::temporal_attention_forward", ("cpu", "cuda"))
 def _forward(query, key, value, added, scale, by_row_max, row_max_grad, capture, backend):
     out, maps = run_kernel(
-        "temporal_attention", backend, _facts(query, value),
+        "temporal_attention",
+        backend,
+        _facts(query, value),
         lambda module: module.forward(query, key, value, added, scale, by_row_max, capture),
-    )  # fmt: skip
+    )
     return out, (query.new_empty(0) if maps is None else maps)
 
 
@@ -152,23 +148,64 @@ def _forward_fake(query, key, value, added, scale, by_row_max, row_max_grad, cap
 
 
 @torch.library.impl("cvg_kernels::temporal_attention_backward", ("cpu", "cuda"))
-def _backward(grad_out, grad_maps, query, key, value, added, scale, by_row_max, row_max_grad,
-              need_query, need_key, need_value, need_added, backend):  # fmt: skip
+def _backward(
+    grad_out,
+    grad_maps,
+    query,
+    key,
+    value,
+    added,
+    scale,
+    by_row_max,
+    row_max_grad,
+    need_query,
+    need_key,
+    need_value,
+    need_added,
+    backend,
+):
     if grad_out is None and need_value:
         raise ValueError("need_value: the gradient of value flows through grad_out, which is None")
     grads = run_kernel(
-        "temporal_attention_backward", backend, _facts(query, value),
+        "temporal_attention_backward",
+        backend,
+        _facts(query, value),
         lambda module: module.backward(
-            grad_out, grad_maps, query, key, value, added, scale, by_row_max, row_max_grad,
-            need_query, need_key, need_value, need_added,
+            grad_out,
+            grad_maps,
+            query,
+            key,
+            value,
+            added,
+            scale,
+            by_row_max,
+            row_max_grad,
+            need_query,
+            need_key,
+            need_value,
+            need_added,
         ),
-    )  # fmt: skip
+    )
     return tuple(query.new_empty(0) if grad is None else grad for grad in grads)
 
 
 @torch.library.register_fake("cvg_kernels::temporal_attention_backward")
-def _backward_fake(grad_out, grad_maps, query, key, value, added, scale, by_row_max, row_max_grad,
-                   need_query, need_key, need_value, need_added, backend):  # fmt: skip
+def _backward_fake(
+    grad_out,
+    grad_maps,
+    query,
+    key,
+    value,
+    added,
+    scale,
+    by_row_max,
+    row_max_grad,
+    need_query,
+    need_key,
+    need_value,
+    need_added,
+    backend,
+):
     def like(tensor, needed):
         return dense_like(tensor) if needed else query.new_empty(0)
 
@@ -197,7 +234,5 @@ def _differentiate(ctx, grad_out, grad_maps):
     return (*grads, None, None, None, None, None)
 
 
-register_autograd(
-    "cvg_kernels::temporal_attention_forward", _differentiate, setup_context=_remember
-)
+register_autograd("cvg_kernels::temporal_attention_forward", _differentiate, setup_context=_remember)
 refuse_second_derivative("temporal_attention")

@@ -43,31 +43,31 @@ def temporal_maps(
         maps[p, i, j] = exp(S_ij) / Σ_l exp(S_il)               lse is None: of the frames alone
 
     Only pairs of tokens at the same place are computed, F² · h · w of the (F · h · w)² there are: F² · h · w · H · D
-    multiply-adds, 2 · F · h · w · H · D numbers read and F² · h · w written; the backward pass takes three times as many
-    multiply-adds, and reads and writes what it must once each. With `lse` a row sums to the probability with which a place
-    attends to itself in any frame; the rest of its attention goes elsewhere. What takes the rows of temporal attention as
-    a whole, the flow of Vico or a band, wants them to sum to 1: `lse=None`, whose gradient needs no pass over the main
-    attention.
+    multiply-adds, 2 · F · h · w · H · D numbers read and F² · h · w written; the backward pass takes three times as
+    many multiply-adds, and reads and writes what it must once each. With `lse` a row sums to the probability with
+    which a place attends to itself in any frame; the rest of its attention goes elsewhere. What takes the rows of
+    temporal attention as a whole, the flow of Vico or a band, wants them to sum to 1: `lse=None`, whose gradient needs
+    no pass over the main attention.
 
-    Differentiable in query, key and lse. The kernels give first derivatives; `backend="reference"` is differentiable twice.
-    Under autocast query and key are cast as those of torch's own attention are.
+    Differentiable in query, key and lse. The kernels give first derivatives; `backend="reference"` is differentiable
+    twice. Under autocast query and key are cast as those of torch's own attention are.
 
     Args:
-        query: `[B, H, N, D]`, float32, bfloat16, float16 or float64 (float64: CPU kernels and reference only), with any
-            strides; `[B, N, H, D].transpose(1, 2)` costs no copy.
+        query: `[B, H, N, D]`, float32, bfloat16, float16 or float64 (float64: CPU kernels and reference only), with
+            any strides; `[B, N, H, D].transpose(1, 2)` costs no copy.
         key: `[B, H, M, D]`.
-        lse: `[B, H, N]`, the log-sum-exp of the main attention's logits, as `attention_with_capture` returns it under the
-            same scale and mask; −∞ in rows that see no key, whose maps are 0. `None`: maps whose rows sum to 1.
+        lse: `[B, H, N]`, the log-sum-exp of the main attention's logits, as `attention_with_capture` returns it under
+            the same scale and mask; −∞ in rows that see no key, whose maps are 0. `None`: maps whose rows sum to 1.
         grid: (F, h, w): frames, rows and columns of the video's tokens, which lie frame by frame.
         query_start: where the video begins among the queries: behind the text, or at 0 before it.
         key_start: where it begins among the keys.
         scale: factor of the logits; `None` is `D ** -0.5`.
-        key_mask: as for `attention_with_capture`, over all M keys: bool `[B, M]` or additive `[B, 1, 1, M]`; a denser one
-            is served by the reference only.
+        key_mask: as for `attention_with_capture`, over all M keys: bool `[B, M]` or additive `[B, 1, 1, M]`; a denser
+            one is served by the reference only.
         head_reduction: `"mean"` averages the maps over the heads, `"none"` keeps them.
-        backend: `"auto"`, or the name of one, which then never falls back: `"reference"`, `"native"` (C++, CPU tensors) or
-            `"triton"` (GPU tensors; up to 128 frames, 32 in float32, and head_dim up to 128). On a GPU `auto` is the
-            reference for what is larger.
+        backend: `"auto"`, or the name of one, which then never falls back: `"reference"`, `"native"` (C++, CPU
+            tensors) or `"triton"` (GPU tensors; up to 128 frames, 32 in float32, and head_dim up to 128). On a GPU
+            `auto` is the reference for what is larger.
 
     Returns:
         `[B, h·w, F, F]`, or `[B, H, h·w, F, F]` with heads; float32 (float64 for float64); row = attending frame.
@@ -89,8 +89,8 @@ def temporal_maps(
     backend = backend_under_transforms("temporal_maps", backend, (query, key, lse, key_mask))
     if mask is not None and mask.dense and backend not in (Backend.AUTO, Backend.REFERENCE):
         raise ArgumentError(
-            f"key_mask of shape {tuple(key_mask.shape)} depends on the query or the head; backend {backend.value!r} takes "
-            "bool [B, M] or additive [B, 1, 1, M] only (the reference takes any)"
+            f"key_mask of shape {tuple(key_mask.shape)} depends on the query or the head; backend {backend.value!r} "
+            "takes bool [B, M] or additive [B, 1, 1, M] only (the reference takes any)"
         )
     backend = backend_on("temporal_maps", backend, query.device)
     head_mean = head_reduction == "mean"
@@ -101,9 +101,7 @@ def temporal_maps(
     key_bias = None
     if mask is not None:
         if mask.values.requires_grad:
-            raise ArgumentError(
-                "key_mask must not require a gradient, except with backend='reference'"
-            )
+            raise ArgumentError("key_mask must not require a gradient, except with backend='reference'")
         key_bias = mask.values[:, 0, 0].contiguous()
     return _maps(query, key, lse, key_bias, *video, scale, head_mean, backend.value)
 
@@ -122,7 +120,8 @@ def _video(grid, query_start, key_start, query, key) -> Video:
             raise ArgumentError(f"{name} must be a number of tokens, 0 or more, got {start!r}")
         if start + frames * places > length:
             raise ArgumentError(
-                f"grid {sizes} behind {name} {start} must fit the {length} {whose}, and takes {start + frames * places}"
+                f"grid {sizes} behind {name} {start} must fit the {length} {whose}, and takes "
+                f"{start + frames * places}"
             )
     return Video(frames, places, query_start, key_start)
 
@@ -135,9 +134,7 @@ def _checked_lse(lse, mask: Mask | None, query: torch.Tensor) -> torch.Tensor | 
         given = getattr(lse, "dtype", type(lse).__name__)
         raise ArgumentError(f"lse must be a floating point tensor [B, H, N] or None, got {given}")
     if lse.ndim != 3 or any(a != b for a, b in zip(lse.shape, query.shape[:3], strict=True)):
-        raise ArgumentError(
-            f"lse must have shape [B, H, N] = {tuple(query.shape[:3])}, got {tuple(lse.shape)}"
-        )
+        raise ArgumentError(f"lse must have shape [B, H, N] = {tuple(query.shape[:3])}, got {tuple(lse.shape)}")
     if lse.device != query.device:
         raise ArgumentError(f"lse must be on {query.device}, got {lse.device}")
     lse = lse.to(torch.promote_types(query.dtype, torch.float32))
@@ -145,7 +142,9 @@ def _checked_lse(lse, mask: Mask | None, query: torch.Tensor) -> torch.Tensor | 
 
 
 def _pairs(mask: torch.Tensor, video: Video) -> torch.Tensor:
-    """What a mask that broadcasts to `[B, H, N, M]` adds to pairs of frames, `[B, P, H, F, F]` or what broadcasts to it."""
+    """What a mask that broadcasts to `[B, H, N, M]` adds to pairs of frames, `[B, P, H, F, F]` or what broadcasts to
+    it.
+    """
     frames, places = video.frames, video.places
     if mask.shape[3] == 1:  # the same for all keys
         mask = mask.expand(-1, -1, -1, video.key_start + frames * places)
@@ -185,10 +184,7 @@ def _facts(query: torch.Tensor, frames: int) -> Facts:
 
 def _forward(*given):
     *call, backend = given
-    return run_kernel(
-        "temporal_maps", backend, _facts(call[0], call[4]),
-        lambda module: module.forward(_call(*call)),
-    )  # fmt: skip
+    return run_kernel("temporal_maps", backend, _facts(call[0], call[4]), lambda module: module.forward(_call(*call)))
 
 
 @torch.library.register_fake("cvg_kernels::temporal_maps")
@@ -201,9 +197,7 @@ def _backward(*given):
     grad_maps, *call, needed, backend = given
     query, key, lse, _, frames, places, query_start, key_start, *_ = call
     video = Video(frames, places, query_start, key_start)
-    found = [
-        _gradient(tensor, need) for tensor, need in zip((query, key, lse), needed, strict=True)
-    ]
+    found = [_gradient(tensor, need) for tensor, need in zip((query, key, lse), needed, strict=True)]
     starts = (query_start, key_start, query_start)
     views = []
     for grad, start in zip(found, starts, strict=True):
@@ -213,11 +207,11 @@ def _backward(*given):
             grad[:, :, start + frames * places :] = 0
         views.append(None if grad is None else by_place(grad, frames, places, start))
     run_kernel(
-        "temporal_maps_backward", backend, _facts(query, frames),
-        lambda module: module.backward(
-            video.call(*call[:4], *call[8:]), grad_maps, Targets(*views)
-        ),
-    )  # fmt: skip
+        "temporal_maps_backward",
+        backend,
+        _facts(query, frames),
+        lambda module: module.backward(video.call(*call[:4], *call[8:]), grad_maps, Targets(*views)),
+    )
     return tuple(query.new_empty(0) if grad is None else grad for grad in found)
 
 
@@ -228,9 +222,7 @@ def _gradient(tensor: torch.Tensor, needed: bool) -> torch.Tensor | None:
 @torch.library.register_fake("cvg_kernels::temporal_maps_backward")
 def _backward_fake(*given):
     (query, key, lse), needed = given[1:4], given[-2]
-    found = (
-        _gradient(tensor, need) for tensor, need in zip((query, key, lse), needed, strict=True)
-    )
+    found = (_gradient(tensor, need) for tensor, need in zip((query, key, lse), needed, strict=True))
     return tuple(query.new_empty(0) if grad is None else grad for grad in found)
 
 

@@ -19,11 +19,7 @@ from python_ref import token_peaks as reference
 
 
 def token_peaks(
-    flow: torch.Tensor,
-    *,
-    sharpness: float = 100.0,
-    sigma: float = 0.5,
-    backend: str | Backend = "auto",
+    flow: torch.Tensor, *, sharpness: float = 100.0, sigma: float = 0.5, backend: str | Backend = "auto"
 ) -> torch.Tensor:
     """How clearly each token owns some place and moment:  A_k = max (G ∗ softmax_K(sharpness · flow))_k.
 
@@ -83,26 +79,24 @@ _backward_op = torch.ops.cvg_kernels.token_peaks_backward.default
 @torch.library.impl("cvg_kernels::token_peaks", ("cpu", "cuda"))
 def _forward(flow, sharpness, sigma, backend):
     return run_kernel(
-        "token_peaks", backend, Facts(flow.device, flow.dtype),
-        lambda module: module.forward(flow, sharpness, sigma),
-    )  # fmt: skip
+        "token_peaks", backend, Facts(flow.device, flow.dtype), lambda module: module.forward(flow, sharpness, sigma)
+    )
 
 
 @torch.library.register_fake("cvg_kernels::token_peaks")
 def _forward_fake(flow, sharpness, sigma, backend):
-    peaks, sums = (
-        flow.new_empty(flow.shape[:2]),
-        flow.new_empty((flow.shape[0], 2, *flow.shape[2:])),
-    )
+    peaks, sums = (flow.new_empty(flow.shape[:2]), flow.new_empty((flow.shape[0], 2, *flow.shape[2:])))
     return peaks, sums, flow.new_empty(blocks_shape(flow.shape))
 
 
 @torch.library.impl("cvg_kernels::token_peaks_backward", ("cpu", "cuda"))
 def _backward(grad, flow, sums, blocks, sharpness, sigma, backend):
     return run_kernel(
-        "token_peaks_backward", backend, Facts(flow.device, flow.dtype),
+        "token_peaks_backward",
+        backend,
+        Facts(flow.device, flow.dtype),
         lambda module: module.backward(grad, flow, sums, blocks, sharpness, sigma),
-    )  # fmt: skip
+    )
 
 
 @torch.library.register_fake("cvg_kernels::token_peaks_backward")

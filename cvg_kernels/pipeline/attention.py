@@ -88,9 +88,9 @@ class MapRequest:
 
     Attributes:
         geometry: of the denoiser call.
-        receive: is given the maps and the layer's grid (F, h, w): cross `[B, K, F, h, w]` (or `[B, heads, K, F, h, w]`),
-            temporal `[B, h·w, F, F]`, and self, of a model whose self-attention stays within a frame, `[B, F, h·w, h·w]`,
-            with the attending frame or position first.
+        receive: is given the maps and the layer's grid (F, h, w): cross `[B, K, F, h, w]` (or
+            `[B, heads, K, F, h, w]`), temporal `[B, h·w, F, F]`, and self, of a model whose self-attention stays
+            within a frame, `[B, F, h·w, h·w]`, with the attending frame or position first.
         over_frames: of attention that spans the video, whether the temporal maps are wanted and not those of words:
             `"whole"`: probabilities of that attention; `"alone"`: of the frames alone, whose rows sum to 1.
         token_ids: `[B, K]`, tokens to capture in cross-attention, on the device of the layer.
@@ -137,9 +137,14 @@ def attend(
 def _temporal(attention, band, requests, backend):
     _refuse_mask("temporal attention", attention.mask)
     result = temporal_attention(
-        attention.query, attention.key, attention.value, scale=attention.scale, capture=bool(requests),
-        backend=backend, **band,
-    )  # fmt: skip
+        attention.query,
+        attention.key,
+        attention.value,
+        scale=attention.scale,
+        capture=bool(requests),
+        backend=backend,
+        **band,
+    )
     return result.out, [result.maps] * len(requests)
 
 
@@ -153,20 +158,15 @@ def _over_video(attention, band, requests, backend):
         out, of_words, lse = _captured_with_lse(attention, words, backend, **options)
     elif whole:
         out, _, lse = attention_with_capture(
-            attention.query, attention.key, attention.value, None,
-            scale=attention.scale, backend=backend, **options,
-        )  # fmt: skip
-    else:
-        out, _ = (
-            _under_band(attention, band, (), backend) if band else _to_text(attention, (), backend)
+            attention.query, attention.key, attention.value, None, scale=attention.scale, backend=backend, **options
         )
+    else:
+        out, _ = _under_band(attention, band, (), backend) if band else _to_text(attention, (), backend)
     given = iter(of_words)
     return out, [
         next(given)
         if request.over_frames is None
-        else _between_frames(
-            attention, lse if request.over_frames == "whole" else None, band, request, backend
-        )
+        else _between_frames(attention, lse if request.over_frames == "whole" else None, band, request, backend)
         for request in requests
     ]
 
@@ -204,9 +204,15 @@ def _under_band(attention, band, requests, backend):
         return _captured(attention, requests, backend, **options)
     given, frames = attention, band["frames"]
     found = frame_band_attention(
-        given.query, given.key, given.value, frames, frames, scale=given.scale, backend=backend,
+        given.query,
+        given.key,
+        given.value,
+        frames,
+        frames,
+        scale=given.scale,
+        backend=backend,
         **_without_frames(band),
-    )  # fmt: skip
+    )
     return found.out, []
 
 
@@ -223,10 +229,14 @@ def _without_frames(band: dict[str, Any]) -> dict[str, Any]:
 def _within_frames(attention, requests, backend):
     """Self-attention within a frame: every key is captured."""
     captured = attention_with_capture(
-        attention.query, attention.key, attention.value,
+        attention.query,
+        attention.key,
+        attention.value,
         torch.arange(attention.key.shape[2], device=attention.query.device),
-        scale=attention.scale, key_mask=per_key_mask(attention.mask), backend=backend,
-    )  # fmt: skip
+        scale=attention.scale,
+        key_mask=per_key_mask(attention.mask),
+        backend=backend,
+    )
     return captured.out, [captured.maps] * len(requests)
 
 
@@ -235,9 +245,8 @@ def _to_text(attention, requests, backend):
         return _captured(attention, requests, backend, key_mask=_mask_of_video(attention))
     mask = per_key_mask(attention.mask) if backend == "auto" else _mask_of_video(attention)
     out = attention_alone(
-        attention.query, attention.key, attention.value,
-        scale=attention.scale, key_mask=mask, backend=backend,
-    )  # fmt: skip
+        attention.query, attention.key, attention.value, scale=attention.scale, key_mask=mask, backend=backend
+    )
     return out, []
 
 
@@ -271,9 +280,7 @@ def _captured_with_lse(attention, requests, backend, **options):
             ids = ids.repeat_interleave(each, dim=0)
         wanted = {**options, "head_reduction": request.head_reduction}
         if out is None:
-            out, maps, lse = attention_with_capture(
-                attention.query, attention.key, attention.value, ids, **wanted
-            )
+            out, maps, lse = attention_with_capture(attention.query, attention.key, attention.value, ids, **wanted)
         else:
             maps = capture_maps(attention.query, attention.key, ids, **wanted).maps
         if context_of(geometry.denoiser) is not None:
@@ -334,7 +341,8 @@ def _check_frames(place: Place, frames: int, seen: int) -> None:
     if seen != frames:
         raise ArgumentError(
             f"{place.layer.name} sees {seen} of {frames} frames at a time (FreeNoise's windows): its maps cannot "
-            "be put together; do without temporal maps (Vico: flow='cross'), or take a context_length of the whole clip"
+            "be put together; do without temporal maps (Vico: flow='cross'), or take a context_length of the whole "
+            "clip"
         )
 
 
@@ -348,9 +356,7 @@ def _row_by_row(maps: torch.Tensor, grid: Grid, tile: int) -> torch.Tensor:
 
 
 @lru_cache(64)
-def token_frames(
-    grid: Grid, tokens: int, device: torch.device, begin: int | None = None
-) -> torch.Tensor:
+def token_frames(grid: Grid, tokens: int, device: torch.device, begin: int | None = None) -> torch.Tensor:
     """Returns the frame of each token, int32 `[tokens]`; −1 for those that are not of the video.
 
     It is made once for all layers and steps, and not to be written into.
@@ -384,6 +390,4 @@ def per_key_mask(mask: torch.Tensor | None) -> torch.Tensor | None:
 
 def _refuse_mask(what: str, mask: torch.Tensor | None) -> None:
     if mask is not None:
-        raise ArgumentError(
-            f"{what} with a mask is not supported, got one of shape {tuple(mask.shape)}"
-        )
+        raise ArgumentError(f"{what} with a mask is not supported, got one of shape {tuple(mask.shape)}")

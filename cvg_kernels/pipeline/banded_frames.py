@@ -2,8 +2,8 @@
 
     S'_ij = scale · q_i · k_j + m_i · strength · G(f_i, f_j),   m_i = max_j scale · q_i · k_j
 
-is a product again, of queries and keys with a number more for each frame: q_i beside m_i · strength / scale · G(f_i, ·),
-and k_j beside the unit vector of its frame.
+is a product again, of queries and keys with a number more for each frame: q_i beside m_i · strength / scale · G(f_i,
+·), and k_j beside the unit vector of its frame.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Banded(NamedTuple):
 
 def banded_video(
     query: torch.Tensor, key: torch.Tensor, grid: Grid, begin: int, scale: float, band: dict[str, Any], backend: str
-) -> Banded:  # fmt: skip
+) -> Banded:
     """Makes them, in float32 at least; differentiable, through m too.
 
     Args:
@@ -41,10 +41,7 @@ def banded_video(
     wide = torch.promote_types(query.dtype, torch.float32)
     place = first_highest_keys(query, key, scale=scale, backend=backend)
     video = slice(begin, begin + math.prod(grid))
-    query, chosen = (
-        query[:, :, video].to(wide),
-        place[:, :, video, None].expand(-1, -1, -1, key.shape[3]),
-    )
+    query, chosen = (query[:, :, video].to(wide), place[:, :, video, None].expand(-1, -1, -1, key.shape[3]))
     highest = scale * (query * key.gather(2, chosen)).sum(-1, keepdim=True)
     if not band.get("row_max_grad", True):
         highest = highest.detach()
@@ -54,7 +51,4 @@ def banded_video(
     near = (band.get("strength", 1.0) / scale * near).repeat_interleave(places, 0)
     unit = torch.eye(grid[0], device=query.device, dtype=wide).repeat_interleave(places, 0)
     key = key[:, :, video].to(wide)
-    return Banded(
-        torch.cat([query, highest * near], -1),
-        torch.cat([key, unit.expand(*key.shape[:2], -1, -1)], -1),
-    )
+    return Banded(torch.cat([query, highest * near], -1), torch.cat([key, unit.expand(*key.shape[:2], -1, -1)], -1))

@@ -100,8 +100,7 @@ class Call:
         if all(isinstance(word, TokenSpan) for each in words for word in each):
             return [list(each) for each in words]  # the texts need not be known
         return [
-            text.find(each, convert=self.sampling.prompt.convert)
-            for text, each in zip(self.texts, words, strict=True)
+            text.find(each, convert=self.sampling.prompt.convert) for text, each in zip(self.texts, words, strict=True)
         ]
 
     def denoise(self, latents: torch.Tensor) -> Any:
@@ -122,7 +121,8 @@ class Call:
         return slice(places[0], places[-1] + 1) if places else slice(0, 0)
 
     def part(self, samples: slice) -> Call:
-        """The call with some of its samples alone: whatever holds an entry for every sample, or for every frame, is cut.
+        """The call with some of its samples alone: whatever holds an entry for every sample, or for every frame, is
+        cut.
 
         Args:
             samples: which.
@@ -135,8 +135,8 @@ class Call:
             return self
         if self.arguments.get(self.model.whole) is not None:
             raise ArgumentError(
-                f"{self.model.whole} of {type(unwrap(self.denoiser)).__name__} holds all branches of guidance in one, and "
-                "cannot be cut for a method's own calls: call the pipeline with guidance_scale=1"
+                f"{self.model.whole} of {type(unwrap(self.denoiser)).__name__} holds all branches of guidance in one, "
+                "and cannot be cut for a method's own calls: call the pipeline with guidance_scale=1"
             )
 
         def cut(tensor: torch.Tensor) -> torch.Tensor:
@@ -149,12 +149,7 @@ class Call:
             name: tree_map_only(torch.Tensor, cut, value) if self.model.per_sample(name) else value
             for name, value in self.arguments.items()
         }
-        return replace(
-            self,
-            arguments=arguments,
-            latents=self.latents[samples],
-            branches=self.branches[samples],
-        )
+        return replace(self, arguments=arguments, latents=self.latents[samples], branches=self.branches[samples])
 
     def with_latents(self, latents: torch.Tensor) -> dict[str, Any]:
         """The arguments of the call with other latents; the channels of a condition stay.

@@ -28,7 +28,8 @@ def check_checkpointing(denoiser: nn.Module) -> None:
 
 @contextmanager
 def checkpointed(denoiser: nn.Module) -> Iterator[None]:
-    """Computes the blocks of a denoiser again in backward passes within a `with` block, instead of keeping all they save.
+    """Computes the blocks of a denoiser again in backward passes within a `with` block, instead of keeping all they
+    save.
 
     As diffusers' `enable_gradient_checkpointing`, which stays as it is where somebody has called it.
 

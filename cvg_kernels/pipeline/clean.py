@@ -12,7 +12,8 @@ from cvg_kernels.pipeline.models import unwrap
 
 
 def prediction_of(call: Call, output: Any) -> torch.Tensor:
-    """The prediction in a denoiser's answer, `[B, C, F, H, W]` in float32 or float64, without variances told beside it.
+    """The prediction in a denoiser's answer, `[B, C, F, H, W]` in float32 or float64, without variances told beside
+    it.
 
     Args:
         call: that was answered.
@@ -28,8 +29,8 @@ def prediction_of(call: Call, output: Any) -> torch.Tensor:
         video = model.named({**call.arguments, model.latents: first}, config)
     if video is None or video.shape != call.latents.shape:
         raise ArgumentError(
-            f"the answer of {type(unwrap(call.denoiser)).__name__} must be a video of {tuple(call.latents.shape)}, got "
-            f"{tuple(video.shape) if torch.is_tensor(video) else type(first).__name__}"
+            f"the answer of {type(unwrap(call.denoiser)).__name__} must be a video of {tuple(call.latents.shape)}, "
+            f"got {tuple(video.shape) if torch.is_tensor(video) else type(first).__name__}"
         )
     return video.to(torch.promote_types(video.dtype, torch.float32))
 
@@ -42,8 +43,8 @@ def check_clean(scheduler: Any) -> None:
     """
     if _flows(scheduler) is None:
         raise ArgumentError(
-            f"scheduler {type(scheduler).__name__} must predict the noise, the sample, v or a flow for clean latents to be "
-            "told: give of='prediction'"
+            f"scheduler {type(scheduler).__name__} must predict the noise, the sample, v or a flow for clean latents "
+            "to be told: give of='prediction'"
         )
 
 

@@ -1,8 +1,8 @@
 """Compiled denoisers: what listens runs before and after their graphs, what takes part in layers runs within them.
 
 A graph knows nothing of hooks that come later, and one that looked at what changes from step to step would be compiled
-anew at each. So an `_Entrance` stands before every compiled module for the length of a run: there hooks run as ever, taps
-are asked what they want, and are handed what the graph has left for them.
+anew at each. So an `_Entrance` stands before every compiled module for the length of a run: there hooks run as ever,
+taps are asked what they want, and are handed what the graph has left for them.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ def hearing(denoiser: nn.Module, before: Before, after: After | None = None) -> 
 
     Args:
         denoiser: as the pipeline has it, perhaps compiled or in a wrapper.
-        before: is told of a call: of the network, or of the compiled module around it, which is what a method calls too.
+        before: is told of a call: of the network, or of the compiled module around it, which is what a method calls
+            too.
         after: is told of its end, also if it failed.
     """
     network = unwrap(denoiser)
@@ -75,9 +76,7 @@ def taking_part(denoiser: nn.Module, layers: Sequence[Layer]) -> Iterator[None]:
 
 
 @contextmanager
-def uncompiled(
-    denoiser: nn.Module, touched: Sequence[nn.Module], *, say: bool = True
-) -> Iterator[None]:
+def uncompiled(denoiser: nn.Module, touched: Sequence[nn.Module], *, say: bool = True) -> Iterator[None]:
     """Runs the compiled parts of a denoiser as they were written, where they contain what is touched.
 
     For changes that a graph would not see: hooks on parts of it, other forwards. Blocks without any stay compiled.
@@ -99,9 +98,7 @@ def uncompiled(
         if names and say:
             _log.warning(
                 "%s compiled; while attached to, it runs uncompiled",
-                f"{names[0]} is"
-                if len(names) == 1
-                else f"{names[0]} and {len(names) - 1} other modules are",
+                f"{names[0]} is" if len(names) == 1 else f"{names[0]} and {len(names) - 1} other modules are",
             )
         yield
 

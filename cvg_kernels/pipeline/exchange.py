@@ -1,4 +1,6 @@
-"""Methods of an object exchanged for a while, so that copies of it, and whatever else is done to it, are not touched."""
+"""Methods of an object exchanged for a while, so that copies of it, and whatever else is done to it,
+are not touched.
+"""
 
 from __future__ import annotations
 
@@ -19,13 +21,14 @@ Methods = dict[str, Callable[..., Any]]
 def exchange(target: Any, methods: Methods) -> Callable[[], None]:
     """Puts functions in the place of an object's methods, until what it returns is called.
 
-    A method that only the class has is found through the class by Python (`__call__`), and a function that is set on the
-    object would go with its copies, and act for the original. A derived class has neither fault: copies have the stock one.
-    Of several exchanges the last stands outermost; they may end in any order.
+    A method that only the class has is found through the class by Python (`__call__`), and a function that is set on
+    the object would go with its copies, and act for the original. A derived class has neither fault: copies have the
+    stock one. Of several exchanges the last stands outermost; they may end in any order.
 
     Args:
         target: the object.
-        methods: name → function `(stock, *args, **kwargs)`, where `stock` is the bound method in whose place it stands.
+        methods: name → function `(stock, *args, **kwargs)`, where `stock` is the bound method in whose place it
+            stands.
 
     Returns:
         What puts the object back as it was; more than once does no harm.

@@ -90,7 +90,8 @@ class Geometry:
         return replace(self, order=order, short=True)
 
     def video_begins(self, layer: Layer, tokens: int) -> int:
-        """Where the tokens of the video begin among the queries of a layer; they end where its text begins, or at the end.
+        """Where the tokens of the video begin among the queries of a layer; they end where its text begins, or at the
+        end.
 
         Args:
             layer: an attention layer over the whole video.

@@ -51,7 +51,8 @@ def keeps_weights(denoiser: nn.Module) -> bool:
 def differentiable(denoiser: nn.Module) -> Iterator[None]:
     """Gradients for latents, not for parameters, whatever mode the pipeline runs in.
 
-    Also where the weights are taken away after a module's forward: those that the backward pass needs are kept till then.
+    Also where the weights are taken away after a module's forward: those that the backward pass needs are kept till
+    then.
 
     Args:
         denoiser: the network.
@@ -65,9 +66,7 @@ def differentiable(denoiser: nn.Module) -> Iterator[None]:
         )
     keep = nullcontext()
     if not keeps_weights(denoiser):
-        keep = torch.autograd.graph.saved_tensors_hooks(
-            lambda saved: saved.detach(), lambda kept: kept
-        )
+        keep = torch.autograd.graph.saved_tensors_hooks(lambda saved: saved.detach(), lambda kept: kept)
     try:
         for parameter in trained:
             parameter.requires_grad_(False)
@@ -86,7 +85,5 @@ def without_inference_tensors(arguments: Any) -> Any:
     """
     with torch.inference_mode(False):  # a copy made within the mode would be of the same kind
         return tree_map_only(
-            torch.Tensor,
-            lambda tensor: tensor.clone() if tensor.is_inference() else tensor,
-            arguments,
+            torch.Tensor, lambda tensor: tensor.clone() if tensor.is_inference() else tensor, arguments
         )

@@ -1,8 +1,8 @@
 """`PipelineHooks`: all that is put on a pipeline, once for everything attached to it.
 
-The pipeline's own call is the frame: what listens inside is put in place when a call begins and taken away when it ends,
-however it ends. So nothing is left behind by an exception, other pipelines that share the denoiser are not touched, and
-whatever is set on the pipeline between two calls stays as it was set.
+The pipeline's own call is the frame: what listens inside is put in place when a call begins and taken away when it
+ends, however it ends. So nothing is left behind by an exception, other pipelines that share the denoiser are not
+touched, and whatever is set on the pipeline between two calls stays as it was set.
 """
 
 from __future__ import annotations
@@ -89,12 +89,13 @@ class PipelineHooks:
         return cls(pipe) if hooks is None or hooks.pipe is not pipe else hooks
 
     def add(self, subscriber: Subscriber, own_loop: bool = False) -> None:
-        """Lets a subscriber take part in the runs that begin from now on, or in a loop of the user's own that is under way.
+        """Lets a subscriber take part in the runs that begin from now on, or in a loop of the user's own that is under
+        way.
 
         Args:
             subscriber: who.
-            own_loop: the user calls the denoiser and the scheduler, and not the pipeline: until the subscriber leaves is
-                one run.
+            own_loop: the user calls the denoiser and the scheduler, and not the pipeline: until the subscriber leaves
+                is one run.
         """
         self.check_free(subscriber)
         if not self.subscribers:
@@ -117,9 +118,7 @@ class PipelineHooks:
     def check_free(self, subscriber: Subscriber) -> None:
         """Refuses a subscriber that is there already, by an `ArgumentError`."""
         if subscriber in self.subscribers:
-            raise ArgumentError(
-                f"this handle is attached to the {type(self.pipe).__name__} already: leave it first"
-            )
+            raise ArgumentError(f"this handle is attached to the {type(self.pipe).__name__} already: leave it first")
 
     def remove(self, subscriber: Subscriber) -> None:
         """Takes a subscriber off; the last one leaves the pipeline as it was before the first."""
@@ -137,8 +136,8 @@ class PipelineHooks:
     def call_now(self) -> Call | None:
         """The call that a layer runs in.
 
-        A layer replayed by gradient checkpointing runs in no call, or in that around its own: of the same step, and of the
-        same size but for the batch.
+        A layer replayed by gradient checkpointing runs in no call, or in that around its own: of the same step, and of
+        the same size but for the batch.
         """
         return self._calls[-1] if self._calls and self._calls[-1] is not None else self._last
 
@@ -231,8 +230,9 @@ class PipelineHooks:
         """Decodes a call, moves the latents at the first one of a step, and tells the subscribers."""
         if threading.get_ident() != self._thread:
             raise ArgumentError(
-                f"{type(unwrap(denoiser)).__name__} is called from another thread while {type(self.pipe).__name__} runs on "
-                "it with something attached: let one run end before the other begins, or give each a denoiser of its own"
+                f"{type(unwrap(denoiser)).__name__} is called from another thread while {type(self.pipe).__name__} "
+                "runs on it with something attached: let one run end before the other begins, or give each a denoiser "
+                "of its own"
             )
         if self._own is not None:
             self._calls.append(self._own)
@@ -281,13 +281,24 @@ class PipelineHooks:
         timestep = timestep_of(arguments)
         index, count, leading = self._stepping.locate(timestep)
         return Call(
-            self.pipe, denoiser, arguments, latents,
-            sampling.branches(model, latents.shape[0], arguments), index, count, timestep, leading,
-            sampling=sampling, hooks=self, section=self._stepping.section,
-        )  # fmt: skip
+            self.pipe,
+            denoiser,
+            arguments,
+            latents,
+            sampling.branches(model, latents.shape[0], arguments),
+            index,
+            count,
+            timestep,
+            leading,
+            sampling=sampling,
+            hooks=self,
+            section=self._stepping.section,
+        )
 
     def _shift(self, call: Call) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Asks the subscribers to move the conditional latents of a step; returns by how much they did, and from where."""
+        """Asks the subscribers to move the conditional latents of a step; returns by how much they did, and from
+        where.
+        """
         movers = [subscriber for subscriber in self._joined() if subscriber.moves(call)]
         samples = call.samples("cond")
         if not movers or samples == slice(0, 0):

@@ -1,9 +1,9 @@
 """Processors whose calls of attention go to taps.
 
-Nothing of a processor's body is copied. A processor with taps is given a class derived from its own, which while it runs
-hands calls of `torch.nn.functional.scaled_dot_product_attention` to the taps; projections, norms, rotary embeddings and
-everything else stay the model's own, in whatever diffusers release is installed. To diffusers it is the processor that it
-was: of the same class, with the same attributes.
+Nothing of a processor's body is copied. A processor with taps is given a class derived from its own, which while it
+runs hands calls of `torch.nn.functional.scaled_dot_product_attention` to the taps; projections, norms, rotary
+embeddings and everything else stay the model's own, in whatever diffusers release is installed. To diffusers it is the
+processor that it was: of the same class, with the same attributes.
 
 The compiler follows all this into its graph, where a `Plan` says what the taps want.
 """
@@ -25,15 +25,7 @@ from cvg_kernels.pipeline.attention import Attention, attend
 from cvg_kernels.pipeline.exchange import plain
 from cvg_kernels.pipeline.layers import Layer
 from cvg_kernels.pipeline.parallel import context_of
-from cvg_kernels.pipeline.tap import (
-    SLOT,
-    Plan,
-    Samples,
-    Tap,
-    backend_of,
-    disturbs_samples,
-    requests_of,
-)
+from cvg_kernels.pipeline.tap import SLOT, Plan, Samples, Tap, backend_of, disturbs_samples, requests_of
 
 
 class _Given(NamedTuple):
@@ -102,8 +94,8 @@ def _refuse_ring(processor: Any, interception: _Mode, error: ValueError) -> None
     if context is None or context.ring_degree == 1 or interception.calls:
         return
     raise ArgumentError(
-        f"{interception.layer.name} attends by a ring of {context.ring_degree} processes, each with a share of the keys, "
-        "where neither maps nor bands can be had; use ulysses_degree"
+        f"{interception.layer.name} attends by a ring of {context.ring_degree} processes, each with a share of the "
+        "keys, where neither maps nor bands can be had; use ulysses_degree"
     ) from error
 
 
@@ -120,14 +112,7 @@ def _run_in_graph(kind: type, processor: Any, attn: nn.Module, args: tuple, kwar
     return _under(_Planned(tapped.layer, plan), kind, processor, attn, args, kwargs)
 
 
-def _under(
-    interception: _Mode,
-    kind: type,
-    processor: Any,
-    attn: nn.Module,
-    args: tuple,
-    kwargs: dict[str, Any],
-):
+def _under(interception: _Mode, kind: type, processor: Any, attn: nn.Module, args: tuple, kwargs: dict[str, Any]):
     with _native(processor), interception:
         result = kind.__call__(processor, attn, *args, **kwargs)
     if interception.calls == 0:
@@ -140,7 +125,9 @@ def _under(
 
 @contextmanager
 def _native(processor: Any) -> Iterator[None]:
-    """A processor that can choose a backend of attention (flash, sage, flex …) calls PyTorch's while we take its place."""
+    """A processor that can choose a backend of attention (flash, sage, flex …) calls PyTorch's while we take its
+    place.
+    """
     if not hasattr(processor, "_attention_backend"):
         yield
         return
@@ -189,9 +176,7 @@ class _Mode(TorchFunctionMode):
         if given.enable_gqa:  # a head of the keys is for some of the query's, one after the other
             heads = given.query.shape[1] // key.shape[1]
             key, value = (one.repeat_interleave(heads, dim=1) for one in (key, value))
-        return Attention(
-            self.layer, number, disturbs, given.query, key, value, given.attn_mask, given.scale
-        )
+        return Attention(self.layer, number, disturbs, given.query, key, value, given.attn_mask, given.scale)
 
     def _check_kind(self, given: _Given) -> None:
         if given.dropout_p or given.is_causal:
@@ -206,8 +191,9 @@ class _Mode(TorchFunctionMode):
             return
         if context_of(self.layer.module.processor) is not None:
             raise ArgumentError(
-                f"{self.layer.name} attends among the video's tokens, of which every process has a share under context "
-                "parallelism: its maps cannot be captured; do without them (Vico: flow='cross'), or run it on one process"
+                f"{self.layer.name} attends among the video's tokens, of which every process has a share under "
+                "context parallelism: its maps cannot be captured; do without them (Vico: flow='cross'), or run it on "
+                "one process"
             )
 
 
@@ -234,9 +220,7 @@ class _Interception(_Mode):
                 "parallelism: maps and bands have no gradient there; run it on one process"
             )
         if len(bands) > 1:
-            raise ArgumentError(
-                f"{self.layer.name} is regularised by two methods at once: attach one VSTAR"
-            )
+            raise ArgumentError(f"{self.layer.name} is regularised by two methods at once: attach one VSTAR")
         self._check_kind(given)
         band = bands[0] if bands else {}
         out, found = attend(attention, band, requests, backend_of(self.taps, requests))

@@ -43,8 +43,8 @@ class LayerCapture:
         backend: which implementation of the operations to use.
 
     Raises:
-        ArgumentError: for a layer that is not there, or a denoiser with a cache (its state would be poisoned by the extra
-            forward passes) or with its sequence spread over several processes.
+        ArgumentError: for a layer that is not there, or a denoiser with a cache (its state would be poisoned by the
+            extra forward passes) or with its sequence spread over several processes.
     """
 
     def __init__(
@@ -72,16 +72,12 @@ class LayerCapture:
             )
         known = {"temporal": frame_maps(denoiser) if temporal_layers else {}}
         for kind in ("cross", "self"):
-            known[kind] = {
-                layer.name: layer for layer in attention_layers(denoiser) if layer.kind == kind
-            }
+            known[kind] = {layer.name: layer for layer in attention_layers(denoiser) if layer.kind == kind}
         self._chosen: list[tuple[Layer, _MapTap]] = []
         for kind, names in kinds.items():
             for name in names:
                 if name not in known[kind]:
-                    raise ArgumentError(
-                        f"{name!r} is no {kind} layer; these are: {', '.join(known[kind])}"
-                    )
+                    raise ArgumentError(f"{name!r} is no {kind} layer; these are: {', '.join(known[kind])}")
                 layer = known[kind][name]
                 spans = kind == "temporal" and layer.kind != "temporal"
                 self._chosen.append((layer, _MapTap(self, name, "alone" if spans else None)))
@@ -117,9 +113,7 @@ class LayerCapture:
                 if self.stop_after_last and len(self._maps) == len(self._chosen):
                     raise _Finished
 
-        return MapRequest(
-            self._geometry, receive, over_frames, self._ids_there, self.head_reduction, self.backend
-        )
+        return MapRequest(self._geometry, receive, over_frames, self._ids_there, self.head_reduction, self.backend)
 
     def run(self, call: Callable[[], Any]) -> dict[str, torch.Tensor]:
         """Makes one denoiser call and returns name → maps.
@@ -142,9 +136,7 @@ class _MapTap(Tap):
 
     foreseen = True
 
-    def __init__(
-        self, capture: LayerCapture, name: str, over_frames: Literal["alone"] | None
-    ) -> None:
+    def __init__(self, capture: LayerCapture, name: str, over_frames: Literal["alone"] | None) -> None:
         self.capture = capture
         self.name = name
         self.over_frames = over_frames

@@ -8,14 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from cvg_kernels.errors import ArgumentError
-from cvg_kernels.pipeline.models import (
-    Kind,
-    TextPlace,
-    TextRange,
-    known_model,
-    model_of,
-    unwrap,
-)
+from cvg_kernels.pipeline.models import Kind, TextPlace, TextRange, known_model, model_of, unwrap
 
 
 @dataclass(frozen=True)
@@ -27,7 +20,8 @@ class Layer:
         module: the attention.
         kind: joint attention of text and video is cross: there the words are looked at.
         text: where the text stands among its keys.
-        text_call: which of its calls of attention has the text among the keys, 0 first; `None`: each, one for a sample.
+        text_call: which of its calls of attention has the text among the keys, 0 first; `None`: each, one for a
+            sample.
         masks_alike: whether its mask, whatever its shape, is the same for all heads and all tokens of the video.
         range: what the user says of the layers of a denoiser that is not in the table.
     """
@@ -119,12 +113,11 @@ def frame_layers(denoiser: nn.Module) -> list[Layer]:
 def frame_maps(denoiser: nn.Module) -> dict[str, Layer]:
     """The temporal maps that a denoiser has: name → the layer that makes them.
 
-    Those of a temporal layer have its name. A layer whose attention spans the video may have maps of words as well: its
-    temporal ones are called `<layer>:frames`.
+    Those of a temporal layer have its name. A layer whose attention spans the video may have maps of words as well:
+    its temporal ones are called `<layer>:frames`.
     """
     return {
-        layer.name if layer.kind == "temporal" else f"{layer.name}:frames": layer
-        for layer in frame_layers(denoiser)
+        layer.name if layer.kind == "temporal" else f"{layer.name}:frames": layer for layer in frame_layers(denoiser)
     }
 
 
@@ -160,7 +153,9 @@ def following_frames(maps: dict[str, Layer], cross: Layer) -> list[str]:
 
 
 def spatial_partner(layers: list[Layer], cross: Layer) -> Layer | None:
-    """The attention among the positions of a frame that stands in the same transformer block as a cross-attention layer."""
+    """The attention among the positions of a frame that stands in the same transformer block as a cross-attention
+    layer.
+    """
     name = re.sub(r"attn2$", "attn1", cross.name)
     return next((layer for layer in layers if layer.kind == "self" and layer.name == name), None)
 
@@ -176,6 +171,6 @@ def check_undivided(denoiser: nn.Module) -> None:
     """
     if any(type(module).__name__ == "SplitInferenceModule" for module in denoiser.modules()):
         raise ArgumentError(
-            "FreeNoise's split inference hands the layers parts of a video, whose maps and texts cannot be put together: "
-            "do without enable_free_noise_split_inference()"
+            "FreeNoise's split inference hands the layers parts of a video, whose maps and texts cannot be put "
+            "together: do without enable_free_noise_split_inference()"
         )

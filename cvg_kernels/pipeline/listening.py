@@ -71,9 +71,9 @@ def _mover(kind: type, prompt: RunPrompt) -> Callable[..., None]:
 def connected_rows(connectors: nn.Module, mask: torch.Tensor) -> list[Rows]:
     """Where LTX 2's connectors put each token, for each sample.
 
-    They are a transformer on the text, so that every token that comes out has seen the others, but each continues one that
-    goes in. With learned registers, the tokens that are no padding come first, in their order, and registers fill the rest;
-    without, all stay where they are.
+    They are a transformer on the text, so that every token that comes out has seen the others, but each continues one
+    that goes in. With learned registers, the tokens that are no padding come first, in their order, and registers fill
+    the rest; without, all stay where they are.
 
     Args:
         connectors: `LTX2TextConnectors`.

@@ -25,8 +25,8 @@ class _Given:
 class LiveTexts:
     """The texts of a run.
 
-    Pipelines without `encode_prompt` (modular ones) are followed by what their text encoders return; that is kept until the
-    denoiser is called.
+    Pipelines without `encode_prompt` (modular ones) are followed by what their text encoders return; that is kept
+    until the denoiser is called.
 
     Args:
         pipe: the pipeline.
@@ -123,13 +123,9 @@ class LiveTexts:
         if not readings or None in readings:
             readings = self.readings(len(prompts), self._length)
         if readings is None:
-            raise unknown_places(
-                self.pipe, "the denoiser's text is nothing its text encoder returned"
-            )
+            raise unknown_places(self.pipe, "the denoiser's text is nothing its text encoder returned")
         return [
-            EncodedText.of_ids(
-                tokenizer_of(self.pipe, reading.encoder), reading.ids, prompt
-            ).placed(reading.rows)
+            EncodedText.of_ids(tokenizer_of(self.pipe, reading.encoder), reading.ids, prompt).placed(reading.rows)
             for reading, prompt in zip(readings, prompts, strict=True)
         ]
 
@@ -142,8 +138,9 @@ def unknown_places(pipe: Any, reason: str) -> ArgumentError:
         reason: why not.
     """
     return ArgumentError(
-        f"words: where their tokens stand in the text that the denoiser is given is not known of {type(pipe).__name__}: "
-        f"{reason}. Name the places in place of the words, as in words=[TokenSpan('cat', 0, (12, 13))]"
+        f"words: where their tokens stand in the text that the denoiser is given is not known of "
+        f"{type(pipe).__name__}: {reason}. Name the places in place of the words, as in words=[TokenSpan('cat', 0, "
+        "(12, 13))]"
     )
 
 

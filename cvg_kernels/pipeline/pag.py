@@ -1,4 +1,6 @@
-"""Perturbed attention guidance: its processors out of the way of methods, and gone when a run ends, however it ends."""
+"""Perturbed attention guidance: its processors out of the way of methods, and gone when a run ends,
+however it ends.
+"""
 
 from __future__ import annotations
 
@@ -16,8 +18,8 @@ from cvg_kernels.pipeline.taps import keep_taps
 class Disturbance:
     """What PAG does with the processors of a pipeline in one run.
 
-    While a pipeline with PAG runs, some layers have processors that take a batch of all branches apart. A run of it that
-    fails leaves them.
+    While a pipeline with PAG runs, some layers have processors that take a batch of all branches apart. A run of it
+    that fails leaves them.
 
     Args:
         pipe: the pipeline, before the run.

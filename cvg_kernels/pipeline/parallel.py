@@ -1,13 +1,14 @@
 """One video on several processes: diffusers' context parallelism (`enable_parallelism`, ring and Ulysses attention).
 
-Between the places where diffusers splits and gathers a sequence, every process has its share of the video's tokens. A layer
-then attends in one of two ways:
+Between the places where diffusers splits and gathers a sequence, every process has its share of the video's tokens. A
+layer then attends in one of two ways:
 
-    to a text that every process has (Wan)     the queries of the share, all heads      maps are gathered along the queries
-    within Ulysses attention (LTX)             all queries, a share of the heads        maps are gathered over the heads
+    to a text that every process has (Wan)   the queries of the share, all heads    maps are gathered along the queries
+    within Ulysses attention (LTX)           all queries, a share of the heads      maps are gathered over the heads
 
-so that every process has the whole maps, computes the same loss of them, and differentiates it to its share of the tokens:
-the gradient that reaches the latents is a part of the true one, and the parts of all processes are added up. Every process
+so that every process has the whole maps, computes the same loss of them, and differentiates it to its share of the
+tokens: the gradient that reaches the latents is a part of the true one, and the parts of all processes are added up.
+    Every process
 must make the same calls in the same order, with the same latents.
 """
 
@@ -38,7 +39,8 @@ def check_maps(denoiser: nn.Module) -> None:
     """Checks that whole maps can be had of a denoiser that runs on several processes.
 
     Raises:
-        ArgumentError: under tensor parallelism, or context parallelism of a model whose tokens it does not keep in order.
+        ArgumentError: under tensor parallelism, or context parallelism of a model whose tokens it does not keep in
+            order.
     """
     network = unwrap(denoiser)
     kind = type(network).__name__
@@ -63,8 +65,8 @@ def check_gradients(denoiser: nn.Module) -> None:
     """Checks that a denoiser on several processes can be differentiated.
 
     Raises:
-        ArgumentError: if its attention has no backward pass, or its sequence is gathered more often than once: what lies
-            between two such places is computed by every process, and would be counted by each.
+        ArgumentError: if its attention has no backward pass, or its sequence is gathered more often than once: what
+            lies between two such places is computed by every process, and would be counted by each.
     """
     network = unwrap(denoiser)
     context = context_of(network)
@@ -73,26 +75,22 @@ def check_gradients(denoiser: nn.Module) -> None:
     for name in ("ulysses_anything", "ring_anything"):
         if getattr(context, name, False):
             raise ArgumentError(
-                f"the denoiser runs under context parallelism with {name}, which diffusers cannot differentiate: methods "
-                "that move the latents need even shares without it, or one process"
+                f"the denoiser runs under context parallelism with {name}, which diffusers cannot differentiate: "
+                "methods that move the latents need even shares without it, or one process"
             )
     gathers = 0
     for module in network.modules():
         registry = getattr(module, "_diffusers_hook", None)
         hooks = {} if registry is None else registry.hooks
-        gathers += sum(
-            type(hook).__name__ == "ContextParallelGatherHook" for hook in hooks.values()
-        )
+        gathers += sum(type(hook).__name__ == "ContextParallelGatherHook" for hook in hooks.values())
     if gathers != 1:
         raise ArgumentError(
-            f"{type(network).__name__} gathers its sequence at {gathers} places under context parallelism, and gradients "
-            "through it would be wrong: methods that move the latents need a plan with one, or one process"
+            f"{type(network).__name__} gathers its sequence at {gathers} places under context parallelism, and "
+            "gradients through it would be wrong: methods that move the latents need a plan with one, or one process"
         )
 
 
-def whole_maps(
-    maps: torch.Tensor, denoiser: nn.Module, module: nn.Module, heads: int, queries: int
-) -> torch.Tensor:
+def whole_maps(maps: torch.Tensor, denoiser: nn.Module, module: nn.Module, heads: int, queries: int) -> torch.Tensor:
     """Gathers the maps of a text layer from all processes; differentiable where the layer is.
 
     Args:
@@ -126,9 +124,7 @@ def whole_maps(
     return _gather(maps, maps.ndim - 1, queries, context._flattened_mesh.get_group())
 
 
-def adding_up_gradients(
-    denoiser: nn.Module, args: tuple, kwargs: dict[str, Any]
-) -> tuple[tuple, dict[str, Any]]:
+def adding_up_gradients(denoiser: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
     """Returns the arguments of a denoiser call with latents whose gradient is the sum of those of all processes.
 
     Once, however often it is asked for; as they are where nothing is differentiated or spread.
@@ -158,8 +154,8 @@ def _gather(part: torch.Tensor, axis: int, size: int, group: Any) -> torch.Tenso
     sizes = [size // count + (at < size % count) for at in range(count)]  # as `tensor_split` does
     if part.shape[axis] != sizes[rank]:
         raise ArgumentError(
-            f"a share of {sizes[rank]} of {size} was expected of process {rank}, got {part.shape[axis]}: the maps of its "
-            "layers cannot be put together"
+            f"a share of {sizes[rank]} of {size} was expected of process {rank}, got {part.shape[axis]}: the maps of "
+            "its layers cannot be put together"
         )
     return _Gather.apply(part, axis, sizes, rank, group)
 

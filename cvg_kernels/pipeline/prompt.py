@@ -1,4 +1,6 @@
-"""`RunPrompt`: the prompt of one call of a pipeline, and where its tokens stand in the text that the denoiser is given."""
+"""`RunPrompt`: the prompt of one call of a pipeline, and where its tokens stand in the text that the denoiser is
+given.
+"""
 
 from __future__ import annotations
 
@@ -27,9 +29,7 @@ class RunPrompt:
         prompt: what the prompt is where the pipeline is given embeddings only.
     """
 
-    def __init__(
-        self, pipe: Any, options: dict[str, Any] | None, prompt: str | list[str] | None
-    ) -> None:
+    def __init__(self, pipe: Any, options: dict[str, Any] | None, prompt: str | list[str] | None) -> None:
         self.pipe = pipe
         self._own_loop, self._options = options is None, options or {}
         self._prompt = self._options.get("prompt")
@@ -39,7 +39,8 @@ class RunPrompt:
             self._prompt = prompt
         elif prompt is not None and prompt != self._prompt:
             warnings.warn(
-                f"prompt={prompt!r} is for calls with prompt_embeds; the pipeline was given {self._prompt!r}, which counts",
+                f"prompt={prompt!r} is for calls with prompt_embeds; the pipeline was given {self._prompt!r}, which "
+                "counts",
                 GuidanceWarning,
                 stacklevel=2,
             )
@@ -132,18 +133,14 @@ class RunPrompt:
         if prompt is None or (isinstance(prompt, list) and not prompt):
             if self._own_loop:
                 raise ArgumentError(
-                    "prompt is not known: encode it within the block (pipe.encode_prompt), or pass prompt=… at attaching"
+                    "prompt is not known: encode it within the block (pipe.encode_prompt), or pass prompt=… at "
+                    "attaching"
                 )
-            if any(
-                name.startswith("prompt_embeds") and value is not None
-                for name, value in self._options.items()
-            ):
+            if any(name.startswith("prompt_embeds") and value is not None for name, value in self._options.items()):
                 raise ArgumentError(
                     "prompt is not known, since the pipeline was given prompt_embeds: pass prompt=… as well"
                 )
-            raise ArgumentError(
-                "prompt is not known, since the call has none: pass prompt=… as well"
-            )
+            raise ArgumentError("prompt is not known, since the call has none: pass prompt=… as well")
         return [prompt] if isinstance(prompt, str) else list(prompt)
 
     @property
@@ -164,8 +161,8 @@ class RunPrompt:
         """The prompt of each video as the text encoder read it, its tokens in their places among the denoiser's.
 
         Raises:
-            ArgumentError: if the pipeline was given embeddings and nobody said what they mean, more prompts were named than
-                there are videos, the pipeline has no tokenizer, or the tokens cannot be followed to the denoiser.
+            ArgumentError: if the pipeline was given embeddings and nobody said what they mean, more prompts were named
+                than there are videos, the pipeline has no tokenizer, or the tokens cannot be followed to the denoiser.
         """
         if self._texts is None:
             if tokenizer_of(self.pipe, "text_encoder") is None:
@@ -201,21 +198,19 @@ class RunPrompt:
                 raise unknown_places(self.pipe, reason)
         return [
             EncodedText.of_ids(
-                tokenizer_of(self.pipe, reading.encoder), reading.ids, prompt,
+                tokenizer_of(self.pipe, reading.encoder),
+                reading.ids,
+                prompt,
                 lambda encoder=reading.encoder: self._template(rehearsal, encoder),
             ).placed(reading.rows)
             for reading, prompt in zip(readings, prompts, strict=False)
-        ]  # fmt: skip
+        ]
 
-    def _rehearse(
-        self, rehearsal: Rehearsal, prompts: Sequence[str]
-    ) -> tuple[list[Reading], str | None]:
+    def _rehearse(self, rehearsal: Rehearsal, prompts: Sequence[str]) -> tuple[list[Reading], str | None]:
         """What the text encoders read, or the reason for not knowing it."""
         try:
             readings = rehearsal.read(prompts, self._length)
-        except (
-            Exception
-        ) as error:  # of a pipeline's own code, which may ask a stand-in for anything
+        except Exception as error:  # of a pipeline's own code, which may ask a stand-in for anything
             return [], f"its encode_prompt cannot be followed: {type(error).__name__}: {error}"
         for reading in readings:
             if self._length not in (None, len(reading.rows)):
@@ -248,9 +243,7 @@ class RunPrompt:
             return same
         rows = followed(text, made)
         if rows is None:
-            raise unknown_places(
-                self.pipe, "it changes the text between encode_prompt and the denoiser"
-            )
+            raise unknown_places(self.pipe, "it changes the text between encode_prompt and the denoiser")
         return rows
 
     def convert(self, word: str) -> str:
@@ -270,14 +263,16 @@ class RunPrompt:
         """
         encode = getattr(type(self.pipe), "encode_prompt", None)
         if encode is None:
-            raise ArgumentError(
-                f"pipe must have encode_prompt to encode other texts, got {type(self.pipe).__name__}"
-            )
+            raise ArgumentError(f"pipe must have encode_prompt to encode other texts, got {type(self.pipe).__name__}")
         changes = {
-            "negative_prompt": None, "prompt_embeds": None, "negative_prompt_embeds": None,
-            "num_images_per_prompt": 1, "num_videos_per_prompt": 1,
-            "do_classifier_free_guidance": False, "device": device,
-        }  # fmt: skip
+            "negative_prompt": None,
+            "prompt_embeds": None,
+            "negative_prompt_embeds": None,
+            "num_images_per_prompt": 1,
+            "num_videos_per_prompt": 1,
+            "do_classifier_free_guidance": False,
+            "device": device,
+        }
         known = naming_signature(type(self.pipe), "encode_prompt", "prompt").parameters
         options = (self._encoding or {}) | {n: to for n, to in changes.items() if n in known}
         with self._rehearsed():

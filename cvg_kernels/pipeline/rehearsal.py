@@ -1,8 +1,8 @@
 """What a pipeline's `encode_prompt` does to a prompt, found by letting it run with stand-ins for the text encoders.
 
-A stand-in is given the ids that its text encoder would be given, and answers with rows that can be told apart. Where they
-come out is where the tokens stand in the text that the pipeline makes: behind a template that was cropped, among a
-selection, moved. Nothing is computed, and the text encoders need not be there.
+A stand-in is given the ids that its text encoder would be given, and answers with rows that can be told apart. Where
+they come out is where the tokens stand in the text that the pipeline makes: behind a template that was cropped, among
+a selection, moved. Nothing is computed, and the text encoders need not be there.
 """
 
 from __future__ import annotations
@@ -25,10 +25,17 @@ _PROBES = ("a", "the")
 
 #: What a rehearsal asks for, of the arguments that there are: one text, alone, from the beginning.
 _ASKED = {
-    "prompt_2": None, "prompt_3": None, "negative_prompt": None, "negative_prompt_2": None,
-    "num_images_per_prompt": 1, "num_videos_per_prompt": 1, "do_classifier_free_guidance": False,
-    "device": torch.device("cpu"), "lora_scale": None, "clip_skip": None,
-}  # fmt: skip
+    "prompt_2": None,
+    "prompt_3": None,
+    "negative_prompt": None,
+    "negative_prompt_2": None,
+    "num_images_per_prompt": 1,
+    "num_videos_per_prompt": 1,
+    "do_classifier_free_guidance": False,
+    "device": torch.device("cpu"),
+    "lora_scale": None,
+    "clip_skip": None,
+}
 
 
 @dataclass(frozen=True)
@@ -67,8 +74,7 @@ class Rehearsal:
         given = {
             name: value
             for name, value in options.items()
-            if name in self._known
-            and not (torch.is_tensor(value) and ("embed" in name or "mask" in name))
+            if name in self._known and not (torch.is_tensor(value) and ("embed" in name or "mask" in name))
         }
         self._options = given | {n: to for n, to in _ASKED.items() if n in self._known}
         self._run = kind.encode_prompt
@@ -201,9 +207,7 @@ class _Narrow:
     def __init__(self, config: Any) -> None:
         self._config = config
         sizes = (getattr(config, "text_config", None), config)
-        self.layers = next(
-            (n for n in (getattr(c, "num_hidden_layers", None) for c in sizes) if n), 64
-        )
+        self.layers = next((n for n in (getattr(c, "num_hidden_layers", None) for c in sizes) if n), 64)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._config, name)

@@ -25,9 +25,7 @@ class Sampling:
         prompt: what the prompt is where the pipeline is given embeddings only.
     """
 
-    def __init__(
-        self, pipe: Any, number: int, options: dict[str, Any] | None, prompt: str | list[str] | None
-    ) -> None:
+    def __init__(self, pipe: Any, number: int, options: dict[str, Any] | None, prompt: str | list[str] | None) -> None:
         self.pipe = pipe
         self.number = number
         self.options = options
@@ -65,9 +63,7 @@ class Sampling:
 
     # -- which sample is what
 
-    def branches(
-        self, model: Model, batch: int, arguments: Mapping[str, Any]
-    ) -> tuple[Branch, ...]:
+    def branches(self, model: Model, batch: int, arguments: Mapping[str, Any]) -> tuple[Branch, ...]:
         """Which branch each sample of a denoiser call belongs to.
 
         Args:
@@ -76,14 +72,15 @@ class Sampling:
             arguments: of the call, by name.
 
         Raises:
-            ArgumentError: for a batch that is no known multiple of the number of videos, or whose text is not there for
-                each of its videos.
+            ArgumentError: for a batch that is no known multiple of the number of videos, or whose text is not there
+                for each of its videos.
         """
         samples, text = self.samples, model.text(arguments)
         if not model.batched_branches and text.shape[0] == samples < batch:
             raise ArgumentError(
-                f"num_videos_per_prompt must be 1 on {type(self.pipe).__name__}, which does not repeat its text for more "
-                f"videos (the denoiser was given {batch}, and the text of {samples}): ask for several by a list of prompts"
+                f"num_videos_per_prompt must be 1 on {type(self.pipe).__name__}, which does not repeat its text for "
+                f"more videos (the denoiser was given {batch}, and the text of {samples}): ask for several by a list "
+                "of prompts"
             )
         disturbed = bool(getattr(self.pipe, "do_perturbed_attention_guidance", False))
         guided = bool(getattr(self.pipe, "do_classifier_free_guidance", True))
@@ -98,8 +95,8 @@ class Sampling:
             kinds = ("uncond", "cond", "perturbed")
         else:
             raise ArgumentError(
-                f"the denoiser was called with a batch of {batch} for {samples} video(s): which samples see the prompt is "
-                f"not known of {type(self.pipe).__name__}"
+                f"the denoiser was called with a batch of {batch} for {samples} video(s): which samples see the "
+                f"prompt is not known of {type(self.pipe).__name__}"
             )
         self._seen |= set(kinds)
         if "cond" in kinds:
@@ -113,9 +110,7 @@ class Sampling:
         if hasattr(guider, "is_conditional"):
             return self._branch_by_guider(guider, text)
         prompted = self._same(text, self.prompt.embeddings)
-        if self._same(
-            text, self.prompt.negative
-        ):  # if the prompts are equal, the prompt's call is the first
+        if self._same(text, self.prompt.negative):  # if the prompts are equal, the prompt's call is the first
             return "uncond" if not prompted or "cond" in self._seen else "cond"
         return "cond" if prompted or "cond" not in self._seen else "uncond"
 
@@ -126,8 +121,9 @@ class Sampling:
             if not guider.is_conditional:
                 return "uncond"
             return "perturbed" if again else "cond"
-        # SmoothedEnergyGuidance forgets to count its calls, which is what `is_conditional` looks at. As every guider it has
-        # the prompt's call first; another with the same text is without the prompt only if the prompts are equal.
+        # SmoothedEnergyGuidance forgets to count its calls, which is what `is_conditional` looks at. As every guider
+        # it has the prompt's call first; another with the same text is without the prompt only if the prompts are
+        # equal.
         if not again:
             self._prompted = text
             return "cond"

@@ -15,14 +15,15 @@ _SAME = 2.0**-7
 class Schedule:
     """Follows a scheduler through one run of a pipeline.
 
-    Steps count from the first that the run makes: video-to-video pipelines leave out those at the front. Both calls of a
-    two-call step (Heun) are one step.
+    Steps count from the first that the run makes: video-to-video pipelines leave out those at the front. Both calls of
+    a two-call step (Heun) are one step.
 
     Args:
         scheduler: the pipeline's, with its timesteps set.
 
     Attributes:
-        section: how often the run has gone back to the beginning of a schedule: long videos are made section by section.
+        section: how often the run has gone back to the beginning of a schedule: long videos are made section by
+            section.
     """
 
     def __init__(self, scheduler: Any) -> None:

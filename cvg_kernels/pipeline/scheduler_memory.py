@@ -26,9 +26,7 @@ def moved(tensor: torch.Tensor, change: torch.Tensor) -> torch.Tensor:
     return (tensor.to(dtype) + change).to(tensor.dtype)
 
 
-def output_change(
-    scheduler: Any, arguments: dict[str, Any], shift: torch.Tensor
-) -> torch.Tensor | None:
+def output_change(scheduler: Any, arguments: dict[str, Any], shift: torch.Tensor) -> torch.Tensor | None:
     """By how much the converted model output changes when the sample moves by `shift`; None before the first step.
 
     `convert_model_output` is linear in (model output, sample), so the change is what it makes of (0, shift). Clipping
@@ -43,13 +41,11 @@ def output_change(
     return scheduler.convert_model_output(torch.zeros_like(output), sample=shift)
 
 
-def prediction_change(
-    step: Callable[..., Any], arguments: dict[str, Any], shift: torch.Tensor
-) -> torch.Tensor:
+def prediction_change(step: Callable[..., Any], arguments: dict[str, Any], shift: torch.Tensor) -> torch.Tensor:
     """By how much the x₀ that CogVideoX's multistep scheduler predicts changes when the sample moves by `shift`.
 
-    Its step is linear too and keeps nothing: the prediction from a model output of 0 at the sample `shift`. The noise that
-    the step draws comes from a generator of its own.
+    Its step is linear too and keeps nothing: the prediction from a model output of 0 at the sample `shift`. The noise
+    that the step draws comes from a generator of its own.
     """
     probe = {
         **arguments,
@@ -84,9 +80,7 @@ def list_moved(scheduler: Any, arguments: dict[str, Any], shift: torch.Tensor) -
 
 
 @contextmanager
-def corrector_moved(
-    scheduler: Any, change: torch.Tensor | None, shift: torch.Tensor
-) -> Iterator[None]:
+def corrector_moved(scheduler: Any, change: torch.Tensor | None, shift: torch.Tensor) -> Iterator[None]:
     """Moves the remembered outputs by `change`, and the result of a corrector by `shift`, for the step inside.
 
     The corrector goes back to the sample of the step before. It is given what was there before the move, so that it
@@ -107,9 +101,7 @@ def corrector_moved(
             scheduler.model_outputs = outputs
         return moved(corrected, shift)
 
-    scheduler.model_outputs = [
-        None if output is None else moved(output, change) for output in before
-    ]
+    scheduler.model_outputs = [None if output is None else moved(output, change) for output in before]
     if name is not None:
         stock = getattr(scheduler, name)
         setattr(scheduler, name, corrector)
@@ -145,31 +137,26 @@ class OwnMemory:
         kept = [name for name, tensors in now.items() if tensors != self._before.get(name)]
         if kept:
             raise ArgumentError(
-                f"scheduler {type(scheduler).__name__}: latents cannot be moved: its own `step` keeps {', '.join(kept)} "
+                f"scheduler {type(scheduler).__name__}: latents cannot be moved: its own `step` keeps "
+                f"{', '.join(kept)} "
                 "from call to call, which belongs to latents that nobody moved; use a scheduler of diffusers"
             )
 
 
 def _own_tensors(scheduler: Any) -> dict[str, list[tuple[int, int]]]:
-    """Attributes that hold tensors and are unknown to the classes of diffusers → which tensors, and how often written."""
+    """Attributes that hold tensors and are unknown to the classes of diffusers → which tensors,
+    and how often written.
+    """
     kinds = [kind for kind in type(scheduler).__mro__ if STOCK not in vars(kind)]
     if kinds[0].__module__.startswith("diffusers."):
         return {}
     known: set[str] = set()
     for kind in kinds:
         if kind.__module__.startswith("diffusers."):
-            codes = (
-                getattr(inspect.unwrap(f), "__code__", None)
-                for f in vars(kind).values()
-                if callable(f)
-            )
+            codes = (getattr(inspect.unwrap(f), "__code__", None) for f in vars(kind).values() if callable(f))
             known.update(*(code.co_names for code in codes if code is not None))
     return {
-        name: [
-            (tensor.data_ptr(), tensor._version)
-            for tensor in tree_leaves(value)
-            if torch.is_tensor(tensor)
-        ]
+        name: [(tensor.data_ptr(), tensor._version) for tensor in tree_leaves(value) if torch.is_tensor(tensor)]
         for name, value in vars(scheduler).items()
         if name not in known and not name.startswith("_cvg")
     }

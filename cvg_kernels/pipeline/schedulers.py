@@ -1,8 +1,9 @@
 """Which schedulers let latents be moved before a step, at which entries of the schedule, and how the step then goes.
 
-Guidance methods move the latents and let the scheduler step on from there. Many schedulers do not start a step from the
-sample that they are given: the second call of a Heun step starts from the sample of the first, a corrector starts from the
-sample of the step before, and multistep solvers extrapolate from predictions that belong to latents nobody moved.
+Guidance methods move the latents and let the scheduler step on from there. Many schedulers do not start a step from
+the sample that they are given: the second call of a Heun step starts from the sample of the first, a corrector starts
+from the sample of the step before, and multistep solvers extrapolate from predictions that belong to latents nobody
+moved.
 """
 
 from __future__ import annotations
@@ -17,13 +18,7 @@ from typing import Any
 import torch
 
 from cvg_kernels.errors import ArgumentError
-from cvg_kernels.pipeline.scheduler_memory import (
-    corrector_moved,
-    list_moved,
-    moved,
-    output_change,
-    prediction_change,
-)
+from cvg_kernels.pipeline.scheduler_memory import corrector_moved, list_moved, moved, output_change, prediction_change
 
 
 class Kind(Enum):
@@ -31,16 +26,10 @@ class Kind(Enum):
 
     ONE_CALL = "nothing: a step is one call, which starts from the sample that it is given"
     CALLS = "the sample of the first of `order` calls, from which the others start as well"
-    PNDM = (
-        "the sample of the first call of its Runge-Kutta and doubled first steps; raw model outputs"
-    )
-    SINGLESTEP = (
-        "the sample of the first-order call, from which the calls of higher order start as well"
-    )
+    PNDM = "the sample of the first call of its Runge-Kutta and doubled first steps; raw model outputs"
+    SINGLESTEP = "the sample of the first-order call, from which the calls of higher order start as well"
     MULTISTEP = "the converted outputs of earlier steps"
-    CORRECTOR = (
-        "the converted outputs of earlier steps, and the sample that its corrector starts from"
-    )
+    CORRECTOR = "the converted outputs of earlier steps, and the sample that its corrector starts from"
     DERIVATIVES = "the derivatives of earlier steps"
     ARGUMENT = "nothing itself: the pipeline hands it the prediction of the step before"
 
@@ -99,7 +88,8 @@ REFUSED = {
     "EntropyBoundScheduler": _DISCRETE,
     "KarrasVeScheduler": _IMAGES,
     "RFD4ProteinaScheduler": "it samples protein structures",
-    "RePaintScheduler": "it pastes a known image over the latents at each step and goes back to more noise between them",
+    "RePaintScheduler": "it pastes a known image over the latents at each step and goes back to more noise between "
+    "them",
     "ScoreSdeVeScheduler": _IMAGES,
     "ScoreSdeVpScheduler": _IMAGES,
     "UnCLIPScheduler": "it samples the image embeddings and images of unCLIP",
@@ -136,14 +126,14 @@ class Place:
 def places_of(scheduler: Any, start: int = 0) -> list[Place]:
     """Says for each entry of `scheduler.timesteps` from `start` on to which step it belongs and whether it leads it.
 
-    The first call of a step leads it. Of Heun, KDPM2 and DPM-Solver SDE schedulers every second entry leads (the last step
-    has one call only); of PNDM the second entry repeats the first step, and Runge-Kutta steps have four calls; of
+    The first call of a step leads it. Of Heun, KDPM2 and DPM-Solver SDE schedulers every second entry leads (the last
+    step has one call only); of PNDM the second entry repeats the first step, and Runge-Kutta steps have four calls; of
     DPM-Solver singlestep the entries of first order lead. Elsewhere each entry is a step.
 
     Args:
         scheduler: a scheduler after its `set_timesteps`.
-        start: the entry at which the run begins, where a pipeline cuts the schedule (`strength` of video-to-video). The
-            calls are counted from there, as schedulers do: PNDM repeats its first call wherever it is.
+        start: the entry at which the run begins, where a pipeline cuts the schedule (`strength` of video-to-video).
+            The calls are counted from there, as schedulers do: PNDM repeats its first call wherever it is.
 
     Returns:
         One `Place` per entry of `scheduler.timesteps[start:]`; the steps count from 0.
@@ -153,11 +143,7 @@ def places_of(scheduler: Any, start: int = 0) -> list[Place]:
     """
     timesteps = getattr(scheduler, "timesteps", None)
     if timesteps is None or not 0 <= start < len(timesteps):
-        entries = (
-            "no timesteps (call set_timesteps)"
-            if timesteps is None
-            else f"{len(timesteps)} timesteps"
-        )
+        entries = "no timesteps (call set_timesteps)" if timesteps is None else f"{len(timesteps)} timesteps"
         raise ArgumentError(f"start={start}: {type(scheduler).__name__} has {entries}")
     leads = [_leads(scheduler, entry - start, entry) for entry in range(start, len(timesteps))]
     return [Place(step - 1, lead) for step, lead in zip(accumulate(leads), leads, strict=True)]
@@ -166,8 +152,8 @@ def places_of(scheduler: Any, start: int = 0) -> list[Place]:
 def check_scheduler(scheduler: Any) -> None:
     """Refuses a scheduler with which "move the latents, then step" cannot be made to hold.
 
-    Subclasses of diffusers' schedulers count as their nearest base. Another class is taken as one call a step that starts
-    from the given sample, as most are, unless it shows signs of memory (an `order` above 1, or attributes like
+    Subclasses of diffusers' schedulers count as their nearest base. Another class is taken as one call a step that
+    starts from the given sample, as most are, unless it shows signs of memory (an `order` above 1, or attributes like
     `model_outputs`, `last_sample`, `derivatives`): what such a class does with moved latents is unknown.
 
     Raises:
@@ -175,12 +161,7 @@ def check_scheduler(scheduler: Any) -> None:
     """
     kind_of(scheduler)
     inner = getattr(scheduler, "solver_p", None)
-    if inner is not None and kind_of(inner) in (
-        Kind.CALLS,
-        Kind.PNDM,
-        Kind.SINGLESTEP,
-        Kind.ARGUMENT,
-    ):
+    if inner is not None and kind_of(inner) in (Kind.CALLS, Kind.PNDM, Kind.SINGLESTEP, Kind.ARGUMENT):
         raise ArgumentError(
             f"scheduler {type(scheduler).__name__}: solver_p={type(inner).__name__} keeps {kind_of(inner).value}; "
             "use a solver_p with one call a step, or none"
@@ -197,9 +178,7 @@ def kind_of(scheduler: Any) -> Kind:
     if base in KINDS:
         return KINDS[base]
     if base in REFUSED:
-        raise ArgumentError(
-            f"scheduler {name}: latents cannot be moved: {REFUSED[base]}; {_INSTEAD}"
-        )
+        raise ArgumentError(f"scheduler {name}: latents cannot be moved: {REFUSED[base]}; {_INSTEAD}")
     signs = [sign for sign in _SIGNS_OF_MEMORY if hasattr(scheduler, sign)]
     if getattr(scheduler, "order", 1) != 1:
         signs.append(f"order={scheduler.order}")
@@ -211,27 +190,26 @@ def kind_of(scheduler: Any) -> Kind:
     return Kind.ONE_CALL
 
 
-def moved_step(
-    step: Callable[..., Any], scheduler: Any, arguments: dict[str, Any], shift: torch.Tensor
-) -> Any:
+def moved_step(step: Callable[..., Any], scheduler: Any, arguments: dict[str, Any], shift: torch.Tensor) -> Any:
     """Calls a scheduler's `step` as if its sample had been `sample + shift` all along.
 
     With the model's output held fixed, a move δ of the latents αx₀ + σε is a move Δ of the predicted x₀ and e of the
-    predicted noise, δ = αΔ + σe: Δ = δ/α, e = 0 for ε-prediction; Δ = e = δ for flows; Δ = 0 for x₀-prediction; Δ = αδ,
-    e = σδ for v-prediction. After the step it is α'Δ + σ'e (stochastic steps replace a part of e by new noise). Solvers
-    with a memory make the same of it if what they remember moves along: earlier predictions of x₀ by Δ, of the noise by e.
-    A corrector works on what was there before the move, and its result is moved. Under ε-prediction, x₀-prediction and
-    flows this goes on to the end of a deterministic schedule; otherwise later steps follow to the order of the solver.
+    predicted noise, δ = αΔ + σe: Δ = δ/α, e = 0 for ε-prediction; Δ = e = δ for flows; Δ = 0 for x₀-prediction; Δ =
+    αδ, e = σδ for v-prediction. After the step it is α'Δ + σ'e (stochastic steps replace a part of e by new noise).
+    Solvers with a memory make the same of it if what they remember moves along: earlier predictions of x₀ by Δ, of the
+    noise by e. A corrector works on what was there before the move, and its result is moved. Under ε-prediction,
+    x₀-prediction and flows this goes on to the end of a deterministic schedule; otherwise later steps follow to the
+    order of the solver.
 
     How the model answers the move is in its output, which the caller computes at the moved latents; how it would have
-    answered in the steps before is unknown, and the outputs of those steps stay as they are. Only the scheduler's memory is
-    changed, and nothing if the step raises.
+    answered in the steps before is unknown, and the outputs of those steps stay as they are. Only the scheduler's
+    memory is changed, and nothing if the step raises.
 
     Args:
         step: the scheduler's own bound `step`.
         scheduler: the scheduler, at a call that leads a step (see `places_of`).
-        arguments: the arguments of `step` by name, `sample` without the move among them. Its batch may be a multiple of the
-            shift's (branches of classifier-free guidance in one call): each part is moved.
+        arguments: the arguments of `step` by name, `sample` without the move among them. Its batch may be a multiple
+            of the shift's (branches of classifier-free guidance in one call): each part is moved.
         shift: δ, of the sample's shape.
 
     Returns:
@@ -244,8 +222,8 @@ def moved_step(
     sample = arguments["sample"]
     if not _at_leading_call(scheduler, kind):
         raise ArgumentError(
-            f"shift: this call of {type(scheduler).__name__}.step starts from an earlier sample and does not carry a move "
-            "of this one; move latents where places_of says leading"
+            f"shift: this call of {type(scheduler).__name__}.step starts from an earlier sample and does not carry a "
+            "move of this one; move latents where places_of says leading"
         )
     shift = _like(shift, sample)
     moved_arguments = {**arguments, "sample": moved(sample, shift)}
@@ -311,8 +289,6 @@ def _like(shift: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
     """The shift for each part of the sample's batch, in float32 or better, on the sample's device."""
     parts, rest = divmod(sample.shape[0], shift.shape[0]) if shift.dim() == sample.dim() else (0, 0)
     if rest or not parts or shift.shape[1:] != sample.shape[1:]:
-        raise ArgumentError(
-            f"shift: shape {tuple(shift.shape)}, the sample has {tuple(sample.shape)}"
-        )
+        raise ArgumentError(f"shift: shape {tuple(shift.shape)}, the sample has {tuple(sample.shape)}")
     dtype = torch.promote_types(shift.dtype, torch.float32)
     return shift.to(sample.device, dtype).repeat(parts, *[1] * (sample.dim() - 1))

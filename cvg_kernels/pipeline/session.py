@@ -60,8 +60,8 @@ class Run:
 class PipelineSession:
     """Connects methods to a pipeline; a context manager that yields the `Run`.
 
-    With several methods, those that move the latents do so in turn, each from where the one before has left them; so do
-    sessions that are attached one within the other, the outer first.
+    With several methods, those that move the latents do so in turn, each from where the one before has left them; so
+    do sessions that are attached one within the other, the outer first.
 
     Args:
         pipe: a diffusers pipeline whose denoiser is in `models.MODELS`.
@@ -74,26 +74,17 @@ class PipelineSession:
     """
 
     def __init__(
-        self,
-        pipe: Any,
-        methods: Sequence[Any],
-        prompt: str | list[str] | None = None,
-        *,
-        own_loop: bool = False,
+        self, pipe: Any, methods: Sequence[Any], prompt: str | list[str] | None = None, *, own_loop: bool = False
     ) -> None:
         if not isinstance(methods, (tuple, list)) or not methods:
             raise ArgumentError(f"methods must be a list of at least one method, got {methods!r}")
         for method in methods:
             if isinstance(method, type) or not hasattr(method, "before_step"):
-                raise ArgumentError(
-                    f"methods must hold guidance methods, such as Vico(), got {method!r}"
-                )
+                raise ArgumentError(f"methods must hold guidance methods, such as Vico(), got {method!r}")
         check_prompt(prompt)
         check_flag("own_loop", own_loop)
         if isinstance(pipe, nn.Module) or not hasattr(pipe, "scheduler"):
-            raise ArgumentError(
-                f"pipe must be a diffusers pipeline with a scheduler, got {type(pipe).__name__}"
-            )
+            raise ArgumentError(f"pipe must be a diffusers pipeline with a scheduler, got {type(pipe).__name__}")
         self.methods = tuple(methods)
         self.prompt = prompt
         self._pipe = pipe
@@ -125,9 +116,7 @@ class PipelineSession:
     def _say_what_did_nothing(self) -> None:
         if all(method.idle for method in self.methods):
             return
-        entries = [
-            entry for entry in self.run.history if isinstance(entry, dict)
-        ]  # or a user's own
+        entries = [entry for entry in self.run.history if isinstance(entry, dict)]  # or a user's own
         slopes = [entry["gradient_norm"] for entry in entries if "gradient_norm" in entry]
         if self.run.calls == 0:
             reason = f"{type(self._pipe).__name__} was not called while attached to"
@@ -228,8 +217,8 @@ def _checked_latents(method: Any, latents: Any, call: Call) -> torch.Tensor:
         raise ArgumentError(f"{name} must return latents {shape}, got {tuple(latents.shape)}")
     if not bool(latents.isfinite().all()):
         raise ArgumentError(
-            f"{name} must return finite latents, got infinite ones or NaN at step {call.index}: a smaller step_size, or a "
-            "wider dtype"
+            f"{name} must return finite latents, got infinite ones or NaN at step {call.index}: a smaller step_size, "
+            "or a wider dtype"
         )
     return latents.detach()
 
@@ -246,9 +235,7 @@ def _check_prediction(method: Any, after: Any, before: Any, call: Call) -> None:
             f"{name} must return what it is given, a {type(before).__name__}, or None; got {type(after).__name__}"
         )
     if after[0].shape != before[0].shape:
-        raise ArgumentError(
-            f"{name} must return a prediction {tuple(before[0].shape)}, got {tuple(after[0].shape)}"
-        )
+        raise ArgumentError(f"{name} must return a prediction {tuple(before[0].shape)}, got {tuple(after[0].shape)}")
     if not bool(after[0].isfinite().all()) and bool(before[0].isfinite().all()):
         raise ArgumentError(
             f"{name} must return a finite prediction, got infinite numbers or NaN at step {call.index}"

@@ -6,9 +6,7 @@ import inspect
 from typing import Any
 
 
-def named_arguments(
-    kind: type, method: str, known: str, args: tuple, kwargs: dict[str, Any]
-) -> dict[str, Any]:
+def named_arguments(kind: type, method: str, known: str, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a call of a method, by name.
 
     Args:
@@ -34,7 +32,5 @@ def naming_signature(kind: type, method: str, known: str) -> inspect.Signature:
         method: its name.
         known: an argument by which a signature that names them is known.
     """
-    signatures = [
-        inspect.signature(vars(base)[method]) for base in kind.__mro__ if method in vars(base)
-    ]
+    signatures = [inspect.signature(vars(base)[method]) for base in kind.__mro__ if method in vars(base)]
     return next((one for one in signatures if known in one.parameters), signatures[0])

@@ -118,8 +118,8 @@ class Stepping:
             return
         if self.shift is not None:
             raise ArgumentError(
-                f"{type(self.pipe).__name__} does not step with the `step` of its own scheduler, so the latents that a "
-                "method moves are lost: they cannot be guided there"
+                f"{type(self.pipe).__name__} does not step with the `step` of its own scheduler, so the latents that "
+                "a method moves are lost: they cannot be guided there"
             )
         self._advance()
 
@@ -134,9 +134,7 @@ class Stepping:
         given = named_arguments(type(self._scheduler), "step", "sample", args, kwargs)
         made = self._made
         if made is None or not made.again(given):  # Cosmos asks twice: for x₀, and for the step
-            made = _Made(
-                given.get("timestep"), self._model, self.shift, self.start, self._own_scale
-            )
+            made = _Made(given.get("timestep"), self._model, self.shift, self.start, self._own_scale)
             self._advance()
             self._made = made
         if self._own_memory is None:
@@ -160,8 +158,8 @@ class Stepping:
             )
         if _others(_fitted(made.start, sample, made.model), sample):
             raise ArgumentError(
-                f"{type(self.pipe).__name__} gives its denoiser other latents than its scheduler steps on, perhaps scaled "
-                "by itself: a move of the ones is not known in the other, so they cannot be guided there"
+                f"{type(self.pipe).__name__} gives its denoiser other latents than its scheduler steps on, perhaps "
+                "scaled by itself: a move of the ones is not known in the other, so they cannot be guided there"
             )
         shift = shift.to(sample.device)
         if made.scale is not None:
@@ -194,7 +192,9 @@ class _Made:
 
 
 def _others(start: torch.Tensor, sample: torch.Tensor) -> bool:
-    """Whether most of a sample is not what the denoiser was given, but for rounding: frames that are given are replaced."""
+    """Whether most of a sample is not what the denoiser was given, but for rounding: frames that are given are
+    replaced.
+    """
     wide, start = sample.float(), start.to(sample.device)
     start = start.repeat(len(wide) // len(start), *[1] * (start.ndim - 1))
     apart = (wide - start).abs() > 2**-6 * wide.abs() + 2**-6 * wide.std()
@@ -206,8 +206,8 @@ def _fitted(shift: torch.Tensor, sample: torch.Tensor, model: Model) -> torch.Te
 
     Args:
         shift: the move.
-        sample: that the scheduler steps on: as the denoiser is given it, or `[B, C, F, H, W]`, or `[B·F, C, H, W]`; perhaps
-            without the first frames, which are given, or with the tokens of a condition.
+        sample: that the scheduler steps on: as the denoiser is given it, or `[B, C, F, H, W]`, or `[B·F, C, H, W]`;
+            perhaps without the first frames, which are given, or with the tokens of a condition.
         model: entry of the denoiser.
     """
     for given in range(shift.shape[2]):

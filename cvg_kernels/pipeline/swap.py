@@ -43,8 +43,8 @@ class ProcessorSwap:
     def restore(self) -> None:
         """Puts the stock processors back; more than once does no harm, in whatever order swaps are restored.
 
-        Layers that were given other processors meanwhile, as some pipelines do in every call, keep these, with a warning:
-        they have not computed with our kernels since.
+        Layers that were given other processors meanwhile, as some pipelines do in every call, keep these, with a
+        warning: they have not computed with our kernels since.
         """
         others = [layer.name for layer, _ in self._swapped if not is_tapped(layer)]
         for layer, tap in self._swapped:
@@ -52,8 +52,8 @@ class ProcessorSwap:
         count, self._swapped = len(self._swapped), []
         if others:
             warnings.warn(
-                f"{len(others)} of {count} swapped layers were given other processors meanwhile and then computed without "
-                f"our kernels: {', '.join(others[:3])}{' …' if len(others) > 3 else ''}",
+                f"{len(others)} of {count} swapped layers were given other processors meanwhile and then computed "
+                f"without our kernels: {', '.join(others[:3])}{' …' if len(others) > 3 else ''}",
                 GuidanceWarning,
                 stacklevel=2,
             )
@@ -65,8 +65,8 @@ class ProcessorSwap:
 def use_processors(pipe: Any, *, backend: str = "auto") -> ProcessorSwap:
     """Lets every text and temporal attention layer of a pipeline compute with our kernels: the drop-in swap.
 
-    The video is that of the stock pipeline to floating-point tolerance. Joint attention is text attention too. Under `auto`
-    text attention is torch's own as long as nobody wants its maps: nothing is faster there, and a backend asked
+    The video is that of the stock pipeline to floating-point tolerance. Joint attention is text attention too. Under
+    `auto` text attention is torch's own as long as nobody wants its maps: nothing is faster there, and a backend asked
     for by name computes it all.
     Self-attention keeps the stock kernel: it has no tokens to capture, and the fused kernels of torch serve it well.
 
@@ -81,17 +81,10 @@ def use_processors(pipe: Any, *, backend: str = "auto") -> ProcessorSwap:
         ArgumentError: if no layer could be swapped, or for a backend that is none.
     """
     parse_backend(backend)
-    chosen = [
-        layer
-        for denoiser in denoisers_of(pipe)
-        for layer in attention_layers(denoiser)
-        if layer.kind != "self"
-    ]
+    chosen = [layer for denoiser in denoisers_of(pipe) for layer in attention_layers(denoiser) if layer.kind != "self"]
     if not chosen:
         kinds = ", ".join(type(denoiser).__name__ for denoiser in denoisers_of(pipe))
-        raise ArgumentError(
-            f"pipe must have text or temporal attention layers that are known; none is in {kinds}"
-        )
+        raise ArgumentError(f"pipe must have text or temporal attention layers that are known; none is in {kinds}")
     swapped = [(layer, _Swap(backend)) for layer in chosen]
     for layer, tap in swapped:
         add_tap(layer, tap)

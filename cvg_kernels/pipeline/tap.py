@@ -20,8 +20,8 @@ class Tap:
     Attributes:
         backend: which implementation of the operations to use.
         computes: whether the attention is computed by our kernels even if nothing is wanted of it: the drop-in swap.
-        foreseen: whether `maps` needs to know no more than the place, and there is no band: then the tap is asked before
-            the call, and takes part in compiled graphs.
+        foreseen: whether `maps` needs to know no more than the place, and there is no band: then the tap is asked
+            before the call, and takes part in compiled graphs.
         constant: whether its answers are the same at every call, so that it is asked once.
     """
 
@@ -54,9 +54,9 @@ class Turns:
 class Plan:
     """What is wanted of a compiled layer's next call, and what its graph leaves.
 
-    A graph is compiled anew when Python objects that it looks at have changed, as those of taps do from step to step. It
-    looks at this instead, of which nothing changes but tensors, and nothing says which layer it is: the blocks of a network
-    share their graph.
+    A graph is compiled anew when Python objects that it looks at have changed, as those of taps do from step to step.
+    It looks at this instead, of which nothing changes but tensors, and nothing says which layer it is: the blocks of a
+    network share their graph.
 
     Attributes:
         requests: of maps, of those calls of attention that have the text among the keys.
@@ -83,9 +83,7 @@ class Samples:
     def __init__(self) -> None:
         self._parts: dict[int, list[torch.Tensor]] = {}  # of each request
 
-    def hand_over(
-        self, place: Place, requests: Sequence[MapRequest], found: Sequence[torch.Tensor]
-    ) -> None:
+    def hand_over(self, place: Place, requests: Sequence[MapRequest], found: Sequence[torch.Tensor]) -> None:
         """Gives on the maps of a call of attention, or keeps them until there are those of all samples.
 
         Args:

@@ -10,16 +10,7 @@ from typing import Any
 from cvg_kernels.pipeline.attention import Place
 from cvg_kernels.pipeline.interception import intercepting
 from cvg_kernels.pipeline.layers import Layer, give_processor
-from cvg_kernels.pipeline.tap import (
-    SLOT,
-    Plan,
-    Samples,
-    Tap,
-    Turns,
-    backend_of,
-    disturbs_samples,
-    requests_of,
-)
+from cvg_kernels.pipeline.tap import SLOT, Plan, Samples, Tap, Turns, backend_of, disturbs_samples, requests_of
 
 
 @dataclass

@@ -22,7 +22,8 @@ def followed(text: torch.Tensor, source: torch.Tensor) -> Rows | None:
     """Finds the rows of a text in that which it was made of; `None` if not one of them is there.
 
     Rows may be left out, moved, repeated, converted to another number format, or stand beside channels of another text
-    encoder; rows that are zero are padding. Among rows that are alike (of padding) the one after the last found counts.
+    encoder; rows that are zero are padding. Among rows that are alike (of padding) the one after the last found
+    counts.
 
     Args:
         text: `[L, C]`.
@@ -105,6 +106,4 @@ def among(rows: Sequence[int | None], start: int, length: int) -> Rows:
         start: number of the source's first row.
         length: of the source.
     """
-    return tuple(
-        at - start if at is not None and start <= at < start + length else None for at in rows
-    )
+    return tuple(at - start if at is not None and start <= at < start + length else None for at in rows)

@@ -77,7 +77,8 @@ def without_padding(tokenizer: Any, ids: Sequence[int]) -> tuple[int, tuple[int,
 
 
 def standing(tokenizer: Any, prompt: str, ids: Sequence[int]) -> tuple[int, int] | None:
-    """The first and the one after the last of the ids that are a prompt's, where they stand together; the last such place.
+    """The first and the one after the last of the ids that are a prompt's, where they stand together; the last such
+    place.
 
     Args:
         tokenizer: that made them.
@@ -102,13 +103,10 @@ def encode(tokenizer: Any, text: str, max_length: int | None = None) -> Encoding
     if not getattr(tokenizer, "is_fast", False):
         return _encode_without_offsets(tokenizer, text, length)
     made = tokenizer(
-        text, return_offsets_mapping=True, return_special_tokens_mask=True, truncation=True,
-        max_length=length,
-    )  # fmt: skip
+        text, return_offsets_mapping=True, return_special_tokens_mask=True, truncation=True, max_length=length
+    )
     ids, special = tuple(made.input_ids), made.special_tokens_mask
-    offsets = {
-        at: span for at, span in enumerate(made.offset_mapping) if not special[at]
-    }  # fmt: skip
+    offsets = {at: span for at, span in enumerate(made.offset_mapping) if not special[at]}
     offsets = _without_spaces(tokenizer, ids, text, offsets)
     first = next(iter(offsets), None)
     if first is None:
@@ -228,8 +226,8 @@ def _rebuild(
 def _decode_run(tokenizer: Any, ids: Sequence[int]) -> tuple[str, list[Span]]:
     """Text of ordinary tokens and the characters of each, from growing prefixes.
 
-    A prefix may end inside a character of several bytes, so a token ends where the prefix leaves the whole text; tokens
-    that share a character have it both.
+    A prefix may end inside a character of several bytes, so a token ends where the prefix leaves the whole text;
+    tokens that share a character have it both.
     """
     whole = _text_of(tokenizer, ids)
     spans, waiting, done = [], 0, 0
@@ -245,15 +243,11 @@ def _decode_run(tokenizer: Any, ids: Sequence[int]) -> tuple[str, list[Span]]:
 
 
 def _text_of(tokenizer: Any, ids: Sequence[int]) -> str:
-    return tokenizer.decode(
-        list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False
-    )
+    return tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
 def _common_prefix(a: str, b: str) -> int:
-    return next(
-        (at for at, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b))
-    )
+    return next((at for at, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def _laid_against(text: str, rebuilt: str, offsets: dict[int, Span]) -> dict[int, Span]:
@@ -276,9 +270,7 @@ def _laid_against(text: str, rebuilt: str, offsets: dict[int, Span]) -> dict[int
     return found
 
 
-def _without_spaces(
-    tokenizer: Any, ids: Sequence[int], text: str, offsets: dict[int, Span]
-) -> dict[int, Span]:
+def _without_spaces(tokenizer: Any, ids: Sequence[int], text: str, offsets: dict[int, Span]) -> dict[int, Span]:
     """Offsets without white space at their ends; a token that is but a space has no characters."""
     trimmed = {}
     for at, (low, high) in offsets.items():

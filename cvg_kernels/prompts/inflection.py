@@ -6,17 +6,35 @@ from collections.abc import Iterator
 
 #: Singular and plural; they hold at the end of longer words too ("woman", "grandchild").
 _IRREGULAR = (
-    ("man", "men"), ("child", "children"), ("foot", "feet"), ("tooth", "teeth"), ("goose", "geese"),
-    ("mouse", "mice"), ("louse", "lice"), ("person", "people"), ("ox", "oxen"), ("die", "dice"),
-    ("quiz", "quizzes"), ("cactus", "cacti"), ("fungus", "fungi"), ("octopus", "octopi"),
-    ("nucleus", "nuclei"), ("axis", "axes"), ("crisis", "crises"), ("oasis", "oases"),
-    ("phenomenon", "phenomena"), ("matrix", "matrices"), ("vertex", "vertices"),
-    ("chateau", "chateaux"), ("plateau", "plateaux"),
-    *((stem + "f", stem + "ves") for stem in (
-        "wol", "lea", "shel", "hal", "cal", "loa", "thie", "scar", "hoo", "shea", "dwar", "el", "sel",
-    )),
+    ("man", "men"),
+    ("child", "children"),
+    ("foot", "feet"),
+    ("tooth", "teeth"),
+    ("goose", "geese"),
+    ("mouse", "mice"),
+    ("louse", "lice"),
+    ("person", "people"),
+    ("ox", "oxen"),
+    ("die", "dice"),
+    ("quiz", "quizzes"),
+    ("cactus", "cacti"),
+    ("fungus", "fungi"),
+    ("octopus", "octopi"),
+    ("nucleus", "nuclei"),
+    ("axis", "axes"),
+    ("crisis", "crises"),
+    ("oasis", "oases"),
+    ("phenomenon", "phenomena"),
+    ("matrix", "matrices"),
+    ("vertex", "vertices"),
+    ("chateau", "chateaux"),
+    ("plateau", "plateaux"),
+    *(
+        (stem + "f", stem + "ves")
+        for stem in ("wol", "lea", "shel", "hal", "cal", "loa", "thie", "scar", "hoo", "shea", "dwar", "el", "sel")
+    ),
     *((stem + "fe", stem + "ves") for stem in ("kni", "li", "wi")),
-)  # fmt: skip
+)
 
 #: Words that an "s" more or less turns into another word altogether.
 _OTHER_WORDS = frozenset(
@@ -24,7 +42,8 @@ _OTHER_WORDS = frozenset(
     "customs custom arms physics ethics species series always perhaps across blues thus plus".split()
 )
 
-#: Plurals that mean another thing without their ending: "glass" finds "two glasses", "glasses" does not find "a glass".
+#: Plurals that mean another thing without their ending: "glass" finds "two glasses", "glasses" does not find "a
+#: glass".
 _NO_SINGULAR = frozenset(("glasses",))
 
 #: Korean writes particles onto the noun.
@@ -37,8 +56,8 @@ _PARTICLES = tuple(
 def other_forms(phrase: str) -> list[str]:
     """Spellings under which a word or phrase may stand in a prompt that does not have it as it is.
 
-    "boat" gives "boats", "wolves" gives "wolf", "red boat" gives "red boats", Korean "개" gives "개가". Some are no words;
-    no prompt has them, so they do no harm.
+    "boat" gives "boats", "wolves" gives "wolf", "red boat" gives "red boats", Korean "개" gives "개가". Some are no
+    words; no prompt has them, so they do no harm.
 
     Args:
         phrase: folded (`matching.fold`), in any language; one word of it is changed, the last ones first.

@@ -39,9 +39,7 @@ NUMBERS = frozenset(
     "zero one two three four five six seven eight nine ten eleven twelve twenty thirty fifty hundred thousand first "
     "second third half dozen".split()
 )
-FUNCTION_WORDS = (
-    DETERMINERS | PREPOSITIONS | PRONOUNS | AUXILIARIES | CONJUNCTIONS | ADVERBS | NUMBERS
-)
+FUNCTION_WORDS = DETERMINERS | PREPOSITIONS | PRONOUNS | AUXILIARIES | CONJUNCTIONS | ADVERBS | NUMBERS
 
 #: Where things move; the default choice of words leaves them out.
 MOTION = frozenset(
@@ -65,8 +63,8 @@ ADJECTIVES = frozenset(
     "medieval hot cold warm cool icy fresh dry wet rainy snowy sunny cloudy foggy misty stormy windy sandy rocky "
     "muddy dusty grassy smoky steamy shiny glossy rusty dirty clean fluffy furry hairy fuzzy curly shaggy sleepy "
     "happy sad angry hungry funny scary spooky creepy cute pretty ugly beautiful handsome lovely lonely friendly "
-    "lively elderly extreme calm quiet loud silent busy empty full open closed crowded narrow strange weird wild tame free "
-    "rich poor strong weak fast slow quick gentle brave smart clever crazy lazy noisy juicy tasty spicy crispy "
+    "lively elderly extreme calm quiet loud silent busy empty full open closed crowded narrow strange weird wild tame "
+    "free rich poor strong weak fast slow quick gentle brave smart clever crazy lazy noisy juicy tasty spicy crispy "
     "creamy ripe raw sweet sour bitter salty fancy elegant simple plain real fake magic magical mystical mythical "
     "natural tropical urban rural coastal royal digital medical central vertical horizontal aerial animal-like "
     "cosmic celestial eternal final floral industrial local lunar macro solar national normal original personal "
@@ -108,28 +106,28 @@ NOUNS = frozenset(
 #: Verbs in the form that the dictionary has.
 VERBS = frozenset(
     "accelerate add admire appear applaud approach arrange arrive ascend ask assemble attack awaken bake balance bark "
-    "bathe beat become beg begin bend bite blast bleed blend blink blossom blow blush board boil bounce bow brew bring "
-    "browse build burn burst buy calculate call capture carry carve cast catch celebrate change charge chase chat "
-    "check cheer chew chop circle clap clean climb cling close collapse collect collide come compete cook cough count "
-    "cover crack crash crawl create creep cross cry cuddle cut dance dash decorate descend dig dine disappear "
+    "bathe beat become beg begin bend bite blast bleed blend blink blossom blow blush board boil bounce bow brew "
+    "bring browse build burn burst buy calculate call capture carry carve cast catch celebrate change charge chase "
+    "chat check cheer chew chop circle clap clean climb cling close collapse collect collide come compete cook cough "
+    "count cover crack crash crawl create creep cross cry cuddle cut dance dash decorate descend dig dine disappear "
     "discover dissolve dive drag draw dress drift drink drip drive drop drown eat embrace emerge enjoy enter erupt "
     "escape evolve examine exit expand explode explore express extend face fade fall feed feel fight fill film find "
-    "fish fix flap flash flee flicker float flow flutter fly fold follow form freeze gallop gather gaze get give glide "
-    "glitter glow go grab graze greet grin grip grow guide hang hatch hit hold hop hover howl hug hunt hurry ice-skate "
-    "illuminate inspect jog join juggle jump keep kick kiss kneel knit knock laugh launch lay land lead leap learn leave "
-    "lick lie lift light listen load look lose make march mark marvel meditate meet melt merge mix morph mow "
-    "navigate nod observe open orbit overlook pack paddle paint pan park pass paw peck peel peer perch perform pet "
-    "pick play plunge point pose pour pray prepare press pull purr push put race rain raise reach read reflect relax "
-    "remove repair rest reveal ride ring rinse rise roam roar roast roll rotate row run rush sail salute say "
-    "scatter scoop scratch scream scroll sculpt search see sell send serve set sew shake shatter shave shed shift "
-    "shine shoot shop shout show shuffle sign sing sink sip sit skate skateboard sketch ski skip slam sleep slice "
-    "slide slip smash smell smile smoke snap sneak sneeze sniff snore snow soak soar solve sound sparkle speak speed spend "
-    "spill spin spit splash split spray spread sprint squeeze squint stack stagger stand stare start stay steal step "
-    "stick stir stop stretch stride stroke stroll struggle study surf surface surround swallow sway sweep swim swing "
-    "swirl switch take talk tap taste teach tear tell think throw tie tilt toast toss touch tour tower track train "
-    "transform travel tremble trim trot try tumble turn twirl twist type unfold unwrap use vanish visit wade wag wait "
-    "wake walk wander wash watch water wave wear weave weep weigh whip whisk whisper whistle win wink wipe work wrap "
-    "wrestle write yawn yell zoom".split()
+    "fish fix flap flash flee flicker float flow flutter fly fold follow form freeze gallop gather gaze get give "
+    "glide glitter glow go grab graze greet grin grip grow guide hang hatch hit hold hop hover howl hug hunt hurry "
+    "ice-skate illuminate inspect jog join juggle jump keep kick kiss kneel knit knock laugh launch lay land lead "
+    "leap learn leave lick lie lift light listen load look lose make march mark marvel meditate meet melt merge mix "
+    "morph mow navigate nod observe open orbit overlook pack paddle paint pan park pass paw peck peel peer perch "
+    "perform pet pick play plunge point pose pour pray prepare press pull purr push put race rain raise reach read "
+    "reflect relax remove repair rest reveal ride ring rinse rise roam roar roast roll rotate row run rush sail "
+    "salute say scatter scoop scratch scream scroll sculpt search see sell send serve set sew shake shatter shave "
+    "shed shift shine shoot shop shout show shuffle sign sing sink sip sit skate skateboard sketch ski skip slam "
+    "sleep slice slide slip smash smell smile smoke snap sneak sneeze sniff snore snow soak soar solve sound sparkle "
+    "speak speed spend spill spin spit splash split spray spread sprint squeeze squint stack stagger stand stare "
+    "start stay steal step stick stir stop stretch stride stroke stroll struggle study surf surface surround swallow "
+    "sway sweep swim swing swirl switch take talk tap taste teach tear tell think throw tie tilt toast toss touch "
+    "tour tower track train transform travel tremble trim trot try tumble turn twirl twist type unfold unwrap use "
+    "vanish visit wade wag wait wake walk wander wash watch water wave wear weave weep weigh whip whisk whisper "
+    "whistle win wink wipe work wrap wrestle write yawn yell zoom".split()
 )
 
 #: Verbs that are nouns first of all: "city lights", "ocean waves".

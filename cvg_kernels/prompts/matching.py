@@ -9,22 +9,33 @@ from dataclasses import dataclass
 
 #: Characters that people exchange for one another.
 _LOOKALIKES = str.maketrans(
-    {
-        **dict.fromkeys("‘’‚‛ʼʹ`´′＇", "'"),
-        **dict.fromkeys("“”„‟«»″＂", '"'),
-        **dict.fromkeys("‐‑‒–—―−﹣－", "-"),
-    }
+    {**dict.fromkeys("‘’‚‛ʼʹ`´′＇", "'"), **dict.fromkeys("“”„‟«»″＂", '"'), **dict.fromkeys("‐‑‒–—―−﹣－", "-")}
 )
 #: As Python's own case-insensitive search has it: the Turkish letters i with and without a dot are "i".
 _DOTTED = str.maketrans({"İ": "i", "ı": "i"})
 
 #: Scripts written without spaces between words: Chinese, Japanese, Thai, Lao, Tibetan, Burmese, Khmer and their kin.
 _UNSPACED = (
-    (0x0E00, 0x0FFF), (0x1000, 0x109F), (0x1780, 0x17FF), (0x1950, 0x19FF), (0x1A20, 0x1AAF),
-    (0x1B00, 0x1B7F), (0x2E80, 0x2FDF), (0x3005, 0x3007), (0x3021, 0x312F), (0x31A0, 0x31BF),
-    (0x31F0, 0x31FF), (0x3400, 0x4DBF), (0x4E00, 0x9FFF), (0xA980, 0xA9DF), (0xF900, 0xFAFF),
-    (0xFF66, 0xFF9F), (0x16FE0, 0x18DFF), (0x1AFF0, 0x1B2FF), (0x20000, 0x3FFFF),
-)  # fmt: skip
+    (0x0E00, 0x0FFF),
+    (0x1000, 0x109F),
+    (0x1780, 0x17FF),
+    (0x1950, 0x19FF),
+    (0x1A20, 0x1AAF),
+    (0x1B00, 0x1B7F),
+    (0x2E80, 0x2FDF),
+    (0x3005, 0x3007),
+    (0x3021, 0x312F),
+    (0x31A0, 0x31BF),
+    (0x31F0, 0x31FF),
+    (0x3400, 0x4DBF),
+    (0x4E00, 0x9FFF),
+    (0xA980, 0xA9DF),
+    (0xF900, 0xFAFF),
+    (0xFF66, 0xFF9F),
+    (0x16FE0, 0x18DFF),
+    (0x1AFF0, 0x1B2FF),
+    (0x20000, 0x3FFFF),
+)
 
 
 def unspaced(character: str) -> bool:
@@ -35,17 +46,15 @@ def unspaced(character: str) -> bool:
 
 def word_character(character: str) -> bool:
     """Says whether a character is part of a word: a letter, a digit, an underscore or a mark on one of them."""
-    return (
-        character.isalnum() or character == "_" or unicodedata.category(character).startswith("M")
-    )
+    return character.isalnum() or character == "_" or unicodedata.category(character).startswith("M")
 
 
 @dataclass(frozen=True)
 class FoldedText:
     """A text as it is compared, and which characters of the text each of its characters stands for.
 
-    Compared without case, accents composed (NFKC), with one kind of quotation mark and hyphen, every run of white space as
-    one space, and without invisible characters.
+    Compared without case, accents composed (NFKC), with one kind of quotation mark and hyphen, every run of white
+    space as one space, and without invisible characters.
 
     Attributes:
         text: the folded text.
@@ -111,10 +120,7 @@ def fold(text: str) -> str:
 
 def words_in(text: str) -> list[tuple[int, int]]:
     """Characters of each word: letters, digits and marks, with apostrophes and hyphens inside ("cat's", "T-shirt")."""
-    mask = "".join(
-        "w" if word_character(one) else "j" if one.translate(_LOOKALIKES) in "'-" else " "
-        for one in text
-    )
+    mask = "".join("w" if word_character(one) else "j" if one.translate(_LOOKALIKES) in "'-" else " " for one in text)
     return [match.span() for match in re.finditer("w+(?:jw+)*", mask)]
 
 

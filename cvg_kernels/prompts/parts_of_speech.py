@@ -22,8 +22,8 @@ def tag(text: str, tagger: Tagger = "auto") -> list[tuple[tuple[int, int], Part]
 
     Args:
         text: English.
-        tagger: `"spacy"` or `"nltk"`, if they are installed with an English model; `"rules"`, which needs neither; `"auto"`
-            takes the first of the three that is there. Nothing is downloaded.
+        tagger: `"spacy"` or `"nltk"`, if they are installed with an English model; `"rules"`, which needs neither;
+            `"auto"` takes the first of the three that is there. Nothing is downloaded.
 
     Returns:
         Per word (`matching.words_in`) its characters and its part of speech.
@@ -35,9 +35,7 @@ def tag(text: str, tagger: Tagger = "auto") -> list[tuple[tuple[int, int], Part]
     taggers = {"spacy": _by_spacy, "nltk": _by_nltk, "rules": _by_rules}
     if tagger != "auto":
         if tagger not in taggers:
-            raise ArgumentError(
-                f"tagger must be one of 'auto', {', '.join(map(repr, taggers))}, got {tagger!r}"
-            )
+            raise ArgumentError(f"tagger must be one of 'auto', {', '.join(map(repr, taggers))}, got {tagger!r}")
         return taggers[tagger](text)
     for by in taggers.values():
         try:
@@ -49,9 +47,7 @@ def tag(text: str, tagger: Tagger = "auto") -> list[tuple[tuple[int, int], Part]
 
 def _by_spacy(text: str) -> list[tuple[tuple[int, int], Part]]:
     kinds = {"NOUN": "noun", "PROPN": "noun", "VERB": "verb"}
-    tokens = [
-        (token.idx, kinds.get(token.pos_, "other")) for token in _spacy_model()(text) if token.text[0].isalpha()
-    ]  # fmt: skip
+    tokens = [(token.idx, kinds.get(token.pos_, "other")) for token in _spacy_model()(text) if token.text[0].isalpha()]
     found = []
     for start, end in words_in(text):
         inside = [kind for at, kind in tokens if start <= at < end]  # "T-shirt" is three tokens
@@ -84,7 +80,8 @@ def _by_nltk(text: str) -> list[tuple[tuple[int, int], Part]]:
         tagged = nltk.pos_tag([text[start:end] for start, end in places])
     except LookupError:
         raise BackendUnavailableError(
-            "tagger='nltk': NLTK has no data for its tagger; download averaged_perceptron_tagger_eng or use tagger='rules'"
+            "tagger='nltk': NLTK has no data for its tagger; download averaged_perceptron_tagger_eng or use "
+            "tagger='rules'"
         ) from None
     found = []
     for place, (word, name) in zip(places, tagged, strict=True):
@@ -102,10 +99,7 @@ def _by_rules(text: str) -> list[tuple[tuple[int, int], Part]]:
     words = [fold(text[start:end]).removesuffix("'s") for start, end in places]
     ends = [start for start, _ in places[1:]] + [len(text)]
     # A comma or full stop ends what belongs together.
-    breaks = [
-        bool(set(text[end:after]) & set(",.;:!?()\n"))
-        for (_, end), after in zip(places, ends, strict=False)
-    ]
+    breaks = [bool(set(text[end:after]) & set(",.;:!?()\n")) for (_, end), after in zip(places, ends, strict=False)]
     parts: list[Part] = []
     for at, word in enumerate(words):
         before = words[at - 1] if at and not breaks[at - 1] else ""
@@ -114,14 +108,7 @@ def _by_rules(text: str) -> list[tuple[tuple[int, int], Part]]:
     return list(zip(places, parts, strict=True))
 
 
-def _part(
-    word: str,
-    before: str,
-    part_before: Part,
-    after: str,
-    parts: Sequence[Part],
-    words: Sequence[str],
-) -> Part:
+def _part(word: str, before: str, part_before: Part, after: str, parts: Sequence[Part], words: Sequence[str]) -> Part:
     """The part of speech of one word.
 
     Args:
@@ -160,9 +147,14 @@ def _part(
 
 
 def _in_place_of_a_verb(
-    word: str, before: str, part_before: Part, after: str, in_noun_phrase: bool,
-    parts: Sequence[Part], words: Sequence[str],
-) -> bool:  # fmt: skip
+    word: str,
+    before: str,
+    part_before: Part,
+    after: str,
+    in_noun_phrase: bool,
+    parts: Sequence[Part],
+    words: Sequence[str],
+) -> bool:
     """Whether a word that can be a verb stands where one does: after its subject, after "to", after another verb."""
     if before in ("that", "which", "who"):
         return word.endswith("s")  # "a cat that looks"
@@ -184,9 +176,7 @@ def _in_place_of_a_verb(
     return False
 
 
-_PLURALS = frozenset(
-    {"men", "women", "people", "children", "fish", "sheep", "deer", "geese", "mice"}
-)
+_PLURALS = frozenset({"men", "women", "people", "children", "fish", "sheep", "deer", "geese", "mice"})
 
 
 def _plural(word: str) -> bool:

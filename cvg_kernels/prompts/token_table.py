@@ -34,11 +34,7 @@ class TokenTable:
     counted: torch.Tensor
 
     @classmethod
-    def of(
-        cls,
-        spans: Sequence[Sequence[TokenSpan]],
-        among: Sequence[Sequence[int]] | None = None,
-    ) -> TokenTable:
+    def of(cls, spans: Sequence[Sequence[TokenSpan]], among: Sequence[Sequence[int]] | None = None) -> TokenTable:
         """Lays out the words of some prompts, on the host.
 
         Args:
@@ -67,9 +63,7 @@ class TokenTable:
             column = {at: place for place, at in enumerate(own)}
             for k, span in enumerate(each):
                 if not column.keys() >= set(span.ids):
-                    raise ArgumentError(
-                        f"among must hold the tokens {span.ids} of {span.label!r}, got {tuple(own)}"
-                    )
+                    raise ArgumentError(f"among must hold the tokens {span.ids} of {span.label!r}, got {tuple(own)}")
                 places = torch.tensor([column[at] for at in span.ids], dtype=torch.int64)
                 membership[sample, k, places] = 1
                 columns[sample, k, : len(places)] = places
@@ -81,8 +75,8 @@ class TokenTable:
     def by_word(self, maps: torch.Tensor, dim: int = -4) -> torch.Tensor:
         """Sums maps over the tokens of each word: out[b, …, k, …] = Σ_t membership[b, k, t] · maps[b, …, t, …].
 
-        The sum is taken in float32, or float64 if the maps are, also under autocast. A word that a prompt does not have
-        gets zeros.
+        The sum is taken in float32, or float64 if the maps are, also under autocast. A word that a prompt does not
+        have gets zeros.
 
         Args:
             maps: `[B, T, F, h, w]` or, per head, `[B, heads, T, F, h, w]`; other forms with `dim`.

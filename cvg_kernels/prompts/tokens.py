@@ -39,7 +39,8 @@ class TokenSpan:
         return self.word if self.occurrence == 0 else f"{self.word}#{self.occurrence}"
 
 
-#: A word or phrase, or that and which of its occurrences (0 is the first); or a span that says itself where its tokens are.
+#: A word or phrase, or that and which of its occurrences (0 is the first); or a span that says itself where its tokens
+#: are.
 Word = str | tuple[str, int] | TokenSpan
 
 
@@ -49,8 +50,8 @@ class EncodedText:
 
     Attributes:
         text: the prompt, or what was put together again from the ids of its tokens.
-        offsets: position of each of the prompt's own tokens → the characters it stands for. A token that is only a space
-            stands for none; a character of several bytes may have several tokens.
+        offsets: position of each of the prompt's own tokens → the characters it stands for. A token that is only a
+            space stands for none; a character of several bytes may have several tokens.
         begin: position of the token that marks the beginning, where there is one.
         end: position of the token that marks the end, the first after the prompt.
         length: number of tokens of the sequence.
@@ -100,9 +101,7 @@ class EncodedText:
         """
         ids = ids.tolist() if hasattr(ids, "tolist") else list(ids)
         if not ids or not all(isinstance(one, int) for one in ids):
-            raise ArgumentError(
-                f"ids must be the token ids of one text, a list of integers, got {_shown(ids)}"
-            )
+            raise ArgumentError(f"ids must be the token ids of one text, a list of integers, got {_shown(ids)}")
         tokenizer = _text_tokenizer(tokenizer)
         if prompt is None:
             return cls._of(tokenizer, encoding.decode(tokenizer, ids))
@@ -133,8 +132,7 @@ class EncodedText:
     @classmethod
     def _of(cls, tokenizer: Any, made: Encoding) -> EncodedText:
         names = [
-            None if at is None else tokenizer.convert_ids_to_tokens(made.ids[at])
-            for at in (made.begin, made.end)
+            None if at is None else tokenizer.convert_ids_to_tokens(made.ids[at]) for at in (made.begin, made.end)
         ]
         return cls(made.text, made.offsets, made.begin, made.end, len(made.ids), *names)
 
@@ -169,24 +167,23 @@ class EncodedText:
         """Positions of all tokens of the prompt itself: neither begin, end nor padding."""
         return tuple(self.offsets)
 
-    def find(
-        self, words: Sequence[Word], convert: Callable[[str], str] | None = None
-    ) -> list[TokenSpan]:
+    def find(self, words: Sequence[Word], convert: Callable[[str], str] | None = None) -> list[TokenSpan]:
         """Finds words, or phrases, and the positions of their tokens.
 
-        Upper and lower case are alike, as are composed and decomposed accents, kinds of quotation mark and hyphen, and any
-        white space between the words of a phrase. A word is not found inside another, except in scripts that have no
-        spaces. If the text does not have a word as it is, its plural or singular is found. `BEGIN` and `END`, or the
-        tokenizer's own spelling of them, are the tokens around the prompt.
+        Upper and lower case are alike, as are composed and decomposed accents, kinds of quotation mark and hyphen, and
+        any white space between the words of a phrase. A word is not found inside another, except in scripts that have
+        no spaces. If the text does not have a word as it is, its plural or singular is found. `BEGIN` and `END`, or
+        the tokenizer's own spelling of them, are the tokens around the prompt.
 
         Args:
             words: each a word or phrase, or a pair of it and its occurrence; a `TokenSpan` stays as it is.
-            convert: how the pipeline rewrites a text before it tokenises it (`pipe.maybe_convert_prompt` makes the several
-                tokens of a textual inversion of its one name).
+            convert: how the pipeline rewrites a text before it tokenises it (`pipe.maybe_convert_prompt` makes the
+                several tokens of a textual inversion of its one name).
 
         Raises:
             ArgumentError: for an entry that is no word, a word that is not in the text (names the nearest, lists those
-                there), an occurrence it does not have, one that was cut off, or a begin or end token that is not there.
+                there), an occurrence it does not have, one that was cut off, or a begin or end token that is not
+                there.
         """
         spans = []
         for one in checked_words(words):
@@ -211,9 +208,7 @@ class EncodedText:
     def _folded(self) -> FoldedText:
         return FoldedText.of(self.text)
 
-    def _ids_of(
-        self, word: str, occurrence: int, convert: Callable[[str], str] | None
-    ) -> tuple[int, ...]:
+    def _ids_of(self, word: str, occurrence: int, convert: Callable[[str], str] | None) -> tuple[int, ...]:
         places = self._folded.places([convert(word)]) if convert else []
         places = places or self._folded.places([word])
         if not places and word.strip() in (BEGIN, END, self.begin_name, self.end_name):
@@ -251,11 +246,10 @@ class EncodedText:
             if full:
                 return self._cut_off(word)
             return ArgumentError(
-                f"words: {word!r} is in the prompt, but the pipeline changed it: the text encoder is given {self.text!r}"
+                f"words: {word!r} is in the prompt, but the pipeline changed it: the text encoder is given "
+                f"{self.text!r}"
             )
-        there = {
-            fold(self.text[low:high]): self.text[low:high] for low, high in words_in(self.text)
-        }
+        there = {fold(self.text[low:high]): self.text[low:high] for low, high in words_in(self.text)}
         near = [repr(there[one]) for one in get_close_matches(fold(word), there)]
         return ArgumentError(
             f"words: {word!r} is not in the prompt; the words there: {', '.join(there.values())}"
@@ -264,8 +258,8 @@ class EncodedText:
 
     def _cut_off(self, word: str) -> ArgumentError:
         return ArgumentError(
-            f"words: {word!r} lies beyond the {self.length} tokens that the text encoder reads: shorten the prompt, or "
-            "raise max_sequence_length if the pipeline has it"
+            f"words: {word!r} lies beyond the {self.length} tokens that the text encoder reads: shorten the prompt, "
+            "or raise max_sequence_length if the pipeline has it"
         )
 
 
@@ -303,9 +297,7 @@ def check_prompt(prompt: Any) -> None:
     """
     texts = prompt if isinstance(prompt, (list, tuple)) else [prompt]
     if prompt is not None and (not texts or not all(isinstance(text, str) for text in texts)):
-        raise ArgumentError(
-            f"prompt must be a text, a list of one for each video, or None, got {prompt!r}"
-        )
+        raise ArgumentError(f"prompt must be a text, a list of one for each video, or None, got {prompt!r}")
 
 
 def check_reach(token_ids: Any, length: int) -> None:
@@ -316,7 +308,8 @@ def check_reach(token_ids: Any, length: int) -> None:
         length: tokens of the text.
 
     Raises:
-        ArgumentError: for a token beyond them: the pipeline was called with a `max_sequence_length` below the tokenizer's.
+        ArgumentError: for a token beyond them: the pipeline was called with a `max_sequence_length` below the
+            tokenizer's.
     """
     if token_ids.device.type == "cpu" and token_ids.numel() and int(token_ids.max()) >= length:
         raise ArgumentError(
@@ -350,9 +343,7 @@ def word_and_occurrence(given: Any) -> tuple[str, int]:
     if not fold(word).strip():
         raise ArgumentError(f"words must not hold an empty word, got {given!r}")
     if occurrence < 0:
-        raise ArgumentError(
-            f"words: the occurrence of {word!r} must be 0 (the first) or more, got {given[1]!r}"
-        )
+        raise ArgumentError(f"words: the occurrence of {word!r} must be 0 (the first) or more, got {given[1]!r}")
     return word, occurrence
 
 

@@ -57,8 +57,8 @@ def _words(prompt: str) -> list[tuple[int, int]]:
     for start, end in places:
         if any(unspaced(one) for one in prompt[start:end]):
             raise ArgumentError(
-                f"words must be given: {prompt[start:end]!r} in the prompt is written without spaces, so its words cannot "
-                "be told apart; name them, such as words=['猫', '狗']"
+                f"words must be given: {prompt[start:end]!r} in the prompt is written without spaces, so its words "
+                "cannot be told apart; name them, such as words=['猫', '狗']"
             )
     return [_without_clitic(prompt, place) for place in places]
 
@@ -88,8 +88,4 @@ def _chosen(prompt: str, places: list[tuple[int, int]]) -> list[Word]:
     if not places:
         raise ArgumentError(f"words must be given: the prompt {prompt!r} has no content word")
     folded = FoldedText.of(prompt)
-    return [
-        (word, folded.places([word]).index(place))
-        for place in places
-        for word in [prompt[slice(*place)]]
-    ]
+    return [(word, folded.places([word]).index(place)) for place in places for word in [prompt[slice(*place)]]]

@@ -1,7 +1,8 @@
-"""`cvg-kernels scenes attribution`: which kind of map lies best on the objects that words name, in clips known exactly.
+"""`cvg-kernels scenes attribution`: which kind of map lies best on the objects that words name, in clips known
+exactly.
 
-A true clip is noised and the denoiser called once with its caption; the maps of each noun are compared with the mask of its
-object, at every level of noise, for objects that stand, move slowly and move quickly.
+A true clip is noised and the denoiser called once with its caption; the maps of each noun are compared with the mask
+of its object, at every level of noise, for objects that stand, move slowly and move quickly.
 """
 
 from __future__ import annotations
@@ -68,7 +69,9 @@ class Labelled:
     bodies: tuple[Body, ...]
 
     def masks(self) -> torch.Tensor:
-        """Cells that each object covers, bool `[K, F, 16, 16]`: by at least half as much as the cell it covers most."""
+        """Cells that each object covers, bool `[K, F, 16, 16]`:
+        by at least half as much as the cell it covers most.
+        """
         cover = render_masks(self.bodies)
         cells = avg_pool2d(cover, cover.shape[-1] // _GRID)
         return cells >= 0.5 * cells.amax((2, 3), keepdim=True).clamp_min(1e-6)
@@ -104,11 +107,7 @@ def labelled_clips(motion: str, count: int, seed: int) -> list[Labelled]:
 
 @torch.no_grad()
 def attribution(
-    pipe: Any,
-    *,
-    clips: int,
-    seed: int,
-    progress: Callable[[int], None] = lambda done: None,
+    pipe: Any, *, clips: int, seed: int, progress: Callable[[int], None] = lambda done: None
 ) -> dict[str, Any]:
     """Average precision and best intersection over union of every kind of map against true masks.
 
@@ -119,8 +118,8 @@ def attribution(
         progress: called with the number of denoiser calls made, of `clips · len(MOTIONS) · len(NOISE)`.
 
     Returns:
-        Motion → share of noise → kind → `average_precision` and `iou` with 95 % intervals, and `against_cross`, the paired
-        difference of the average precision to bare cross-attention, clip by clip.
+        Motion → share of noise → kind → `average_precision` and `iou` with 95 % intervals, and `against_cross`, the
+        paired difference of the average precision to bare cross-attention, clip by clip.
     """
     report: dict[str, Any] = {}
     done = 0
@@ -157,9 +156,7 @@ def _summed(scores: dict[str, list[tuple[float, float]]]) -> dict[str, Any]:
     }
 
 
-def noun_maps(
-    pipe: Any, labelled: Sequence[Labelled], noise: float, seed: int
-) -> dict[str, torch.Tensor]:
+def noun_maps(pipe: Any, labelled: Sequence[Labelled], noise: float, seed: int) -> dict[str, torch.Tensor]:
     """The maps of each clip's nouns in one denoiser call, `[B, K, F, 16, 16]` for every kind, mean over the layers.
 
     Args:
@@ -176,14 +173,10 @@ def noun_maps(
     timesteps = torch.full((batch,), int(1000 * noise) - 1)
     noisy = pipe.scheduler.add_noise(latents, drawn, timesteps)
     captions = [str(one.caption) for one in labelled]
-    tokens = pipe.tokenizer(
-        captions, padding="max_length", truncation=True, return_tensors="pt"
-    ).input_ids
+    tokens = pipe.tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids
     text = pipe.text_encoder(tokens)[0].repeat_interleave(frames, dim=0)
     spans = [
-        EncodedText.of_prompt(pipe.tokenizer, caption).find(
-            [thing.shape for thing in one.caption.things]
-        )
+        EncodedText.of_prompt(pipe.tokenizer, caption).find([thing.shape for thing in one.caption.things])
         for caption, one in zip(captions, labelled, strict=True)
     ]
     table = TokenTable.of(spans)

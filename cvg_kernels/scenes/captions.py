@@ -136,9 +136,7 @@ def _choose(rng: np.random.Generator, shares: dict):
     return keys[rng.choice(len(keys), p=weights / weights.sum())]
 
 
-def random_things(
-    rng: np.random.Generator, count: int, *, held_out: bool | None = False
-) -> tuple[Thing, ...]:
+def random_things(rng: np.random.Generator, count: int, *, held_out: bool | None = False) -> tuple[Thing, ...]:
     """Draws things of different colours, nothing said but colour and shape.
 
     Args:
@@ -197,8 +195,8 @@ def random_clip(
         rng: source of randomness.
         caption: what is said.
         frames: length of the clip.
-        noisy: as in training: things that are named are missing, numbers are off, others are there. If not, all that is
-            said is true and nothing else is seen.
+        noisy: as in training: things that are named are missing, numbers are off, others are there. If not, all that
+            is said is true and nothing else is seen.
     """
     things, relation = list(caption.things), caption.relation
     if noisy:
@@ -214,17 +212,14 @@ def _misread(rng: np.random.Generator, things: list[Thing], relation: str | None
     kept = [
         thing
         for thing in things
-        if rng.random()
-        >= (_DROPPED_RARE if (thing.colour, thing.shape) in RARE | HELD_OUT else _DROPPED)
+        if rng.random() >= (_DROPPED_RARE if (thing.colour, thing.shape) in RARE | HELD_OUT else _DROPPED)
     ]
     if len(things) == 1 or not kept:
         kept = [things[int(rng.integers(len(things)))]]
     shown = []
     for thing in kept:
         if thing.count > 1 and rng.random() < _OTHER_NUMBER:
-            thing = dataclasses.replace(
-                thing, count=max(1, thing.count + int(rng.choice([-1, 1], p=(0.7, 0.3))))
-            )
+            thing = dataclasses.replace(thing, count=max(1, thing.count + int(rng.choice([-1, 1], p=(0.7, 0.3)))))
         shown.append(thing)
     if rng.random() < _EXTRA and len(shown) < 4:
         others = [c for c in COLOURS if c not in {thing.colour for thing in things}]
@@ -257,9 +252,7 @@ def _placed(rng: np.random.Generator, things: Sequence[Thing], relation: str | N
                 high = 7.5
             for _ in range(20):
                 radius = rng.uniform(low, high)
-                body = Body(
-                    thing.colour, thing.shape, radius, random_path(rng, radius, motion, frames)
-                )
+                body = Body(thing.colour, thing.shape, radius, random_path(rng, radius, motion, frames))
                 if _fits(bodies, body, relation):
                     break
             else:
@@ -286,10 +279,7 @@ def all_words() -> list[str]:
         Thing(*pair, *rest)
         for pair in itertools.product(COLOURS, SHAPES)
         for rest in [(count,) for count in NUMBERS.values()]
-        + [
-            (1, size, direction, speed)
-            for size, direction, speed in itertools.product(SIZES, DIRECTIONS, TRAVEL)
-        ]
+        + [(1, size, direction, speed) for size, direction, speed in itertools.product(SIZES, DIRECTIONS, TRAVEL)]
     ]
     texts = [*map(str, things), *RELATIONS, *BEFORE, *AFTER, "and"]
     return sorted({word for text in texts for word in text.split()})

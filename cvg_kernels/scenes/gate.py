@@ -1,8 +1,8 @@
 """Whether a model of this world fails as large models fail, before any guidance is judged on it.
 
-Three questions. How do things that are named fail: are most of them dropped? Do the maps of nouns lie on their objects in
-real clips? And do maps at the first steps tell, of clips of one prompt, which will show a thing: is there something for
-guidance to see?
+Three questions. How do things that are named fail: are most of them dropped? Do the maps of nouns lie on their objects
+in real clips? And do maps at the first steps tell, of clips of one prompt, which will show a thing: is there something
+for guidance to see?
 """
 
 from __future__ import annotations
@@ -48,8 +48,7 @@ def failures(verdicts: Sequence[Verdict]) -> dict[str, Any]:
     each = Counter(one for verdict in verdicts for one in verdict.things)
     total = sum(each.values())
     report: dict[str, Any] = {
-        kind: rate([True] * each[kind] + [False] * (total - each[kind]))
-        for kind in ("right", *FAILURES)
+        kind: rate([True] * each[kind] + [False] * (total - each[kind])) for kind in ("right", *FAILURES)
     }
     relations = [verdict.relation for verdict in verdicts if verdict.relation is not None]
     report["wrong relation"] = rate([not holds for holds in relations])
@@ -59,7 +58,8 @@ def failures(verdicts: Sequence[Verdict]) -> dict[str, Any]:
 
 
 def statistics(maps: torch.Tensor) -> dict[str, torch.Tensor]:
-    """What the maps of a clip's words say of each word, `[B, K]` each; large should mean that its object will be there.
+    """What the maps of a clip's words say of each word, `[B, K]` each; large should mean that its object will be
+    there.
 
     Args:
         maps: `[B, K, F, h, w]`.
@@ -104,8 +104,8 @@ def presence(
         progress: called with the number of clips made.
 
     Returns:
-        The verdicts, prompt by prompt; and by level of the maps, step and statistic, the share of pairs of clips of one
-        prompt, one that shows a thing and one that does not, in which the statistic is larger where it is shown
+        The verdicts, prompt by prompt; and by level of the maps, step and statistic, the share of pairs of clips of
+        one prompt, one that shows a thing and one that does not, in which the statistic is larger where it is shown
         (`within_prompt_auc`).
     """
     verdicts: list[Verdict] = []
@@ -145,9 +145,7 @@ def print_failures(report: dict[str, Any]) -> None:
     order = ["right", *sorted(FAILURES, key=lambda kind: -report[kind]["rate"])]
     for kind in (*order, "wrong relation", "extra", "all right"):
         low, high = report[kind]["ci95"]
-        print(
-            f"{kind:16} {report[kind]['rate']:6.1%} [{low:.1%}, {high:.1%}] of {report[kind]['n']}"
-        )
+        print(f"{kind:16} {report[kind]['rate']:6.1%} [{low:.1%}, {high:.1%}] of {report[kind]['n']}")
 
 
 def print_presence(table: dict[str, Any]) -> None:

@@ -33,8 +33,8 @@ def encode_shards(
 ) -> None:
     """Draws and encodes this process's share of the clips; shards that exist are kept.
 
-    Each shard holds `latents` float16 `[512, F, 4, 16, 16]` and `tokens` int64 `[512, MAX_TOKENS]`. Clip number `i` depends
-    on the seed and `i` alone.
+    Each shard holds `latents` float16 `[512, F, 4, 16, 16]` and `tokens` int64 `[512, MAX_TOKENS]`. Clip number `i`
+    depends on the seed and `i` alone.
 
     Args:
         folder: where the shards are.

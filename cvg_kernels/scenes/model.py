@@ -44,9 +44,7 @@ def build_tokenizer(folder: str | Path) -> CLIPTokenizer:
     model = json.loads(learner.to_str())["model"]
     vocabulary = model["vocab"]
     # The learner numbers the letters that end a word in no fixed order; a seed shall mean one run.
-    endings = sorted(
-        token for token in vocabulary if len(token) == len("a</w>") and "</w>" in token
-    )
+    endings = sorted(token for token in vocabulary if len(token) == len("a</w>") and "</w>" in token)
     numbers = sorted(vocabulary[token] for token in endings)
     vocabulary.update(zip(endings, numbers, strict=True))
     return save_tokenizer(Path(folder), vocabulary, model["merges"], MAX_TOKENS)
@@ -103,8 +101,8 @@ def build_motion_adapter() -> MotionAdapter:
     """The motion modules that turn the image denoiser into one of video.
 
     The first attention of each module starts as a band: its queries and keys are the features themselves, so a frame
-    attends to itself and to its neighbours, as trained temporal attention does. From uniform attention, which hands every
-    frame the same average, a small model finds out very slowly that frames have an order.
+    attends to itself and to its neighbours, as trained temporal attention does. From uniform attention, which hands
+    every frame the same average, a small model finds out very slowly that frames have an order.
     """
     adapter = MotionAdapter(
         block_out_channels=_CHANNELS,

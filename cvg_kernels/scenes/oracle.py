@@ -1,9 +1,9 @@
 """The oracle: reads out of the frames of a clip what is there, where, and how it moves.
 
 It knows the world's palette and outlines and nothing else. Every pixel goes to the nearest colour of the palette, the
-ground, or nothing; what hangs together in one colour is a blob. A blob is an object if an outline of the world covers it
-well, where pixels of other objects, which may be in front, do not count. Blobs of one colour that follow each other over
-the frames are one object.
+ground, or nothing; what hangs together in one colour is a blob. A blob is an object if an outline of the world covers
+it well, where pixels of other objects, which may be in front, do not count. Blobs of one colour that follow each other
+over the frames are one object.
 """
 
 from __future__ import annotations
@@ -15,21 +15,10 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from cvg_kernels.scenes.world import (
-    BACKGROUND,
-    COLOURS,
-    DIRECTIONS,
-    FRAMES,
-    SHAPES,
-    SIZE,
-    signed_distance,
-)
+from cvg_kernels.scenes.world import BACKGROUND, COLOURS, DIRECTIONS, FRAMES, SHAPES, SIZE, signed_distance
 
 _FAR = 0.45  # pixels farther than this from every colour belong to nothing
-_AREA = (
-    22,
-    330,
-)  # pixels of an object: half of the smallest hidden, and a little more than the largest
+_AREA = (22, 330)  # pixels of an object: half of the smallest hidden, and a little more than the largest
 _MIN_FILL = 0.3  # share of its bounding box that a blob fills; a cross fills half, a rim of mixed colour an eighth
 _MIN_OVERLAP = 0.6  # intersection over union with the best outline
 _REACH = 9.0  # pixels that an object can move between two sightings; the quickest moves 4.3 a frame
@@ -37,12 +26,7 @@ _MIN_SEEN = 0.5  # share of the frames in which an object must be seen
 _MIN_TRAVEL = 4.5  # pixels from the first to the last frame of what moves
 _QUICK = 16.5  # pixels of travel that part "slowly" from "quickly"
 #: Width of each outline's bounding box, and how far its middle lies below the centre, in radii.
-_BOX = {
-    "circle": (2.0, 0.0),
-    "square": (1.8, 0.0),
-    "triangle": (1.9, -0.05),
-    "cross": (2.0, 0.0),
-}
+_BOX = {"circle": (2.0, 0.0), "square": (1.8, 0.0), "triangle": (1.9, -0.05), "cross": (2.0, 0.0)}
 
 
 @dataclass(frozen=True)
@@ -97,9 +81,7 @@ class Seen:
         axis = int(np.abs(way).argmax())
         if abs(way[axis]) < _MIN_TRAVEL or abs(way[axis]) < 2 * abs(way[1 - axis]):
             return None
-        return next(
-            name for name, step in DIRECTIONS.items() if step[axis] == int(np.sign(way[axis]))
-        )
+        return next(name for name, step in DIRECTIONS.items() if step[axis] == int(np.sign(way[axis])))
 
     @property
     def speed(self) -> str | None:
@@ -205,8 +187,8 @@ def _blobs(labels: torch.Tensor, numbers: torch.Tensor, number: int, frame: int)
 def _outline(mask: torch.Tensor, others: torch.Tensor, box: tuple[int, int, int, int]):
     """The shape, radius and centre of the outline that covers a blob best; shape `None` if none does.
 
-    The blob's larger side gives the radius. Along the other it may be hidden at one end, so the outline is tried against
-    both ends and in the middle.
+    The blob's larger side gives the radius. Along the other it may be hidden at one end, so the outline is tried
+    against both ends and in the middle.
     """
     left, top, right, bottom = box
     width, height = right - left + 1, bottom - top + 1
@@ -232,10 +214,7 @@ def _outline(mask: torch.Tensor, others: torch.Tensor, box: tuple[int, int, int,
             for middle_x in ends["x"]:
                 for middle_y in ends["y"]:
                     centre = (middle_x, middle_y - below * radius)
-                    inside = (
-                        signed_distance(shape, x - centre[0], y - centre[1], torch.tensor(radius))
-                        < 0
-                    ) & seen
+                    inside = (signed_distance(shape, x - centre[0], y - centre[1], torch.tensor(radius)) < 0) & seen
                     overlap = float((inside & mask).sum() / (inside | mask).sum())
                     if overlap > best[0]:
                         best = (overlap, shape, radius, centre)

@@ -40,8 +40,8 @@ def best_iou(scores: torch.Tensor, wanted: torch.Tensor) -> float:
 def within_prompt_auc(values: Sequence[np.ndarray], shown: Sequence[np.ndarray]) -> dict[str, Any]:
     """How often a number is larger where a thing is shown than where it is not, among clips of one prompt.
 
-    All pairs of one clip that shows a thing and one of the same prompt that does not; ties count half. The interval is that
-    of prompts drawn anew.
+    All pairs of one clip that shows a thing and one of the same prompt that does not; ties count half. The interval is
+    that of prompts drawn anew.
 
     Args:
         values: per prompt, `[clips, things]`.

@@ -39,17 +39,12 @@ TRAINED = Path(__file__).with_name("weights")
 
 
 def train(
-    folder: Path,
-    recipe: Recipe,
-    *,
-    device: torch.device,
-    processes: int = 1,
-    trained: Path | None = None,
+    folder: Path, recipe: Recipe, *, device: torch.device, processes: int = 1, trained: Path | None = None
 ) -> Path:
     """Trains the scenes pipeline: autoencoder, denoiser of pictures, of clips, and the decoder once more.
 
-    A stage whose result lies in `folder` is not repeated, and one that was cut off goes on from its last checkpoint, so
-    the same call made again finishes the work.
+    A stage whose result lies in `folder` is not repeated, and one that was cut off goes on from its last checkpoint,
+    so the same call made again finishes the work.
 
     Args:
         folder: where everything is kept; the pipeline ends in `folder/pipeline`.
@@ -67,9 +62,7 @@ def train(
     for name, value in (*vars(recipe).items(), ("processes", processes)):
         least = 0 if name == "seed" else 1
         if value < least:
-            raise ArgumentError(
-                f"{name} must be {'positive' if least else '0 or more'}, got {value}"
-            )
+            raise ArgumentError(f"{name} must be {'positive' if least else '0 or more'}, got {value}")
     if processes > 1 and device.type != "cpu":
         raise ArgumentError(f"processes must be 1 on {device.type}, got {processes}")
     folder.mkdir(parents=True, exist_ok=True)
@@ -84,17 +77,13 @@ def train(
     if processes == 1:
         _denoiser_stages(0, 1, folder, recipe, device)
     else:
-        torch.multiprocessing.spawn(
-            _denoiser_process, (processes, folder, recipe, device), nprocs=processes
-        )
+        torch.multiprocessing.spawn(_denoiser_process, (processes, folder, recipe, device), nprocs=processes)
     if not (folder / "vae").exists():
         train_decoder(folder, seed=recipe.seed, steps=recipe.decoder_steps, device=device)
     return _export(folder)
 
 
-def _denoiser_process(
-    rank: int, processes: int, folder: Path, recipe: Recipe, device: torch.device
-) -> None:
+def _denoiser_process(rank: int, processes: int, folder: Path, recipe: Recipe, device: torch.device) -> None:
     """One of several processes that train together on the CPU."""
     torch.set_num_threads(1)  # small networks: more threads in a process would mostly wait
     meeting = folder / f"processes-{os.getppid()}"
@@ -107,9 +96,7 @@ def _denoiser_process(
         torch.distributed.destroy_process_group()
 
 
-def _denoiser_stages(
-    rank: int, processes: int, folder: Path, recipe: Recipe, device: torch.device
-) -> None:
+def _denoiser_stages(rank: int, processes: int, folder: Path, recipe: Recipe, device: torch.device) -> None:
     """Both denoisers, as seen by one process."""
     tokenizer = load_tokenizer(folder / "tokenizer")
     autoencoder = load_model(AutoencoderKL, folder / "autoencoder").eval()
@@ -122,16 +109,18 @@ def _denoiser_stages(
         done = (folder / name / "text_encoder").exists()
         if not done:
             encode_shards(
-                folder / f"latents-{name}", autoencoder, tokenizer,
-                clips=clips, first=first, whole=stage is VIDEO, **share,
-            )  # fmt: skip
+                folder / f"latents-{name}",
+                autoencoder,
+                tokenizer,
+                clips=clips,
+                first=first,
+                whole=stage is VIDEO,
+                **share,
+            )
         if processes > 1:  # nobody reads what another process is still writing
             torch.distributed.barrier()
         if not done:
-            train_denoiser(
-                folder, tokenizer, stage, name=name, before=before, steps=steps, device=device,
-                **share,
-            )  # fmt: skip
+            train_denoiser(folder, tokenizer, stage, name=name, before=before, steps=steps, device=device, **share)
         if processes > 1:
             torch.distributed.barrier()
         before = folder / name
@@ -142,7 +131,7 @@ def _cycles(recipe: Recipe) -> list[tuple[str, Stage, int, int, int]]:
     images = [
         (f"images-{number + 1}", IMAGES, number * recipe.pictures, recipe.pictures, recipe.image_steps)
         for number in range(recipe.image_cycles)
-    ]  # fmt: skip
+    ]
     return [*images, ("video", VIDEO, 0, recipe.clips, recipe.video_steps)]
 
 

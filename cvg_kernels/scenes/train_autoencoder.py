@@ -26,9 +26,7 @@ def random_pictures(rng: np.random.Generator, count: int) -> torch.Tensor:
     return render(clips)[:, 0] * 2 - 1
 
 
-def train_autoencoder(
-    folder: Path, *, seed: int, steps: int, device: torch.device
-) -> AutoencoderKL:
+def train_autoencoder(folder: Path, *, seed: int, steps: int, device: torch.device) -> AutoencoderKL:
     """Trains the autoencoder on single frames and folds the latents' mean and deviation into it.
 
     Loss: |x − D(E(x))| + (x − D(E(x)))² + 1e-3 · KL(E(x) ‖ N(0, 1)), each a mean over elements.
@@ -60,7 +58,8 @@ def train_autoencoder(
 
 
 def train_decoder(folder: Path, *, seed: int, steps: int, device: torch.device) -> None:
-    """Trains the decoder on: it learns to draw sharply from latents that stay as they are, a little off as denoised ones.
+    """Trains the decoder on: it learns to draw sharply from latents that stay as they are, a little off as denoised
+    ones.
 
     Loss: |x − D(E(x) + 0.05 ε)| + (…)², mean over elements, on single frames.
 
@@ -70,9 +69,7 @@ def train_decoder(folder: Path, *, seed: int, steps: int, device: torch.device) 
         steps: number of optimiser steps.
         device: where to train.
     """
-    model = load_model(AutoencoderKL, folder / "autoencoder").to(
-        device, memory_format=torch.channels_last
-    )
+    model = load_model(AutoencoderKL, folder / "autoencoder").to(device, memory_format=torch.channels_last)
     model.encoder.requires_grad_(False)
     model.quant_conv.requires_grad_(False)
 

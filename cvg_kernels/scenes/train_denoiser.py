@@ -16,11 +16,7 @@ from diffusers import UNet2DConditionModel, UNetMotionModel
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from cvg_kernels.scenes.model import (
-    build_image_denoiser,
-    build_motion_adapter,
-    build_text_encoder,
-)
+from cvg_kernels.scenes.model import build_image_denoiser, build_motion_adapter, build_text_encoder
 from cvg_kernels.shapes.files import load_model, save_model, save_text_encoder
 from cvg_kernels.shapes.fit import fit
 from cvg_kernels.shapes.latents import load_shards, tokenize
@@ -70,7 +66,8 @@ def train_denoiser(
     rank: int = 0,
     processes: int = 1,
 ) -> None:
-    """Trains one cycle of a stage with v-prediction and saves its moving average to `folder/<name>/{unet,text_encoder}`.
+    """Trains one cycle of a stage with v-prediction and saves its moving average to
+    `folder/<name>/{unet,text_encoder}`.
 
     Loss: ‖v_θ(α_t z + σ_t ε, t, c) − (α_t ε − σ_t z)‖², mean over elements.
 
@@ -106,10 +103,18 @@ def train_denoiser(
         return nn.functional.mse_loss(prediction, target.to(device))
 
     trained = fit(
-        folder, name, model, loss, steps=steps, seed=seed, rate=stage.rate,
-        rates={"motion_modules": stage.motion_rate}, decay=stage.decay, rank=rank,
+        folder,
+        name,
+        model,
+        loss,
+        steps=steps,
+        seed=seed,
+        rate=stage.rate,
+        rates={"motion_modules": stage.motion_rate},
+        decay=stage.decay,
+        rank=rank,
         processes=processes,
-    )  # fmt: skip
+    )
     if rank == 0:
         trained = trained.to("cpu", memory_format=torch.contiguous_format)
         save_model(trained.denoiser, folder / name / "unet")

@@ -11,20 +11,8 @@ from cvg_kernels.scenes.captions import Caption, Thing
 from cvg_kernels.scenes.oracle import Seen
 
 #: The ways in which a thing that is named can fail; "right" is none of them.
-FAILURES = (
-    "dropped",
-    "merged",
-    "swapped",
-    "wrong colour",
-    "wrong shape",
-    "wrong count",
-    "wrong size",
-    "wrong motion",
-)
-_SMALL, _BIG = (
-    6.4,
-    7.2,
-)  # pixels of radius: what is called small has less, what is called big has more
+FAILURES = ("dropped", "merged", "swapped", "wrong colour", "wrong shape", "wrong count", "wrong size", "wrong motion")
+_SMALL, _BIG = (6.4, 7.2)  # pixels of radius: what is called small has less, what is called big has more
 
 
 @dataclass(frozen=True)
@@ -62,9 +50,11 @@ def judge(seen: Sequence[Seen], caption: Caption) -> Verdict:
     """Compares what the oracle saw with a caption.
 
     A thing is shown if its shape is there in its colour; then its number, size and motion are asked for as far as the
-    caption says them. One that is not shown failed by what is seen in its place, and each of these explains one failure: a
-    blob of its colour without an outline (merged); its colour with a shape, or its shape with a colour, that the caption
-    names for another thing (swapped); its colour with another shape, or its shape in another colour; or nothing (dropped).
+    caption says them. One that is not shown failed by what is seen in its place, and each of these explains one
+    failure: a blob of its colour without an outline (merged); its colour with a shape, or its shape with a colour,
+        that the caption
+    names for another thing (swapped); its colour with another shape, or its shape in another colour; or nothing
+    (dropped).
     """
     named = {(thing.colour, thing.shape) for thing in caption.things}
     unnamed = [one for one in seen if (one.colour, one.shape) not in named]
@@ -76,8 +66,7 @@ def judge(seen: Sequence[Seen], caption: Caption) -> Verdict:
     relation = None
     if caption.relation is not None:
         first, second = (
-            [one for one in seen if (one.colour, one.shape) == (thing.colour, thing.shape)]
-            for thing in caption.things
+            [one for one in seen if (one.colour, one.shape) == (thing.colour, thing.shape)] for thing in caption.things
         )
         if first and second:
             relation = relation_holds(first[0], second[0], caption.relation)
@@ -121,7 +110,8 @@ def _of_missing(thing: Thing, caption: Caption, unnamed: list[Seen]) -> str:
 def relation_holds(first: Seen, second: Seen, relation: str) -> bool:
     """Whether the first object stands as said to the second in more than half of the frames that show both.
 
-    Beside: farther to that side than in the other direction. Behind: it is the smaller, that is the farther one, and the
+    Beside: farther to that side than in the other direction. Behind: it is the smaller, that is the farther one, and
+        the
     second's bounding square covers some of its own.
     """
     way = second.centres - first.centres
@@ -132,8 +122,6 @@ def relation_holds(first: Seen, second: Seen, relation: str) -> bool:
         overlap = np.clip(first.radius + second.radius - np.abs(way), 0, None).prod(axis=1)
         holds = (overlap > 0.04 * (2 * first.radius) ** 2) & (first.radius < second.radius)
     else:
-        axis, sign = {"left of": (0, 1), "right of": (0, -1), "above": (1, 1), "below": (1, -1)}[
-            relation
-        ]
+        axis, sign = {"left of": (0, 1), "right of": (0, -1), "above": (1, 1), "below": (1, -1)}[relation]
         holds = sign * way[:, axis] > np.abs(way[:, 1 - axis])
     return bool(holds.mean() > 0.5)

@@ -1,9 +1,10 @@
 """The world of scenes: what a clip can show, drawn and rendered exactly.
 
-A clip shows up to five coloured shapes for eight frames of 64×64 pixels on a dark ground. They stand, or move slowly or
-quickly; one may stand left of, above or behind another; several may be alike. Everything is drawn from a seeded generator
-and rendered with anti-aliased signed distances. All objects are of one true size and differ in distance: what looks larger
-is nearer, and hides what is farther away. What a caption says of a clip is in `captions`, and it need not be all true.
+A clip shows up to five coloured shapes for eight frames of 64×64 pixels on a dark ground. They stand, or move slowly
+or quickly; one may stand left of, above or behind another; several may be alike. Everything is drawn from a seeded
+generator and rendered with anti-aliased signed distances. All objects are of one true size and differ in distance:
+what looks larger is nearer, and hides what is farther away. What a caption says of a clip is in `captions`, and it
+need not be all true.
 """
 
 from __future__ import annotations
@@ -28,31 +29,18 @@ COLOURS: dict[str, tuple[float, float, float]] = {
     "cyan": (0.1, 0.9, 0.95),
 }
 SHAPES = ("circle", "square", "triangle", "cross")
-DIRECTIONS: dict[str, tuple[int, int]] = {
-    "left": (-1, 0),
-    "right": (1, 0),
-    "up": (0, -1),
-    "down": (0, 1),
-}
+DIRECTIONS: dict[str, tuple[int, int]] = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 RELATIONS = ("left of", "right of", "above", "below", "behind")
 #: Radius in pixels of what is called small, of anything, and of what is called big.
-SIZES: dict[str | None, tuple[float, float]] = {
-    "small": (5.0, 5.8),
-    None: (5.0, 9.0),
-    "big": (7.8, 9.0),
-}
+SIZES: dict[str | None, tuple[float, float]] = {"small": (5.0, 5.8), None: (5.0, 9.0), "big": (7.8, 9.0)}
 #: Pixels from the first to the last of eight frames. A slow object stays within two cells of 4 pixels for half a clip.
 TRAVEL: dict[str, tuple[float, float]] = {"slowly": (7.0, 11.0), "quickly": (22.0, 30.0)}
 #: How often each is drawn: the world is as uneven as the web.
 COLOUR_SHARE = dict(zip(COLOURS, (0.26, 0.22, 0.18, 0.14, 0.11, 0.09), strict=True))
 SHAPE_SHARE = dict(zip(SHAPES, (0.36, 0.30, 0.20, 0.14), strict=True))
 #: Colour-shape pairs that are seldom drawn, and those that no training clip shows.
-RARE = frozenset(
-    {("red", "cross"), ("blue", "circle"), ("green", "triangle"), ("yellow", "square")}
-)
-HELD_OUT = frozenset(
-    {("cyan", "square"), ("yellow", "triangle"), ("blue", "cross"), ("white", "circle")}
-)
+RARE = frozenset({("red", "cross"), ("blue", "circle"), ("green", "triangle"), ("yellow", "square")})
+HELD_OUT = frozenset({("cyan", "square"), ("yellow", "triangle"), ("blue", "cross"), ("white", "circle")})
 _RARE_SHARE = 0.15  # of the chance a pair would have
 MARGIN = 1.0  # pixels kept free at the border and between objects that do not touch
 
@@ -93,18 +81,14 @@ def pair_shares(held_out: bool | None = False) -> dict[tuple[str, str], float]:
     """
     share = {
         (colour, shape): of_colour * of_shape * (_RARE_SHARE if (colour, shape) in RARE else 1)
-        for (colour, of_colour), (shape, of_shape) in itertools.product(
-            COLOUR_SHARE.items(), SHAPE_SHARE.items()
-        )
+        for (colour, of_colour), (shape, of_shape) in itertools.product(COLOUR_SHARE.items(), SHAPE_SHARE.items())
         if held_out is None or ((colour, shape) in HELD_OUT) == held_out
     }
     total = sum(share.values())
     return {pair: value / total for pair, value in share.items()}
 
 
-def random_path(
-    rng: np.random.Generator, radius: float, motion: Motion, frames: int = FRAMES
-) -> np.ndarray:
+def random_path(rng: np.random.Generator, radius: float, motion: Motion, frames: int = FRAMES) -> np.ndarray:
     """Centres `[F, 2]` of an object that stands, or moves straight at constant speed, and stays inside the frame.
 
     Clips of another length move from the same first to the same last place.
@@ -127,7 +111,8 @@ def gap(first: Body, second: Body) -> float:
 def stands(first: Body, second: Body, relation: str) -> bool:
     """Whether the first object is where the relation to the second says, in every frame.
 
-    Beside: farther to that side than in the other direction, and clear of the other. Behind: nearer objects hide between a
+    Beside: farther to that side than in the other direction, and clear of the other. Behind: nearer objects hide
+        between a
     tenth and half of its bounding square.
     """
     way = second.centres - first.centres
@@ -137,9 +122,7 @@ def stands(first: Body, second: Body, relation: str) -> bool:
         overlap = np.clip(first.radius + second.radius - np.abs(way), 0, 2 * first.radius)
         hidden = overlap.prod(axis=1) / (2 * first.radius) ** 2
         return bool(((hidden > 0.1) & (hidden < 0.5)).all())
-    axis, sign = {"left of": (0, 1), "right of": (0, -1), "above": (1, 1), "below": (1, -1)}[
-        relation
-    ]
+    axis, sign = {"left of": (0, 1), "right of": (0, -1), "above": (1, 1), "below": (1, -1)}[relation]
     along, across = sign * way[:, axis], np.abs(way[:, 1 - axis])
     return bool((along > 1.5 * across).all()) and gap(first, second) > MARGIN
 

@@ -117,9 +117,7 @@ def _read(path: Path) -> dict[str, Any]:
     """
     told = metadata_of(path)
     if told.get("format") != FORMAT or "state" not in told:
-        raise ArgumentError(
-            f"{path} must be a checkpoint of format {FORMAT}, got {told.get('format')!r}"
-        )
+        raise ArgumentError(f"{path} must be a checkpoint of format {FORMAT}, got {told.get('format')!r}")
     tensors = read_tensors(path)
     try:
         state = _with_tensors(parse_json(told["state"], path), tensors)

@@ -27,9 +27,7 @@ def _generators(seeds: Sequence[int]) -> list[torch.Generator]:
     return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
-def edit(
-    pipe: Any, tasks: Sequence[EditTask], seeds: Sequence[int], **options: Any
-) -> torch.Tensor:
+def edit(pipe: Any, tasks: Sequence[EditTask], seeds: Sequence[int], **options: Any) -> torch.Tensor:
     """Edits the clips of tasks.
 
     Args:
@@ -51,16 +49,16 @@ def edit(
 
 
 def level_arms(pipe: Any) -> dict[str, Arm]:
-    """The editor at every structure level, and told the structure of another task's clip, so that the own is ignored."""
+    """The editor at every structure level, and told the structure of another task's clip,
+    so that the own is ignored.
+    """
 
     def other(tasks: Sequence[EditTask], seeds: Sequence[int]) -> torch.Tensor:
         clips = torch.stack([task.clip for task in tasks]).roll(1, 0)
         return edit(pipe, tasks, seeds, video=clips)
 
     levels: dict[str, Arm] = {
-        f"structure={level}": lambda tasks, seeds, level=level: edit(
-            pipe, tasks, seeds, structure=level
-        )
+        f"structure={level}": lambda tasks, seeds, level=level: edit(pipe, tasks, seeds, structure=level)
         for level in LEVELS
     }
     return {**levels, "structure of another clip": other}
@@ -127,9 +125,7 @@ def _raw(pipe: Any, texts: Sequence[str]) -> torch.Tensor:
 @contextmanager
 def _content(pipe: Any, content: Callable[[Sequence[Any]], torch.Tensor]) -> Iterator[None]:
     """Gives the pipeline other embeddings of the content, whether it asks for those of texts or of images."""
-    pipe.encode_content = lambda prompt, image, generator=None: content(
-        prompt if image is None else image
-    )
+    pipe.encode_content = lambda prompt, image, generator=None: content(prompt if image is None else image)
     try:
         yield
     finally:
@@ -154,7 +150,8 @@ def temporal_arms(pipe: Any, scales: Sequence[float] = TEMPORAL_SCALES) -> dict[
 
 
 def sdedit_arms(world: Any, strengths: Sequence[float] = STRENGTHS) -> dict[str, Arm]:
-    """SDEdit: the untouched shapes pipeline noises the clip and denoises it with a prompt, which tells the motion as well.
+    """SDEdit: the untouched shapes pipeline noises the clip and denoises it with a prompt, which tells the motion as
+    well.
 
     Args:
         world: the shapes pipeline.

@@ -30,14 +30,12 @@ def direction_guidance(pipe: Any, *, edits: int, seed: int) -> dict[str, Any]:
         seed: random seed of clips and noise.
 
     Returns:
-        `edits`, the rates `without` and `with_cvg`, their paired `difference`, and `guided_steps` of all batches together.
+        `edits`, the rates `without` and `with_cvg`, their paired `difference`, and `guided_steps` of all batches
+        together.
     """
     tasks = edit_tasks(edits, seed)
     rng = np.random.default_rng((seed, 9))
-    asked = [
-        str(rng.choice([way for way in DIRECTIONS if way != task.scene.things[0].direction]))
-        for task in tasks
-    ]
+    asked = [str(rng.choice([way for way in DIRECTIONS if way != task.scene.things[0].direction])) for task in tasks]
     prompts = [f"{task.prompt} moving {way}" for task, way in zip(tasks, asked, strict=True)]
 
     def right(frames: torch.Tensor, ways: Sequence[str]) -> list[bool]:

@@ -14,16 +14,7 @@ from cvg_kernels.editing.depth import estimate_depth
 from cvg_kernels.shapes.intervals import mean, rate
 from cvg_kernels.shapes.latents import tokenize
 from cvg_kernels.shapes.train_depth import depth_frames
-from cvg_kernels.shapes.world import (
-    COLOURS,
-    DIRECTIONS,
-    HELD_OUT,
-    SHAPES,
-    Thing,
-    caption,
-    random_scene,
-    render,
-)
+from cvg_kernels.shapes.world import COLOURS, DIRECTIONS, HELD_OUT, SHAPES, Thing, caption, random_scene, render
 
 
 def contents(things: int, held_out: bool) -> list[tuple[Thing, ...]]:
@@ -33,16 +24,8 @@ def contents(things: int, held_out: bool) -> list[tuple[Thing, ...]]:
         things: in a frame.
         held_out: whether pairs of colour and shape that no training clip shows are among them.
     """
-    known = [
-        Thing(*pair, None)
-        for pair in itertools.product(COLOURS, SHAPES)
-        if held_out or pair not in HELD_OUT
-    ]
-    return [
-        each
-        for each in itertools.combinations(known, things)
-        if len({thing.colour for thing in each}) == things
-    ]
+    known = [Thing(*pair, None) for pair in itertools.product(COLOURS, SHAPES) if held_out or pair not in HELD_OUT]
+    return [each for each in itertools.combinations(known, things) if len({thing.colour for thing in each}) == things]
 
 
 @torch.no_grad()
@@ -57,8 +40,8 @@ def retrieval(pipe: Any, things: int, held_out: bool, frames: int, seed: int) ->
         seed: of the frames.
 
     Returns:
-        `captions`, how many there are, and the rates of `text` (the caption's embedding is nearest) and `prior` (what the
-        prior makes of it is).
+        `captions`, how many there are, and the rates of `text` (the caption's embedding is nearest) and `prior` (what
+        the prior makes of it is).
     """
     every = contents(things, held_out)
     asked = [each for each in every if not held_out or any(map(_is_new, each))]
@@ -69,8 +52,7 @@ def retrieval(pipe: Any, things: int, held_out: bool, frames: int, seed: int) ->
     images = torch.cat([embed_images(pipe.content_encoder, _frame(rng, each)) for each in shown])
     right = torch.tensor([every.index(each) for each in shown])
     hits = {
-        name: ((images @ table.T).argmax(1) == right).tolist()
-        for name, table in (("text", texts), ("prior", made))
+        name: ((images @ table.T).argmax(1) == right).tolist() for name, table in (("text", texts), ("prior", made))
     }
     return {"captions": len(every)} | {name: rate(values) for name, values in hits.items()}
 

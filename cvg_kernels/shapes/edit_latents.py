@@ -1,4 +1,6 @@
-"""The training set of the editor: clips with what the denoiser is told of them, encoded once and kept on disk in shards."""
+"""The training set of the editor: clips with what the denoiser is told of them, encoded once and kept on disk in
+shards.
+"""
 
 from __future__ import annotations
 
@@ -60,9 +62,7 @@ def _encode(number: int, seed: int, pipe: Any) -> dict[str, torch.Tensor]:
     }
 
 
-def encode_edit_clips(
-    folder: Path, pipe: Any, *, seed: int, clips: int, rank: int = 0, processes: int = 1
-) -> None:
+def encode_edit_clips(folder: Path, pipe: Any, *, seed: int, clips: int, rank: int = 0, processes: int = 1) -> None:
     """Draws and encodes this process's share of the clips; shards that exist are kept.
 
     Args:

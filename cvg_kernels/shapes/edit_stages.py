@@ -21,13 +21,12 @@ from cvg_kernels.shapes.train_prior import build_prior_scheduler, train_prior
 from cvg_kernels.writing import written_folder
 
 
-def train_all_of_the_editor(
-    folder: Path, pipeline: Path, recipe: Any, device: torch.device
-) -> Path:
+def train_all_of_the_editor(folder: Path, pipeline: Path, recipe: Any, device: torch.device) -> Path:
     """Trains content encoder, depth network, prior and denoiser of the editor, and puts them together.
 
-    A stage whose result lies in `folder` is not repeated. What is trained to be compared, if it is asked for: a diffusion
-    prior, and the denoiser for fewer steps, on images and video together as the editor's own and on video alone.
+    A stage whose result lies in `folder` is not repeated. What is trained to be compared, if it is asked for: a
+    diffusion prior, and the denoiser for fewer steps, on images and video together as the editor's own and on video
+    alone.
 
     Args:
         folder: of the run.
@@ -45,9 +44,7 @@ def train_all_of_the_editor(
     if not (folder / "depth_estimator").exists():
         train_depth_estimator(folder, steps=recipe.depth_steps, **how)
     world.content_encoder = load_model(CLIPModel, folder / "content_encoder").eval()
-    world.depth_estimator = load_model(
-        DepthAnythingForDepthEstimation, folder / "depth_estimator"
-    ).eval()
+    world.depth_estimator = load_model(DepthAnythingForDepthEstimation, folder / "depth_estimator").eval()
     encode_edit_clips(folder / "edit-clips", world, seed=recipe.seed, clips=recipe.edit_clips)
     if not (folder / "prior").exists():
         train_prior(folder, world.content_encoder, steps=recipe.prior_steps, **how)
@@ -60,9 +57,7 @@ def train_all_of_the_editor(
         for name, options in (("joint", {}), ("video", {"images": 0.0})):
             stage = f"ablation-{name}"
             if not (folder / f"{stage}-unet").exists():
-                train_editor(
-                    folder, world, steps=recipe.comparison_steps, name=stage, **options, **how
-                )
+                train_editor(folder, world, steps=recipe.comparison_steps, name=stage, **options, **how)
     return export_editor(folder, pipeline)
 
 
@@ -85,20 +80,17 @@ def trained_otherwise(folder: Path) -> dict[str, Any]:
     places = sorted(folder.glob("ablation-*-unet"))
     if places:
         found["denoisers"] = {
-            place.name.removeprefix("ablation-").removesuffix("-unet"): load_model(
-                UNetMotionModel, place
-            ).eval()
+            place.name.removeprefix("ablation-").removesuffix("-unet"): load_model(UNetMotionModel, place).eval()
             for place in places
         }
     if not found:
-        raise ArgumentError(
-            f"training run must hold diffusion-prior or ablation-*-unet, got {folder}"
-        )
+        raise ArgumentError(f"training run must hold diffusion-prior or ablation-*-unet, got {folder}")
     return found
 
 
 def export_editor(folder: Path, pipeline: Path, name: str = "editor") -> Path:
-    """Writes the trained networks of the editor as float16 into the folder of the shapes pipeline, which has the others.
+    """Writes the trained networks of the editor as float16 into the folder of the shapes pipeline, which has the
+    others.
 
     Args:
         folder: of the run.

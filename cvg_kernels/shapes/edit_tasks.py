@@ -1,4 +1,6 @@
-"""Edits to be made, and what the oracle reads of one: is the content there that was asked for, is the structure kept."""
+"""Edits to be made, and what the oracle reads of one:
+is the content there that was asked for, is the structure kept.
+"""
 
 from __future__ import annotations
 
@@ -54,8 +56,7 @@ def edit_tasks(count: int, seed: int, *, things: int = 1, held_out: bool = False
         things: in a clip, 1 or 2.
         held_out: whether what is asked for is a pair of colour and shape that no training clip shows.
     """
-    return [_task(np.random.default_rng((seed, 6, at, things, held_out)), things, held_out)
-            for at in range(count)]  # fmt: skip
+    return [_task(np.random.default_rng((seed, 6, at, things, held_out)), things, held_out) for at in range(count)]
 
 
 def _task(rng: np.random.Generator, things: int, held_out: bool) -> EditTask:
@@ -67,12 +68,7 @@ def _task(rng: np.random.Generator, things: int, held_out: bool) -> EditTask:
         if len(colours) == 2 * things and others:
             break
     shown = random_scene(rng, asked, frames=1)
-    return EditTask(
-        scene,
-        render([scene])[0],
-        tuple(still(one) for one in asked),
-        render([shown])[0, 0],
-    )
+    return EditTask(scene, render([scene])[0], tuple(still(one) for one in asked), render([shown])[0, 0])
 
 
 def _things(rng: np.random.Generator, count: int, held_out: bool) -> tuple[Thing, ...]:
@@ -114,17 +110,15 @@ def _distance(seen: Seen, centres: np.ndarray) -> float:
 def judge_edit(frames: torch.Tensor, task: EditTask) -> EditVerdict:
     """Reads an edit.
 
-    Nothing says which of two things takes whose place: what counts is the assignment that is nearest. What took a thing's
-    place is the object of the asked colour, or, if there is none, the nearest of those in no asked colour.
+    Nothing says which of two things takes whose place: what counts is the assignment that is nearest. What took a
+    thing's place is the object of the asked colour, or, if there is none, the nearest of those in no asked colour.
 
     Args:
         frames: `[F, 3, 64, 64]` in [0, 1].
         task: what was asked for.
     """
     seen = look(frames)
-    tables = (
-        _compared(seen, order, task) for order in itertools.permutations(range(len(task.asked)))
-    )
+    tables = (_compared(seen, order, task) for order in itertools.permutations(range(len(task.asked))))
 
     def far(table: list[tuple]) -> tuple[int, float]:
         distances = [row[-1] for row in table]
@@ -140,7 +134,9 @@ def judge_edit(frames: torch.Tensor, task: EditTask) -> EditVerdict:
 
 
 def _compared(seen: Sequence[Seen], order: Sequence[int], task: EditTask) -> list[tuple]:
-    """Colour, shape, direction, found and distance of each asked thing, if the i-th takes the place of thing order[i]."""
+    """Colour, shape, direction, found and distance of each asked thing,
+    if the i-th takes the place of thing order[i].
+    """
     by_colour = {one.colour: one for one in seen}
     rest = [one for one in seen if one.colour not in {thing.colour for thing in task.asked}]
     table = []

@@ -17,15 +17,13 @@ SHARED = ("vae", "text_encoder", "tokenizer")
 
 
 def load_editor(
-    folder: str | Path | None = None,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
+    folder: str | Path | None = None, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
 ) -> Any:
     """Loads the editor of the shapes world as a `StructureContentPipeline`.
 
     Args:
-        folder: what `cvg-kernels shapes train` has put into `RUN/pipeline/editor`, or a saved `StructureContentPipeline`;
-            `None` loads the one that ships.
+        folder: what `cvg-kernels shapes train` has put into `RUN/pipeline/editor`, or a saved
+            `StructureContentPipeline`; `None` loads the one that ships.
         device: where to put it.
         dtype: of its weights.
 
@@ -40,9 +38,7 @@ def load_editor(
 
     folder = WEIGHTS if folder is None else Path(folder)
     if not (folder / "model_index.json").exists():
-        raise ArgumentError(
-            f"folder must hold a StructureContentPipeline, got {folder} without model_index.json"
-        )
+        raise ArgumentError(f"folder must hold a StructureContentPipeline, got {folder} without model_index.json")
     kinds = {
         "unet": UNetMotionModel,
         "content_encoder": CLIPModel,
@@ -50,10 +46,7 @@ def load_editor(
         "depth_estimator": DepthAnythingForDepthEstimation,
     }
     # torch's own `to`: that of diffusers warns of what these networks do not have
-    parts = {
-        name: torch.nn.Module.to(load_model(kind, folder / name), dtype)
-        for name, kind in kinds.items()
-    }
+    parts = {name: torch.nn.Module.to(load_model(kind, folder / name), dtype) for name, kind in kinds.items()}
     if not (folder / "vae").exists():
         world = load_pipeline(folder.parent, dtype=dtype)
         parts |= {name: getattr(world, name) for name in SHARED}

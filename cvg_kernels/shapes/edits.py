@@ -1,4 +1,6 @@
-"""`cvg-kernels shapes edits`: what the editor does to clips of the shapes world, against what one would do without it."""
+"""`cvg-kernels shapes edits`: what the editor does to clips of the shapes world,
+against what one would do without it.
+"""
 
 from __future__ import annotations
 
@@ -11,14 +13,7 @@ import torch
 
 from cvg_kernels.environment import versions
 from cvg_kernels.processes import Place, gather
-from cvg_kernels.shapes.edit_arms import (
-    STRUCTURE,
-    Arm,
-    content_arms,
-    level_arms,
-    sdedit_arms,
-    temporal_arms,
-)
+from cvg_kernels.shapes.edit_arms import STRUCTURE, Arm, content_arms, level_arms, sdedit_arms, temporal_arms
 from cvg_kernels.shapes.edit_tasks import SCORES, EditTask, EditVerdict, edit_tasks, judge_edits
 from cvg_kernels.shapes.intervals import mean, paired_differences
 
@@ -150,8 +145,8 @@ def evaluate_edits(
         progress: called with an arm's name and the number of edits made.
 
     Returns:
-        model, seed, processes, `input` (the scores of the clips themselves), and per group and arm the means of `colour`,
-        `shape`, `direction`, `found`, `distance` (of those found) and `consistency` with 95 % intervals,
+        model, seed, processes, `input` (the scores of the clips themselves), and per group and arm the means of
+        `colour`, `shape`, `direction`, `found`, `distance` (of those found) and `consistency` with 95 % intervals,
         `seconds_per_edit`, and the paired differences to the first arm of the group (`minus_first`).
     """
     first = next(iter(measured.values())).tasks
@@ -187,7 +182,9 @@ def _means(table: Mapping[str, Sequence[float | None]]) -> dict[str, Any]:
 
 
 def print_edits(report: dict[str, Any]) -> None:
-    """Prints the scores as a table; a star marks what differs from the first of its group, the interval excluding 0."""
+    """Prints the scores as a table; a star marks what differs from the first of its group,
+    the interval excluding 0.
+    """
     print(
         f"{report['edits']} edits an arm, seed {report['seed']}, {report['model']}; means with 95 % intervals;"
         " * differs from the first of its group, the interval of the paired difference excludes 0"

@@ -14,13 +14,7 @@ from cvg_kernels.processes import Place, gather
 from cvg_kernels.shapes.intervals import mean, paired_differences, rate
 from cvg_kernels.shapes.oracle import Verdict, compare, frame_consistency, look
 from cvg_kernels.shapes.pipeline import sample
-from cvg_kernels.shapes.quality import (
-    encoder_features,
-    encoder_frechet,
-    object_distance,
-    real_clips,
-    reconstruct,
-)
+from cvg_kernels.shapes.quality import encoder_features, encoder_frechet, object_distance, real_clips, reconstruct
 from cvg_kernels.shapes.world import FRAMES, HELD_OUT, Thing, caption, random_things
 
 CLASSES = ("present", "bound", "direction", "all_right")
@@ -137,11 +131,11 @@ def evaluate(
         **options: of `pipeline.sample`.
 
     Returns:
-        model, prompts, seed, processes; `real`, the image quality of real clips of the prompts through the autoencoder, the
-        best that is possible; and per method the rates of `present`, `bound`, `direction` and `all_right` with 95 %
-        intervals, the mean `consistency` of neighbouring frames, the image quality (`object_distance`,
-        `encoder_frechet`), `seconds_per_clip`, the rates on prompts with and without a held-out pair, and (from the
-        second method on) the paired differences to the first.
+        model, prompts, seed, processes; `real`, the image quality of real clips of the prompts through the
+        autoencoder, the best that is possible; and per method the rates of `present`, `bound`, `direction` and
+        `all_right` with 95 % intervals, the mean `consistency` of neighbouring frames, the image quality
+        (`object_distance`, `encoder_frechet`), `seconds_per_clip`, the rates on prompts with and without a held-out
+        pair, and (from the second method on) the paired differences to the first.
     """
     things = two_object_prompts(prompts, seed)
     unseen = [any((t.colour, t.shape) in HELD_OUT for t in each) for each in things]
@@ -182,9 +176,7 @@ def evaluate(
 
 def print_report(report: dict[str, Any]) -> None:
     """Prints the rates and the image quality as a table."""
-    print(
-        f"{report['prompts']} two-object prompts, seed {report['seed']}, {report['model']}; 95 % intervals"
-    )
+    print(f"{report['prompts']} two-object prompts, seed {report['seed']}, {report['model']}; 95 % intervals")
     width = max(10, *map(len, report["guidance"]))
     plain = ("consistency", "object_distance", "encoder_frechet", "s/clip")
     print("  ".join(["method".ljust(width), *(kind.ljust(18) for kind in CLASSES), *plain]))

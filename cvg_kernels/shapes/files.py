@@ -20,9 +20,7 @@ _PREFIX = "text_model."
 START, END = "<|startoftext|>", "<|endoftext|>"
 
 
-def save_tokenizer(
-    folder: Path, vocabulary: dict[str, int], merges: list[list[str]], length: int
-) -> CLIPTokenizer:
+def save_tokenizer(folder: Path, vocabulary: dict[str, int], merges: list[list[str]], length: int) -> CLIPTokenizer:
     """Writes a tokenizer as `vocab.json` and `merges.txt`, and loads it.
 
     transformers 4 reads these two alone, transformers 5 reads them where there is no `tokenizer.json`.
@@ -61,9 +59,7 @@ def load_tokenizer(folder: Path) -> CLIPTokenizer:
         return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # the library behind it raises that class itself
         reason = " ".join(str(error).split())[:300]
-        raise ArgumentError(
-            f"folder must hold a tokenizer, {folder} does not load: {reason}"
-        ) from error
+        raise ArgumentError(f"folder must hold a tokenizer, {folder} does not load: {reason}") from error
 
 
 def save_model(model: Any, folder: Path) -> None:
@@ -84,8 +80,8 @@ def save_model(model: Any, folder: Path) -> None:
 def save_text_encoder(encoder: CLIPTextModel, folder: Path) -> None:
     """Saves a text encoder under the names of weights that all releases know.
 
-    From some release of transformers 5 on, `CLIPTextModel` has no `text_model` inside. The newer ones take names with and
-    without it, the older ones only those with it.
+    From some release of transformers 5 on, `CLIPTextModel` has no `text_model` inside. The newer ones take names with
+    and without it, the older ones only those with it.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with written_folder(folder) as new:
@@ -113,7 +109,8 @@ def without_bars() -> Iterator[None]:
 
 @without_bars()
 def load_model(kind: Any, folder: Path) -> Any:
-    """Loads a model of diffusers or transformers from a folder whose weights are those of the model, all and no others.
+    """Loads a model of diffusers or transformers from a folder whose weights are those of the model, all and no
+    others.
 
     Their own loading leaves a weight random if the file has none of its name, with a warning at most.
 
@@ -146,9 +143,7 @@ def load_model(kind: Any, folder: Path) -> Any:
         if found.get(f"{what}_keys")
     ]
     if wrong:
-        raise ArgumentError(
-            f"folder must hold the weights of a {kind.__name__}, got {folder} with {'; '.join(wrong)}"
-        )
+        raise ArgumentError(f"folder must hold the weights of a {kind.__name__}, got {folder} with {'; '.join(wrong)}")
     return model
 
 

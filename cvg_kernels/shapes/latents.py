@@ -46,13 +46,8 @@ def encode_shards(
         if path.exists():
             continue
         numbers = range(start, min(start + _SHARD, clips))
-        scenes = [
-            random_scene(np.random.default_rng((seed, 3, number)), speed=speed)
-            for number in numbers
-        ]
-        latents = [
-            autoencoder.encode(render([scene])[0] * 2 - 1).latent_dist.mean for scene in scenes
-        ]
+        scenes = [random_scene(np.random.default_rng((seed, 3, number)), speed=speed) for number in numbers]
+        latents = [autoencoder.encode(render([scene])[0] * 2 - 1).latent_dist.mean for scene in scenes]
         tokens = tokenize(tokenizer, [scene.caption for scene in scenes])
         write_tensors(path, {"latents": torch.stack(latents).half().contiguous(), "tokens": tokens})
 
@@ -84,9 +79,7 @@ def read_shards(folder: Path, names: Iterable[str]) -> dict[str, torch.Tensor]:
         first = shards[0] if shards else found
         for name, shape in shapes.items():
             if shape != first[name].shape[1:] or found[name].dtype != first[name].dtype:
-                raise ArgumentError(
-                    f"{path} has {name} of another shape or dtype than the first shard"
-                )
+                raise ArgumentError(f"{path} has {name} of another shape or dtype than the first shard")
         shards.append(found)
     if not shards:
         raise ArgumentError(f"{folder} must hold shards NNNNNN.safetensors, got none")

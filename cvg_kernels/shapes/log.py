@@ -25,9 +25,7 @@ class TrainingLog:
         silent: writes and shows nothing; for all processes but one.
     """
 
-    def __init__(
-        self, folder: Path, stage: str, first: int, steps: int, *, silent: bool = False
-    ) -> None:
+    def __init__(self, folder: Path, stage: str, first: int, steps: int, *, silent: bool = False) -> None:
         self.path = folder / "metrics.jsonl"
         self.stage = stage
         self.done = first
@@ -37,9 +35,7 @@ class TrainingLog:
         if not silent:
             from rich.progress import MofNCompleteColumn, Progress, TimeRemainingColumn
 
-            self._bar = Progress(
-                *Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn()
-            )
+            self._bar = Progress(*Progress.get_default_columns()[:2], MofNCompleteColumn(), TimeRemainingColumn())
             self._task = self._bar.add_task(stage, total=steps, completed=first)
 
     def __enter__(self) -> TrainingLog:
@@ -48,10 +44,7 @@ class TrainingLog:
         return self
 
     def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if not self.silent:
             self._bar.stop()

@@ -1,7 +1,7 @@
 """Clips longer than the shapes model was trained on, in which the colour or the direction changes half-way.
 
-The measure of VSTAR's ingredients: does the asked state appear in the asked part of the clip, do neighbouring frames agree,
-and how much does temporal attention lie along the diagonal.
+The measure of VSTAR's ingredients: does the asked state appear in the asked part of the clip, do neighbouring frames
+agree, and how much does temporal attention lie along the diagonal.
 """
 
 from __future__ import annotations
@@ -59,10 +59,7 @@ def states_shown(frames: torch.Tensor, states: States) -> tuple[bool, bool]:
     halves = frames.split(-(-len(frames) // 2))
     turns = states[0].colour == states[1].colour
     first, second = (
-        any(
-            one.colour == state.colour and (not turns or one.direction == state.direction)
-            for one in look(half)
-        )
+        any(one.colour == state.colour and (not turns or one.direction == state.direction) for one in look(half))
         for half, state in zip(halves, states, strict=True)
     )
     return first, second
@@ -85,9 +82,7 @@ def arms(sigma: Any = 16.0, strength: float = 1.0) -> dict[str, Callable[[States
         "band": lambda states: VSTAR(**band, trained_frames=FRAMES),
         "synopsis": lambda states: VSTAR(sigma=None, prompts=texts(states), trained_frames=FRAMES),
         # the first and the last third hold still, the text changes in the middle
-        "held": lambda states: VSTAR(
-            sigma=None, prompts=texts(states), hold=2, trained_frames=FRAMES
-        ),
+        "held": lambda states: VSTAR(sigma=None, prompts=texts(states), hold=2, trained_frames=FRAMES),
         "both": lambda states: VSTAR(**band, prompts=texts(states), trained_frames=FRAMES),
     }
 
@@ -116,10 +111,10 @@ def evaluate_long(
         **options: of `pipeline.sample`.
 
     Returns:
-        frames, prompts, seed, and per method, with 95 % intervals: how often the clip shows its first state in its first
-        half, its second in its second, and both; the means of the frames' `consistency` and of the `diagonality` of the
-        conditional branch's temporal maps; `seconds_per_clip`; and (from the second method on) the paired differences to
-        the first.
+        frames, prompts, seed, and per method, with 95 % intervals: how often the clip shows its first state in its
+        first half, its second in its second, and both; the means of the frames' `consistency` and of the `diagonality`
+        of the conditional branch's temporal maps; `seconds_per_clip`; and (from the second method on) the paired
+        differences to the first.
     """
     pairs = changing_things(prompts, seed)
     report: dict[str, Any] = {"frames": frames, "prompts": prompts, "seed": seed, "guidance": {}}
@@ -160,9 +155,7 @@ def _mean_diagonality(records: Sequence[Any]) -> float:
 
 def print_long(report: dict[str, Any]) -> None:
     """Prints the rates and means as a table."""
-    print(
-        f"{report['prompts']} clips of {report['frames']} frames, seed {report['seed']}; 95 % intervals"
-    )
+    print(f"{report['prompts']} clips of {report['frames']} frames, seed {report['seed']}; 95 % intervals")
     names = (kind.ljust(20) for kind in (*_SHOWN, *_MEANS))
     print("  ".join(["method".ljust(10), *names, "s/clip"]))
     for name, entry in report["guidance"].items():

@@ -42,10 +42,7 @@ def build_tokenizer(folder: str | Path) -> CLIPTokenizer:
     learner.normalizer = normalizers.Lowercase()
     learner.pre_tokenizer = pre_tokenizers.Whitespace()
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
-    corpus = [
-        caption([Thing(*words)]) + " and "
-        for words in itertools.product(COLOURS, SHAPES, DIRECTIONS)
-    ]
+    corpus = [caption([Thing(*words)]) + " and " for words in itertools.product(COLOURS, SHAPES, DIRECTIONS)]
     # Each letter once inside a word and once at its end, so that no text is ever unknown.
     corpus.append(" ".join(f"{letter} {letter}a" for letter in letters))
     trainer = trainers.BpeTrainer(
@@ -55,9 +52,7 @@ def build_tokenizer(folder: str | Path) -> CLIPTokenizer:
     model = json.loads(learner.to_str())["model"]
     vocabulary = model["vocab"]
     # The learner numbers the letters that end a word in no fixed order; a seed shall mean one run.
-    endings = sorted(
-        token for token in vocabulary if len(token) == len("a</w>") and "</w>" in token
-    )
+    endings = sorted(token for token in vocabulary if len(token) == len("a</w>") and "</w>" in token)
     numbers = sorted(vocabulary[token] for token in endings)
     vocabulary.update(zip(endings, numbers, strict=True))
     return save_tokenizer(Path(folder), vocabulary, model["merges"], MAX_TOKENS)
@@ -112,8 +107,8 @@ def build_motion_adapter() -> MotionAdapter:
     """The motion modules that turn the image denoiser into one of video, 0.5 M parameters.
 
     The first attention of each module starts as a band: its queries and keys are the features themselves, so a frame
-    attends to itself and to its neighbours, as trained temporal attention does. From uniform attention, which hands every
-    frame the same average, a small model finds out very slowly that frames have an order.
+    attends to itself and to its neighbours, as trained temporal attention does. From uniform attention, which hands
+    every frame the same average, a small model finds out very slowly that frames have an order.
     """
     adapter = MotionAdapter(
         block_out_channels=_CHANNELS,
@@ -144,9 +139,7 @@ def build_scheduler() -> DDIMScheduler:
 
 
 @torch.no_grad()
-def fold_latent_scale(
-    autoencoder: AutoencoderKL, mean: torch.Tensor, std: torch.Tensor
-) -> AutoencoderKL:
+def fold_latent_scale(autoencoder: AutoencoderKL, mean: torch.Tensor, std: torch.Tensor) -> AutoencoderKL:
     """Moves the standardisation (z − mean) / std of each latent channel into the autoencoder's 1×1 convolutions.
 
     A stock pipeline knows one scaling factor only; folded, the latents it sees have mean 0 and variance 1 in every
@@ -168,10 +161,7 @@ def fold_latent_scale(
 
 
 def assemble(
-    autoencoder: AutoencoderKL,
-    text_encoder: CLIPTextModel,
-    tokenizer: CLIPTokenizer,
-    denoiser: UNetMotionModel,
+    autoencoder: AutoencoderKL, text_encoder: CLIPTextModel, tokenizer: CLIPTokenizer, denoiser: UNetMotionModel
 ) -> AnimateDiffPipeline:
     """Puts trained parts together as a stock `AnimateDiffPipeline`."""
     return AnimateDiffPipeline(

@@ -1,8 +1,8 @@
 """The oracle: reads colour, shape, place and direction out of the frames of a clip.
 
-It knows the world's palette and outlines and nothing else. Every pixel goes to the nearest palette colour or the ground; a
-colour's pixels in a frame are an object if they form one compact blob of a plausible size, which noise does not. The shape
-is the outline that overlaps the blob best, the direction the slope of its centre over the frames.
+It knows the world's palette and outlines and nothing else. Every pixel goes to the nearest palette colour or the
+ground; a colour's pixels in a frame are an object if they form one compact blob of a plausible size, which noise does
+not. The shape is the outline that overlaps the blob best, the direction the slope of its centre over the frames.
 """
 
 from __future__ import annotations
@@ -14,14 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from cvg_kernels.shapes.world import (
-    BACKGROUND,
-    COLOURS,
-    DIRECTIONS,
-    SHAPES,
-    Thing,
-    signed_distance,
-)
+from cvg_kernels.shapes.world import BACKGROUND, COLOURS, DIRECTIONS, SHAPES, Thing, signed_distance
 
 _FAR = 0.45  # pixels farther than this from every palette colour belong to nothing
 _MIN_AREA, _MAX_AREA = 40, 420  # pixels of an object at 64×64
@@ -127,9 +120,7 @@ def _direction_of(centres: np.ndarray) -> str | None:
     seen = np.flatnonzero(~np.isnan(centres[:, 0]))
     if len(seen) < 3:
         return None
-    travel = np.polyfit(seen, centres[seen], 1)[0] * (
-        len(centres) - 1
-    )  # pixels over the clip, (x, y)
+    travel = np.polyfit(seen, centres[seen], 1)[0] * (len(centres) - 1)  # pixels over the clip, (x, y)
     along = int(np.abs(travel).argmax())
     if abs(travel[along]) < _MIN_TRAVEL or abs(travel[along]) < 2 * abs(travel[1 - along]):
         return None
@@ -158,17 +149,15 @@ def look(frames: torch.Tensor) -> list[Seen]:
                 centres[at] = columns.mean(), rows.mean()
         votes = Counter(_shape_of(blob) for blob in there)
         shape, count = votes.most_common(1)[0]
-        found.append(
-            Seen(colour, shape if 2 * count > len(there) else None, _direction_of(centres), centres)
-        )
+        found.append(Seen(colour, shape if 2 * count > len(there) else None, _direction_of(centres), centres))
     return found
 
 
 def frame_consistency(frames: torch.Tensor) -> float:
     """How alike neighbouring frames are, wherever things have moved to: 1 if no colour grows, shrinks or flickers.
 
-    Mean over neighbouring frames of Σ_c min(n_c, n'_c) / Σ_c max(n_c, n'_c), n_c the pixels of palette colour c; a pair
-    without any coloured pixel counts 0.
+    Mean over neighbouring frames of Σ_c min(n_c, n'_c) / Σ_c max(n_c, n'_c), n_c the pixels of palette colour c; a
+    pair without any coloured pixel counts 0.
 
     Args:
         frames: `[F, 3, 64, 64]` in [0, 1].
@@ -196,16 +185,10 @@ def compare(seen: Sequence[Seen], things: Sequence[Thing]) -> Verdict:
     shapes = Counter(one.shape for one in seen if one.colour not in {t.colour for t in things})
     missing = [thing for thing in things if thing.colour not in by_colour]
     # A thing in a wrong colour is still there, if an object of no other thing has its shape.
-    present = all(
-        shapes[thing.shape] > 0 and not shapes.subtract([thing.shape]) for thing in missing
-    )
+    present = all(shapes[thing.shape] > 0 and not shapes.subtract([thing.shape]) for thing in missing)
     asked = [by_colour.get(thing.colour) for thing in things]
-    bound = all(
-        one is not None and one.shape == thing.shape
-        for one, thing in zip(asked, things, strict=True)
-    )
+    bound = all(one is not None and one.shape == thing.shape for one, thing in zip(asked, things, strict=True))
     direction = all(
-        one is not None and one.direction == thing.direction
-        for one, thing in zip(asked, things, strict=True)
+        one is not None and one.direction == thing.direction for one, thing in zip(asked, things, strict=True)
     )
     return Verdict(present, bound, direction, present and bound and direction)

@@ -18,9 +18,7 @@ GUIDANCE_SCALE = 3.0
 
 
 def load_pipeline(
-    folder: str | Path | None = None,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
+    folder: str | Path | None = None, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32
 ) -> Any:
     """Loads the shapes pipeline as a stock `AnimateDiffPipeline`.
 
@@ -39,15 +37,10 @@ def load_pipeline(
 
     folder = WEIGHTS if folder is None else Path(folder)
     if not (folder / "model_index.json").exists():
-        raise ArgumentError(
-            f"folder must hold a diffusers pipeline, got {folder} without model_index.json"
-        )
+        raise ArgumentError(f"folder must hold a diffusers pipeline, got {folder} without model_index.json")
     kinds = {"vae": AutoencoderKL, "text_encoder": CLIPTextModel, "unet": UNetMotionModel}
     # torch's own `to`: that of diffusers warns of what these networks do not have
-    parts = {
-        name: torch.nn.Module.to(load_model(kind, folder / name), dtype)
-        for name, kind in kinds.items()
-    }
+    parts = {name: torch.nn.Module.to(load_model(kind, folder / name), dtype) for name, kind in kinds.items()}
     pipe = assemble_from(AnimateDiffPipeline, folder, parts)
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)

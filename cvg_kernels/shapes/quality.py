@@ -1,6 +1,8 @@
-"""Image quality of clips of the shapes world: how cleanly objects are drawn, and how like real clips a set of clips is.
+"""Image quality of clips of the shapes world: how cleanly objects are drawn, and how like real clips a set of clips
+is.
 
-The oracle's verdict says what a clip shows, not how well: a guidance that tears objects apart can still get them right.
+The oracle's verdict says what a clip shows, not how well: a guidance that tears objects apart can still get them
+right.
 """
 
 from __future__ import annotations
@@ -36,8 +38,8 @@ def object_distance(frames: torch.Tensor, seen: Sequence[Seen]) -> float | None:
     """How far the objects that the oracle found are from clean renderings of themselves.
 
     Every frame is drawn anew: each object in the palette's colour, its shape, centre (see `Seen`), and the radius that
-    fits best. The distance of an object is the mean of |frame − drawing| over the channels and the pixels of the box of
-    half side radius + 2 around it; that of a clip is the mean over its objects and the frames that show them.
+    fits best. The distance of an object is the mean of |frame − drawing| over the channels and the pixels of the box
+    of half side radius + 2 around it; that of a clip is the mean over its objects and the frames that show them.
 
     A shape that the oracle could not name is drawn as the outline that fits best. Objects that are missing count
     nothing, they are the business of `present`.
@@ -93,8 +95,8 @@ def _fit(frame: torch.Tensor, one: Seen, number: int) -> tuple[torch.Tensor, tor
 def encoder_features(vae: Any, clips: torch.Tensor) -> torch.Tensor:
     """What our own trained autoencoder's encoder says of each clip, pooled: float64 `[B, 6 · C]`.
 
-    Per frame and channel of the latents: mean and standard deviation over space, and the standard deviation over space of
-    the difference to the next frame; of each of these, mean and standard deviation over the frames.
+    Per frame and channel of the latents: mean and standard deviation over space, and the standard deviation over space
+    of the difference to the next frame; of each of these, mean and standard deviation over the frames.
 
     Args:
         vae: the pipeline's, of C latent channels.
@@ -126,8 +128,8 @@ def frechet(one: np.ndarray, other: np.ndarray) -> float:
 def encoder_frechet(clips: torch.Tensor, real: torch.Tensor) -> dict[str, Any]:
     """Fréchet distance of our encoder's features between a set of clips and real clips of the same prompts.
 
-    Not FVD: the encoder is the shapes pipeline's own and knows nothing else. Estimates from few clips are too large by an
-    amount that depends on their number; compare sets of the same size, and with `value` of another real set.
+    Not FVD: the encoder is the shapes pipeline's own and knows nothing else. Estimates from few clips are too large by
+    an amount that depends on their number; compare sets of the same size, and with `value` of another real set.
 
     Args:
         clips: features `[N, D]`, see `encoder_features`.
@@ -144,9 +146,7 @@ def encoder_frechet(clips: torch.Tensor, real: torch.Tensor) -> dict[str, Any]:
     return {"value": value, "ci95": [max(0.0, value - half), value + half]}
 
 
-def real_clips(
-    things: Sequence[Sequence[Thing]], seed: int, draw: int = 0, frames: int = FRAMES
-) -> torch.Tensor:
+def real_clips(things: Sequence[Sequence[Thing]], seed: int, draw: int = 0, frames: int = FRAMES) -> torch.Tensor:
     """Clips `[B, F, 3, 64, 64]` that the world renders for prompts.
 
     Args:
@@ -164,7 +164,6 @@ def reconstruct(vae: Any, clips: torch.Tensor) -> torch.Tensor:
     """Clips `[B, F, 3, H, W]` in [0, 1] through the autoencoder: what a perfect denoiser would make."""
     place = next(vae.parameters())
     decoded = [
-        vae.decode(vae.encode((clip * 2 - 1).to(place.device, place.dtype)).latent_dist.mean).sample
-        for clip in clips
+        vae.decode(vae.encode((clip * 2 - 1).to(place.device, place.dtype)).latent_dist.mean).sample for clip in clips
     ]
     return (torch.stack(decoded).float().cpu() / 2 + 0.5).clamp(0, 1)

@@ -23,7 +23,8 @@ def sweep(
 
     Args:
         pipe: the shapes pipeline.
-        method: as `method_named` takes it, other options included; of methods joined by a plus, the option is the last's.
+        method: as `method_named` takes it, other options included; of methods joined by a plus, the option is the
+            last's.
         option: an attribute of the method that is a number.
         values: of the option, the one that the others are compared with first.
         progress: called with the method's specification and number of clips made.
@@ -38,9 +39,7 @@ def sweep(
     methods = {spec: method_named(spec) for spec in specifications(method, option, values)}
     report = evaluate(pipe, methods, progress=progress, **settings)
     guidance = report.pop("guidance")
-    return report | {
-        "method": method, "option": option, "values": list(values), "guidance": guidance,
-    }  # fmt: skip
+    return report | {"method": method, "option": option, "values": list(values), "guidance": guidance}
 
 
 def specifications(method: str, option: str, values: Sequence[float]) -> list[str]:
@@ -65,7 +64,5 @@ def numbers(text: str) -> list[float]:
         try:
             found.append(float(part) if set(part) & set(".eE") else int(part))
         except ValueError:
-            raise ArgumentError(
-                f"values must be numbers separated by commas, got {text!r}"
-            ) from None
+            raise ArgumentError(f"values must be numbers separated by commas, got {text!r}") from None
     return found

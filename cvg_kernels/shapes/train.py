@@ -34,21 +34,21 @@ class Recipe:
     edit_clips: int = 4096
     prior_steps: int = 2000
     editor_steps: int = 2800
-    comparison_steps: int = (
-        0  #: of denoisers trained otherwise, for `shapes edits`; 0 trains none (reported: 700)
-    )
+    comparison_steps: int = 0  #: of denoisers trained otherwise, for `shapes edits`; 0 trains none (reported: 700)
     seed: int = 0
 
 
 def train(folder: Path, recipe: Recipe, *, device: torch.device, processes: int = 1) -> Path:
-    """Trains the shapes pipeline (autoencoder, latents, image denoiser, video denoiser) and then the editor of its world.
+    """Trains the shapes pipeline (autoencoder, latents, image denoiser, video denoiser) and then the editor of its
+    world.
 
-    A stage whose result lies in `folder` is not repeated, and one that was cut off goes on from its last checkpoint, so
-    the same call made again finishes the work. On a CPU several processes of one thread each are about twice as fast
-    as one process of several threads: the networks are small.
+    A stage whose result lies in `folder` is not repeated, and one that was cut off goes on from its last checkpoint,
+    so the same call made again finishes the work. On a CPU several processes of one thread each are about twice as
+    fast as one process of several threads: the networks are small.
 
     Args:
-        folder: where everything is kept; the pipeline ends in `folder/pipeline`, the editor in `folder/pipeline/editor`.
+        folder: where everything is kept; the pipeline ends in `folder/pipeline`, the editor in
+            `folder/pipeline/editor`.
         recipe: steps, clips and seed.
         device: `cpu` or a CUDA device.
         processes: how many train the denoiser together (their number is part of the recipe: the batch grows with it).
@@ -62,9 +62,7 @@ def train(folder: Path, recipe: Recipe, *, device: torch.device, processes: int 
     for name, value in (*vars(recipe).items(), ("processes", processes)):
         least = 0 if name in ("seed", "comparison_steps") else 1
         if value < least:
-            raise ArgumentError(
-                f"{name} must be {'positive' if least else '0 or more'}, got {value}"
-            )
+            raise ArgumentError(f"{name} must be {'positive' if least else '0 or more'}, got {value}")
     if processes > 1 and device.type != "cpu":
         raise ArgumentError(f"processes must be 1 on {device.type}, got {processes}")
     folder.mkdir(parents=True, exist_ok=True)
@@ -75,17 +73,13 @@ def train(folder: Path, recipe: Recipe, *, device: torch.device, processes: int 
     if processes == 1:
         _denoiser_stages(0, 1, folder, recipe, device)
     else:
-        torch.multiprocessing.spawn(
-            _denoiser_process, (processes, folder, recipe, device), nprocs=processes
-        )
+        torch.multiprocessing.spawn(_denoiser_process, (processes, folder, recipe, device), nprocs=processes)
     pipeline = _export(folder)
     train_all_of_the_editor(folder, pipeline, recipe, device)
     return pipeline
 
 
-def _denoiser_process(
-    rank: int, processes: int, folder: Path, recipe: Recipe, device: torch.device
-) -> None:
+def _denoiser_process(rank: int, processes: int, folder: Path, recipe: Recipe, device: torch.device) -> None:
     """One of several processes that train together on the CPU."""
     torch.set_num_threads(1)  # small networks: more threads in a process would mostly wait
     meeting = folder / f"processes-{os.getppid()}"
@@ -98,9 +92,7 @@ def _denoiser_process(
         torch.distributed.destroy_process_group()
 
 
-def _denoiser_stages(
-    rank: int, processes: int, folder: Path, recipe: Recipe, device: torch.device
-) -> None:
+def _denoiser_stages(rank: int, processes: int, folder: Path, recipe: Recipe, device: torch.device) -> None:
     """Everything after the autoencoder, as seen by one process."""
     tokenizer = load_tokenizer(folder / "tokenizer")
     autoencoder = load_model(AutoencoderKL, folder / "vae").eval()
@@ -109,15 +101,18 @@ def _denoiser_stages(
         done = (folder / stage.name / "text_encoder").exists()
         if not done:
             encode_shards(
-                folder / f"latents-{stage.name}", autoencoder, tokenizer,
-                seed=recipe.seed, clips=recipe.clips, speed=stage.speed, **share,
-            )  # fmt: skip
+                folder / f"latents-{stage.name}",
+                autoencoder,
+                tokenizer,
+                seed=recipe.seed,
+                clips=recipe.clips,
+                speed=stage.speed,
+                **share,
+            )
         if processes > 1:  # nobody reads what another process is still writing
             torch.distributed.barrier()
         if not done:
-            train_denoiser(
-                folder, tokenizer, stage, seed=recipe.seed, steps=steps, device=device, **share
-            )
+            train_denoiser(folder, tokenizer, stage, seed=recipe.seed, steps=steps, device=device, **share)
         if processes > 1:
             torch.distributed.barrier()
 

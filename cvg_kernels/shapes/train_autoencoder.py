@@ -24,9 +24,7 @@ def _frames(rng: np.random.Generator, count: int) -> torch.Tensor:
     return render([random_scene(rng, frames=1) for _ in range(count)])[:, 0] * 2 - 1
 
 
-def train_autoencoder(
-    folder: Path, *, seed: int, steps: int, device: torch.device
-) -> AutoencoderKL:
+def train_autoencoder(folder: Path, *, seed: int, steps: int, device: torch.device) -> AutoencoderKL:
     """Trains the autoencoder on single frames and folds the latents' mean and deviation into it.
 
     Loss: |x − D(E(x))| + (x − D(E(x)))² + 1e-3 · KL(E(x) ‖ N(0, 1)), each a mean over elements.
@@ -41,9 +39,7 @@ def train_autoencoder(
     model = build_autoencoder().to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.AdamW(model.parameters(), lr=_LEARNING_RATE, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, _LEARNING_RATE, total_steps=steps)
-    checkpoint = Checkpoint(
-        folder / "autoencoder.safetensors", model=model, optimizer=optimizer, schedule=schedule
-    )
+    checkpoint = Checkpoint(folder / "autoencoder.safetensors", model=model, optimizer=optimizer, schedule=schedule)
 
     first = checkpoint.resume()
     with TrainingLog(folder, "autoencoder", first, steps) as log:

@@ -25,9 +25,7 @@ _SPEED = (0.0, 6.0)
 
 def build_content_encoder(tokenizer: CLIPTokenizer) -> CLIPModel:
     """A CLIP of 0.4 M parameters: patches of 8×8 pixels, embeddings of 256 numbers."""
-    ids = {
-        name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")
-    }
+    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     text = {
         "vocab_size": len(tokenizer),
         "hidden_size": TEXT_WIDTH,
@@ -47,22 +45,15 @@ def build_content_encoder(tokenizer: CLIPTokenizer) -> CLIPModel:
         "patch_size": 8,
         "projection_dim": CONTENT_WIDTH,
     }
-    return CLIPModel(
-        CLIPConfig(text_config=text, vision_config=vision, projection_dim=CONTENT_WIDTH)
-    )
+    return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=CONTENT_WIDTH))
 
 
-def content_frames(
-    rng: np.random.Generator, count: int
-) -> tuple[list[Scene], torch.Tensor, list[str]]:
+def content_frames(rng: np.random.Generator, count: int) -> tuple[list[Scene], torch.Tensor, list[str]]:
     """Single frames `[count, 3, H, W]` in [0, 1] of fresh scenes, and a caption of each.
 
     A caption names the things in any order, and their motion, which a frame does not show, in half of the cases.
     """
-    scenes = [
-        random_scene(rng, frames=1, speed=_SPEED, apart=bool(rng.random() < 0.5))
-        for _ in range(count)
-    ]
+    scenes = [random_scene(rng, frames=1, speed=_SPEED, apart=bool(rng.random() < 0.5)) for _ in range(count)]
     captions = []
     for scene in scenes:
         things = [scene.things[at] for at in rng.permutation(len(scene.things))]

@@ -21,12 +21,7 @@ from cvg_kernels.shapes.checkpoint import Checkpoint
 from cvg_kernels.shapes.files import load_model, save_model, save_text_encoder
 from cvg_kernels.shapes.latents import load_shards, tokenize
 from cvg_kernels.shapes.log import TrainingLog
-from cvg_kernels.shapes.model import (
-    build_image_denoiser,
-    build_motion_adapter,
-    build_scheduler,
-    build_text_encoder,
-)
+from cvg_kernels.shapes.model import build_image_denoiser, build_motion_adapter, build_scheduler, build_text_encoder
 from cvg_kernels.shapes.world import SPEED
 
 _CAPTION_DROPOUT = 0.1  # the share of captions replaced by "", for classifier-free guidance
@@ -35,9 +30,7 @@ _CAPTION_DROPOUT = 0.1  # the share of captions replaced by "", for classifier-f
 class TextToLatents(nn.Module):
     """Text encoder and denoiser as one module: (noisy latents, timesteps, token ids) → prediction."""
 
-    def __init__(
-        self, text_encoder: CLIPTextModel, denoiser: UNet2DConditionModel | UNetMotionModel
-    ) -> None:
+    def __init__(self, text_encoder: CLIPTextModel, denoiser: UNet2DConditionModel | UNetMotionModel) -> None:
         super().__init__()
         self.text_encoder = text_encoder
         self.denoiser = denoiser
@@ -92,12 +85,10 @@ class Stage:
 
 
 #: Pictures come from slow clips, whose objects are spread more evenly over the picture.
-IMAGES = Stage(
-    "images", 48, rate=2e-3, motion_rate=2e-3, speed=(3.0, 4.5), noise_power=1.0, decay=0.999
-)
+IMAGES = Stage("images", 48, rate=2e-3, motion_rate=2e-3, speed=(3.0, 4.5), noise_power=1.0, decay=0.999)
 #: Where things go is decided while there is much noise, so more of the clips have much.
-#: To begin with, one object that goes left: where it is follows from the frame. Then one direction more at a time: from all
-#: four at once, whose pulls cancel, a small model does not find out what the words mean.
+#: To begin with, one object that goes left: where it is follows from the frame. Then one direction more at a time:
+#: from all four at once, whose pulls cancel, a small model does not find out what the words mean.
 VIDEO = Stage(
     "video",
     12,
@@ -116,9 +107,7 @@ VIDEO = Stage(
 )
 
 
-def clips_without(
-    words: tuple[str, ...], tokens: torch.Tensor, tokenizer: CLIPTokenizer
-) -> torch.Tensor:
+def clips_without(words: tuple[str, ...], tokens: torch.Tensor, tokenizer: CLIPTokenizer) -> torch.Tensor:
     """Numbers of the clips whose caption has none of the words; all of them if there would be none.
 
     Args:
@@ -171,19 +160,13 @@ def train_denoiser(
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(stage.decay))
     motion = [p for name, p in model.named_parameters() if "motion_modules" in name]
     others = [p for name, p in model.named_parameters() if "motion_modules" not in name]
-    optimizer = torch.optim.AdamW(
-        [{"params": others}, *([{"params": motion}] if motion else [])], weight_decay=1e-2
-    )
+    optimizer = torch.optim.AdamW([{"params": others}, *([{"params": motion}] if motion else [])], weight_decay=1e-2)
     rates = [stage.rate, stage.motion_rate][: len(optimizer.param_groups)]
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, rates, total_steps=steps, pct_start=0.03 if motion else 0.1
     )
     checkpoint = Checkpoint(
-        folder / f"{stage.name}.safetensors",
-        model=model,
-        average=average,
-        optimizer=optimizer,
-        schedule=schedule,
+        folder / f"{stage.name}.safetensors", model=model, average=average, optimizer=optimizer, schedule=schedule
     )
     first = checkpoint.resume()
     predict = DistributedDataParallel(model) if processes > 1 else model

@@ -49,16 +49,11 @@ def build_depth_estimator() -> DepthAnythingForDepthEstimation:
 
 def depth_frames(rng: np.random.Generator, count: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Single frames `[count, 3, H, W]` in [0, 1] of fresh scenes, and their depth `[count, H, W]`."""
-    scenes = [
-        random_scene(rng, frames=1, speed=_SPEED, apart=bool(rng.random() < 0.5))
-        for _ in range(count)
-    ]
+    scenes = [random_scene(rng, frames=1, speed=_SPEED, apart=bool(rng.random() < 0.5)) for _ in range(count)]
     return render(scenes)[:, 0], render_depth(scenes)[:, 0]
 
 
-def _error(
-    model: DepthAnythingForDepthEstimation, rng: np.random.Generator, device: torch.device
-) -> torch.Tensor:
+def _error(model: DepthAnythingForDepthEstimation, rng: np.random.Generator, device: torch.device) -> torch.Tensor:
     frames, depth = depth_frames(rng, _BATCH)
     noise = torch.randn_like(frames) * (_NOISE * torch.rand(len(frames), 1, 1, 1))
     pixels = 2 * (frames + noise).clamp(0, 1).to(device) - 1  # as `estimate_depth` gives them
@@ -76,14 +71,6 @@ def train_depth_estimator(
     """
     torch.manual_seed(seed)
     model = build_depth_estimator().to(device)
-    fit(
-        folder,
-        "depth",
-        model,
-        lambda model, rng: _error(model, rng, device),
-        steps=steps,
-        seed=seed,
-        rate=_RATE,
-    )
+    fit(folder, "depth", model, lambda model, rng: _error(model, rng, device), steps=steps, seed=seed, rate=_RATE)
     save_model(model.eval().to("cpu"), folder / "depth_estimator")
     return model

@@ -36,9 +36,7 @@ def widened(denoiser: UNetMotionModel) -> UNetMotionModel:
         denoiser: of the shapes pipeline.
     """
     channels = denoiser.config.in_channels
-    wide = UNetMotionModel.from_config(
-        {**denoiser.config, "in_channels": 2 * channels + LEVEL_CHANNELS}
-    )
+    wide = UNetMotionModel.from_config({**denoiser.config, "in_channels": 2 * channels + LEVEL_CHANNELS})
     weights = denoiser.state_dict()
     first = torch.zeros_like(wide.conv_in.weight)
     first[:, :channels] = weights["conv_in.weight"]
@@ -56,9 +54,7 @@ class Editing:
         images: share of the steps on single frames, without temporal layers; 0 learns from video alone.
     """
 
-    def __init__(
-        self, clips: EditClips, text_encoder: nn.Module, tokenizer, images: float = _IMAGE_STEPS
-    ) -> None:
+    def __init__(self, clips: EditClips, text_encoder: nn.Module, tokenizer, images: float = _IMAGE_STEPS) -> None:
         self.clips, self.images = clips, images
         self.text_encoder = text_encoder.eval().requires_grad_(False)
         self.no_words = tokenize(tokenizer, [""])[0]
@@ -82,9 +78,7 @@ class Editing:
         embedding = self.clips.embeddings[chosen, shown].float()
         embedding = embedding * (torch.rand(count, 1) >= _NO_CONTENT)
         told = torch.rand(count, 1) >= _NO_WORDS
-        tokens = torch.where(
-            told, self.clips.tokens[chosen, torch.randint(2, (count,))], self.no_words
-        )
+        tokens = torch.where(told, self.clips.tokens[chosen, torch.randint(2, (count,))], self.no_words)
         text = self.text_encoder(tokens).last_hidden_state
         text = torch.cat([text, content_tokens(embedding, text.shape[-1])], 1)
 
@@ -124,14 +118,11 @@ def train_editor(
         name: of the stage.
         images: share of the steps on single frames.
     """
-    task = Editing(
-        load_edit_clips(folder / "edit-clips"), pipe.text_encoder, pipe.tokenizer, images
-    )
+    task = Editing(load_edit_clips(folder / "edit-clips"), pipe.text_encoder, pipe.tokenizer, images)
     model = widened(pipe.unet).to(device, memory_format=torch.channels_last).train()
     model = fit(
-        folder, name, model, task, steps=steps, seed=seed, rate=_RATE, decay=0.998,
-        rates={"conv_in": 3 * _RATE},
-    )  # fmt: skip
+        folder, name, model, task, steps=steps, seed=seed, rate=_RATE, decay=0.998, rates={"conv_in": 3 * _RATE}
+    )
     model = model.to("cpu", memory_format=torch.contiguous_format).eval()
     save_model(model, folder / f"{name}-unet")
     return model

@@ -34,10 +34,7 @@ def build_prior() -> PriorTransformer:
 def build_prior_scheduler() -> DDIMScheduler:
     """The noise schedule of a diffusion prior, as unCLIP's: cosine, predicting the clean embedding."""
     return DDIMScheduler(
-        beta_schedule="squaredcos_cap_v2",
-        prediction_type="sample",
-        clip_sample=False,
-        timestep_spacing="trailing",
+        beta_schedule="squaredcos_cap_v2", prediction_type="sample", clip_sample=False, timestep_spacing="trailing"
     )
 
 
@@ -65,7 +62,8 @@ def train_prior(
 ) -> PriorTransformer:
     """Trains a prior on the clips of `encode_edit_clips` and saves it to `folder/prior` or `folder/diffusion-prior`.
 
-    Loss: ‖p_θ(0, 0, text) − image‖² of a regression; ‖p_θ(√ᾱ image + √(1 − ᾱ) ε, t, text) − image‖² of a diffusion model.
+    Loss: ‖p_θ(0, 0, text) − image‖² of a regression; ‖p_θ(√ᾱ image + √(1 − ᾱ) ε, t, text) − image‖² of a diffusion
+        model.
 
     Args:
         folder: the run's folder.

@@ -1,9 +1,9 @@
 """The world of moving shapes: scenes, captions and frames.
 
 A clip shows one or two objects for eight frames of 64×64 pixels on a dark ground. An object is a colour, a shape and a
-direction of motion; its caption is "a red circle moving left". Everything is drawn from a seeded generator and rendered
-with anti-aliased signed distances, so a clip is known exactly: where, what, which way, and how near. All objects are of
-one size and differ in distance: what looks larger is nearer, and hides what is farther away.
+direction of motion; its caption is "a red circle moving left". Everything is drawn from a seeded generator and
+rendered with anti-aliased signed distances, so a clip is known exactly: where, what, which way, and how near. All
+objects are of one size and differ in distance: what looks larger is nearer, and hides what is farther away.
 """
 
 from __future__ import annotations
@@ -27,19 +27,13 @@ COLOURS: dict[str, tuple[float, float, float]] = {
     "white": (1.0, 1.0, 1.0),
 }
 SHAPES = ("circle", "square", "triangle", "cross")
-DIRECTIONS: dict[str, tuple[int, int]] = {
-    "left": (-1, 0),
-    "right": (1, 0),
-    "up": (0, -1),
-    "down": (0, 1),
-}
+DIRECTIONS: dict[str, tuple[int, int]] = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 #: Colour-shape pairs that no training clip shows: what a model does with them is composition, not memory.
-HELD_OUT = frozenset(
-    {("purple", "circle"), ("yellow", "square"), ("blue", "triangle"), ("green", "cross")}
-)
+HELD_OUT = frozenset({("purple", "circle"), ("yellow", "square"), ("blue", "triangle"), ("green", "cross")})
 
 _RADIUS = (6.5, 9.0)  # pixels
-#: Pixels a frame. At this speed an object crosses the whole picture, so where it is tells, with the frame, where it goes.
+#: Pixels a frame. At this speed an object crosses the whole picture, so where it is tells, with the frame, where it
+#: goes.
 SPEED = (4.5, 6.0)
 _MARGIN = 1.0  # pixels kept free at the border and between two objects
 
@@ -109,9 +103,7 @@ def parse_caption(text: str, *, motion: bool = True) -> tuple[Thing, ...]:
             or words[2] not in SHAPES
             or (direction not in DIRECTIONS and (motion or direction is not None))
         ):
-            form = (
-                "a COLOUR SHAPE moving DIRECTION" if motion else "a COLOUR SHAPE [moving DIRECTION]"
-            )
+            form = "a COLOUR SHAPE moving DIRECTION" if motion else "a COLOUR SHAPE [moving DIRECTION]"
             raise ValueError(
                 f"{part!r} is not of the form {form!r} with COLOUR of "
                 f"{', '.join(COLOURS)}; SHAPE of {', '.join(SHAPES)}; DIRECTION of "
@@ -127,11 +119,7 @@ def pairs(held_out: bool) -> list[tuple[str, str]]:
 
 
 def random_things(
-    rng: np.random.Generator,
-    count: int,
-    *,
-    held_out: bool | None = False,
-    distinct_shapes: bool = False,
+    rng: np.random.Generator, count: int, *, held_out: bool | None = False, distinct_shapes: bool = False
 ) -> tuple[Thing, ...]:
     """Draws `count` things of different colours.
 
@@ -144,11 +132,7 @@ def random_things(
     """
     while True:
         drawn = [
-            Thing(
-                str(rng.choice(list(COLOURS))),
-                str(rng.choice(SHAPES)),
-                str(rng.choice(list(DIRECTIONS))),
-            )
+            Thing(str(rng.choice(list(COLOURS))), str(rng.choice(SHAPES)), str(rng.choice(list(DIRECTIONS))))
             for _ in range(count)
         ]
         new = [(thing.colour, thing.shape) in HELD_OUT for thing in drawn]
@@ -162,10 +146,7 @@ def random_things(
 
 
 def random_motion(
-    rng: np.random.Generator,
-    direction: str,
-    frames: int = FRAMES,
-    speed: tuple[float, float] = SPEED,
+    rng: np.random.Generator, direction: str, frames: int = FRAMES, speed: tuple[float, float] = SPEED
 ) -> Motion:
     """A straight path at constant speed that stays inside the frame.
 
@@ -206,7 +187,8 @@ def random_scene(
         things: what is seen.
         frames: length of the clip.
         speed: in pixels a frame, see `random_motion`.
-        apart: things never touch; if not, they may pass in front of each other, each seen in half of the frames at least.
+        apart: things never touch; if not, they may pass in front of each other, each seen in half of the frames at
+            least.
     """
     if things is None:
         things = random_things(rng, 2 if rng.random() < 0.65 else 1)
@@ -235,9 +217,7 @@ def signed_distance(shape: str, x: torch.Tensor, y: torch.Tensor, radius: torch.
 
 def _covers(scene: Scene, axis: torch.Tensor) -> Iterator[tuple[Thing, Motion, torch.Tensor]]:
     """The things of a scene, the farthest first, each with what it covers of every pixel, `[F, 1, H, W]` in [0, 1]."""
-    for thing, motion in sorted(
-        zip(scene.things, scene.motions, strict=True), key=lambda both: both[1].nearness
-    ):
+    for thing, motion in sorted(zip(scene.things, scene.motions, strict=True), key=lambda both: both[1].nearness):
         centres = torch.as_tensor(motion.centres, dtype=torch.float32)
         x = axis - centres[:, 0, None, None]  # [F, 1, W]
         y = axis[:, None] - centres[:, 1, None, None]  # [F, H, 1]

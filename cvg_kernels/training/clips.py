@@ -14,30 +14,13 @@ from cvg_kernels.composition.features import Selection
 from cvg_kernels.composition.fingerprint import fingerprint
 from cvg_kernels.shapes.oracle import look
 from cvg_kernels.shapes.pipeline import GUIDANCE_SCALE, STEPS
-from cvg_kernels.shapes.world import (
-    DIRECTIONS,
-    FRAMES,
-    SIZE,
-    Thing,
-    caption,
-    random_scene,
-    random_things,
-    render,
-)
+from cvg_kernels.shapes.world import DIRECTIONS, FRAMES, SIZE, Thing, caption, random_scene, random_things, render
 from cvg_kernels.training.inversion import add_noise, ddim_invert
 from cvg_kernels.training.record import record
-from cvg_kernels.training.store import (
-    GENERATED,
-    RIGHT_PROMPT,
-    WRONG_PROMPT,
-    Examples,
-    shard,
-    write_index,
-    write_shard,
-)
+from cvg_kernels.training.store import GENERATED, RIGHT_PROMPT, WRONG_PROMPT, Examples, shard, write_index, write_shard
 
-#: Which way an entity moves; or nowhere: the clip does not show it, or shows it without a clear motion. The last is read
-#: off generated clips only, and gives guidance something to lead away from.
+#: Which way an entity moves; or nowhere: the clip does not show it, or shows it without a clear motion. The last is
+#: read off generated clips only, and gives guidance something to lead away from.
 LABELS = (*DIRECTIONS, "nowhere")
 _BATCH = 10
 _ENTITIES = 2  # the most that a clip shows
@@ -67,12 +50,11 @@ class Clips:
     seed: int = 0
 
 
-def make_features(
-    folder: Path, pipe: Any, clips: Clips, *, rank: int = 0, processes: int = 1, progress=None
-) -> None:
+def make_features(folder: Path, pipe: Any, clips: Clips, *, rank: int = 0, processes: int = 1, progress=None) -> None:
     """Makes this process's share of the features; shards that exist are kept.
 
-    Clip number i depends on the seed and i alone: the first `real` numbers are clips of the world, the others generated.
+    Clip number i depends on the seed and i alone: the first `real` numbers are clips of the world, the others
+    generated.
 
     Args:
         folder: where to keep them, as `store` describes.
@@ -131,7 +113,7 @@ def _real(pipe: Any, clips: Clips, selection: Selection, numbers: range) -> Exam
     things = [scene.things for scene in scenes]
     told = [(RIGHT_PROMPT, things)]
     if clips.dual:
-        told.append((WRONG_PROMPT, [_lie(rng, each) for rng, each in zip(draws, things, strict=True)]))  # fmt: skip
+        told.append((WRONG_PROMPT, [_lie(rng, each) for rng, each in zip(draws, things, strict=True)]))
     parts = []
     for source, said in told:
         prompts = [caption(each) for each in said]
@@ -148,24 +130,19 @@ def _real(pipe: Any, clips: Clips, selection: Selection, numbers: range) -> Exam
 def _lie(rng: np.random.Generator, things: tuple[Thing, ...]) -> tuple[Thing, ...]:
     """The same things, each with another direction."""
     return tuple(
-        replace(thing, direction=str(rng.choice([d for d in DIRECTIONS if d != thing.direction])))
-        for thing in things
+        replace(thing, direction=str(rng.choice([d for d in DIRECTIONS if d != thing.direction]))) for thing in things
     )
 
 
 def _generated(pipe: Any, clips: Clips, selection: Selection, numbers: range) -> Examples:
     """Clips that the pipeline makes; what is true of them is what the oracle sees, whatever the prompt said."""
     said = [random_things(rng, _ENTITIES, distinct_shapes=True) for rng in _draw(clips, numbers)]
-    generators = [
-        torch.Generator().manual_seed(clips.seed * 1_000_003 + number) for number in numbers
-    ]
+    generators = [torch.Generator().manual_seed(clips.seed * 1_000_003 + number) for number in numbers]
     maps, frames = _record(pipe, clips, selection, said, video=True, generator=generators)
     shown = []
     for clip, things in zip(frames, said, strict=True):
         seen = {one.colour: one.direction for one in look(clip)}
-        shown.append(
-            tuple(replace(thing, direction=seen.get(thing.colour) or "nowhere") for thing in things)
-        )
+        shown.append(tuple(replace(thing, direction=seen.get(thing.colour) or "nowhere") for thing in things))
     return _examples(maps, shown, said, GENERATED, numbers)
 
 
@@ -173,9 +150,19 @@ def _record(pipe, clips: Clips, selection: Selection, said, *, video: bool, **op
     prompts = [caption(things) for things in said]
     phrases = [[entity.phrase for entity in entities_of(prompt, LABELS)] for prompt in prompts]
     maps, _, frames = record(
-        pipe, prompts, phrases, selection, steps=clips.read_steps, video=video, num_frames=FRAMES,
-        height=SIZE, width=SIZE, num_inference_steps=clips.steps, guidance_scale=GUIDANCE_SCALE, **options,
-    )  # fmt: skip
+        pipe,
+        prompts,
+        phrases,
+        selection,
+        steps=clips.read_steps,
+        video=video,
+        num_frames=FRAMES,
+        height=SIZE,
+        width=SIZE,
+        num_inference_steps=clips.steps,
+        guidance_scale=GUIDANCE_SCALE,
+        **options,
+    )
     return maps, frames
 
 
@@ -189,6 +176,9 @@ def _examples(maps: torch.Tensor, shown, said, source: int, numbers: range) -> E
         return torch.tensor([row + [-1] * (_ENTITIES - len(row)) for row in rows], dtype=torch.int8)
 
     return Examples(
-        padded.half(), labels(shown), labels(said),
-        torch.full((len(numbers),), source, dtype=torch.uint8), torch.tensor(numbers),
-    )  # fmt: skip
+        padded.half(),
+        labels(shown),
+        labels(said),
+        torch.full((len(numbers),), source, dtype=torch.uint8),
+        torch.tensor(numbers),
+    )

@@ -27,9 +27,7 @@ class Entities:
     def __len__(self) -> int:
         return len(self.places)
 
-    def take(
-        self, which: torch.Tensor, at: torch.Tensor | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    def take(self, which: torch.Tensor, at: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """Maps `[n, T, 2, M, F, h, w]` and labels `[n]` of some of them, at all steps or those of numbers `at`."""
         example, entity = self.places[which].unbind(1)
         maps = self.examples.maps

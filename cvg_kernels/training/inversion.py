@@ -41,9 +41,7 @@ def _invert_step(
 
 
 @torch.no_grad()
-def ddim_invert(
-    pipe: Any, latents: torch.Tensor, prompts: list[str], *, steps: int, refine: int = 1
-) -> torch.Tensor:
+def ddim_invert(pipe: Any, latents: torch.Tensor, prompts: list[str], *, steps: int, refine: int = 1) -> torch.Tensor:
     """DDIM inversion: the noise from which the sampler, without classifier-free guidance, makes a clip.
 
     A step of the sampler is z' = step(z, prediction(z)); inversion asks for z. The prediction at z is not known before
@@ -74,17 +72,13 @@ def ddim_invert(
     for timestep, level in zip(*_levels(pipe, steps), strict=True):
         source = latents
         for _ in range(1 + refine):
-            prediction = denoiser(
-                latents.to(denoiser.dtype), timestep, text, return_dict=False
-            )[0].float()  # fmt: skip
+            prediction = denoiser(latents.to(denoiser.dtype), timestep, text, return_dict=False)[0].float()
             latents = _invert_step(source, prediction, kind, less, level)
         less = level
     return latents
 
 
-def add_noise(
-    pipe: Any, latents: torch.Tensor, *, steps: int, generator: torch.Generator
-) -> torch.Tensor:
+def add_noise(pipe: Any, latents: torch.Tensor, *, steps: int, generator: torch.Generator) -> torch.Tensor:
     """The other way to the first step: z = √ᾱ z₀ + √(1 − ᾱ) ε at its noise level.
 
     Args:

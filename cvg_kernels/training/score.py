@@ -17,16 +17,15 @@ def score(classifier: CompositionClassifier, examples: Examples) -> dict[str, An
     """Accuracy on test examples by source, and the leakage probe.
 
     Returns:
-        Per source (`right_prompt`, `wrong_prompt`, `generated`): number of entities, accuracy of the mean over steps and
-        of each step. `wrong_prompt` is the leakage probe: accuracy where the prompt lies, and `says_the_lie`, how often
-        the classifier says what the prompt said. `generated_lies` is the same for generated clips that show a motion other
-        than that asked for.
+        Per source (`right_prompt`, `wrong_prompt`, `generated`): number of entities, accuracy of the mean over steps
+        and of each step. `wrong_prompt` is the leakage probe: accuracy where the prompt lies, and `says_the_lie`, how
+        often the classifier says what the prompt said. `generated_lies` is the same for generated clips that show a
+        motion other than that asked for.
     """
     entities = Entities.of(examples)
     timesteps = torch.tensor(classifier.timesteps)
     logits = [
-        classifier.step_logits(entities.take(part)[0], timesteps)
-        for part in torch.arange(len(entities)).split(64)
+        classifier.step_logits(entities.take(part)[0], timesteps) for part in torch.arange(len(entities)).split(64)
     ]
     said = torch.cat(logits).softmax(-1).log()  # [N, T, labels]
     example, entity = entities.places.unbind(1)
@@ -48,12 +47,9 @@ def score(classifier: CompositionClassifier, examples: Examples) -> dict[str, An
         report[name] = {
             "entities": int(mask.sum()),
             "accuracy": _mean(together[mask] == label[mask]),
-            "accuracy_by_step": [
-                _mean(said[mask, step].argmax(1) == label[mask]) for step in range(said.shape[1])
-            ],
+            "accuracy_by_step": [_mean(said[mask, step].argmax(1) == label[mask]) for step in range(said.shape[1])],
             "loss_by_step": [
-                round(float(cross_entropy(said[mask, step], label[mask])), 4)
-                for step in range(said.shape[1])
+                round(float(cross_entropy(said[mask, step], label[mask])), 4) for step in range(said.shape[1])
             ],
         }
         if name.startswith(("wrong", "generated_lies")):

@@ -4,7 +4,7 @@ A folder holds `index.json` and shards `NNNNNN.safetensors`, numbered by their f
 features were made: format, labels, timesteps, the selection (layers, heads, grid), the pipeline's fingerprint and the
 recipe. A shard holds, for N examples of at most E entities,
 
-    maps    float16 [N, T, E, M, F, h, w]   cross-attention of each entity at each step, layer and head; zeros past the last
+    maps    float16 [N, T, E, M, F, h, w]   attention to each entity at each step, layer and head; zeros past the last
     label   int8 [N, E]                     what is true of the entity; −1: no such entity, or not known
     asked   int8 [N, E]                     what the prompt said of it; −1: no such entity
     source  uint8 [N]                       0 inverted with the right prompt, 1 with a wrong one, 2 generated
@@ -48,9 +48,7 @@ class Examples:
     @classmethod
     def join(cls, parts: list[Examples]) -> Examples:
         """One after the other."""
-        return cls(
-            *(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls))
-        )
+        return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
 
 def settle(path: Path, settings: dict[str, Any]) -> None:
@@ -92,10 +90,7 @@ def shard(folder: Path, first: int) -> Path:
 
 def write_shard(path: Path, examples: Examples) -> None:
     """Writes a shard, all of it or nothing."""
-    write_tensors(
-        path,
-        {field.name: getattr(examples, field.name).contiguous() for field in fields(examples)},
-    )
+    write_tensors(path, {field.name: getattr(examples, field.name).contiguous() for field in fields(examples)})
 
 
 def load(folder: Path) -> tuple[dict[str, Any], Examples]:
@@ -119,9 +114,7 @@ def _index(path: Path) -> dict[str, Any]:
     kinds = {"labels": str, "layers": str, "heads": int, "grid": int, "timesteps": (int, float)}
     for name, kind in kinds.items():
         value = index.get(name)
-        good = isinstance(value, list) and all(
-            isinstance(one, kind) and not isinstance(one, bool) for one in value
-        )
+        good = isinstance(value, list) and all(isinstance(one, kind) and not isinstance(one, bool) for one in value)
         if not good or not value:
             raise ArgumentError(f"{path} must have a list of {name}, got {value!r:.80}")
     sizes = (*index["heads"], *index["grid"])
@@ -148,12 +141,12 @@ def _shard(path: Path, index: dict[str, Any]) -> Examples:
     maps = found["maps"].shape
     examples, entities = (maps[0], maps[2]) if len(maps) == 7 else (0, 0)
     shapes = {
-        "maps": (
-            examples, len(index["timesteps"]), entities, sum(index["heads"]), *index["grid"]
-        ),
-        "label": (examples, entities), "asked": (examples, entities),
-        "source": (examples,), "clip": (examples,),
-    }  # fmt: skip
+        "maps": (examples, len(index["timesteps"]), entities, sum(index["heads"]), *index["grid"]),
+        "label": (examples, entities),
+        "asked": (examples, entities),
+        "source": (examples,),
+        "clip": (examples,),
+    }
     read = Examples(**read_tensors(path, shapes, finite=True))
     for name, values in (("label", read.label), ("asked", read.asked)):
         if len(values) and not -1 <= int(values.min()) <= int(values.max()) < len(index["labels"]):

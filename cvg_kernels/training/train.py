@@ -54,9 +54,7 @@ class Recipe:
                 raise ArgumentError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
-def new_classifier(
-    index: dict[str, Any], entities: Entities, **options: Any
-) -> CompositionClassifier:
+def new_classifier(index: dict[str, Any], entities: Entities, **options: Any) -> CompositionClassifier:
     """An untrained classifier for the features of a folder, with their statistics.
 
     Args:
@@ -65,9 +63,7 @@ def new_classifier(
         **options: of `CompositionClassifier`.
     """
     selection = Selection(tuple(index["layers"]), tuple(index["heads"]), tuple(index["grid"]))
-    classifier = CompositionClassifier(
-        index["labels"], selection, index["timesteps"], index["fingerprint"], **options
-    )
+    classifier = CompositionClassifier(index["labels"], selection, index["timesteps"], index["fingerprint"], **options)
     some = torch.linspace(0, len(entities) - 1, min(len(entities), 512)).long()
     for step in range(len(index["timesteps"])):
         maps, _ = entities.take(some, torch.tensor([step]))
@@ -86,10 +82,11 @@ def train_classifier(
 ) -> CompositionClassifier:
     """Trains on features and writes `folder/classifier`; a cut-off run goes on.
 
-    Loss: the mean over two denoising steps, drawn at random, of −log C(φ(z_t, p))_y. With dual inversion the sum of both
+    Loss: the mean over two denoising steps, drawn at random, of −log C(φ(z_t, p))_y. With dual inversion the sum of
+        both
     prompts' terms of the paper is had in expectation: both inversions of a clip are examples with the same true label.
-    What is drawn at an optimiser step depends on seed and step alone, and each process takes its share of it: any number
-    of processes computes the same, but for dropout.
+    What is drawn at an optimiser step depends on seed and step alone, and each process takes its share of it: any
+    number of processes computes the same, but for dropout.
 
     Args:
         folder: the run's.
@@ -103,7 +100,8 @@ def train_classifier(
         The trained classifier, on the CPU in eval mode, its test figures in `report`.
 
     Raises:
-        ArgumentError: for a folder without features or with a run of another recipe, or a batch that cannot be shared out.
+        ArgumentError: for a folder without features or with a run of another recipe, or a batch that cannot be shared
+            out.
     """
     index, everything = _load(folder / "features" if features is None else features, recipe)
     examples = everything
@@ -111,9 +109,7 @@ def train_classifier(
         examples = examples.where(examples.source != WRONG_PROMPT)
     processes, rank = accelerator.num_processes, accelerator.process_index
     if recipe.batch % processes:
-        raise ArgumentError(
-            f"batch must be a multiple of the {processes} processes, got {recipe.batch}"
-        )
+        raise ArgumentError(f"batch must be a multiple of the {processes} processes, got {recipe.batch}")
     if recipe.mirror and index["grid"][1] != index["grid"][2]:
         raise ArgumentError(f"mirror must be False unless the grid is square, got {index['grid']}")
     if accelerator.is_main_process:

@@ -1,4 +1,6 @@
-"""The reader of machine code, the model of speed and the comparison of budgets, on texts and numbers worked out by hand."""
+"""The reader of machine code, the model of speed and the comparison of budgets, on texts and numbers worked out by
+hand.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ from cvg_kernels.bench.static.model import ARCHITECTURES, Work
 from cvg_kernels.bench.static.objects import ObjectRow, usage
 from cvg_kernels.bench.static.work import repeated_products, work_of
 
-# An outer loop (0x10 to 0x160) around an inner one (0x40 to 0xe0) that waits in a loop of two, laid out behind the end.
+# An outer loop (0x10 to 0x160) around an inner one (0x40 to 0xe0) that waits in a loop of two, laid out behind the
+# end.
 CODE = """
 //--------------------- .text.kernel --------------------------
 .text.kernel:
@@ -132,30 +135,16 @@ def _mix(**counts):
     empty = mix_of(sass.instructions("        /*0000*/                   NOP ;\n"))
     return SimpleNamespace(
         **{name: getattr(empty, name) for name in vars(empty)} | {"tensor": 0, "unsized": False} | counts
-    )  # fmt: skip
+    )
 
 
 def test_model_of_the_forward_loop_of_flash_attention():
     """128 × 64 scores, D = 64, four warps, 706 instructions: 706 clocks of issue against 512 of products on H100."""
     elements = 128 * 64
     work = Work("keys", elements, 2 * elements * 128, 2 * elements * 128)
-    mix = _mix(
-        total=706,
-        tensor=16,
-        tensor_flops=16 * 2 * 64 * 64 * 16 // 4,
-        mufu=68,
-        fp32=150,
-        shared_bytes=17280,
-    )
+    mix = _mix(total=706, tensor=16, tensor_flops=16 * 2 * 64 * 64 * 16 // 4, mufu=68, fp32=150, shared_bytes=17280)
     said = model.modelled(mix, work, 4, ARCHITECTURES["sm_90"])
-    assert said.cycles == {
-        "tensor": 512,
-        "issue": 706,
-        "exp": 544,
-        "fp32": 150,
-        "shared": 540,
-        "bytes": 0,
-    }
+    assert said.cycles == {"tensor": 512, "issue": 706, "exp": 544, "fp32": 150, "shared": 540, "bytes": 0}
     assert (said.limit, said.repeated) == ("issue", 1)
     assert said.fraction == pytest.approx(512 / 706)
     assert said.per_element == pytest.approx(706 * 4 * 32 / elements)
@@ -174,9 +163,7 @@ def test_model_counts_useful_products_only():
 def test_model_of_warps_that_share_a_tile_and_of_float32():
     elements = 128 * 64
     work = Work("keys", elements, 2 * elements * 128, 2 * elements * 128)
-    half = _mix(
-        total=400, tensor=8, tensor_flops=work.flops // 2 // 4
-    )  # four warps do half the rows
+    half = _mix(total=400, tensor=8, tensor_flops=work.flops // 2 // 4)  # four warps do half the rows
     said = model.modelled(half, work, 4, ARCHITECTURES["sm_90"])
     assert said.per_element == pytest.approx(400 * 4 * 32 / (elements / 2))
     assert (said.repeated, said.fraction) == (1, pytest.approx(256 / 400))
@@ -206,17 +193,23 @@ def test_work_is_told_by_the_products_of_a_loop():
         num_warps=4,
         arguments={"tokens": 8},
         constants={
-            "ROWS": 64, "COLUMNS": 32, "TOKENS_PAD": 16, "DIM": 40, "DIM_PAD": 64, "VALUE_DIM": 40, "VALUE_PAD": 64,
-            "HAS_VALUE": True, "BAND": False, "HAS_TOKEN_BIAS": True,
+            "ROWS": 64,
+            "COLUMNS": 32,
+            "TOKENS_PAD": 16,
+            "DIM": 40,
+            "DIM_PAD": 64,
+            "VALUE_DIM": 40,
+            "VALUE_PAD": 64,
+            "HAS_VALUE": True,
+            "BAND": False,
+            "HAS_TOKEN_BIAS": True,
         },
-    )  # fmt: skip
+    )
     elements = 64 * 32
     assert work_of(launch, _mix(tensor=1, tensor_flops=2 * elements * 128 // 4)) == Work(
         "keys", elements, 2 * elements * 80, 2 * elements * 128
     )
-    few = work_of(
-        launch, _mix(tensor=1, tensor_flops=2 * 64 * 16 * 128 // 4)
-    )  # 8 tokens in 16 columns
+    few = work_of(launch, _mix(tensor=1, tensor_flops=2 * 64 * 16 * 128 // 4))  # 8 tokens in 16 columns
     assert few == Work("tokens", 64 * 8, 2 * 64 * 8 * 80, 2 * 64 * 16 * 128)
     exact = work_of(launch, _mix(fma=64 * 32 * 128 // 32 // 4))  # float32, a lane of four warps
     assert exact.of == "keys"
@@ -235,18 +228,33 @@ def test_products_computed_twice_show_in_the_layout():
 
 def _row(**figures):
     row = {
-        "target": "sm_90", "variant": "V", "dtype": "bfloat16", "kernel": "k", "registers": 128, "spills": 0,
-        "shared_bytes": 1000, "resident": 2, "fill": 1.0, "narrow_loads": 0, "repeated": 1.0, "specialised": 0,
+        "target": "sm_90",
+        "variant": "V",
+        "dtype": "bfloat16",
+        "kernel": "k",
+        "registers": 128,
+        "spills": 0,
+        "shared_bytes": 1000,
+        "resident": 2,
+        "fill": 1.0,
+        "narrow_loads": 0,
+        "repeated": 1.0,
+        "specialised": 0,
         "loops": [_loop()],
-    }  # fmt: skip
+    }
     return row | figures
 
 
 def _loop(**figures):
     loop = {
-        "instructions": 700, "narrow_loads": 0, "local": 0, "async_copies": 8, "per_element": 11.0, "fraction": 0.7,
+        "instructions": 700,
+        "narrow_loads": 0,
+        "local": 0,
+        "async_copies": 8,
+        "per_element": 11.0,
+        "fraction": 0.7,
         "repeated": 1.0,
-    }  # fmt: skip
+    }
     return loop | figures
 
 
@@ -270,9 +278,7 @@ def test_budgets_that_stand():
 )
 def test_budgets_that_are_broken(figures, told):
     worse, better, unknown = compare([_row(**figures)], [_row()])
-    assert any(line.startswith("k of V in bfloat16 on sm_90") and told in line for line in worse), (
-        worse
-    )
+    assert any(line.startswith("k of V in bfloat16 on sm_90") and told in line for line in worse), worse
     assert not better and not unknown
 
 

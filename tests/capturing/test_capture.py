@@ -38,9 +38,7 @@ NAMES = list(BUILDERS)
 
 def processors_of(pipe):
     return {
-        layer.name: layer.module.processor
-        for denoiser in denoisers_of(pipe)
-        for layer in attention_layers(denoiser)
+        layer.name: layer.module.processor for denoiser in denoisers_of(pipe) for layer in attention_layers(denoiser)
     }
 
 
@@ -147,10 +145,13 @@ def test_the_flow_graph_of_each_network():
     """Each text layer with the temporal layers behind it, and the attention within frames beside it."""
     pipe, _ = latte()
     assert flow_groups(pipe.transformer, "soft", True) == [
-        Group(f"transformer_blocks.{i}.attn2", (f"temporal_transformer_blocks.{i}.attn1",),
-              f"transformer_blocks.{i}.attn1")
+        Group(
+            f"transformer_blocks.{i}.attn2",
+            (f"temporal_transformer_blocks.{i}.attn1",),
+            f"transformer_blocks.{i}.attn1",
+        )
         for i in range(2)
-    ]  # fmt: skip
+    ]
     for name in ("animatediff", "modelscope"):
         groups = flow_groups(denoisers_of(BUILDERS[name]()[0])[0], "soft", True)
         assert all(len(group.temporal) == 2 for group in groups)
@@ -170,7 +171,9 @@ def test_the_flow_graph_of_each_network():
 
 @pytest.mark.parametrize(("patch_size_t", "grid"), [(None, (3, 2, 3)), (2, (2, 2, 3))])
 def test_cogvideox_looks_from_the_video_to_the_text(patch_size_t, grid):
-    """A word's heat map has the grid of the video alone, and the tokens of the text share what the video leaves them."""
+    """A word's heat map has the grid of the video alone,
+    and the tokens of the text share what the video leaves them.
+    """
     pipe, options = cogvideox(patch_size_t)
     stock = run(pipe, options)
     with cvg.capture(pipe, words="all") as captured:
@@ -190,20 +193,12 @@ def test_a_word_beyond_the_text_is_refused(name):
     options["max_sequence_length"] = 6
     encoded = pipe.encode_prompt(PROMPT, max_sequence_length=6)
     given = dict(zip(("prompt_embeds", "negative_prompt_embeds"), encoded, strict=True))
-    message = (
-        "'dog' lies beyond the 6 tokens that the text encoder reads: .* raise max_sequence_length"
-    )
+    message = "'dog' lies beyond the 6 tokens that the text encoder reads: .* raise max_sequence_length"
     for words in (["dog"], ["cat", "dog"]):
-        for attach in (
-            cvg.capture,
-            lambda pipe, words, prompt: cvg.Vico(words).attach(pipe, prompt),
-        ):
+        for attach in (cvg.capture, lambda pipe, words, prompt: cvg.Vico(words).attach(pipe, prompt)):
             with pytest.raises(cvg.ArgumentError, match=message), attach(pipe, words, prompt=None):
                 run(pipe, options)
-            with (
-                pytest.raises(cvg.ArgumentError, match=message),
-                attach(pipe, words, prompt=PROMPT),
-            ):
+            with pytest.raises(cvg.ArgumentError, match=message), attach(pipe, words, prompt=PROMPT):
                 run(pipe, options, None, **given)
     with cvg.capture(pipe, words=["cat"]) as captured:
         run(pipe, options)
@@ -257,20 +252,14 @@ def test_options_of_capture():
     assert all("down_blocks.0" in record.layer for record in per_head.records)
     assert per_head.records[0].words == ("cat", "a#1")
     assert per_head.records[0].maps.ndim == 6
-    with cvg.capture(
-        pipe, words="all", layers=lambda layer: "down_blocks.0" in layer, steps=[1]
-    ) as every:
+    with cvg.capture(pipe, words="all", layers=lambda layer: "down_blocks.0" in layer, steps=[1]) as every:
         run(pipe, options)
     assert every.records[0].words == ("a", "red", "cat", "and", "a#1", "blue", "dog")
     torch.testing.assert_close(
         per_head.records[0].maps.mean(1)[:, 0], every.records[0].maps[:, 2], rtol=1e-4, atol=1e-6
     )
-    torch.testing.assert_close(
-        per_head.heat_map("cat"), every.heat_map("cat"), rtol=1e-4, atol=1e-6
-    )
-    with pytest.raises(
-        cvg.ArgumentError, match="word 'dog' was not captured .* captured: cat, a#1"
-    ):
+    torch.testing.assert_close(per_head.heat_map("cat"), every.heat_map("cat"), rtol=1e-4, atol=1e-6)
+    with pytest.raises(cvg.ArgumentError, match="word 'dog' was not captured .* captured: cat, a#1"):
         per_head.heat_map("dog")
 
 
@@ -292,10 +281,7 @@ def test_nothing_stays_after_an_exception(name):
     pipe, options = BUILDERS[name]()
     run(pipe, options)  # notes things on the pipeline
     before, kind, attributes = processors_of(pipe), type(pipe), set(vars(pipe))
-    with (
-        pytest.raises(cvg.ArgumentError, match="'bird' is not in the prompt"),
-        cvg.capture(pipe, words=["bird"]),
-    ):
+    with pytest.raises(cvg.ArgumentError, match="'bird' is not in the prompt"), cvg.capture(pipe, words=["bird"]):
         run(pipe, options)
     with pytest.raises(ZeroDivisionError), cvg.capture(pipe, words=["cat"]):
         raise ZeroDivisionError
@@ -316,9 +302,7 @@ def test_captures_one_in_the_other_both_record():
         run(pipe, options)
     assert len(inner.records) == len(alone.records) and inner.words == ("dog",)
     assert len(outer.records) == 2 * len(alone.records) and outer.words == ("cat",)
-    assert [record.run for record in outer.records] == [
-        number for number in (0, 1) for _ in alone.records
-    ]
+    assert [record.run for record in outer.records] == [number for number in (0, 1) for _ in alone.records]
     for number in (0, 1):
         torch.testing.assert_close(outer.heat_map("cat", run=number), alone.heat_map("cat"))
     assert not torch.allclose(inner.heat_map("dog"), alone.heat_map("cat"), atol=1e-5)
@@ -328,9 +312,7 @@ def test_a_processor_without_sdpa_is_named():
     pipe, options = animatediff()
     pipe.unet.set_attn_processor(AttnProcessor())
     with (
-        pytest.raises(
-            cvg.ArgumentError, match="AttnProcessor does not call scaled_dot_product_attention"
-        ),
+        pytest.raises(cvg.ArgumentError, match="AttnProcessor does not call scaled_dot_product_attention"),
         cvg.capture(pipe, words=["cat"]),
     ):
         run(pipe, options)
@@ -347,9 +329,7 @@ def test_a_capture_is_opened_once():
 def test_an_unknown_denoiser_is_refused():
     pipe, _ = animatediff()
     pipe.unet = torch.nn.Linear(1, 1)
-    with pytest.raises(
-        cvg.ArgumentError, match="must be one of UNetMotionModel, UNet3DConditionModel, "
-    ):
+    with pytest.raises(cvg.ArgumentError, match="must be one of UNetMotionModel, UNet3DConditionModel, "):
         cvg.capture(pipe, words=["cat"]).__enter__()
 
 

@@ -1,4 +1,6 @@
-"""The page of captured maps: what it holds, what is thinned out of it, and that a browser's engine reads it as meant."""
+"""The page of captured maps: what it holds, what is thinned out of it,
+and that a browser's engine reads it as meant.
+"""
 
 from __future__ import annotations
 
@@ -23,16 +25,13 @@ from cvg_kernels.capturing.viewer import ALL_LAYERS, ALL_STEPS, write_viewer
 class Captured:
     """What a page is made of: records of two words, two steps and two layers."""
 
-    def __init__(
-        self, frames: int = 3, cells: int = 6, steps: int = 2, branch: str = "cond"
-    ) -> None:
+    def __init__(self, frames: int = 3, cells: int = 6, steps: int = 2, branch: str = "cond") -> None:
         sizes = {"fine": (frames, cells, cells + 1), "coarse": (frames, cells // 2, cells // 2)}
         self.records = [
-            Record(0, step, 900.0, layer, "cross", branch, ("cat", "</script>"), size,
-                   torch.rand(2, 2, *size))
+            Record(0, step, 900.0, layer, "cross", branch, ("cat", "</script>"), size, torch.rand(2, 2, *size))
             for step in range(steps)
             for layer, size in sizes.items()
-        ]  # fmt: skip
+        ]
 
 
 def read(path) -> dict:
@@ -63,9 +62,7 @@ def test_what_the_page_holds(tmp_path):
         wanted = record.maps[0].numpy()
         assert np.abs(found - wanted).max() <= wanted.max() / 255 / 2 + 1e-6
     fine = [record.maps[0] for record in captured.records if record.layer == "fine"]
-    np.testing.assert_allclose(
-        maps_of(clip, ALL_STEPS, "fine"), torch.stack(fine).mean(0), atol=0.003
-    )
+    np.testing.assert_allclose(maps_of(clip, ALL_STEPS, "fine"), torch.stack(fine).mean(0), atol=0.003)
     assert maps_of(clip, ALL_STEPS, ALL_LAYERS).shape == (2, 3, 6, 7)
     assert (clip["groups"][0]["step"], clip["groups"][0]["layer"]) == (ALL_STEPS, ALL_LAYERS)
     assert "To keep the page small" not in page["note"]
@@ -75,9 +72,7 @@ def test_the_mean_of_layers_counts_each_alike(tmp_path):
     captured = Captured()
     for record in captured.records:
         record.maps.fill_(0.2 if record.layer == "fine" else 0.6)
-    (clip,) = read(write_viewer(tmp_path / "m.html", {"one": (torch.rand(3, 3, 8, 8), captured)}))[
-        "clips"
-    ]
+    (clip,) = read(write_viewer(tmp_path / "m.html", {"one": (torch.rand(3, 3, 8, 8), captured)}))["clips"]
     np.testing.assert_allclose(maps_of(clip, "1", ALL_LAYERS), 0.4, atol=1e-6)
 
 
@@ -97,16 +92,15 @@ def test_what_cannot_be_shown_is_named(tmp_path):
     frames = torch.rand(3, 3, 8, 8)
     with pytest.raises(cvg.ArgumentError, match="at least one clip"):
         write_viewer(tmp_path / "m.html", {})
-    with pytest.raises(
-        cvg.ArgumentError, match=r"clips\['a'\] must have frames \[F, 3, H, W\], got \(3, 8, 8\)"
-    ):
+    with pytest.raises(cvg.ArgumentError, match=r"clips\['a'\] must have frames \[F, 3, H, W\], got \(3, 8, 8\)"):
         write_viewer(tmp_path / "m.html", {"a": (frames[0], Captured())})
     with pytest.raises(cvg.ArgumentError, match="must have captured maps of words, got none"):
         write_viewer(tmp_path / "m.html", {"a": (frames, Captured(branch="uncond"))})
     assert not list(tmp_path.iterdir())
 
 
-#: Enough of a browser for the page's script: elements that keep what is put into them, a canvas that notes what is drawn.
+#: Enough of a browser for the page's script: elements that keep what is put into them, a canvas that notes what is
+#: drawn.
 BROWSER = """
 const made = {}, drawn = [];
 class Element {
@@ -137,7 +131,8 @@ setTimeout(() => {
   made.frame.heard.input({ target: { value: "1" } });
   const ranked = box.children[2].children.map(line => [line.children[0].textContent, line.children[2].textContent]);
   console.log(JSON.stringify({ ready: document.body.dataset.ready, ranked, steps: made.step.children.map(o => o.value),
-    layers: made.layer.children.map(o => o.value), words: made.word.children.map(o => o.value), drawn: drawn.length }));
+    layers: made.layer.children.map(o => o.value), words: made.word.children.map(o => o.value), drawn: drawn.length
+        }));
 }, 50);
 """
 
@@ -158,16 +153,10 @@ def test_the_script_ranks_the_words_under_the_mouse(tmp_path):
     program = tmp_path / "page.js"
     held = f"document.getElementById('data').textContent = {json.dumps(data)};"
     program.write_text(f"{BROWSER}\n{held}\n{script}\n{ASKED}")
-    done = subprocess.run(
-        ["node", str(program)], capture_output=True, text=True, timeout=600, check=True
-    )
+    done = subprocess.run(["node", str(program)], capture_output=True, text=True, timeout=600, check=True)
     told = json.loads(done.stdout)
     assert told["ready"] == "yes" and told["drawn"] > 0
     assert told["words"] == ["none", "cat", "</script>"]
-    assert told["steps"] == [ALL_STEPS, "0", "1"] and told["layers"] == [
-        ALL_LAYERS,
-        "fine",
-        "coarse",
-    ]
+    assert told["steps"] == [ALL_STEPS, "0", "1"] and told["layers"] == [ALL_LAYERS, "fine", "coarse"]
     assert [name for name, _ in told["ranked"]] == ["</script>", "cat"]
     assert told["ranked"][0][1] == "40.0 %"

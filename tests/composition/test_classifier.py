@@ -67,8 +67,11 @@ def test_saved_and_loaded(tmp_path):
     maps = features(classifier)
     assert torch.equal(loaded(maps, torch.tensor(TIMES)), classifier(maps, torch.tensor(TIMES)))
     assert (loaded.labels, loaded.selection, loaded.timesteps, loaded.report) == (
-        classifier.labels, classifier.selection, classifier.timesteps, {"accuracy": 0.5},
-    )  # fmt: skip
+        classifier.labels,
+        classifier.selection,
+        classifier.timesteps,
+        {"accuracy": 0.5},
+    )
     assert not loaded.training
 
 
@@ -111,9 +114,7 @@ def test_labels_are_checked(labels):
 def test_the_vision_language_model_stays_frozen(clip):
     model, _ = clip
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    classifier = tiny_classifier(
-        animatediff()[0], TIMES, backbone={"kind": "vision-language"}, vision_language=clip
-    )
+    classifier = tiny_classifier(animatediff()[0], TIMES, backbone={"kind": "vision-language"}, vision_language=clip)
     classifier.train()
     assert classifier.aggregator.training and not any(m.training for m in model.modules())
     trained = [p for p in classifier.parameters() if p.requires_grad]
@@ -130,9 +131,7 @@ def test_the_vision_language_model_stays_frozen(clip):
 
 
 def test_the_vision_language_backbone_reads_time_as_place(clip):
-    classifier = tiny_classifier(
-        animatediff()[0], TIMES, backbone={"kind": "vision-language"}, vision_language=clip
-    )
+    classifier = tiny_classifier(animatediff()[0], TIMES, backbone={"kind": "vision-language"}, vision_language=clip)
     volume = torch.rand(1, 4, 4, 3, 4)
     sheet = classifier.backbone.sheet(volume)
     assert sheet.shape == (1, 3, 32, 32)
@@ -141,26 +140,21 @@ def test_the_vision_language_backbone_reads_time_as_place(clip):
 
 
 def test_the_vision_language_classifier_is_saved_without_the_model(clip, tmp_path):
-    classifier = tiny_classifier(
-        animatediff()[0], TIMES, backbone={"kind": "vision-language"}, vision_language=clip
-    )
+    classifier = tiny_classifier(animatediff()[0], TIMES, backbone={"kind": "vision-language"}, vision_language=clip)
     classifier.save(tmp_path)
     with pytest.raises(cvg.ArgumentError, match="vision_language must be given"):
         CompositionClassifier.load(tmp_path)
     loaded = CompositionClassifier.load(tmp_path, vision_language=clip)
     maps = features(classifier)
-    torch.testing.assert_close(
-        loaded(maps, torch.tensor(TIMES)), classifier(maps, torch.tensor(TIMES))
-    )
+    torch.testing.assert_close(loaded(maps, torch.tensor(TIMES)), classifier(maps, torch.tensor(TIMES)))
     assert (tmp_path / "classifier.safetensors").stat().st_size < 100_000
 
 
 def test_labels_not_trained_on(clip):
     """The head is text: other words are other labels, the same word the same logit."""
     classifier = tiny_classifier(
-        animatediff()[0], TIMES, backbone={"kind": "vision-language", "template": "a {}"},
-        vision_language=clip,
-    )  # fmt: skip
+        animatediff()[0], TIMES, backbone={"kind": "vision-language", "template": "a {}"}, vision_language=clip
+    )
     words = classifier.with_labels(["cat", "running", "dog"])
     again = words.with_labels(["dog", "cat"])
     maps, times = features(classifier), torch.tensor(TIMES)

@@ -28,10 +28,7 @@ LABELS = ("left", "right", "up", "down")
             "A red circle moving left and a blue square moving UP.",
             [("red circle", 0, "left"), ("blue square", 0, "up")],
         ),
-        (
-            "a red circle moving up and a red circle moving down",
-            [("red circle", 0, "up"), ("red circle", 1, "down")],
-        ),
+        ("a red circle moving up and a red circle moving down", [("red circle", 0, "up"), ("red circle", 1, "down")]),
         ("the old car is going to the right, a dog", [("old car", 0, "right"), ("dog", 0, None)]),
         (PROMPT, [("red cat", 0, None), ("blue dog", 0, None)]),
         ("a left shoe", [("left shoe", 0, None)]),
@@ -61,18 +58,14 @@ def test_maps_are_those_of_capture(name):
     phrases = [[entity.phrase for entity in entities_of(PROMPT, LABELS)]]
     seed = torch.Generator().manual_seed(0)
     call = {**options, "num_inference_steps": 3, "generator": seed}
-    maps, timesteps, video = record(
-        pipe, [PROMPT], phrases, selection, steps=2, video=False, **call
-    )
+    maps, timesteps, video = record(pipe, [PROMPT], phrases, selection, steps=2, video=False, **call)
     assert video is None and len(timesteps) == 2
     assert maps.shape == (1, 2, 2, selection.maps, 4, 6, 6)
 
     with cvg.capture(pipe, words=["red cat", "blue dog"], head_reduction="none") as captured:
         run(pipe, options)
     for step in range(2):
-        records = {
-            r.layer: r.maps for r in captured.records if r.step == step and r.branch == "cond"
-        }
+        records = {r.layer: r.maps for r in captured.records if r.step == step and r.branch == "cond"}
         expected = [
             interpolate(records[layer][0], (4, 6, 6), mode="trilinear", align_corners=False)
             for layer in selection.layers  # [heads, K, F, h, w]
@@ -105,10 +98,7 @@ def test_prompts_of_different_lengths_are_padded():
     pipe, _ = BUILDERS["animatediff"]()
     phrases = {PROMPT: [("red cat", 0), ("dog", 0)], "a dog": [("dog", 0)]}
     table = TokenTable.of(
-        [
-            EncodedText.of_prompt(pipe.tokenizer, prompt).find(each)
-            for prompt, each in phrases.items()
-        ]
+        [EncodedText.of_prompt(pipe.tokenizer, prompt).find(each) for prompt, each in phrases.items()]
     )
     assert table.present.tolist() == [[True, True], [True, False]]
     assert table.membership.sum((1, 2)).tolist() == [3, 1]

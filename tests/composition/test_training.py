@@ -18,25 +18,12 @@ from cvg_kernels.cli import main  # noqa: E402
 from cvg_kernels.composition import CompositionClassifier  # noqa: E402
 from cvg_kernels.shapes.checkpoint import Checkpoint, _read  # noqa: E402
 from cvg_kernels.shapes.pipeline import load_pipeline  # noqa: E402
-from cvg_kernels.shapes.world import (  # noqa: E402
-    DIRECTIONS,
-    parse_caption,
-    random_scene,
-    render,
-)
+from cvg_kernels.shapes.world import DIRECTIONS, parse_caption, random_scene, render  # noqa: E402
 from cvg_kernels.training.clips import LABELS, Clips, make_features  # noqa: E402
 from cvg_kernels.training.dataset import Entities, split  # noqa: E402
 from cvg_kernels.training.inversion import add_noise, ddim_invert  # noqa: E402
 from cvg_kernels.training.score import score  # noqa: E402
-from cvg_kernels.training.store import (  # noqa: E402
-    GENERATED,
-    RIGHT_PROMPT,
-    WRONG_PROMPT,
-    Examples,
-    load,
-    write_index,
-    write_shard,
-)
+from cvg_kernels.training.store import GENERATED, RIGHT_PROMPT, WRONG_PROMPT, Examples, load, write_index, write_shard  # noqa: E402
 from cvg_kernels.training.symmetry import SYMMETRIES, mirrored, permutations  # noqa: E402
 from cvg_kernels.training.train import Recipe, train_classifier  # noqa: E402
 from tests.composition.tiny import tiny_clip  # noqa: E402
@@ -64,18 +51,20 @@ def write_features(folder, clips=48, columns=4):
     write_index(
         folder / "features",
         {
-            "labels": LABELS, "timesteps": [999.0, 949.0], "layers": ["a", "b"], "heads": [1, 2],
-            "grid": [4, 4, columns], "fingerprint": {"class": "None", "norms": {}}, "recipe": {},
+            "labels": LABELS,
+            "timesteps": [999.0, 949.0],
+            "layers": ["a", "b"],
+            "heads": [1, 2],
+            "grid": [4, 4, columns],
+            "fingerprint": {"class": "None", "norms": {}},
+            "recipe": {},
         },
-    )  # fmt: skip
+    )
     asked = torch.where((source == WRONG_PROMPT)[:, None], (label + 1) % 4, label)
     write_shard(
         folder / "features" / "000000.safetensors",
-        Examples(
-            maps.half(), label.to(torch.int8), asked.to(torch.int8), source.to(torch.uint8),
-            torch.arange(clips),
-        ),
-    )  # fmt: skip
+        Examples(maps.half(), label.to(torch.int8), asked.to(torch.int8), source.to(torch.uint8), torch.arange(clips)),
+    )
 
 
 def accelerator():
@@ -99,9 +88,15 @@ def test_an_inverted_clip_comes_back(pipe):
     for refine in (0, 1):
         noise = ddim_invert(pipe, clean, [scene.caption], steps=20, refine=refine)
         back = pipe(
-            scene.caption, latents=noise, output_type="latent", height=64, width=64, num_frames=8,
-            num_inference_steps=20, guidance_scale=1.0,
-        ).frames  # fmt: skip
+            scene.caption,
+            latents=noise,
+            output_type="latent",
+            height=64,
+            width=64,
+            num_frames=8,
+            num_inference_steps=20,
+            guidance_scale=1.0,
+        ).frames
         errors.append(float((back - clean).norm() / clean.norm()))
     assert errors[1] < 0.1 and errors[1] < errors[0] / 2
 
@@ -280,9 +275,7 @@ def test_symmetries_move_maps_and_labels_alike():
         rows, columns = torch.meshgrid(torch.arange(4), torch.arange(4), indexing="ij")
         one = ((columns - 1.5) * x + (rows - 1.5) * y > 0).float()
         count = len(SYMMETRIES)
-        maps, moved = mirrored(
-            one.expand(count, 4, 4), torch.full((count,), label), table, torch.arange(count)
-        )
+        maps, moved = mirrored(one.expand(count, 4, 4), torch.full((count,), label), table, torch.arange(count))
         for shown, now in zip(maps, moved, strict=True):
             x, y = DIRECTIONS[LABELS[now]]
             assert torch.equal(shown, ((columns - 1.5) * x + (rows - 1.5) * y > 0).float())
@@ -295,9 +288,10 @@ def test_a_frozen_backbone_is_trained_with(tmp_path):
     model, tokenizer = tiny_clip()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     options = {
-        "aggregator": SMALL["aggregator"], "backbone": {"kind": "vision-language"},
+        "aggregator": SMALL["aggregator"],
+        "backbone": {"kind": "vision-language"},
         "vision_language": (model, tokenizer),
-    }  # fmt: skip
+    }
     train_classifier(tmp_path, RECIPE, accelerator(), **options)
     again = train_classifier(tmp_path, RECIPE, accelerator(), **options)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
@@ -316,9 +310,22 @@ def test_noised_clips(pipe, tmp_path):
 
 def test_the_command(tmp_path, capsys):
     arguments = [
-        "cvg", "train", "--output", str(tmp_path), "--clips", "1", "--generated", "2", "--steps", "2",
-        "--batch", "2", "--read-steps", "2", "--cpu",
-    ]  # fmt: skip
+        "cvg",
+        "train",
+        "--output",
+        str(tmp_path),
+        "--clips",
+        "1",
+        "--generated",
+        "2",
+        "--steps",
+        "2",
+        "--batch",
+        "2",
+        "--read-steps",
+        "2",
+        "--cpu",
+    ]
     assert main(arguments) == 0
     assert CompositionClassifier.load(tmp_path / "classifier", load_pipeline()).labels == LABELS
     assert "right_prompt" in capsys.readouterr().out

@@ -1,4 +1,6 @@
-"""The gradient of a loss of the maps on the latents: by the way that latent methods take, and by eager PyTorch alone."""
+"""The gradient of a loss of the maps on the latents:
+by the way that latent methods take, and by eager PyTorch alone.
+"""
 
 from __future__ import annotations
 
@@ -34,9 +36,7 @@ class Probe(Guidance):
         if self.found:  # FreeInit goes through the schedule again
             return
         table = TokenTable.of(call.find([WORDS]))
-        names = [
-            layer.name for layer in attention_layers(call.denoiser) if layer.name in self.weights
-        ]
+        names = [layer.name for layer in attention_layers(call.denoiser) if layer.name in self.weights]
         z = call.latents.detach().requires_grad_()
         with LayerCapture(call.denoiser, table.ids, names, backend=self.backend) as layers:
             maps = layers.run(lambda: call.denoise(z))
@@ -71,9 +71,7 @@ def eager(row: Row, weights: dict[str, torch.Tensor]) -> tuple[torch.Tensor, tor
     try:
         with torch.enable_grad(), oracle.watched([call.denoiser], keep_graph=True) as watch:
             call.denoiser(*args, **arguments)
-            loss = sum(
-                (maps * weights[layer].double()).sum() for layer, maps in row.seen_maps(watch, 0)
-            )
+            loss = sum((maps * weights[layer].double()).sum() for layer, maps in row.seen_maps(watch, 0))
             (gradient,) = torch.autograd.grad(loss, z)
     finally:
         for parameter, was in needed:
@@ -83,7 +81,9 @@ def eager(row: Row, weights: dict[str, torch.Tensor]) -> tuple[torch.Tensor, tor
 
 
 def error(row: Row, weights: dict[str, torch.Tensor], found: dict[str, Any]) -> float:
-    """The relative error of the gradient that `ours` has found; asserts that it was taken at the stock run's latents."""
+    """The relative error of the gradient that `ours` has found;
+    asserts that it was taken at the stock run's latents.
+    """
     given, wanted = eager(row, weights)
     assert float(wanted.norm()) > 0
     axis = row.case.channel_axis % given.ndim
@@ -95,8 +95,6 @@ def error(row: Row, weights: dict[str, torch.Tensor], found: dict[str, Any]) -> 
         latents = latents.flatten(2) if given.ndim == 3 else latents
         return latents.movedim(1, axis)
 
-    torch.testing.assert_close(
-        native(found["latents"]) * found["scale"], given, rtol=1e-5, atol=1e-6
-    )
+    torch.testing.assert_close(native(found["latents"]) * found["scale"], given, rtol=1e-5, atol=1e-6)
     gradient = native(found["gradient"]) / found["scale"]
     return float((gradient - wanted).norm() / wanted.norm())

@@ -1,7 +1,8 @@
-"""What attention does in a pipeline, seen from outside: hooks of torch and a spy on its function, and none of our code.
+"""What attention does in a pipeline, seen from outside: hooks of torch and a spy on its function, and none of our
+code.
 
-Nothing is known of a model but where its tokens of text mix (`facts.MIXERS`): where a word stands among the keys of a layer
-is found by disturbing what the text encoder says of that word, and looking which keys move.
+Nothing is known of a model but where its tokens of text mix (`facts.MIXERS`): where a word stands among the keys of a
+layer is found by disturbing what the text encoder says of that word, and looking which keys move.
 """
 
 from __future__ import annotations
@@ -48,9 +49,7 @@ class Seen:
             hidden = self.mask.dtype == torch.bool
             logits = logits.masked_fill(~self.mask, -torch.inf) if hidden else logits + self.mask
         if self.causal:
-            logits = logits.masked_fill(
-                torch.ones(logits.shape[-2:]).tril().logical_not(), -torch.inf
-            )
+            logits = logits.masked_fill(torch.ones(logits.shape[-2:]).tril().logical_not(), -torch.inf)
         maps = logits.softmax(-1).mean(1)
         return torch.stack([maps[..., at].sum(-1) for at in words], 1)
 
@@ -98,9 +97,7 @@ def hooked(hooks: list[tuple[nn.Module, str, Callable]]) -> Iterator[None]:
     """Hooks for the length of a block: (module, "pre" or "post", function of module, args, arguments[, output])."""
     handles = []
     for module, when, function in hooks:
-        register = (
-            module.register_forward_pre_hook if when == "pre" else module.register_forward_hook
-        )
+        register = module.register_forward_pre_hook if when == "pre" else module.register_forward_hook
         handles.append(register(function, with_kwargs=True))
     try:
         yield
@@ -130,9 +127,7 @@ def watched(
     counts, times = Counter(), Counter()
     stock = functional.scaled_dot_product_attention
 
-    def spy(
-        query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, **options
-    ):
+    def spy(query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None, **options):
         if stack:
             layer = stack[-1].removesuffix(".processor")
             at = (len(found.calls) - 1, layer)
@@ -190,7 +185,8 @@ class Places:
 
     Attributes:
         words: for each word, its keys.
-        layers: the attentions to the text in one call of a denoiser, (layer, the how many-eth of that layer), in order.
+        layers: the attentions to the text in one call of a denoiser, (layer, the how many-eth of that layer), in
+            order.
         joint: whether the text is among the queries too.
     """
 
@@ -200,12 +196,7 @@ class Places:
 
 
 def places(
-    pipe: Any,
-    again: Callable[[], Any],
-    stock: Watch,
-    call: int,
-    words: list[str],
-    mixers: str | None,
+    pipe: Any, again: Callable[[], Any], stock: Watch, call: int, words: list[str], mixers: str | None
 ) -> Places:
     """Finds the keys that belong to words.
 
@@ -215,8 +206,8 @@ def places(
         stock: what that run was seen to do.
         call: number of a call of the denoiser that is given the prompt.
         words: of the prompt, separated by spaces.
-        mixers: full names of the modules in which tokens of text mix: what they answer is disturbed where they are given
-            something disturbed, and nowhere else.
+        mixers: full names of the modules in which tokens of text mix: what they answer is disturbed where they are
+            given something disturbed, and nowhere else.
     """
     found: dict[str, set[int]] = {}
     layers: list[tuple[str, int]] = []
@@ -239,13 +230,13 @@ def places(
             names = [name for name, at in moved.items() if at == moved[first]]
         assert not layers or layers == names
         layers = names
-    return Places(
-        [[at for t in word.split() for at in sorted(found[t])] for word in words], layers, joint
-    )
+    return Places([[at for t in word.split() for at in sorted(found[t])] for word in words], layers, joint)
 
 
 def mixing(pipe: Any, mixers: str | None) -> list[tuple[str, nn.Module]]:
-    """The modules in which tokens of text mix, in the denoisers and in the connectors that some pipelines have before."""
+    """The modules in which tokens of text mix,
+    in the denoisers and in the connectors that some pipelines have before.
+    """
     if mixers is None:
         return []
     named = [pair for denoiser in denoisers(pipe) for pair in network_of(denoiser).named_modules()]
@@ -271,9 +262,7 @@ def _moved(before: torch.Tensor, after: torch.Tensor) -> set[int]:
     return set((change > 1e-4 * before.abs().max()).nonzero()[:, 0].tolist())
 
 
-def _disturbed(
-    pipe: Any, again: Callable[[], Any], stock: Watch, call: int, token: str, mixers: str | None
-) -> Watch:
+def _disturbed(pipe: Any, again: Callable[[], Any], stock: Watch, call: int, token: str, mixers: str | None) -> Watch:
     """The run up to the end of a call, with the text encoders' answer for one token moved."""
     ids: list[tuple[torch.Tensor, nn.Module]] = []
     hooks = []
@@ -328,7 +317,9 @@ def _disturbed(
 
 @contextmanager
 def processors_kept(networks: list[nn.Module]) -> Iterator[None]:
-    """Puts back the processors of layers, which a pipeline that sets some for a run (PAG) leaves when it is interrupted."""
+    """Puts back the processors of layers, which a pipeline that sets some for a run (PAG) leaves when it is
+    interrupted.
+    """
     layers = [m for network in networks for m in network.modules() if hasattr(m, "set_processor")]
     before = [layer.processor for layer in layers]
     try:

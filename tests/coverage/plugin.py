@@ -1,4 +1,6 @@
-"""Notes that tests make for the table of coverage: compared with the committed one, or, with --write-coverage, written."""
+"""Notes that tests make for the table of coverage: compared with the committed one, or, with --write-coverage,
+written.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,10 @@ _KEY = "coverage"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--write-coverage", action="store_true",
+        "--write-coverage",
+        action="store_true",
         help="write docs/coverage.json and docs/coverage.md from what the tests find, and compare nothing with them",
-    )  # fmt: skip
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -53,8 +56,8 @@ class _Notes:
 def coverage_note(request: pytest.FixtureRequest) -> Callable[[str, str, Any], None]:
     """`coverage_note(row, column, value)`: says what the table holds for a case of `tests.pipelines`.
 
-    A float is an error and must be within the committed bound; anything else must be what is committed. The table is of the
-    newest diffusers: with older ones nothing is compared.
+    A float is an error and must be within the committed bound; anything else must be what is committed. The table is
+    of the newest diffusers: with older ones nothing is compared.
     """
     from tests.pipelines.case import older_than_the_builders
 
@@ -67,8 +70,8 @@ def coverage_note(request: pytest.FixtureRequest) -> Callable[[str, str, Any], N
         there = committed.get(row, {}).get(column)
         if compared:
             assert table.agrees(value, there), (
-                f"docs/coverage.json has {column} = {there!r} for {row}, this run {value!r}; if that is as it should be, "
-                "`make coverage` writes the table anew"
+                f"docs/coverage.json has {column} = {there!r} for {row}, this run {value!r}; if that is as it should "
+                "be, `make coverage` writes the table anew"
             )
 
     return note

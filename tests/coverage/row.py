@@ -1,4 +1,6 @@
-"""A tiny pipeline, its stock run, and what was seen in it: made once, and shared by all checks of one row of the table."""
+"""A tiny pipeline, its stock run, and what was seen in it: made once, and shared by all checks of one row of the
+table.
+"""
 
 from __future__ import annotations
 
@@ -138,10 +140,7 @@ class Row:
     def seen_maps(self, watch: oracle.Watch, call: int) -> list[tuple[str, torch.Tensor]]:
         """Every layer's attention to the words in one call of the denoiser."""
         seen = watch.of_call(call)
-        return [
-            (name, self.videos(seen[name, number].maps(self.places.words)))
-            for name, number in self.places.layers
-        ]
+        return [(name, self.videos(seen[name, number].maps(self.places.words))) for name, number in self.places.layers]
 
     @cached_property
     def wanted(self) -> list[Wanted]:

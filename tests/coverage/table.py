@@ -1,4 +1,6 @@
-"""The table of what works on which pipeline: docs/coverage.json, which tests write, and docs/coverage.md, its picture."""
+"""The table of what works on which pipeline:
+docs/coverage.json, which tests write, and docs/coverage.md, its picture.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "kind": ("attention to text", "as it was seen in the stock run"),
     "capture": (
         "capture",
-        "largest difference of a captured map from softmax(q kᵀ), in float64 from the stock run's own queries and keys",
+        "largest difference of a captured map from softmax(q kᵀ), in float64 from the stock run's own queries and "
+        "keys",
     ),
     "gradient": (
         "gradient",
@@ -32,7 +35,7 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "compile": ("compile", "maps of a denoiser under `torch.compile`"),
     "context_parallel": ("context parallel", "maps by two processes"),
     "releases": ("releases", "of diffusers in which capture is right ([more](releases.md)); others: the newest alone"),
-}  # fmt: skip
+}
 #: Columns whose values are bounds, and what they may not exceed: what rounding makes of a float32 number.
 LIMITS = {"capture": 1e-5, "gradient": 1e-4, "output": 1e-5, "swap": 1e-5}
 
@@ -85,20 +88,14 @@ def write(notes: list[tuple[str, str, Any]]) -> None:
     from tests.pipelines import PIPELINES
 
     before = read()["rows"]
-    rows = {
-        name: {**before.get(name, {}), "denoiser": case.denoiser}
-        for name, case in PIPELINES.items()
-    }
+    rows = {name: {**before.get(name, {}), "denoiser": case.denoiser} for name, case in PIPELINES.items()}
     for name, column, value in notes:
         there = before.get(name, {}).get(column)
         rows[name][column] = settled(value, there, LIMITS.get(column, math.inf))
     for name, span in releases().items():
         rows[name]["releases"] = span
     order = ("pipeline", "denoiser", *COLUMNS, "why", "refused")
-    rows = {
-        name: {key: row[key] for key in order if row.get(key) is not None}
-        for name, row in rows.items()
-    }
+    rows = {name: {key: row[key] for key in order if row.get(key) is not None} for name, row in rows.items()}
     table = {"rows": rows, "left_out": dict(sorted(LEFT_OUT.items()))}
     JSON.write_text(json.dumps(table, indent=1, ensure_ascii=False) + "\n")
     PAGE.write_text(page(table))
@@ -123,16 +120,16 @@ def page(table: dict[str, Any]) -> str:
     lines = [
         "# Which pipelines work",
         "",
-        "Written by the tests' own run (`make coverage`), never by hand; the tests fail where it is no longer true. Every"
-        " row is a tiny pipeline of random weights out of diffusers' real classes (`tests/pipelines`), measured"
+        "Written by the tests' own run (`make coverage`), never by hand; the tests fail where it is no longer true. "
+        "Every row is a tiny pipeline of random weights out of diffusers' real classes (`tests/pipelines`), measured"
         " against eager PyTorch (`tests/coverage`).",
         "",
-        f"Capture is right on {number['capture']} of {number['rows']} pipelines ({number['classes']} pipeline classes of "
-        f"{number['denoisers']} denoisers); a step guided by Vico on {number['vico']}.",
+        f"Capture is right on {number['capture']} of {number['rows']} pipelines ({number['classes']} pipeline classes "
+        f"of {number['denoisers']} denoisers); a step guided by Vico on {number['vico']}.",
         "",
         *(f"- **{heading}**: {meaning}" for heading, meaning in COLUMNS.values()),
         "",
-    ]  # fmt: skip
+    ]
     used = [c for c in COLUMNS if any(row.get(c) is not None for row in table["rows"].values())]
     lines += ["| denoiser | pipeline | " + " | ".join(COLUMNS[c][0] for c in used) + " |"]
     lines += ["| --- " * (len(used) + 2) + "|"]
@@ -156,10 +153,7 @@ def _refused(table: dict[str, Any]) -> list[str]:
         for column, message in row.get("refused", {}).items():
             where.setdefault((COLUMNS[column][0], message), []).append(f"`{name}`")
     lines = ["## Refused", "", "| method | what it says | where |", "| --- | --- | --- |"]
-    lines += [
-        f"| {method} | {message} | {', '.join(names)} |"
-        for (method, message), names in sorted(where.items())
-    ]
+    lines += [f"| {method} | {message} | {', '.join(names)} |" for (method, message), names in sorted(where.items())]
     return [*lines, ""]
 
 

@@ -1,6 +1,7 @@
 """Every tiny pipeline: maps and gradients against eager PyTorch, the swap, a step of each method, what is left behind.
 
-What is found is noted in the table (`docs/coverage.md`) and must be what is committed there: what was right must stay so.
+What is found is noted in the table (`docs/coverage.md`) and must be what is committed there: what was right must stay
+so.
 """
 
 from __future__ import annotations
@@ -56,11 +57,7 @@ def test_the_maps_of_words(row, coverage_note):
     coverage_note(name, "pipeline", type(row.pipe).__name__)
     captured = cvg.capture(row.pipe, WORDS)
     try:
-        with (
-            oracle.watched(row.networks, attention=False) as watch,
-            captured,
-            cvg.trace_backends() as ran,
-        ):
+        with oracle.watched(row.networks, attention=False) as watch, captured, cvg.trace_backends() as ran:
             video = row.run()
     except cvg.ArgumentError:
         row.restored()
@@ -85,12 +82,7 @@ def test_the_maps_of_words(row, coverage_note):
         assert record.grid in row.grids
         error = max(error, float((record.maps[0].flatten(1) - wanted.maps).abs().max()))
     assert error <= LIMITS["capture"]
-    for column, value in {
-        "kind": row.kind,
-        "capture": error,
-        "output": output,
-        "why": None,
-    }.items():
+    for column, value in {"kind": row.kind, "capture": error, "output": output, "why": None}.items():
         coverage_note(name, column, value)
 
 
@@ -100,9 +92,7 @@ def test_the_gradient_on_the_latents(row, coverage_note):
     name = row.case.name
     if name in WITHOUT_MAPS or name in WITHOUT_GRADIENTS:
         return coverage_note(name, "gradient", "no")
-    weights = {
-        layer: torch.randn(maps.shape) for layer, maps in row.seen_maps(row.watch, row.first)
-    }
+    weights = {layer: torch.randn(maps.shape) for layer, maps in row.seen_maps(row.watch, row.first)}
     found = gradients.ours(row, weights)
     row.restored()
     assert set(found["names"]) == set(weights)
@@ -117,11 +107,7 @@ def test_the_drop_in_swap(row, coverage_note):
     name = row.case.name
     swap = cvg.processors(row.pipe, backend="reference" if native.reason("cpu") else "native")
     try:
-        with (
-            oracle.watched(row.networks, attention=False) as watch,
-            cvg.trace_backends() as ran,
-            swap as swapped,
-        ):
+        with oracle.watched(row.networks, attention=False) as watch, cvg.trace_backends() as ran, swap as swapped:
             layers = swapped.layers
             video = row.run()
     except cvg.ArgumentError:
@@ -142,11 +128,14 @@ METHODS: dict[str, Callable[[Row], Any]] = {
     "vico": lambda row: cvg.Vico(WORDS, step_size=0.1, iterations=1, stop=0.01),
     "cvg": lambda row: cvg.CVG(
         tiny_classifier(row.pipe, range(0, 1001, 250), grid=(2, 3, 3)),
-        label=["left", "right"], step_size=0.1, iterations=1, stop=0.01,
+        label=["left", "right"],
+        step_size=0.1,
+        iterations=1,
+        stop=0.01,
     ),
     "vstar": lambda row: cvg.VSTAR(sigma=0.5, strength=4.0, stop=0.01),
     "gen1": lambda row: cvg.Gen1(2.0, stop=0.01),
-}  # fmt: skip
+}
 
 
 @rows

@@ -32,7 +32,7 @@ MAP, GRADIENT, OUTPUT = (LIMITS[what] for what in ("capture", "gradient", "outpu
 LAST = (
     *("wan", "wan_vace", "wan_animate", "skyreels_v2", "chronoedit", "anyflow", "helios", "allegro", "cosmos"),
     *("kandinsky5", "cogvideox", "cogvideox15", "easyanimate", "ltx", "ltx_condition"),
-)  # fmt: skip
+)
 #: All that is not the video stands behind it.
 FIRST = ("hunyuan_video", "hunyuan_video15", "mochi", "motif_video", "ltx2")
 #: One attention relates text and video: of a layer there are maps of words as well.
@@ -139,27 +139,21 @@ class Probe(Guidance):
         self.found.update(latents=z.detach(), scale=call.scale, gradient=gradient)
 
 
-@pytest.mark.parametrize(
-    "row", ["wan", "cogvideox", "hunyuan_video", "ltx", "mochi", "kandinsky5"], indirect=True
-)
+@pytest.mark.parametrize("row", ["wan", "cogvideox", "hunyuan_video", "ltx", "mochi", "kandinsky5"], indirect=True)
 def test_the_gradient_on_the_latents(row, monkeypatch):
     """Of a random loss of the maps that guidance is given, against eager PyTorch."""
     (grid,) = row.grids
     names = list(frame_maps(row.networks[0]))
     weights = {name: torch.randn(grid[1] * grid[2], grid[0], grid[0]) for name in names}
     found: dict = {}
-    with (
-        pytest.warns(cvg.GuidanceWarning, match="Probe did nothing"),
-        Probe(weights, found).attach(row.pipe),
-    ):
+    with pytest.warns(cvg.GuidanceWarning, match="Probe did nothing"), Probe(weights, found).attach(row.pipe):
         row.run()
     row.restored()
 
     def seen_maps(watch: oracle.Watch, call: int) -> list[tuple[str, torch.Tensor]]:
         layers = [(name, name.removesuffix(":frames")) for name in names]
         return [
-            (name, between_frames(row, softmaxes(row, watch, call, layer)[0], alone=True))
-            for name, layer in layers
+            (name, between_frames(row, softmaxes(row, watch, call, layer)[0], alone=True)) for name, layer in layers
         ]
 
     monkeypatch.setattr(row, "seen_maps", seen_maps)

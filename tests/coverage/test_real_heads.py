@@ -47,14 +47,10 @@ def test_maps_and_gradients_by_the_kernels_themselves(row, backend):
     assert {by for operation, by in ran if operation.startswith("attention")} == {backend}
     records = [record for record in captured.records if record.branch == "cond"]
     for record, wanted in zip(records, row.wanted, strict=True):
-        torch.testing.assert_close(
-            record.maps[0].flatten(1), wanted.maps.float(), rtol=0, atol=1e-5
-        )
+        torch.testing.assert_close(record.maps[0].flatten(1), wanted.maps.float(), rtol=0, atol=1e-5)
     row.restored()
 
-    weights = {
-        layer: torch.randn(maps.shape) for layer, maps in row.seen_maps(row.watch, row.first)
-    }
+    weights = {layer: torch.randn(maps.shape) for layer, maps in row.seen_maps(row.watch, row.first)}
     with cvg.trace_backends() as ran:
         found = gradients.ours(row, weights, backend)
     assert {("attention", backend), ("attention_backward", backend)} <= set(ran)

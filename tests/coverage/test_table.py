@@ -1,4 +1,6 @@
-"""The table of coverage is whole: a row for every case, a reason for every refusal, no pipeline of diffusers forgotten."""
+"""The table of coverage is whole: a row for every case, a reason for every refusal, no pipeline of diffusers
+forgotten.
+"""
 
 from __future__ import annotations
 
@@ -28,9 +30,7 @@ def video_pipelines() -> set[str]:
             continue
         module = importlib.import_module(getattr(diffusers, name).__module__)
         speaks = ("num_frames", "video_length", "VideoProcessor")
-        if ".utils." not in module.__name__ and any(
-            word in inspect.getsource(module) for word in speaks
-        ):
+        if ".utils." not in module.__name__ and any(word in inspect.getsource(module) for word in speaks):
             found.add(name)
     return found
 
@@ -76,6 +76,4 @@ def test_bounds_have_room_and_do_not_wander():
     assert table.settled(5e-6, None, 1e-5) == 1e-5 and table.settled(0.0, 1e-6) == 1e-7
     assert table.settled("yes", "no") == "yes"
     assert table.agrees(9e-7, 1e-6) and not table.agrees(2e-6, 1e-6)
-    assert (
-        not table.agrees(1e-7, "no") and not table.agrees("no", 1e-6) and table.agrees("no", "no")
-    )
+    assert not table.agrees(1e-7, "no") and not table.agrees("no", 1e-6) and table.agrees("no", "no")

@@ -61,9 +61,7 @@ def test_everything_public_has_an_entry_and_a_docstring(package, entries):
 
 def test_modules_among_the_public_names_are_looked_at():
     there = {
-        f"cvg_kernels.{name}"
-        for name, value in public(cvg_kernels).items()
-        if isinstance(value, types.ModuleType)
+        f"cvg_kernels.{name}" for name, value in public(cvg_kernels).items() if isinstance(value, types.ModuleType)
     }
     assert there <= set(PACKAGES)
 

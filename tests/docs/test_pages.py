@@ -38,9 +38,7 @@ def test_snippets_are_python_and_name_what_exists(page):
         named = {
             node.attr
             for node in ast.walk(ast.parse(snippet))
-            if isinstance(node, ast.Attribute)
-            and isinstance(node.value, ast.Name)
-            and node.value.id == "cvg"
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "cvg"
         }
         assert named <= set(cvg_kernels.__all__)
 
@@ -62,9 +60,7 @@ def texts_of_the_package() -> list[str]:
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 found.append(node.value)
             elif isinstance(node, ast.JoinedStr):
-                parts = [
-                    part.value if isinstance(part, ast.Constant) else "…" for part in node.values
-                ]
+                parts = [part.value if isinstance(part, ast.Constant) else "…" for part in node.values]
                 found.append("".join(parts))
     return found
 
@@ -92,10 +88,6 @@ def test_the_readme_is_a_front_page():
 def test_the_readme_counts_the_pipelines_of_the_methods(method):
     rows = json.loads((ROOT / "docs" / "coverage.json").read_text(encoding="utf-8"))["rows"]
     table = (ROOT / "README.md").read_text(encoding="utf-8")
-    line = next(
-        line
-        for line in table.splitlines()
-        if line.lower().replace("-", "").startswith(f"| {method} ")
-    )
+    line = next(line for line in table.splitlines() if line.lower().replace("-", "").startswith(f"| {method} "))
     count = sum(row[method] == "yes" for row in rows.values())
     assert str(count) in re.findall(r"\d+", line.split("|")[3])

@@ -19,6 +19,4 @@ def clip():
     """A clip of random pixels, smooth enough that its depth has a range."""
     import torch
 
-    return torch.nn.functional.interpolate(torch.rand(8, 3, 6, 6), (64, 64), mode="bicubic").clamp(
-        0, 1
-    )
+    return torch.nn.functional.interpolate(torch.rand(8, 3, 6, 6), (64, 64), mode="bicubic").clamp(0, 1)

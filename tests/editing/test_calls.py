@@ -1,4 +1,6 @@
-"""How `StructureContentPipeline` is called: batches, seeds, schedulers, pictures, interruptions, and what it refuses."""
+"""How `StructureContentPipeline` is called:
+batches, seeds, schedulers, pictures, interruptions, and what it refuses.
+"""
 
 from __future__ import annotations
 
@@ -43,9 +45,7 @@ def clips():
 def scheduled(editor):
     """Gives the editor another scheduler for the length of a test."""
     own = editor.scheduler
-    yield lambda kind: setattr(
-        editor, "scheduler", getattr(diffusers, f"{kind}Scheduler").from_config(own.config)
-    )
+    yield lambda kind: setattr(editor, "scheduler", getattr(diffusers, f"{kind}Scheduler").from_config(own.config))
     editor.scheduler = own
 
 
@@ -172,11 +172,7 @@ def test_pictures_of_pil_may_have_any_colours(editor, clips):
     for other in (grey, grey.convert("P"), grey.convert("RGBA")):
         for name in ("image", "video"):
             one, two = (
-                latents_of(
-                    editor,
-                    **{"video": clips[0]} | {name: [picture]},
-                    generator=generators(0)[0],
-                )
+                latents_of(editor, **{"video": clips[0]} | {name: [picture]}, generator=generators(0)[0])
                 for picture in (other, in_colour)
             )
             assert torch.equal(one, two)
@@ -192,10 +188,7 @@ def test_pictures_of_pil_may_have_any_colours(editor, clips):
 
 def test_depth_may_be_an_array(editor):
     depth = torch.rand(3, 64, 64)
-    one, two = (
-        latents_of(editor, depth=each, generator=generators(0)[0])
-        for each in (depth, depth.numpy())
-    )
+    one, two = (latents_of(editor, depth=each, generator=generators(0)[0]) for each in (depth, depth.numpy()))
     assert torch.equal(one, two)
 
 
@@ -212,9 +205,7 @@ def test_the_range_of_distances_is_each_clips_own(editor, clips, monkeypatch):
     torch.testing.assert_close(both[0], editor._depth(clips[:1], None)[0])
 
 
-@pytest.mark.parametrize(
-    ("text", "warned"), [("a red circle", False), ("a red circle and " * 6, True)]
-)
+@pytest.mark.parametrize(("text", "warned"), [("a red circle", False), ("a red circle and " * 6, True)])
 def test_words_that_are_not_read_are_told(editor, clips, text, warned):
     for given in ({"prompt": text}, {"negative_prompt": text}):
         with warnings.catch_warnings(record=True) as caught:
@@ -272,27 +263,16 @@ def test_an_offloaded_encoder_is_fetched_for_images_and_for_texts(clips):
 @pytest.mark.parametrize("output_type", ["pil", "np", "pt"])
 def test_outputs_of_bfloat16_are_pictures(clips, output_type):
     pipe = tiny_editor().to(torch.bfloat16)
-    made = pipe(
-        video=clips[0],
-        prompt="a",
-        num_inference_steps=1,
-        output_type=output_type,
-        return_dict=False,
-    )[0]
+    made = pipe(video=clips[0], prompt="a", num_inference_steps=1, output_type=output_type, return_dict=False)[0]
     kind = {"pil": list, "np": np.ndarray, "pt": torch.Tensor}[output_type]
     assert isinstance(made, kind) and len(made[0]) == 3
 
 
 @pytest.mark.parametrize("prompt", ["", None])
 def test_words_that_the_call_does_not_have_are_asked_for(editor, clips, prompt):
-    said = (
-        "prompt is not known, since the call has none: pass prompt=" if prompt is None else "blue"
-    )
+    said = "prompt is not known, since the call has none: pass prompt=" if prompt is None else "blue"
     call = {"video": clips[0], "image": clips[0][0], "prompt": prompt}
-    with (
-        pytest.raises(ArgumentError, match=said),
-        cvg.Vico(words=["blue", "square"]).attach(editor),
-    ):
+    with pytest.raises(ArgumentError, match=said), cvg.Vico(words=["blue", "square"]).attach(editor):
         latents_of(editor, **call)
     with pytest.raises(ArgumentError, match=said), cvg.capture(editor, words=["blue"]):
         latents_of(editor, **call)

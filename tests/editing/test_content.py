@@ -8,12 +8,7 @@ import torch
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
-from cvg_kernels.editing.content import (  # noqa: E402
-    content_tokens,
-    embed_images,
-    embed_texts,
-    predict_image_embedding,
-)
+from cvg_kernels.editing.content import content_tokens, embed_images, embed_texts, predict_image_embedding  # noqa: E402
 from cvg_kernels.shapes.train_prior import build_prior_scheduler  # noqa: E402
 
 pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore:.*grad")]
@@ -25,9 +20,7 @@ def test_embeddings_have_length_one_and_images_are_resized(editor):
         found = embed_images(editor.content_encoder, images)
         large = torch.nn.functional.interpolate(images, (128, 128), mode="nearest")
         again = embed_images(editor.content_encoder, large)
-        texts = embed_texts(
-            editor.content_encoder, editor._tokens(["a red circle", "a blue square"])
-        )
+        texts = embed_texts(editor.content_encoder, editor._tokens(["a red circle", "a blue square"]))
     assert found.shape == (3, 256) and texts.shape == (2, 256)
     for each in (found, texts):
         torch.testing.assert_close(each.norm(dim=1), torch.ones(len(each)))
@@ -52,11 +45,7 @@ def test_a_regression_is_one_call_and_a_diffusion_follows_its_generator(editor):
 
     def sampled(seed):
         return predict_image_embedding(
-            editor.prior,
-            texts,
-            build_prior_scheduler(),
-            steps=3,
-            generator=torch.Generator().manual_seed(seed),
+            editor.prior, texts, build_prior_scheduler(), steps=3, generator=torch.Generator().manual_seed(seed)
         )
 
     assert torch.equal(sampled(1), sampled(1)) and not torch.equal(sampled(1), sampled(2))

@@ -1,4 +1,6 @@
-"""Depth by any model of transformers: larger is nearer, whatever the model gives, in the form it wants its frames in."""
+"""Depth by any model of transformers:
+larger is nearer, whatever the model gives, in the form it wants its frames in.
+"""
 
 from __future__ import annotations
 
@@ -22,54 +24,73 @@ _DINO = {
     "out_features": ["stage1", "stage2"],
     "reshape_hidden_states": False,
 }
-_NECK = {
-    "reassemble_factors": [1, 1],
-    "neck_hidden_sizes": [8, 8],
-    "fusion_hidden_size": 8,
-    "head_in_index": -1,
-}
+_NECK = {"reassemble_factors": [1, 1], "neck_hidden_sizes": [8, 8], "fusion_hidden_size": 8, "head_in_index": -1}
 
 
 def depth_anything(kind: str = "relative"):
     config = transformers.DepthAnythingConfig(
-        backbone_config=transformers.Dinov2Config(**_DINO), reassemble_hidden_size=16,
-        head_hidden_size=8, depth_estimation_type=kind, max_depth=1 if kind == "relative" else 20,
+        backbone_config=transformers.Dinov2Config(**_DINO),
+        reassemble_hidden_size=16,
+        head_hidden_size=8,
+        depth_estimation_type=kind,
+        max_depth=1 if kind == "relative" else 20,
         **_NECK,
-    )  # fmt: skip
+    )
     return transformers.DepthAnythingForDepthEstimation(config).eval()
 
 
 def dpt(add_projection: bool = False):
     """MiDaS' DPT, or that of DINOv2."""
     config = transformers.DPTConfig(
-        hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=16,
-        image_size=32, patch_size=8, is_hybrid=False, backbone_out_indices=[0, 1],
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=16,
+        image_size=32,
+        patch_size=8,
+        is_hybrid=False,
+        backbone_out_indices=[0, 1],
         **{**_NECK, "fusion_hidden_size": 256 if add_projection else 8},
         add_projection=add_projection,
-    )  # fmt: skip
+    )
     return transformers.DPTForDepthEstimation(config).eval()
 
 
 def glpn():
     config = transformers.GLPNConfig(
-        num_encoder_blocks=4, depths=[1] * 4, hidden_sizes=[8] * 4, num_attention_heads=[1] * 4,
-        decoder_hidden_size=8, mlp_ratios=[1] * 4,
-    )  # fmt: skip
+        num_encoder_blocks=4,
+        depths=[1] * 4,
+        hidden_sizes=[8] * 4,
+        num_attention_heads=[1] * 4,
+        decoder_hidden_size=8,
+        mlp_ratios=[1] * 4,
+    )
     return transformers.GLPNForDepthEstimation(config).eval()
 
 
 def zoedepth():
     backbone = transformers.BeitConfig(
-        image_size=64, num_hidden_layers=4, hidden_size=16, intermediate_size=16,
-        num_attention_heads=2, out_features=[f"stage{at}" for at in range(1, 5)], patch_size=16,
-        reshape_hidden_states=False, use_relative_position_bias=True,
-    )  # fmt: skip
+        image_size=64,
+        num_hidden_layers=4,
+        hidden_size=16,
+        intermediate_size=16,
+        num_attention_heads=2,
+        out_features=[f"stage{at}" for at in range(1, 5)],
+        patch_size=16,
+        reshape_hidden_states=False,
+        use_relative_position_bias=True,
+    )
     config = transformers.ZoeDepthConfig(
-        backbone_config=backbone, backbone_hidden_size=16, neck_hidden_sizes=[8] * 4,
-        fusion_hidden_size=8, bottleneck_features=8, num_relative_features=4, bin_embedding_dim=8,
+        backbone_config=backbone,
+        backbone_hidden_size=16,
+        neck_hidden_sizes=[8] * 4,
+        fusion_hidden_size=8,
+        bottleneck_features=8,
+        num_relative_features=4,
+        bin_embedding_dim=8,
         bin_configurations=[{"name": "nyu", "n_bins": 8, "min_depth": 1e-3, "max_depth": 10.0}],
         num_attractors=[4, 2, 1, 1],
-    )  # fmt: skip
+    )
     return transformers.ZoeDepthForDepthEstimation(config).eval()
 
 
@@ -181,9 +202,7 @@ def test_a_saved_model(tmp_path):
     with pytest.raises(cvg.ArgumentError, match="depth_model .*dpt' cannot be loaded"):
         load_depth_model(tmp_path / "dpt")
     alone = transformers.DPTForDepthEstimation.from_pretrained(tmp_path / "dpt")
-    with pytest.raises(
-        cvg.ArgumentError, match="must come with its image processor.*(model, None)"
-    ):
+    with pytest.raises(cvg.ArgumentError, match="must come with its image processor.*(model, None)"):
         load_depth_model(alone)
     made.save_pretrained(tmp_path / "dpt")
     frames = torch.rand(2, 3, 40, 40)
@@ -199,24 +218,18 @@ def test_what_is_no_model(tmp_path, monkeypatch):
     import huggingface_hub.constants
 
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(
-        cvg.ArgumentError, match="depth_model 'nobody/no-such-depth' cannot be loaded"
-    ):
+    with pytest.raises(cvg.ArgumentError, match="depth_model 'nobody/no-such-depth' cannot be loaded"):
         load_depth_model("nobody/no-such-depth")
     for source in (tmp_path / "absent", str(tmp_path / "absent"), "./absent"):
         with pytest.raises(cvg.ArgumentError, match="must be the folder of a saved model, got"):
             load_depth_model(source)
     with pytest.raises(cvg.ArgumentError, match="depth_model must be a depth model .* got int"):
         load_depth_model(3)
-    with pytest.raises(
-        cvg.ArgumentError, match=r"image processor.*DPTFor.*not loaded from anywhere"
-    ):
+    with pytest.raises(cvg.ArgumentError, match=r"image processor.*DPTFor.*not loaded from anywhere"):
         load_depth_model(dpt())
     frames = torch.rand(2, 3, 32, 32)
     for wrong in (frames[0], frames[:, :1], (255 * frames).byte(), frames[:0]):
-        with pytest.raises(
-            cvg.ArgumentError, match=r"frames must be floating point \[F, 3, H, W\]"
-        ):
+        with pytest.raises(cvg.ArgumentError, match=r"frames must be floating point \[F, 3, H, W\]"):
             estimate_depth(dpt(), wrong)
     odd = estimate_depth(zoedepth(), torch.rand(2, 3, 45, 70))
     assert odd.shape == (2, 45, 70) and odd.isfinite().all()

@@ -14,11 +14,7 @@ pytest.importorskip("transformers")
 
 import cvg_kernels as cvg  # noqa: E402
 from cvg_kernels.editing.content import content_tokens, embed_images  # noqa: E402
-from cvg_kernels.editing.structure import (  # noqa: E402
-    structure_channels,
-    structure_latents,
-    structure_maps,
-)
+from cvg_kernels.editing.structure import structure_channels, structure_latents, structure_maps  # noqa: E402
 from cvg_kernels.errors import ArgumentError  # noqa: E402
 from cvg_kernels.pipeline.temporal_layers import temporal_layers_off  # noqa: E402
 from cvg_kernels.shapes.train_prior import build_prior_scheduler  # noqa: E402
@@ -29,11 +25,7 @@ STEPS = 2
 
 def edit(pipe, seed=0, **options):
     """Frames as tensors; a few steps."""
-    options = {
-        "prompt": "a blue square",
-        "num_inference_steps": STEPS,
-        "output_type": "pt",
-    } | options
+    options = {"prompt": "a blue square", "num_inference_steps": STEPS, "output_type": "pt"} | options
     seeds = seed if isinstance(seed, list) else [seed]
     generators = [torch.Generator().manual_seed(one) for one in seeds]
     return pipe(generator=generators if len(seeds) > 1 else generators[0], **options)
@@ -95,14 +87,7 @@ def test_the_frames_are_those_of_the_definition(editor, clip):
     """v = v_∅ + ω (v_c − v_∅), by hand, with the scheduler."""
     scale, level = 2.5, 1
     noise = torch.randn(1, 4, 8, 8, 8)
-    found = edit(
-        editor,
-        video=clip,
-        structure=level,
-        guidance_scale=scale,
-        latents=noise,
-        output_type="latent",
-    ).frames
+    found = edit(editor, video=clip, structure=level, guidance_scale=scale, latents=noise, output_type="latent").frames
     with torch.no_grad():
         maps = structure_maps(editor._depth(clip[None], None), level)
         channels = structure_channels(structure_latents(editor.vae, maps), level)
@@ -113,11 +98,7 @@ def test_the_frames_are_those_of_the_definition(editor, clip):
         z = noise
         for t in editor.scheduler.timesteps:
             v_0, v_c = (
-                editor.unet(
-                    torch.cat([z, channels], 1),
-                    t,
-                    encoder_hidden_states=text.repeat_interleave(8, 0),
-                ).sample
+                editor.unet(torch.cat([z, channels], 1), t, encoder_hidden_states=text.repeat_interleave(8, 0)).sample
                 for text in texts
             )
             z = editor.scheduler.step(v_0 + scale * (v_c - v_0), t, z).prev_sample
@@ -135,9 +116,7 @@ def test_levels_and_contents_make_a_difference_and_seeds_repeat(editor, clip):
         {"negative_prompt": "a circle"},
         {"depth": torch.rand(8, 64, 64)},
     ):
-        assert not torch.equal(
-            base, edit(editor, **{"video": clip, "structure": 2} | change).frames
-        )
+        assert not torch.equal(base, edit(editor, **{"video": clip, "structure": 2} | change).frames)
 
 
 def test_clips_may_come_in_every_form(editor, clip):
@@ -161,9 +140,7 @@ def test_one_clip_with_many_prompts_and_many_clips_with_one(editor, clip):
     both = edit(editor, [3, 4], video=clips).frames
     images = edit(editor, [3, 4], video=clip, image=clip[:2], prompt=None).frames
     assert images.shape[0] == 2 and not torch.equal(images[0], images[1])
-    torch.testing.assert_close(
-        both[1], edit(editor, 4, video=clips[1]).frames[0], rtol=0, atol=1e-4
-    )
+    torch.testing.assert_close(both[1], edit(editor, 4, video=clips[1]).frames[0], rtol=0, atol=1e-4)
 
 
 def test_depth_takes_the_place_of_a_clip_and_of_the_estimate(editor, clip):
@@ -197,9 +174,7 @@ def test_without_temporal_layers_frames_do_not_see_each_other(editor, clip):
     with temporal_layers_off(editor.unet):
         whole = edit(editor, depth=depth, latents=noise).frames[0]
         for frame in (0, 5):
-            alone = edit(
-                editor, depth=depth[:, frame : frame + 1], latents=noise[:, :, frame : frame + 1]
-            ).frames[0]
+            alone = edit(editor, depth=depth[:, frame : frame + 1], latents=noise[:, :, frame : frame + 1]).frames[0]
             torch.testing.assert_close(whole[frame], alone[0], rtol=0, atol=1e-4)
 
 
@@ -231,13 +206,10 @@ def test_methods_attach_to_edits_by_text_and_by_image(editor, clip, content):
 
 def test_captured_maps_are_those_of_the_words(editor, clip):
     """Of the 20 keys of a layer, 16 of words and 4 of the content: against eager attention on the same inputs."""
-    name, layer = next(
-        (name, module) for name, module in editor.unet.named_modules() if name.endswith("attn2")
-    )
+    name, layer = next((name, module) for name, module in editor.unet.named_modules() if name.endswith("attn2"))
     inputs = []
     handle = layer.register_forward_pre_hook(
-        lambda module, args, kwargs: inputs.append((args[0], kwargs["encoder_hidden_states"])),
-        with_kwargs=True,
+        lambda module, args, kwargs: inputs.append((args[0], kwargs["encoder_hidden_states"])), with_kwargs=True
     )
     with cvg.capture(editor, words=["square"], steps=[0]) as captured:
         edit(editor, video=clip)
@@ -331,10 +303,7 @@ CLIP = torch.rand(2, 3, 64, 64)
         ({"image": 255 * torch.rand(3, 64, 64)}, r"image must have numbers in \[0, 1\]"),
         ({"video": torch.rand(33, 3, 64, 64)}, "at most 32 frames"),
         ({"image": torch.rand(4, 64, 64)}, "image must have 3 colour channels"),
-        (
-            {"prompt": ["a", "b", "c"], "video": CLIP.expand(2, 2, 3, 64, 64)},
-            "video must be one or one for each of 3",
-        ),
+        ({"prompt": ["a", "b", "c"], "video": CLIP.expand(2, 2, 3, 64, 64)}, "video must be one or one for each of 3"),
         ({"depth": torch.rand(3, 64, 64)}, "depth must have the clips and frames of video"),
         ({"depth": torch.rand(64, 64)}, "depth must be a tensor"),
         ({"depth": torch.full((2, 64, 64), torch.nan)}, "depth must be finite"),

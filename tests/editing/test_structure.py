@@ -8,12 +8,7 @@ import torch
 pytest.importorskip("diffusers")
 
 import cvg_kernels as cvg  # noqa: E402
-from cvg_kernels.editing.structure import (  # noqa: E402
-    MOST_ROUNDS,
-    structure_channels,
-    structure_latents,
-    structure_maps,
-)
+from cvg_kernels.editing.structure import MOST_ROUNDS, structure_channels, structure_latents, structure_maps  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -66,9 +66,7 @@ def test_the_task_is_on_clips_or_on_single_frames_without_time(editor, shards, s
     seen, timed = [], []
     hooks = [
         editor.unet.register_forward_pre_hook(lambda _, args: seen.append(args)),
-        editor.unet.down_blocks[0]
-        .motion_modules[0]
-        .proj_in.register_forward_hook(lambda *_: timed.append(1)),
+        editor.unet.down_blocks[0].motion_modules[0].proj_in.register_forward_hook(lambda *_: timed.append(1)),
     ]
     loss = task(editor.unet, np.random.default_rng(0))
     loss.backward()
@@ -130,9 +128,7 @@ def test_parameters_have_the_rates_of_their_names_and_losses_are_written(tmp_pat
 def test_a_few_steps_bring_frames_and_their_captions_together(editor, tmp_path, monkeypatch):
     monkeypatch.setattr("cvg_kernels.shapes.log._EVERY", 1)
     monkeypatch.setattr(train_content, "_BATCH", 32)
-    train_content.train_content_encoder(
-        tmp_path, editor.tokenizer, seed=1, steps=16, device=torch.device("cpu")
-    )
+    train_content.train_content_encoder(tmp_path, editor.tokenizer, seed=1, steps=16, device=torch.device("cpu"))
     lines = [json.loads(each) for each in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     losses = [each["loss"] for each in lines]
     assert np.mean(losses[-4:]) < np.mean(losses[:4]) - 0.1

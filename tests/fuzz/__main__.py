@@ -1,8 +1,8 @@
 """Generated calls of every public operation: `python -m tests.fuzz [options]`, or `make fuzz FUZZ_ARGS='…'`.
 
-Calls are made in processes of their own, some thousand in each, so that one that dies or hangs names its call and the rest
-goes on. Every failure is printed as a program that repeats it, made as small as it goes. The exit status says whether there
-was one.
+Calls are made in processes of their own, some thousand in each, so that one that dies or hangs names its call and the
+rest goes on. Every failure is printed as a program that repeats it, made as small as it goes. The exit status says
+whether there was one.
 """
 
 from __future__ import annotations
@@ -57,14 +57,12 @@ class Run:
             given = [self.seed, self.backend, first, calls, seconds, folder]
             ended = subprocess.run(
                 [sys.executable, "-m", "tests.fuzz.worker", *map(str, given)],
-                stderr=subprocess.PIPE, text=True, errors="replace",
-            )  # fmt: skip
-            found = folder / "found.jsonl"
-            lines = (
-                [json.loads(line) for line in found.read_text().splitlines()]
-                if found.exists()
-                else []
+                stderr=subprocess.PIPE,
+                text=True,
+                errors="replace",
             )
+            found = folder / "found.jsonl"
+            lines = [json.loads(line) for line in found.read_text().splitlines()] if found.exists() else []
             for line in lines:
                 if line["kind"] == "failure":
                     self.failures[line["number"]] = line["says"]
@@ -85,9 +83,7 @@ def dies(case: Case) -> bool:
     """Whether a call fails in a process of its own, in whatever way."""
     code = f"from tests.fuzz.worker import prepare\nprepare()\n{case.code()}"
     try:
-        ended = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, timeout=2 * worker.LIMIT
-        )
+        ended = subprocess.run([sys.executable, "-c", code], capture_output=True, timeout=2 * worker.LIMIT)
     except subprocess.TimeoutExpired:
         return True
     return ended.returncode != 0
@@ -109,9 +105,7 @@ def report(run: Run) -> None:
         case = draw(run.seed, number, run.backend, OPERATIONS)
         died = says.startswith("the process ended")
         small = shrunk(case, OPERATIONS, dies if died else fails, tries=40 if died else 400)
-        print(
-            f"\ncall {number} of seed {run.seed}, backend {run.backend}: {says}\n\n{small.code()}"
-        )
+        print(f"\ncall {number} of seed {run.seed}, backend {run.backend}: {says}\n\n{small.code()}")
     if len(run.failures) > _SHOWN:
         print(f"\nand {len(run.failures) - _SHOWN} more: calls {sorted(run.failures)[_SHOWN:]}")
 
@@ -119,20 +113,12 @@ def report(run: Run) -> None:
 def main() -> int:
     """Reads the command line and makes the calls."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-    parser.add_argument(
-        "--calls", type=int, default=20_000, help="of each backend (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--backends", default="native,reference", help="comma-separated (default: %(default)s)"
-    )
+    parser.add_argument("--calls", type=int, default=20_000, help="of each backend (default: %(default)s)")
+    parser.add_argument("--backends", default="native,reference", help="comma-separated (default: %(default)s)")
     parser.add_argument("--first", type=int, default=0, help="number of the first call")
-    parser.add_argument(
-        "--seed", type=int, default=None, help="repeat a run with the seed it printed"
-    )
+    parser.add_argument("--seed", type=int, default=None, help="repeat a run with the seed it printed")
     parser.add_argument("--minutes", type=float, default=600, help="of each backend, at most")
-    parser.add_argument(
-        "--write", action="store_true", help="write docs/accuracy.json and docs/accuracy.md"
-    )
+    parser.add_argument("--write", action="store_true", help="write docs/accuracy.json and docs/accuracy.md")
     given = parser.parse_args()
     seed = secrets.randbelow(2**31) if given.seed is None else given.seed
     print(f"seed {seed} (repeat with --seed {seed})", flush=True)

@@ -16,9 +16,7 @@ class Call(NamedTuple):
 
     function: Callable[..., Any]
     arguments: dict[str, Any]
-    leaves: tuple[
-        str, ...
-    ] = ()  #: the tensors that may want a gradient, named as `tensors_of` does
+    leaves: tuple[str, ...] = ()  #: the tensors that may want a gradient, named as `tensors_of` does
     depth: int = 32  #: terms of the longest sum
     refusal: str | None = None  #: what an ArgumentError may say of this call (a pattern)
 

@@ -9,45 +9,14 @@ import numpy as np
 import torch
 
 #: Sizes that no tile, vector or warp divides.
-_PRIMES = (
-    11,
-    13,
-    17,
-    19,
-    23,
-    29,
-    31,
-    37,
-    41,
-    43,
-    47,
-    53,
-    59,
-    61,
-    67,
-    71,
-    73,
-    79,
-    83,
-    89,
-    97,
-    101,
-    127,
-    131,
-    251,
-    257,
-)
+_PRIMES = (11, 13, 17, 19, 23, 29, 31, 37, 41, 43, 47, 53, 59, 61, 67, 71, 73, 79, 83, 89, 97, 101, 127, 131, 251, 257)
 
-DTYPES = {
-    "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64
-}  # fmt: skip
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16, "float64": torch.float64}
 
 LAYOUTS = ("plain", "transposed", "sliced", "expanded", "overlapping", "mixed")
 VALUES = ("normal", "grid", "wide", "zeros", "tiny", "huge", "nan", "infinite")
 #: What torch offers around a call; see `tests.fuzz.modes`.
-MODES = (
-    "plain", "no_grad", "inference", "autocast", "deterministic", "meta", "fake", "vmap", "func_grad", "broken",
-)  # fmt: skip
+MODES = ("plain", "no_grad", "inference", "autocast", "deterministic", "meta", "fake", "vmap", "func_grad", "broken")
 
 _MODE_WEIGHTS = np.array([62, 4, 4, 4, 4, 4, 3, 3, 3, 9], dtype=float)
 _LAYOUT_WEIGHTS = np.array([35, 12, 12, 12, 9, 20], dtype=float)
@@ -85,9 +54,11 @@ class Case:
     def code(self) -> str:
         """The program that makes this call and judges it."""
         lines = [
-            "from tests.fuzz.cases import Case", "from tests.fuzz.oracle import examine", "",
+            "from tests.fuzz.cases import Case",
+            "from tests.fuzz.oracle import examine",
+            "",
             f"examine({self!r})",
-        ]  # fmt: skip
+        ]
         return "\n".join(lines)
 
     def changed(self, **changes: Any) -> Case:
@@ -149,7 +120,14 @@ def draw(seed: int, number: int, backend: str, operations: dict) -> Case:
     if slow:
         dtypes = tuple(dtype for dtype in dtypes if dtype != "float64") + ("float32",)
     return Case(
-        name, backend, _one(generator, dtypes), _one(generator, MODES, _MODE_WEIGHTS),
-        _one(generator, LAYOUTS, _LAYOUT_WEIGHTS), _one(generator, VALUES, _VALUE_WEIGHTS),
-        int(generator.choice([1, 1, 2, 3, 4])), sizes, options, int(generator.integers(2**31)),
-    )  # fmt: skip
+        name,
+        backend,
+        _one(generator, dtypes),
+        _one(generator, MODES, _MODE_WEIGHTS),
+        _one(generator, LAYOUTS, _LAYOUT_WEIGHTS),
+        _one(generator, VALUES, _VALUE_WEIGHTS),
+        int(generator.choice([1, 1, 2, 3, 4])),
+        sizes,
+        options,
+        int(generator.integers(2**31)),
+    )

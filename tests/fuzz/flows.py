@@ -119,69 +119,78 @@ def _structure(case: Case, make: Maker) -> Call:
 
 
 _GRAPH_SIZES = {
-    "batch": Range(0, 2, 3), "tokens": Range(0, 4, 41), "frames": Range(1, 7, 31),
-    "places": Range(0, 5, 37), "hops": Range(0, 3, 3),
-}  # fmt: skip
+    "batch": Range(0, 2, 3),
+    "tokens": Range(0, 4, 41),
+    "frames": Range(1, 7, 31),
+    "places": Range(0, 5, 37),
+    "hops": Range(0, 3, 3),
+}
 #: The solver of the reference is plain Python.
 _SMALL_GRAPHS = {
-    "batch": Range(0, 2, 2), "tokens": Range(0, 2, 3), "frames": Range(1, 4, 11),
-    "places": Range(0, 3, 11), "hops": Range(0, 2, 3),
-}  # fmt: skip
+    "batch": Range(0, 2, 2),
+    "tokens": Range(0, 2, 3),
+    "frames": Range(1, 4, 11),
+    "places": Range(0, 3, 11),
+    "hops": Range(0, 2, 3),
+}
 
 OPERATIONS: dict[str, Operation] = {
     "path_flow": Operation(
-        _path_flow, _GRAPH_SIZES,
+        _path_flow,
+        _GRAPH_SIZES,
         {
-            "temperature": _TEMPERATURES, "residual": _RESIDUALS, "correct_bias": (False, True),
-            "order": ("tokens_first", "hops_first"), "spatial": (False, True),
+            "temperature": _TEMPERATURES,
+            "residual": _RESIDUALS,
+            "correct_bias": (False, True),
+            "order": ("tokens_first", "hops_first"),
+            "spatial": (False, True),
         },
         _WIDE,
     ),
     "min_max_matmul": Operation(
         _min_max,
-        {
-            "batch": Range(0, 3, 5), "rows": Range(0, 9, 131), "inner": Range(1, 9, 131),
-            "columns": Range(0, 9, 131),
-        },
-        {"temperature": _TEMPERATURES, "correct_bias": (False, True)}, _WIDE,
+        {"batch": Range(0, 3, 5), "rows": Range(0, 9, 131), "inner": Range(1, 9, 131), "columns": Range(0, 9, 131)},
+        {"temperature": _TEMPERATURES, "correct_bias": (False, True)},
+        _WIDE,
     ),
     "token_peaks": Operation(
         _token_peaks,
         {
-            "batch": Range(0, 3, 5), "tokens": Range(1, 5, 41), "frames": Range(1, 5, 17),
-            "rows": Range(1, 7, 37), "columns": Range(1, 7, 67),
+            "batch": Range(0, 3, 5),
+            "tokens": Range(1, 5, 41),
+            "frames": Range(1, 5, 17),
+            "rows": Range(1, 7, 37),
+            "columns": Range(1, 7, 67),
         },
-        {"sharpness": (100.0, 1.0, 1e4, 0.0), "sigma": (0.5, 0.05, 3.0)}, _WIDE,
+        {"sharpness": (100.0, 1.0, 1e4, 0.0), "sigma": (0.5, 0.05, 3.0)},
+        _WIDE,
     ),
     "max_flow": Operation(
-        _max_flow, {"graphs": Range(0, 3, 5), "nodes": Range(2, 9, 67)}, {}, _WIDE,
-        ("native", "reference"),
+        _max_flow, {"graphs": Range(0, 3, 5), "nodes": Range(2, 9, 67)}, {}, _WIDE, ("native", "reference")
     ),
     "subgraph_max_flow": Operation(
-        _subgraph, _SMALL_GRAPHS, {"residual": _RESIDUALS, "sink": ("video", "frame")}, _WIDE,
-        ("native", "reference"),
+        _subgraph, _SMALL_GRAPHS, {"residual": _RESIDUALS, "sink": ("video", "frame")}, _WIDE, ("native", "reference")
     ),
     "coupled_max_flow": Operation(
-        _coupled, _SMALL_GRAPHS, {"residual": _RESIDUALS, "spatial": (False, True)}, _WIDE,
-        ("native", "reference"),
+        _coupled, _SMALL_GRAPHS, {"residual": _RESIDUALS, "spatial": (False, True)}, _WIDE, ("native", "reference")
     ),
     "guidance_mix": Operation(
         _mix,
         {
-            "batch": Range(0, 3, 5), "channels": Range(0, 5, 31), "frames": Range(1, 5, 17),
-            "pixels": Range(1, 9, 257), "predictions": Range(2, 4, 4),
+            "batch": Range(0, 3, 5),
+            "channels": Range(0, 5, 31),
+            "frames": Range(1, 5, 17),
+            "pixels": Range(1, 9, 257),
+            "predictions": Range(2, 4, 4),
         },
-        {
-            "scales": ("numbers", "tensors", "one_tensor"), "rescale": (0.0, 0.7, 1.0), "rank": (4, 1, 2, 3),
-        },
+        {"scales": ("numbers", "tensors", "one_tensor"), "rescale": (0.0, 0.7, 1.0), "rank": (4, 1, 2, 3)},
         _ALL,
     ),
     "depth_structure": Operation(
         _structure,
-        {
-            "batch": Range(0, 3, 5), "frames": Range(0, 3, 11), "rows": Range(1, 9, 131),
-            "columns": Range(1, 9, 131),
-        },
-        {"per_sample": (False, True)}, _ALL, ("reference",),
+        {"batch": Range(0, 3, 5), "frames": Range(0, 3, 11), "rows": Range(1, 9, 131), "columns": Range(1, 9, 131)},
+        {"per_sample": (False, True)},
+        _ALL,
+        ("reference",),
     ),
-}  # fmt: skip
+}

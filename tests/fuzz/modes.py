@@ -12,16 +12,7 @@ from cvg_kernels.errors import CvgError
 from tests.fuzz.call import Call, results_of, tensors_of, with_tensors
 from tests.fuzz.cases import Case
 from tests.fuzz.operations import OPERATIONS
-from tests.fuzz.oracle import (
-    Failure,
-    Outcome,
-    Refused,
-    answer,
-    attempt,
-    equal,
-    judge_numbers,
-    wants,
-)
+from tests.fuzz.oracle import Failure, Outcome, Refused, answer, attempt, equal, judge_numbers, wants
 from tests.fuzz.tensors import Maker
 
 
@@ -44,9 +35,7 @@ def _inference(case: Case, call: Call, make: Maker) -> Outcome:
 def _under(case: Case, call: Call, make: Maker, mode: Callable, what: str) -> Outcome:
     """The same numbers, and no graph, though inputs want gradients."""
     wanted = wants(call, make)
-    arguments = with_tensors(
-        call.arguments, lambda name, t: t.detach().requires_grad_() if name in wanted else t
-    )
+    arguments = with_tensors(call.arguments, lambda name, t: t.detach().requires_grad_() if name in wanted else t)
     plain = attempt(call, call.arguments, case.backend)
     with mode():
         found = attempt(call, arguments, case.backend)
@@ -66,9 +55,7 @@ def _autocast(case: Case, call: Call, make: Maker) -> Outcome:
 
     with torch.autocast("cpu", torch.bfloat16):
         found = answer(call, call.arguments, case.backend, wants(call, make), None, make)
-    _same(
-        found.results, attempt(call, with_tensors(call.arguments, cast), case.backend), "autocast"
-    )
+    _same(found.results, attempt(call, with_tensors(call.arguments, cast), case.backend), "autocast")
     return Outcome()
 
 
@@ -101,11 +88,7 @@ def _meta(case: Case, call: Call, make: Maker) -> Outcome:
 
     def to_meta(name: str, tensor: torch.Tensor) -> torch.Tensor:
         # Ids and the like may stay where they are; those on the meta device name no keys.
-        return (
-            tensor.to("meta")
-            if tensor.is_floating_point() or tensor.dtype == torch.bool
-            else tensor
-        )
+        return tensor.to("meta") if tensor.is_floating_point() or tensor.dtype == torch.bool else tensor
 
     found = _or_refused(call, with_tensors(call.arguments, to_meta), case.backend)
     if found is None:
@@ -161,18 +144,13 @@ def _vmap(case: Case, call: Call, make: Maker) -> Outcome:
 
     if not names:
         return Outcome()
-    apart = [
-        attempt(call, arguments_with({n: pair[i] for n, pair in pairs.items()}), case.backend)
-        for i in range(2)
-    ]
+    apart = [attempt(call, arguments_with({n: pair[i] for n, pair in pairs.items()}), case.backend) for i in range(2)]
     try:
         found = torch.vmap(alone)(*pairs.values())
     except CvgError:
         return Outcome(refused=True)
     except Exception as error:
-        raise Failure(
-            f"under vmap: {type(error).__name__} that is none of ours: {error}"
-        ) from error
+        raise Failure(f"under vmap: {type(error).__name__} that is none of ours: {error}") from error
     _close(found, {n: torch.stack([one[n] for one in apart]) for n in apart[0]}, "under vmap", case)
     return Outcome()
 
@@ -187,18 +165,14 @@ def _func_grad(case: Case, call: Call, make: Maker) -> Outcome:
     def loss(tensor: torch.Tensor) -> torch.Tensor:
         arguments = with_tensors(call.arguments, lambda n, t: tensor if n == name else t)
         found = results_of(call.function(**arguments, backend=case.backend)).values()
-        return sum(
-            (r.double().sum() for r in found if r.is_floating_point()), torch.zeros(()).double()
-        )
+        return sum((r.double().sum() for r in found if r.is_floating_point()), torch.zeros(()).double())
 
     try:
         found = torch.func.grad(loss)(given)
     except CvgError:
         return Outcome(refused=True)
     except Exception as error:
-        raise Failure(
-            f"under torch.func.grad: {type(error).__name__}, none of ours: {error}"
-        ) from error
+        raise Failure(f"under torch.func.grad: {type(error).__name__}, none of ours: {error}") from error
     leaf = given.detach().requires_grad_()
     total = loss(leaf)
     wanted = torch.zeros_like(given)
@@ -217,20 +191,35 @@ def _close(found, wanted, what: str, case: Case) -> None:
         have, want = tensor.double(), wanted[name].double()
         if not have.numel() or equal(have, want):
             continue
-        off = (have - want).nan_to_num(0.0).abs().max() / want.nan_to_num(
-            0.0, 0.0, 0.0
-        ).abs().max().clamp_min(1.0)
+        off = (have - want).nan_to_num(0.0).abs().max() / want.nan_to_num(0.0, 0.0, 0.0).abs().max().clamp_min(1.0)
         if off > (0.05 if tensor.dtype.itemsize == 2 else 1e-3):
             raise Failure(f"{what}: {name} is off by {off.item():.3g}")
 
 
 _JUNK = (
-    None, "word", 3.5, -1, [], [None], {}, object, True, float("nan"), b"bytes",
-    torch.zeros(()), torch.zeros(2, 3, 5, 7, 11, 13), torch.zeros(3, dtype=torch.complex64), torch.zeros(0),
-    torch.ones(2, 2, dtype=torch.int64), torch.zeros(1, 1, 1, 1), torch.zeros(2, 2, dtype=torch.bool),
-    torch.zeros(2, 3, 4, 5, device="meta"), torch.eye(3).to_sparse(), torch.zeros(1, 1, 1, 1, dtype=torch.float8_e4m3fn),
+    None,
+    "word",
+    3.5,
+    -1,
+    [],
+    [None],
+    {},
+    object,
+    True,
+    float("nan"),
+    b"bytes",
+    torch.zeros(()),
+    torch.zeros(2, 3, 5, 7, 11, 13),
+    torch.zeros(3, dtype=torch.complex64),
+    torch.zeros(0),
+    torch.ones(2, 2, dtype=torch.int64),
+    torch.zeros(1, 1, 1, 1),
+    torch.zeros(2, 2, dtype=torch.bool),
+    torch.zeros(2, 3, 4, 5, device="meta"),
+    torch.eye(3).to_sparse(),
+    torch.zeros(1, 1, 1, 1, dtype=torch.float8_e4m3fn),
     "mangled",
-)  # fmt: skip
+)
 
 
 def _broken(case: Case, call: Call, make: Maker) -> Outcome:
@@ -239,9 +228,7 @@ def _broken(case: Case, call: Call, make: Maker) -> Outcome:
     junk = make.random.choice(_JUNK)
     given = call.arguments[name]
     if isinstance(junk, str) and junk == "mangled" and isinstance(given, torch.Tensor):
-        junk = make.random.choice(
-            (given[..., None], given[:0], given.to(torch.int32), given.cfloat())
-        )
+        junk = make.random.choice((given[..., None], given[:0], given.to(torch.int32), given.cfloat()))
     elif isinstance(given, (list, tuple)) and given and make.random.random() < 0.5:
         junk = type(given)([junk, *given[1:]]) if type(given) in (list, tuple) else junk
     broken = call._replace(arguments=call.arguments | {name: junk})

@@ -61,14 +61,17 @@ def write(numbers: Numbers, seed: int, calls: dict[str, int]) -> None:
     for (backend, operation, result, dtype), largest in numbers.kinds.items():
         rows.append(
             {
-                "backend": backend, "operation": operation, "result": result, "dtype": dtype,
-                "share": round(largest.share, 3), "error": float(f"{largest.error:.2e}"),
-                "call": largest.number, "compared": numbers.compared[backend, operation, result, dtype],
+                "backend": backend,
+                "operation": operation,
+                "result": result,
+                "dtype": dtype,
+                "share": round(largest.share, 3),
+                "error": float(f"{largest.error:.2e}"),
+                "call": largest.number,
+                "compared": numbers.compared[backend, operation, result, dtype],
             }
-        )  # fmt: skip
-    rows.sort(
-        key=lambda row: tuple(row[name] for name in ("operation", "result", "backend", "dtype"))
-    )
+        )
+    rows.sort(key=lambda row: tuple(row[name] for name in ("operation", "result", "backend", "dtype")))
     listed = ",\n  ".join(json.dumps(row) for row in rows)
     file.write_text(f'{{"runs": {json.dumps(runs)},\n "rows": [\n  {listed}\n]}}\n')
     (_DOCS / "accuracy.md").write_text(page({"runs": runs, "rows": rows}))
@@ -76,8 +79,9 @@ def write(numbers: Numbers, seed: int, calls: dict[str, int]) -> None:
 
 _HEAD = """# Accuracy
 
-Written by `make fuzz FUZZ_ARGS=--write`, never by hand. Each number is the largest share of its budget that an error had in
-any of the generated calls that were compared with the reference in float64. Above 1 is a failure, and there is none.
+Written by `make fuzz FUZZ_ARGS=--write`, never by hand. Each number is the largest share of its budget that an error
+had in any of the generated calls that were compared with the reference in float64. Above 1 is a failure, and there is
+none.
 
 The budget of a result is three times what the reference is off in the call's own precision (for the reference itself:
 nothing), and on top what no kernel avoids: a rounding of the result, and √n roundings of a sum of n terms. Some
@@ -85,8 +89,8 @@ inputs are badly conditioned: the exact result itself moves when they move by a 
 is allowed as well, and the roundings of a logit, or of a flow over its temperature, before it is an exponent.
 
 
-The calls have sizes from 0 to 257, primes among them, in every layout and form of mask, with numbers from denormal to 10³⁰,
-ties, NaN and infinities; what came out finite is compared.
+The calls have sizes from 0 to 257, primes among them, in every layout and form of mask, with numbers from denormal to
+10³⁰, ties, NaN and infinities; what came out finite is compared.
 
 """
 
@@ -99,11 +103,7 @@ def page(found: dict) -> str:
     lines += ["", "`triton` runs in Triton's interpreter.", ""]
     for backend in sorted({row["backend"] for row in found["rows"]}):
         rows = [row for row in found["rows"] if row["backend"] == backend]
-        dtypes = [
-            d
-            for d in ("float32", "bfloat16", "float16", "float64")
-            if any(r["dtype"] == d for r in rows)
-        ]
+        dtypes = [d for d in ("float32", "bfloat16", "float16", "float64") if any(r["dtype"] == d for r in rows)]
         lines += [
             f"## {backend}",
             "",

@@ -85,11 +85,7 @@ def _attention(case: Case, make: Maker, values: bool) -> Call:
         arguments["value"] = make.tensor(batch, heads, keys, sizes["value_dim"])
     captures = not values or options["capture"]
     ids = _ids(make, options["ids"], batch, keys, sizes["tokens"]) if captures else None
-    arguments |= {
-        "token_ids": ids,
-        "scale": options["scale"],
-        "head_reduction": options["reduction"],
-    }
+    arguments |= {"token_ids": ids, "scale": options["scale"], "head_reduction": options["reduction"]}
     leaves = [*_leaves(arguments)]
     extra, refusal = options["extra"], None
     if extra == "band":
@@ -156,9 +152,10 @@ def _temporal(case: Case, make: Maker) -> Call:
     if options["two_axes"]:
         shape = (2, *shape)
     arguments: dict[str, Any] = {
-        "query": make.tensor(*shape, sizes["dim"]), "key": make.tensor(*shape, sizes["dim"]),
+        "query": make.tensor(*shape, sizes["dim"]),
+        "key": make.tensor(*shape, sizes["dim"]),
         "value": make.tensor(*shape, sizes["value_dim"]),
-    }  # fmt: skip
+    }
     leaves = _leaves(arguments)
     frames, extra = sizes["frames"], options["extra"]
     if extra == "bias":
@@ -193,12 +190,7 @@ def _temporal_maps(case: Case, make: Maker) -> Call:
         leaves.append("lse")
     full = (batch, heads, lengths["queries"], lengths["keys"])
     arguments["key_mask"] = _mask(make, options["mask"], full)
-    arguments |= {
-        "grid": grid,
-        **starts,
-        "scale": options["scale"],
-        "head_reduction": options["reduction"],
-    }
+    arguments |= {"grid": grid, **starts, "scale": options["scale"], "head_reduction": options["reduction"]}
     refusal = "depends on the query or the head" if options["mask"].startswith("dense") else None
     depth = _depth(sizes["dim"], grid[0], heads)
     return Call(cvg.temporal_maps, arguments, tuple(leaves), depth, refusal)
@@ -212,64 +204,94 @@ def _lse(make: Maker, operands: dict[str, torch.Tensor], scale: float | None) ->
 
 
 _ATTENTION_SIZES = {
-    "batch": Range(0, 3, 5), "heads": Range(1, 4, 11), "queries": Range(0, 9, 257), "keys": Range(1, 9, 257),
-    "dim": Range(1, 20, 256), "value_dim": Range(1, 20, 256), "tokens": Range(1, 5, 79),
-}  # fmt: skip
+    "batch": Range(0, 3, 5),
+    "heads": Range(1, 4, 11),
+    "queries": Range(0, 9, 257),
+    "keys": Range(1, 9, 257),
+    "dim": Range(1, 20, 256),
+    "value_dim": Range(1, 20, 256),
+    "tokens": Range(1, 5, 79),
+}
 _ATTENTION_OPTIONS = {
     "ids": ("list", "tensor", "int32", "per_sample", "repeated", "edges", "strided"),
-    "mask": _MASKS, "extra": ("none", "bias", "bias_samples", "bias_queries", "band"),
-    "frames": ("list", "tensor", "edges", "none"), "strength": (1.0, -0.5, 0.0), "reduction": _REDUCTIONS,
+    "mask": _MASKS,
+    "extra": ("none", "bias", "bias_samples", "bias_queries", "band"),
+    "frames": ("list", "tensor", "edges", "none"),
+    "strength": (1.0, -0.5, 0.0),
+    "reduction": _REDUCTIONS,
     "scale": _SCALES,
-}  # fmt: skip
+}
 _MAPS_SIZES = {name: r for name, r in _ATTENTION_SIZES.items() if name != "value_dim"}
 _BAND_SIZES = {name: r for name, r in _ATTENTION_SIZES.items() if name != "tokens"}
 
 #: Name → operation: all that `cvg_kernels.ops` makes public.
 OPERATIONS: dict[str, Operation] = {
     "attention_with_capture": Operation(
-        lambda case, make: _attention(case, make, True), _ATTENTION_SIZES,
-        _ATTENTION_OPTIONS | {"capture": (True, False)}, _ALL, casts=True,
+        lambda case, make: _attention(case, make, True),
+        _ATTENTION_SIZES,
+        _ATTENTION_OPTIONS | {"capture": (True, False)},
+        _ALL,
+        casts=True,
         backends=("native", "triton", "reference", "stock"),
     ),
     "capture_maps": Operation(
-        lambda case, make: _attention(case, make, False), _MAPS_SIZES, _ATTENTION_OPTIONS, _ALL,
-        casts=True,
+        lambda case, make: _attention(case, make, False), _MAPS_SIZES, _ATTENTION_OPTIONS, _ALL, casts=True
     ),
     "frame_band_attention": Operation(
-        _frame_band, _BAND_SIZES,
+        _frame_band,
+        _BAND_SIZES,
         {
-            "frames": ("list", "tensor", "edges", "none"), "sigma": (1.5, 1e-3, 40.0),
-            "strength": (1.0, -0.5, 0.0, 8.0), "scale": _SCALES, "row_max_grad": (True, False),
+            "frames": ("list", "tensor", "edges", "none"),
+            "sigma": (1.5, 1e-3, 40.0),
+            "strength": (1.0, -0.5, 0.0, 8.0),
+            "scale": _SCALES,
+            "row_max_grad": (True, False),
         },
-        _ALL, casts=True,
+        _ALL,
+        casts=True,
     ),
     "first_highest_keys": Operation(
         _highest,
         {name: _ATTENTION_SIZES[name] for name in ("batch", "heads", "queries", "keys", "dim")},
-        {"scale": (1.0, 0.3, -0.7)}, _ALL,
+        {"scale": (1.0, 0.3, -0.7)},
+        _ALL,
     ),
     "temporal_attention": Operation(
         _temporal,
         {
-            "positions": Range(0, 7, 67), "heads": Range(1, 4, 11), "frames": Range(1, 17, 131),
-            "dim": Range(1, 20, 256), "value_dim": Range(1, 20, 256),
+            "positions": Range(0, 7, 67),
+            "heads": Range(1, 4, 11),
+            "frames": Range(1, 17, 131),
+            "dim": Range(1, 20, 256),
+            "value_dim": Range(1, 20, 256),
         },
         {
-            "extra": ("none", "bias", "hidden", "band", "band_of_tensors"), "sigma": (2.0, 0.3, 30.0),
-            "strength": (1.0, -0.5, 0.0), "scale": _SCALES, "row_max_grad": (True, False),
-            "capture": (True, False), "two_axes": (False, True),
+            "extra": ("none", "bias", "hidden", "band", "band_of_tensors"),
+            "sigma": (2.0, 0.3, 30.0),
+            "strength": (1.0, -0.5, 0.0),
+            "scale": _SCALES,
+            "row_max_grad": (True, False),
+            "capture": (True, False),
+            "two_axes": (False, True),
         },
-        _ALL, casts=True,
+        _ALL,
+        casts=True,
     ),
     "temporal_maps": Operation(
         _temporal_maps,
         {
-            "batch": Range(0, 3, 5), "heads": Range(1, 4, 11), "frames": Range(1, 9, 67),
-            "rows": Range(1, 3, 11), "columns": Range(1, 3, 13), "dim": Range(1, 20, 256),
-            "before": Range(0, 3, 3), "behind": Range(0, 3, 3),
+            "batch": Range(0, 3, 5),
+            "heads": Range(1, 4, 11),
+            "frames": Range(1, 9, 67),
+            "rows": Range(1, 3, 11),
+            "columns": Range(1, 3, 13),
+            "dim": Range(1, 20, 256),
+            "before": Range(0, 3, 3),
+            "behind": Range(0, 3, 3),
         },
-        {"lse": (False, True), "mask": _MASKS, "reduction": _REDUCTIONS, "scale": _SCALES}, _ALL,
+        {"lse": (False, True), "mask": _MASKS, "reduction": _REDUCTIONS, "scale": _SCALES},
+        _ALL,
         casts=True,
     ),
     **flows.OPERATIONS,
-}  # fmt: skip
+}

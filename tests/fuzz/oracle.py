@@ -1,8 +1,8 @@
 """Makes a call and judges it: against the reference in float64, or one of our errors.
 
-A result may be off by its budget: three times what the reference in the call's own precision is off, and what no kernel
-avoids (`tests.tolerance.budget`). Where an input is so badly conditioned that the float64 result itself moves when the
-inputs move by a rounding, it may be off by four times as much as that, too.
+A result may be off by its budget: three times what the reference in the call's own precision is off, and what no
+kernel avoids (`tests.tolerance.budget`). Where an input is so badly conditioned that the float64 result itself moves
+when the inputs move by a rounding, it may be off by four times as much as that, too.
 """
 
 from __future__ import annotations
@@ -101,9 +101,7 @@ def _judge_refusal(call: Call, error: BaseException) -> Outcome:
     except Refused as other:
         if str(other.__cause__) == str(error):
             return Outcome(refused=True)
-        raise Failure(
-            f"refused with {error!r}, by the reference with {other.__cause__!r}"
-        ) from None
+        raise Failure(f"refused with {error!r}, by the reference with {other.__cause__!r}") from None
     raise Failure(f"refused, though it fits: {error!r}") from error
 
 
@@ -155,9 +153,11 @@ def answer(
     if outputs and leaves:
         try:
             found = torch.autograd.grad(
-                list(outputs.values()), list(leaves.values()),
-                [cotangents[n].to(r.dtype) for n, r in outputs.items()], allow_unused=True,
-            )  # fmt: skip
+                list(outputs.values()),
+                list(leaves.values()),
+                [cotangents[n].to(r.dtype) for n, r in outputs.items()],
+                allow_unused=True,
+            )
         except CvgError as error:
             raise Refused(str(error)) from error
         except Exception as error:
@@ -212,8 +212,7 @@ def judge_numbers(case: Case, call: Call, make: Maker) -> Outcome:
         """The exact answer where inputs are off by a rounding."""
         if not moved:
             moved.extend(
-                answer(call, _moved(case, call, wide, one), "reference", wanted, cotangents)
-                for one in (False, True)
+                answer(call, _moved(case, call, wide, one), "reference", wanted, cotangents) for one in (False, True)
             )
         return moved
 
@@ -225,11 +224,17 @@ def judge_numbers(case: Case, call: Call, make: Maker) -> Outcome:
         for name, actual in own.items():
             expected = exacts[name]
             figure = _compared(
-                case, call, name, actual, others[name], expected, finite,
+                case,
+                call,
+                name,
+                actual,
+                others[name],
+                expected,
+                finite,
                 lambda n=name, p=part: [getattr(a, p)[n] for a in conditioned()],
                 lambda p=part: _natural_size(call.arguments, mine.cotangents, p),
                 exact.results.get("lse"),
-            )  # fmt: skip
+            )
             if figure is not None:
                 figures[name] = figure
     return Outcome(figures=figures)
@@ -253,9 +258,7 @@ def _compared(case, call, name, actual, stock, exact, finite, moved, size, lse) 
         raise Failure(f"{name} is not finite where it should be")
     same = (stock == exact) & ~sane  # an infinity that both have
     if finite and not overflows and bool((actual[same] != stock[same]).any()):
-        raise Failure(
-            f"{name} is {actual[same][:4].tolist()}, should be {stock[same][:4].tolist()}"
-        )
+        raise Failure(f"{name} is {actual[same][:4].tolist()}, should be {stock[same][:4].tolist()}")
     lost = stock.isnan() & exact.isnan() & ~actual.isnan()
     # With scales that are 1 a mix is its last prediction, where the reference adds 0 · NaN for a tensor's gradient.
     kept = "grad" not in name and case.operation != "guidance_mix"
@@ -276,7 +279,7 @@ def _compared(case, call, name, actual, stock, exact, finite, moved, size, lse) 
         away = max(
             relative_error(torch.where(torch.isfinite(a[sane]), a[sane], torch.finfo(a.dtype).max), exact, natural)
             for a in moved()
-        )  # fmt: skip
+        )
         error = relative_error(actual, exact, natural)
         exponent = _exponent(call.arguments, lse)
         allowed = budget(actual, stock, exact, factor, call.depth, natural, exponent, sums)
@@ -284,8 +287,8 @@ def _compared(case, call, name, actual, stock, exact, finite, moved, size, lse) 
     if error > LENIENCY * allowed:
         stocks = relative_error(stock, exact, natural)
         raise Failure(
-            f"{name} is off by {error:.3g}, allowed are {allowed:.3g} (the reference is off by {stocks:.3g}, a rounding of "
-            f"the inputs moves it by {away:.3g})"
+            f"{name} is off by {error:.3g}, allowed are {allowed:.3g} (the reference is off by {stocks:.3g}, a "
+            f"rounding of the inputs moves it by {away:.3g})"
         )
     return Figure(error, allowed)
 
@@ -293,9 +296,7 @@ def _compared(case, call, name, actual, stock, exact, finite, moved, size, lse) 
 def _moved(case: Case, call: Call, wide: dict[str, Any], together: bool) -> dict[str, Any]:
     """The inputs off by a rounding: each number up or down, or all numbers of a tensor in one direction."""
     dtype = DTYPES[case.dtype]
-    rounds = (
-        dtype if case.backend in ("triton", "stock") else torch.promote_types(dtype, torch.float32)
-    )
+    rounds = dtype if case.backend in ("triton", "stock") else torch.promote_types(dtype, torch.float32)
     eps, generator = torch.finfo(rounds).eps, torch.Generator().manual_seed(case.seed)
 
     def move(name: str, tensor: torch.Tensor) -> torch.Tensor:
@@ -310,11 +311,7 @@ def _moved(case: Case, call: Call, wide: dict[str, Any], together: bool) -> dict
 
 def _largest(*tensors: torch.Tensor | None) -> float:
     """The largest finite number, regardless of sign."""
-    found = (
-        t.double().nan_to_num(0.0, 0.0, 0.0).abs().max().item()
-        for t in tensors
-        if t is not None and t.numel()
-    )
+    found = (t.double().nan_to_num(0.0, 0.0, 0.0).abs().max().item() for t in tensors if t is not None and t.numel())
     return max(found, default=0.0)
 
 
@@ -342,9 +339,7 @@ def _repeats(arguments: dict[str, Any]) -> int:
 def _beyond(case: Case, call: Call) -> bool:
     """Whether a logit is no number of the type that logits are computed in."""
     wide = torch.promote_types(DTYPES[case.dtype], torch.float32)
-    return (
-        "query" in call.arguments and _exponent(call.arguments, None) > torch.finfo(wide).max / 64
-    )
+    return "query" in call.arguments and _exponent(call.arguments, None) > torch.finfo(wide).max / 64
 
 
 def _exponent(arguments: dict[str, Any], lse: torch.Tensor | None) -> float:
@@ -352,9 +347,7 @@ def _exponent(arguments: dict[str, Any], lse: torch.Tensor | None) -> float:
     if "query" in arguments:
         query, key = (arguments[name].double() for name in ("query", "key"))
         logits = _largest(_scale(arguments) * (query @ key.mT))
-        strength = (
-            arguments["band"].strength if arguments.get("band") else arguments.get("strength", 0.0)
-        )
+        strength = arguments["band"].strength if arguments.get("band") else arguments.get("strength", 0.0)
         added = _largest(*(arguments.get(name) for name in ("key_mask", "bias")))
         added += _repeats(arguments) * _largest(arguments.get("token_bias"))
         return max(logits * (1 + abs(float(strength))) + added, _largest(lse))
@@ -366,16 +359,12 @@ def _exponent(arguments: dict[str, Any], lse: torch.Tensor | None) -> float:
     return (1 + _largest(*(tensor for _, tensor in tensors_of(arguments)))) / temperature
 
 
-def _natural_size(
-    arguments: dict[str, Any], cotangents: dict[str, torch.Tensor], part: str
-) -> float:
+def _natural_size(arguments: dict[str, Any], cotangents: dict[str, torch.Tensor], part: str) -> float:
     """The size of the terms that a result is made of, where they cancel."""
     temperature = arguments.get("temperature") or 0.0
     if part == "results":
         return temperature
-    arriving = {
-        n: c.double().abs().max().item() if c.numel() else 0.0 for n, c in cotangents.items()
-    }
+    arriving = {n: c.double().abs().max().item() if c.numel() else 0.0 for n, c in cotangents.items()}
     if "query" not in arguments:
         return max(arriving.values(), default=0.0)
 
@@ -387,6 +376,4 @@ def _natural_size(
     into = arriving.get("maps", 0.0) * _repeats(arguments)
     into += sum(size for name, size in arriving.items() if name not in ("out", "maps"))
     into += longest(cotangents.get("out")) * longest(arguments.get("value"))
-    return into * max(
-        1.0, _scale(arguments) * max(longest(arguments["query"]), longest(arguments["key"]))
-    )
+    return into * max(1.0, _scale(arguments) * max(longest(arguments["query"]), longest(arguments["key"])))

@@ -30,13 +30,7 @@ def shrunk(case: Case, operations: dict, fails: Callable[[Case], bool], tries: i
 
 def _smaller(case: Case, operation) -> Iterator[Case]:
     """Calls that are simpler in one thing, the largest steps first."""
-    plain = {
-        "mode": "plain",
-        "layout": "plain",
-        "values": "normal",
-        "threads": 1,
-        "dtype": "float32",
-    }
+    plain = {"mode": "plain", "layout": "plain", "values": "normal", "threads": 1, "dtype": "float32"}
     for name, value in plain.items():
         if getattr(case, name) != value and (name != "dtype" or value in operation.dtypes):
             yield case.changed(**{name: value})

@@ -35,9 +35,7 @@ class Maker:
     def capacities(self, *shape: int) -> torch.Tensor:
         """Numbers from 0, as maps have them; NaN and infinity where the case asks for them."""
         numbers = self._numbers(shape).abs()
-        return self._laid(
-            numbers / 4 if self.case.values in ("normal", "grid") else numbers, self.dtype
-        )
+        return self._laid(numbers / 4 if self.case.values in ("normal", "grid") else numbers, self.dtype)
 
     def ordinary(self, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:
         """Standard normal numbers whatever the case asks for."""
@@ -59,9 +57,7 @@ class Maker:
             return numbers * (1e-40 if self.dtype.itemsize > 2 else 1e-7)
         some = torch.rand(shape, generator=self.generator) < 0.1
         if values == "huge":
-            return torch.where(
-                some, numbers * (1e30 if self.dtype != torch.float16 else 3e4), numbers
-            )
+            return torch.where(some, numbers * (1e30 if self.dtype != torch.float16 else 3e4), numbers)
         if values == "nan":
             return torch.where(some, torch.nan, numbers)
         if values == "infinite":

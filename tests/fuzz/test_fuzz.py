@@ -1,4 +1,6 @@
-"""A part of the generated calls, the same in every run; and that the machinery which makes and judges them sees faults."""
+"""A part of the generated calls, the same in every run; and that the machinery which makes and judges them sees
+faults.
+"""
 
 from __future__ import annotations
 
@@ -136,12 +138,13 @@ def test_shrinking():
         found
         for number in range(10_000)
         if (found := draw(5, number, "native", OPERATIONS)).operation == "temporal_maps"
-        and found.sizes["frames"] > 5 and found.layout == "sliced" and found.options["mask"] == "bool"
-    )  # fmt: skip
+        and found.sizes["frames"] > 5
+        and found.layout == "sliced"
+        and found.options["mask"] == "bool"
+    )
     small = shrunk(
-        case, OPERATIONS,
-        lambda c: c.sizes["frames"] >= 5 and c.layout == "sliced" and c.options["mask"] == "bool",
-    )  # fmt: skip
+        case, OPERATIONS, lambda c: c.sizes["frames"] >= 5 and c.layout == "sliced" and c.options["mask"] == "bool"
+    )
     assert small.sizes["frames"] == 5 and small.layout == "sliced"
     assert {size for name, size in small.sizes.items() if name != "frames"} <= {1}
     assert small.options["mask"] == "bool" and not small.options["lse"] and small.values == "normal"

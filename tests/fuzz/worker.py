@@ -2,8 +2,8 @@
 
     python -m tests.fuzz.worker <seed> <backend> <first> <calls> <seconds> <folder>
 
-`<folder>/at` has the number of the call that is being made, and `<folder>/found.jsonl` a line for each failure and, at the
-end, one for the figures. A call that takes longer than `LIMIT` seconds ends the process with every thread's stack.
+`<folder>/at` has the number of the call that is being made, and `<folder>/found.jsonl` a line for each failure and, at
+the end, one for the figures. A call that takes longer than `LIMIT` seconds ends the process with every thread's stack.
 """
 
 from __future__ import annotations

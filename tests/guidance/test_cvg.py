@@ -25,17 +25,13 @@ def guide(pipe, **options) -> cvg.CVG:
     """CVG in two of the three steps, with a classifier that reads their noise."""
     pipe.scheduler.set_timesteps(3)
     times = [float(at) for at in pipe.scheduler.timesteps[:2]]
-    given = {
-        "label": ["left", "up"], "step_size": 0.01, "iterations": 1, "stop": 2 / 3, **options,
-    }  # fmt: skip
+    given = {"label": ["left", "up"], "step_size": 0.01, "iterations": 1, "stop": 2 / 3, **options}
     return cvg.CVG(tiny_classifier(pipe, times), **given)
 
 
 def reading_in_float64(method: cvg.CVG) -> cvg.CVG:
     """The same with a classifier in float64."""
-    method.reader.double().register_forward_pre_hook(
-        lambda module, args: tuple(tensor.double() for tensor in args)
-    )
+    method.reader.double().register_forward_pre_hook(lambda module, args: tuple(tensor.double() for tensor in args))
     return method
 
 

@@ -45,7 +45,9 @@ def test_even_motion_has_no_variance():
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
 @pytest.mark.parametrize("name", ["DDIMScheduler", "EulerDiscreteScheduler"])
 def test_clean_latents_are_the_schedulers(name, kind):
-    """Where a scheduler says what clean sample it has in mind, it is this; Euler keeps latents in a scale of its own."""
+    """Where a scheduler says what clean sample it has in mind, it is this;
+    Euler keeps latents in a scale of its own.
+    """
     bare = {"clip_sample": False} if name == "DDIMScheduler" else {}
     scheduler = getattr(diffusers, name)(prediction_type=kind, **bare)
     check_clean(scheduler)
@@ -57,9 +59,7 @@ def test_clean_latents_are_the_schedulers(name, kind):
         scheduler.scale_model_input(z, timestep)
         scale = float((scheduler.sigmas[1].double() ** 2 + 1) ** -0.5)
     wanted = scheduler.step(prediction, timestep, z).pred_original_sample
-    call = SimpleNamespace(
-        pipe=SimpleNamespace(scheduler=scheduler), timestep=float(timestep), scale=scale
-    )
+    call = SimpleNamespace(pipe=SimpleNamespace(scheduler=scheduler), timestep=float(timestep), scale=scale)
     found = clean_latents(call, z, prediction)
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
@@ -68,9 +68,7 @@ def test_clean_latents_are_the_schedulers(name, kind):
     "scheduler",
     [
         diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
-        diffusers.UniPCMultistepScheduler(
-            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
-        ),
+        diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
     ],
     ids=["euler", "unipc"],
 )
@@ -123,10 +121,7 @@ def test_what_cannot_be_guided_is_named():
     pipe, options = animatediff()
     with pytest.raises(cvg.ArgumentError, match="of must be one of 'clean', 'prediction'"):
         cvg.FlowMo(of="noise")
-    with (
-        pytest.raises(cvg.ArgumentError, match="three at least: the latents have 2"),
-        cvg.FlowMo().attach(pipe),
-    ):
+    with pytest.raises(cvg.ArgumentError, match="three at least: the latents have 2"), cvg.FlowMo().attach(pipe):
         run(pipe, {**options, "num_frames": 2})
     with pytest.raises(cvg.ArgumentError, match="give of='prediction'"):
         check_clean(SimpleNamespace(config={"prediction_type": "score"}))

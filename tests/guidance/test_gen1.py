@@ -110,7 +110,9 @@ def as_video(prediction: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_without_temporal_layers_a_frame_is_alone(name):
-    """A change of one frame reaches the others through the temporal layers, every one of them, and through nothing else."""
+    """A change of one frame reaches the others through the temporal layers, every one of them, and through nothing
+    else.
+    """
     pipe, options = build(name)
     latents, text = inputs(pipe, options, batch=2)
     changed = latents.clone()
@@ -171,8 +173,7 @@ def test_a_temporal_scale_of_one_is_the_pipeline_itself(name):
 
 
 @pytest.mark.parametrize(
-    "start, stop, guided",
-    [(0.0, 1.0, [0, 1, 2]), (0.0, 0.5, [0, 1]), (0.5, 1.0, [2]), (0.3, 0.3, [])],
+    "start, stop, guided", [(0.0, 1.0, [0, 1, 2]), (0.0, 0.5, [0, 1]), (0.5, 1.0, [2]), (0.3, 0.3, [])]
 )
 def test_the_range_of_steps(start, stop, guided):
     pipe, options = build("animatediff")
@@ -223,10 +224,7 @@ def leftovers(pipe):
         (type(pipe), {name for name in vars(pipe) if name.startswith("_cvg")}),
         {"encode_prompt"} & set(vars(pipe)),
         (type(pipe.scheduler), set(vars(pipe.scheduler))),
-        [
-            (name, len(m._forward_pre_hooks), len(m._forward_hooks))
-            for name, m in pipe.unet.named_modules()
-        ],
+        [(name, len(m._forward_pre_hooks), len(m._forward_hooks)) for name, m in pipe.unet.named_modules()],
         [(name, set(vars(module))) for name, module in pipe.unet.named_modules()],
         {layer.name: id(layer.module.processor) for layer in attention_layers(pipe.unet)},
     )
@@ -291,10 +289,7 @@ def test_a_capture_sees_the_pipeline_only(outside):
     pipe, options = build("animatediff")
     with cvg.Gen1(2.0).attach(pipe):
         alone = run(pipe, options)
-    contexts = [
-        cvg.capture(pipe, words=["cat"], temporal=True),
-        cvg.Gen1(2.0).attach(pipe),
-    ]
+    contexts = [cvg.capture(pipe, words=["cat"], temporal=True), cvg.Gen1(2.0).attach(pipe)]
     if outside == "guidance":
         contexts.reverse()
     before = leftovers(pipe)
@@ -328,9 +323,7 @@ def test_beside_vico(name):
         run(pipe, options)
     last = seen.calls[-1]
     wanted = formula(pipe, last, 2.0)
-    torch.testing.assert_close(
-        as_video(seen.used[-1], wanted).double(), wanted, rtol=1e-4, atol=1e-4
-    )
+    torch.testing.assert_close(as_video(seen.used[-1], wanted).double(), wanted, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -366,8 +359,7 @@ def test_which_denoisers():
         cvg.Gen1(2.0).attach(wan()[0])
     pipe, _ = build("animatediff")
     with pytest.raises(
-        cvg.ArgumentError,
-        match="pipe must be a diffusers pipeline with a scheduler, got UNetMotionModel",
+        cvg.ArgumentError, match="pipe must be a diffusers pipeline with a scheduler, got UNetMotionModel"
     ):
         cvg.Gen1(2.0).attach(pipe.unet)
 
@@ -384,10 +376,7 @@ def test_compiled_temporal_layers_can_be_left_out(caplog):
     stock = run(pipe, options)
     with cvg.Gen1(2.0).attach(pipe):
         wanted = run(pipe, options)
-    for part, name in (
-        (temporal_modules(pipe.unet)[0], r"down_blocks\.0"),
-        (pipe.unet, "UNetMotionModel"),
-    ):
+    for part, name in ((temporal_modules(pipe.unet)[0], r"down_blocks\.0"), (pipe.unet, "UNetMotionModel")):
         part.compile(backend=backend)
         with cvg.Gen1(2.0).attach(pipe):
             torch.testing.assert_close(run(pipe, options), wanted)

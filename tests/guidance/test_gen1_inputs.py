@@ -29,12 +29,7 @@ from tests.pipelines.unets import _ip_adapter_weights  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-CONTROLLED = [
-    "animatediff_controlnet",
-    "animatediff_v2v_controlnet",
-    "animatediff_sparsectrl",
-    "wan_vace",
-]
+CONTROLLED = ["animatediff_controlnet", "animatediff_v2v_controlnet", "animatediff_sparsectrl", "wan_vace"]
 OURS = ("video", "mask", "conditioning_frames", "controlnet_frame_indices", "num_frames")
 
 
@@ -124,9 +119,7 @@ def test_without_video_and_the_frames_asked_for(name):
             gen1.inputs(pipe, depth=depth)
         assert len(both["video"]) == 4 and "num_frames" not in both
         shown = np.stack([np.asarray(frame) for frame in both["video"]]) / 255
-        torch.testing.assert_close(
-            torch.tensor(shown).permute(0, 3, 1, 2).float(), frames, rtol=0, atol=0.5001 / 255
-        )
+        torch.testing.assert_close(torch.tensor(shown).permute(0, 3, 1, 2).float(), frames, rtol=0, atol=0.5001 / 255)
         return
     assert gen1.inputs(pipe, depth=depth) == both
     assert both["num_frames"] == len(depth)
@@ -276,10 +269,7 @@ def test_what_pipelines_cannot_take():
     wan, _ = PIPELINES["wan"].build()
     controlled, _ = PIPELINES["animatediff_controlnet"].build()
     depth = torch.rand(4, 40, 56)
-    acts = (
-        lambda gen1, pipe: gen1.attach(pipe),
-        lambda gen1, pipe: gen1.inputs(pipe, depth=depth),
-    )
+    acts = (lambda gen1, pipe: gen1.attach(pipe), lambda gen1, pipe: gen1.inputs(pipe, depth=depth))
     for act in acts:
         said = "structure must be None on AnimateDiffPipeline.*: Structure.*, WanVACEPipeline"
         with pytest.raises(cvg.ArgumentError, match=said):
@@ -321,7 +311,9 @@ def test_a_call_without_the_inputs(name):
 
 @pytest.mark.parametrize("distances", [False, True])
 def test_depth_is_estimated(distances, tmp_path):
-    """Of the frames as the pipeline gets them; what is nearer is whiter, whether the model gives nearness or distances."""
+    """Of the frames as the pipeline gets them; what is nearer is whiter, whether the model gives nearness or
+    distances.
+    """
     pipe, _ = build("animatediff_v2v_controlnet")
     model = depth_anything("metric" if distances else "relative")
     ramp(model, -1 if distances else 1)
@@ -341,9 +333,7 @@ def test_depth_is_estimated(distances, tmp_path):
     turned = gen1.inputs(pipe, video=frames, depth_model=(model, None), distance=not distances)
     grey = np.stack([np.asarray(one) for one in turned["conditioning_frames"]]).astype(float)
     assert grey[:, :, :40].mean() > grey[:, :, 50:].mean() + 20
-    with pytest.raises(
-        cvg.ArgumentError, match="depth or depth_model must be given for AnimateDiff"
-    ):
+    with pytest.raises(cvg.ArgumentError, match="depth or depth_model must be given for AnimateDiff"):
         gen1.inputs(pipe, video=frames)
     with pytest.raises(cvg.ArgumentError, match="depth and depth_model must not be given both"):
         gen1.inputs(pipe, video=frames, depth=estimate, depth_model=(model, None))
@@ -375,7 +365,7 @@ def test_sizes():
         ({"video": torch.rand(3, 3, 80, 208)}, "depth must have the 3 frames of video, got 4"),
         ({"video": torch.rand(4, 3, 80, 100)}, "aspect ratio of video, 80 x 100, got 80 x 208"),
         ({"depth": torch.rand(33, 16, 16)}, r"at most 32 frames .* got 33 \(pipe.enable_free_noise"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(cvg.ArgumentError, match=said):
             gen1.inputs(pipe, **{"depth": step, **given})
     small = gen1.inputs(pipe, depth=step[:, ::2, ::2], video=torch.rand(4, 3, 80, 208))
@@ -407,7 +397,7 @@ def test_videos_in_any_form():
         (bytes_.float(), r"video must have floating point numbers in \[0, 1\]"),
         (bytes_[:, :1], r"video must hold images.*got Tensor \(1, 16, 24\)"),
         ("clip.mp4", "video must be one clip.*got str"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(cvg.ArgumentError, match=said):
             gen1.inputs(pipe, video=video, depth=depth)
     for wrong, said in (

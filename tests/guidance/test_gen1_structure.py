@@ -23,18 +23,26 @@ def test_structure_control():
     """A depth ControlNet on AnimateDiff takes the frames, and its residuals reach the image model too."""
     plain, options = build("animatediff")
     image_unet = diffusers.UNet2DConditionModel(
-        block_out_channels=(8, 8), layers_per_block=1, sample_size=8, cross_attention_dim=8,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        sample_size=8,
+        cross_attention_dim=8,
         down_block_types=("CrossAttnDownBlock2D",) * 2,
-        up_block_types=("CrossAttnUpBlock2D",) * 2, attention_head_dim=4, norm_num_groups=2,
-    )  # fmt: skip
+        up_block_types=("CrossAttnUpBlock2D",) * 2,
+        attention_head_dim=4,
+        norm_num_groups=2,
+    )
     controlnet = diffusers.ControlNetModel.from_unet(
         image_unet, conditioning_channels=3, controlnet_conditioning_channel_order="rgb"
     ).eval()
     for block in (*controlnet.controlnet_down_blocks, controlnet.controlnet_mid_block):
         torch.nn.init.normal_(block.weight, std=0.2)  # zero before any training
     torch.nn.init.normal_(controlnet.controlnet_cond_embedding.conv_out.weight, std=0.2)
-    parts = {name: part for name, part in plain.components.items() if name in (
-        "vae", "text_encoder", "tokenizer", "motion_adapter", "scheduler", "unet")}  # fmt: skip
+    parts = {
+        name: part
+        for name, part in plain.components.items()
+        if name in ("vae", "text_encoder", "tokenizer", "motion_adapter", "scheduler", "unet")
+    }
     pipe = diffusers.AnimateDiffControlNetPipeline(**parts, controlnet=controlnet)
     pipe.set_progress_bar_config(disable=True)
     depth = torch.rand(options["num_frames"], options["height"], options["width"])

@@ -25,9 +25,7 @@ def at(*places: int) -> torch.Tensor:
 
 def test_overlap_by_hand():
     maps = torch.stack([at(0), at(1), at(0, 1), at(0, 1, 2, 3)])[None]
-    wanted = torch.tensor(
-        [[1, 0, 0.5, 0.25], [0, 1, 0.5, 0.25], [0.5, 0.5, 1, 0.5], [0.25, 0.25, 0.5, 1]]
-    ).double()
+    wanted = torch.tensor([[1, 0, 0.5, 0.25], [0, 1, 0.5, 0.25], [0.5, 0.5, 1, 0.5], [0.25, 0.25, 0.5, 1]]).double()
     torch.testing.assert_close(overlaps(maps)[0], wanted)
     off_diagonal = (wanted.sum() - 4) / 12
     torch.testing.assert_close(separation_loss(maps)[0], off_diagonal)
@@ -47,15 +45,11 @@ def test_binding_by_hand():
     assert float(binding_loss(bound, pairs)) == 0
     swapped = torch.stack([blue, circle, red, square])[None]
     assert float(binding_loss(swapped, pairs)) == 1 + 0.5
-    chain = torch.stack([at(0), at(0), at(0)])[
-        None
-    ]  # "big red circle": big is no stranger to circle
+    chain = torch.stack([at(0), at(0), at(0)])[None]  # "big red circle": big is no stranger to circle
     assert float(binding_loss(chain, [(0, 1), (1, 2)])) == 0
 
 
-@pytest.mark.parametrize(
-    "loss", [separation_loss, lambda maps: binding_loss(maps, [(0, 1)])], ids=["apart", "bound"]
-)
+@pytest.mark.parametrize("loss", [separation_loss, lambda maps: binding_loss(maps, [(0, 1)])], ids=["apart", "bound"])
 def test_gradients(loss):
     maps = (torch.rand(2, 4, 3, 2, 3, dtype=torch.float64) + 0.1).requires_grad_()
     assert torch.autograd.gradcheck(loss, maps)
@@ -89,10 +83,7 @@ def test_what_the_losses_need_is_named():
         (["cat", "dog"], "binding", "directly before .*got cat, dog"),
         (["cat"], "separation", "needs two words at least, got cat"),
     ):
-        with (
-            pytest.raises(cvg.ArgumentError, match=match),
-            cvg.Vico(words, loss=loss).attach(pipe),
-        ):
+        with pytest.raises(cvg.ArgumentError, match=match), cvg.Vico(words, loss=loss).attach(pipe):
             run(pipe, options)
     with pytest.raises(cvg.ArgumentError, match="flow='exact' with spatial=True has none"):
         cvg.Vico(loss="separation", flow="exact", spatial=True)

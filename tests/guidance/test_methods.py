@@ -20,9 +20,7 @@ def test_options():
     assert method_named("vico:step_size=5e-2:stop=0.2:flow=hard:residual=None") == cvg.Vico(
         step_size=0.05, stop=0.2, flow="hard", residual=None
     )
-    assert method_named("gen1:temporal_scale=1e+1:backend=reference") == cvg.Gen1(
-        10.0, backend="reference"
-    )
+    assert method_named("gen1:temporal_scale=1e+1:backend=reference") == cvg.Gen1(10.0, backend="reference")
 
 
 def test_old_names_of_options_still_work():
@@ -41,10 +39,7 @@ def test_combinations():
 @pytest.mark.parametrize(
     "spec, message",
     [
-        (
-            "magic",
-            "guidance must be one of none, cvg, vico, vstar, gen1, temporal-band, flowmo, got 'magic'",
-        ),
+        ("magic", "guidance must be one of none, cvg, vico, vstar, gen1, temporal-band, flowmo, got 'magic'"),
         ("", "guidance must be one of .*, got ''"),
         ("vico+magic", "guidance must be one of .*, got 'magic'"),
         ("vico+none", "'none' cannot be combined with others, got 'vico\\+none'"),

@@ -42,10 +42,7 @@ def test_a_step_of_zero_changes_nothing(name):
     with guide(WORDS, step_size=0.0).attach(pipe) as made:
         guided = run(pipe, options)
     assert torch.equal(guided, stock)
-    assert [entry["step"] for entry in made.history] == [
-        0,
-        1,
-    ]  # the first half of three steps, rounded up
+    assert [entry["step"] for entry in made.history] == [0, 1]  # the first half of three steps, rounded up
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -143,13 +140,7 @@ def test_the_first_step_is_guided_in_every_place(name):
 
 
 @pytest.mark.parametrize(
-    "scheduler",
-    [
-        "DDIMScheduler",
-        "EulerDiscreteScheduler",
-        "DPMSolverMultistepScheduler",
-        "UniPCMultistepScheduler",
-    ],
+    "scheduler", ["DDIMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"]
 )
 def test_schedulers(scheduler):
     """Also one that scales the denoiser's input: a step of zero changes nothing, the loss falls."""
@@ -167,7 +158,9 @@ def test_schedulers(scheduler):
 
 @pytest.mark.parametrize("name", ["wan", "cogvideox"])
 def test_schedulers_of_transformers(name):
-    """Wan's, and the one of CogVideoX-5b: it has arguments of its own, and draws noise from the pipeline's generator."""
+    """Wan's, and the one of CogVideoX-5b:
+    it has arguments of its own, and draws noise from the pipeline's generator.
+    """
     pipe, options = BUILDERS[name]()
     pipe.scheduler = {
         "wan": diffusers.UniPCMultistepScheduler(
@@ -226,7 +219,7 @@ def leftovers(pipe):
         {name for name, module in denoiser.named_modules() if any("_cvg" in own for own in vars(module))},
         [parameter.requires_grad for parameter in denoiser.parameters()],
         {name: id(module.processor) for name, module in denoiser.named_modules() if hasattr(module, "processor")},
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -237,14 +230,9 @@ def test_everything_is_put_back(name):
     with guide(WORDS).attach(pipe):
         for _ in range(2):
             run(pipe, options)
-            assert (
-                leftovers(pipe)[2:] == before[2:]
-            )  # between two calls nothing is left but a class of the pipeline
+            assert leftovers(pipe)[2:] == before[2:]  # between two calls nothing is left but a class of the pipeline
     assert leftovers(pipe) == before
-    with (
-        pytest.raises(cvg.ArgumentError, match="'bird' is not in the prompt"),
-        guide(["bird"]).attach(pipe),
-    ):
+    with pytest.raises(cvg.ArgumentError, match="'bird' is not in the prompt"), guide(["bird"]).attach(pipe):
         run(pipe, options)
     assert leftovers(pipe) == before
 
@@ -316,12 +304,7 @@ def test_words_as_a_function_of_the_prompt():
 
 
 def test_words_of_the_prompt():
-    assert content_words("a red cat and a blue dog") == [
-        ("red", 0),
-        ("cat", 0),
-        ("blue", 0),
-        ("dog", 0),
-    ]
+    assert content_words("a red cat and a blue dog") == [("red", 0), ("cat", 0), ("blue", 0), ("dog", 0)]
     assert content_words("A cat and a cat") == [("cat", 0), ("cat", 1)]
     with pytest.raises(cvg.ArgumentError, match="has no content word"):
         content_words("and the")
@@ -349,9 +332,7 @@ def test_errors_name_the_argument(change, message):
 def test_a_level_that_is_not_there_is_named():
     pipe, options = animatediff()
     with (
-        pytest.raises(
-            cvg.ArgumentError, match=r"levels=\[\(9, 9\)\] has no layer; the grids there: "
-        ),
+        pytest.raises(cvg.ArgumentError, match=r"levels=\[\(9, 9\)\] has no layer; the grids there: "),
         guide(WORDS, levels=[(9, 9)]).attach(pipe),
     ):
         run(pipe, options)
@@ -359,17 +340,13 @@ def test_a_level_that_is_not_there_is_named():
 
 def test_step_rules():
     latents, gradient = torch.randn(2, 3, 4), torch.randn(2, 3, 4)
-    torch.testing.assert_close(
-        LatentStepper("sgd", 0.5)(latents, gradient), latents - 0.5 * gradient
-    )
+    torch.testing.assert_close(LatentStepper("sgd", 0.5)(latents, gradient), latents - 0.5 * gradient)
     moved = LatentStepper("normalized", 0.1)(latents, gradient) - latents
     torch.testing.assert_close(
         moved.flatten(1).norm(dim=1), 0.1 * latents.flatten(1).norm(dim=1), rtol=1e-4, atol=1e-6
     )
     adam = LatentStepper("adam", 0.01)
-    torch.testing.assert_close(
-        adam(latents, gradient), latents - 0.01 * gradient.sign(), rtol=1e-3, atol=1e-5
-    )
+    torch.testing.assert_close(adam(latents, gradient), latents - 0.01 * gradient.sign(), rtol=1e-3, atol=1e-5)
 
 
 def test_losses():

@@ -87,9 +87,7 @@ def test_a_saturated_score_names_its_sinks():
 def test_the_order_of_the_soft_products():
     """Another number for the soft form, the same for the hard one; the released settings have the released order."""
     soft = [scored(guide(WORDS, order=order)) for order in ("tokens_first", "hops_first")]
-    hard = [
-        scored(guide(WORDS, flow="hard", order=order)) for order in ("tokens_first", "hops_first")
-    ]
+    hard = [scored(guide(WORDS, flow="hard", order=order)) for order in ("tokens_first", "hops_first")]
     assert soft[0][1] != soft[1][1]
     assert hard[0][1] == pytest.approx(hard[1][1], abs=1e-6)
     assert cvg.Vico.released().order == "hops_first" and cvg.Vico().order == "tokens_first"
@@ -100,7 +98,5 @@ def test_words_by_part_of_speech():
     with guide("nouns_and_verbs").attach(pipe) as made:
         run(pipe, options)
     assert set(made.history[0]["scores"][0]) == {"cat", "dog"}  # no colours
-    with pytest.raises(
-        cvg.ArgumentError, match="words must be one of 'content', 'nouns_and_verbs'"
-    ):
+    with pytest.raises(cvg.ArgumentError, match="words must be one of 'content', 'nouns_and_verbs'"):
         cvg.Vico(words="adverbs")

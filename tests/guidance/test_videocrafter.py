@@ -1,4 +1,6 @@
-"""VSTAR's band on a UNet built as VideoCrafter's: on the right layers and steps, nothing else touched, all put back."""
+"""VSTAR's band on a UNet built as VideoCrafter's:
+on the right layers and steps, nothing else touched, all put back.
+"""
 
 from __future__ import annotations
 
@@ -44,11 +46,7 @@ def eager(attention, x, context=None, sigma=None, strength=0.0):
     context = x if context is None else context.double()
     q, k, v = (
         (y @ project.weight.double().T).unflatten(-1, (attention.heads, -1)).transpose(1, 2)
-        for y, project in (
-            (x, attention.to_q),
-            (context, attention.to_k),
-            (context, attention.to_v),
-        )
+        for y, project in ((x, attention.to_q), (context, attention.to_k), (context, attention.to_v))
     )
     logits = attention.scale * q @ k.mT
     if sigma is not None:
@@ -68,8 +66,7 @@ def test_every_layer_computes_the_definition(temporal_context, backend, inputs):
     for name, attention in attentions(unet).items():
         attention.scale *= 1.3  # not torch's default
         attention.register_forward_hook(
-            lambda module, args, kwargs, out, name=name: seen.update({name: (args, kwargs, out)}),
-            with_kwargs=True,
+            lambda module, args, kwargs, out, name=name: seen.update({name: (args, kwargs, out)}), with_kwargs=True
         )
     settings = cvg.VSTAR(sigma=SIGMA, strength=1.5, backend=backend)
     with settings.attach_videocrafter(unet), cvg.trace_backends() as ran:
@@ -90,9 +87,7 @@ def test_first_steps_have_the_band_and_the_others_are_stock(unet, inputs):
     stock = [call(unet, inputs, step) for step in STEPS]
     with BAND.attach_videocrafter(unet):
         for _ in range(2):
-            same = [
-                torch.equal(call(unet, inputs, t), s) for t, s in zip(STEPS, stock, strict=True)
-            ]
+            same = [torch.equal(call(unet, inputs, t), s) for t, s in zip(STEPS, stock, strict=True)]
             assert same == [False] * 14 + [True] * 11
     released = []
     for sigma in ("auto", {8: 1.0, 4: 8.0}):
@@ -222,10 +217,7 @@ def test_errors_name_the_argument(unet, inputs):
         call(unet, inputs)
     temporal = unet.output_blocks[0][2]
     temporal.causal_attention = True
-    with (
-        pytest.raises(cvg.ArgumentError, match="with a mask is not supported"),
-        BAND.attach_videocrafter(unet),
-    ):
+    with pytest.raises(cvg.ArgumentError, match="with a mask is not supported"), BAND.attach_videocrafter(unet):
         call(unet, inputs)
     with BAND.attach_videocrafter(unet):
         call(unet, inputs, 1)  # without the band it is

@@ -45,10 +45,7 @@ def test_the_band_is_on_the_chosen_layers_and_steps(name):
     pipe, options = BUILDERS[name]()
     stock_frames, stock = temporal_maps(pipe, options)
     widths = sorted({record.grid[2] for record in stock.records}, reverse=True)
-    with (
-        cvg.VSTAR(sigma={widths[0]: 0.5}, stop=0.3).attach(pipe),
-        cvg.capture(pipe, temporal=True) as captured,
-    ):
+    with cvg.VSTAR(sigma={widths[0]: 0.5}, stop=0.3).attach(pipe), cvg.capture(pipe, temporal=True) as captured:
         frames = run(pipe, options)
     assert not torch.allclose(frames, stock_frames, atol=1e-4)
     changed = {
@@ -133,8 +130,7 @@ def test_states_of_different_lengths():
     with cvg.capture(pipe, ["cat"]) as alone:
         run(pipe, options, longer)
     conditional = [
-        [one.maps for one in each.records if one.branch == "cond" and one.step == 0]
-        for each in (captured, alone)
+        [one.maps for one in each.records if one.branch == "cond" and one.step == 0] for each in (captured, alone)
     ]
     torch.testing.assert_close(*conditional, rtol=1e-4, atol=1e-6)
 
@@ -235,12 +231,8 @@ def test_losses_by_their_formulas():
     broken[0, 1, 2, 2] = (
         0  # two jumps by 1 among the 4 + 2 · 3 + 2 · 2 steps of the five diagonals, at one of three places
     )
-    torch.testing.assert_close(
-        diagonal_roughness(broken, 0.3), torch.tensor([2 / 14, 0.0]).double()
-    )
-    torch.testing.assert_close(
-        diagonal_roughness(broken, 1.0), torch.tensor([2 / 42, 0.0]).double()
-    )
+    torch.testing.assert_close(diagonal_roughness(broken, 0.3), torch.tensor([2 / 14, 0.0]).double())
+    torch.testing.assert_close(diagonal_roughness(broken, 1.0), torch.tensor([2 / 42, 0.0]).double())
     assert not diagonal_roughness(broken[..., :1, :1], 1.0).any()
 
 

@@ -1,4 +1,6 @@
-"""VSTAR on networks without temporal layers: the band, by the distance of frames, on attention over the whole video."""
+"""VSTAR on networks without temporal layers:
+the band, by the distance of frames, on attention over the whole video.
+"""
 
 from __future__ import annotations
 
@@ -47,10 +49,7 @@ def test_with_a_band_it_is_another_video_and_stock_again(name):
     stock = run(pipe, options)
     results = []
     for backend in ("auto", "reference"):
-        with (
-            cvg.trace_backends() as ran,
-            cvg.VSTAR(stop=0.3, strength=2.0, backend=backend).attach(pipe),
-        ):
+        with cvg.trace_backends() as ran, cvg.VSTAR(stop=0.3, strength=2.0, backend=backend).attach(pipe):
             results.append(run(pipe, options))
         # Two layers in the first of three steps.
         chosen = "native" if backend == "auto" else "reference"
@@ -73,7 +72,9 @@ def test_with_a_band_it_is_another_video_and_stock_again(name):
 
 @pytest.mark.parametrize("name", SPANNING)
 def test_the_band_makes_it_attend_to_near_frames(name, monkeypatch):
-    """The attention from frame to frame, by the definition, lies more along the diagonal with the band than without."""
+    """The attention from frame to frame, by the definition,
+    lies more along the diagonal with the band than without.
+    """
     pipe, options = BUILDERS[name]()
     calls_of_a_step, text = SPANNING[name]
     frames, rows, columns = LATENTS[name]
@@ -87,8 +88,9 @@ def test_the_band_makes_it_attend_to_near_frames(name, monkeypatch):
         assert query_frames.tolist() == [-1] * text + places
         one_hot = torch.eye(frames + 1)[query_frames.long()][:, :frames]  # −1 is the last: no frame
         frame_of_key, frame_of_query = one_hot.expand(*key.shape[:2], -1, -1), one_hot
-        maps = cvg.frame_band_attention(query, key, frame_of_key, query_frames, key_frames,
-                                        **band | {"backend": "reference"}).out  # fmt: skip
+        maps = cvg.frame_band_attention(
+            query, key, frame_of_key, query_frames, key_frames, **band | {"backend": "reference"}
+        ).out
         maps = frame_of_query.T @ maps  # [B, H, 3, 3]
         return diagonality(maps / maps.sum(-1, keepdim=True)).mean()
 
@@ -105,11 +107,7 @@ def test_guidance_goes_through_the_band(name):
         if checkpointing:
             pipe.transformer.enable_gradient_checkpointing()
         vico = cvg.Vico(["cat", "dog"], iterations=1, stop=0.1, backend=backend)
-        with (
-            cvg.trace_backends() as ran,
-            cvg.VSTAR(backend=backend).attach(pipe),
-            vico.attach(pipe) as made,
-        ):
+        with cvg.trace_backends() as ran, cvg.VSTAR(backend=backend).attach(pipe), vico.attach(pipe) as made:
             run(pipe, options)
         assert (("frame_band_attention_backward", "native") in ran) == (backend == "auto")
         norms.append(made.history[0]["gradient_norm"])
@@ -118,7 +116,9 @@ def test_guidance_goes_through_the_band(name):
 
 
 def test_joint_attention_is_captured_with_its_band(monkeypatch):
-    """In CogVideoX capture and the band meet in one layer: the maps are those of the banded attention, and it stays."""
+    """In CogVideoX capture and the band meet in one layer:
+    the maps are those of the banded attention, and it stays.
+    """
     pipe, options = BUILDERS["cogvideox"]()
     calls = noted_calls(monkeypatch)
     with cvg.VSTAR(sigma=0.5, strength=2.0).attach(pipe):

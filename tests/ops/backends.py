@@ -1,4 +1,6 @@
-"""Backends as test parameters: each skipped, by name and reason, where it cannot run; marked `gpu` where it runs on one."""
+"""Backends as test parameters: each skipped, by name and reason, where it cannot run; marked `gpu` where it runs on
+one.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +24,6 @@ def backends(operation: str, *names: str) -> list:
         device = device_of(backend.value)
         reason = unavailable_reason(operation, backend, device)
         marks = [pytest.mark.skipif(reason is not None, reason=str(reason))]
-        return pytest.param(
-            backend.value, marks=marks + [pytest.mark.gpu] * (device.type == "cuda")
-        )
+        return pytest.param(backend.value, marks=marks + [pytest.mark.gpu] * (device.type == "cuda"))
 
     return [parameter(b) for b in (map(Backend, names) if names else OPERATIONS[operation])]

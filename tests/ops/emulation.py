@@ -20,9 +20,7 @@ COMPILER = shutil.which(os.environ.get("CXX", "c++"))
 WATCHED = ("-fsanitize=thread", "-O1", "-fno-optimize-sibling-calls")
 
 
-def build(
-    folder: Path, name: str, kernels: str, *options: str, csrc: Path = ROOT / "csrc"
-) -> ModuleType:
+def build(folder: Path, name: str, kernels: str, *options: str, csrc: Path = ROOT / "csrc") -> ModuleType:
     """The module `<name>` of <name>.cpp, of <kernels>.cpp under watch, compiled with `options`, and of the emulation.
 
     Objects that are not under watch stay in `folder` for the next module.
@@ -30,9 +28,7 @@ def build(
     pybind11 = pytest.importorskip("pybind11")
     if COMPILER is None:
         pytest.skip("no C++ compiler")
-    folders = (
-        HERE, csrc, csrc / "include", pybind11.get_include(), sysconfig.get_path("include")
-    )  # fmt: skip
+    folders = (HERE, csrc, csrc / "include", pybind11.get_include(), sysconfig.get_path("include"))
     common = ["-std=c++17", "-fPIC", "-fvisibility=hidden", *(f"-I{f}" for f in folders)]
     stems = ("emulated_lanes", "emulated_watch", "emulated_warp", name)
     objects = [folder / f"{stem}.o" for stem in stems]
@@ -43,9 +39,7 @@ def build(
     number = len(list(folder.glob("*.so")))
     watched = folder / f"{kernels}-{number}.o"
     flags = [*common, *WATCHED, *options]
-    subprocess.run(
-        [COMPILER, *flags, "-c", HERE / f"{kernels}.cpp", "-o", watched], check=True
-    )  # fmt: skip
+    subprocess.run([COMPILER, *flags, "-c", HERE / f"{kernels}.cpp", "-o", watched], check=True)
     file = folder / f"{name}-{number}.so"
     subprocess.run([COMPILER, "-shared", *objects, watched, "-o", file], check=True)
     return load(file)

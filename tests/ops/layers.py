@@ -1,4 +1,6 @@
-"""Every operation on one small layer of odd sizes, in the layouts that models have: for tests of how kernels are called."""
+"""Every operation on one small layer of odd sizes, in the layouts that models have: for tests of how kernels are
+called.
+"""
 
 from __future__ import annotations
 
@@ -73,17 +75,12 @@ _HOP = _maps(1, 6, 5, 5)
 #: Operation, or one way to call it → the layer. The operation is the first word.
 LAYERS = {
     "attention": Layer(_CROSS, _attention, 1e-2),
-    "attention wide": Layer(
-        _of(*(_heads(2, n, 3, 64) for n in (_QUERIES, _KEYS, _KEYS))), _attention, 1e-2
-    ),
+    "attention wide": Layer(_of(*(_heads(2, n, 3, 64) for n in (_QUERIES, _KEYS, _KEYS))), _attention, 1e-2),
     "attention with bias": Layer(lambda device: [*_CROSS(device), _BIAS(device)], _with_bias, 1e-2),
     "frame_band_attention": Layer(_of(*(_heads(1, _QUERIES, 2, 24),) * 3), _frame_band, 1e-2),
     "temporal_attention": Layer(_of(*(_heads(5, _FRAMES, 2, 40),) * 3), _temporal, 1e-2),
     "temporal_maps": Layer(
-        _of(
-            *(_heads(2, _QUERIES, 3, 40),) * 2,
-            lambda device: torch.rand(2, 3, _QUERIES).to(device) + 4,
-        ),
+        _of(*(_heads(2, _QUERIES, 3, 40),) * 2, lambda device: torch.rand(2, 3, _QUERIES).to(device) + 4),
         _temporal_maps,
         1e-2,
     ),
@@ -94,9 +91,7 @@ LAYERS = {
         1e-4,
     ),
     "token_peaks": Layer(
-        _of(_maps(1, 3, 4, 5, 6)),
-        lambda flow, backend: (cvg.token_peaks(flow, backend=backend),),
-        1e-3,
+        _of(_maps(1, 3, 4, 5, 6)), lambda flow, backend: (cvg.token_peaks(flow, backend=backend),), 1e-3
     ),
     "max_flow": Layer(
         _of(_maps(1, 3, 5, 6, dim=1), _HOP),
@@ -111,9 +106,7 @@ LAYERS = {
 }
 
 
-def results(
-    layer: Layer, inputs: list[torch.Tensor], grads: list[torch.Tensor], backend: str
-) -> list[torch.Tensor]:
+def results(layer: Layer, inputs: list[torch.Tensor], grads: list[torch.Tensor], backend: str) -> list[torch.Tensor]:
     """Outputs, and the gradients of all inputs."""
     leaves = [tensor.detach().requires_grad_() for tensor in inputs]
     outputs = layer.call(*leaves, backend=backend)

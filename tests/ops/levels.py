@@ -1,4 +1,6 @@
-"""The instruction-set levels of the CPU kernels as parameters of tests; one that cannot run is skipped with the reason."""
+"""The instruction-set levels of the CPU kernels as parameters of tests; one that cannot run is skipped with the
+reason.
+"""
 
 from __future__ import annotations
 

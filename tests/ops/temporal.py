@@ -7,9 +7,7 @@ import torch
 from tests.tolerance import assert_as_exact_as, assert_maps_exact, assert_sum_as_exact_as
 
 
-def eager(
-    query, key, value, *, sigma=None, strength=None, bias=None, row_max_grad=True, nothing=0.0
-):
+def eager(query, key, value, *, sigma=None, strength=None, bias=None, row_max_grad=True, nothing=0.0):
     """What a user writes today, in the dtype of the input; `nothing` is added for its gradient, that of q kᵀ.
 
     Sigma, strength and bias may be tensors `[..., H, F, F]`: a copy for each logit.
@@ -40,9 +38,11 @@ def _gradients(dtype, given, options, cotangents, row_max_grad, copies):
     outputs = eager(*leaves, **added, row_max_grad=row_max_grad, nothing=nothing)
     used = [at for at, cotangent in enumerate(cotangents) if cotangent is not None]
     grads = torch.autograd.grad(
-        [outputs[at] for at in used], [*leaves, *wide, nothing],
-        [cotangents[at].to(dtype) for at in used], materialize_grads=True,
-    )  # fmt: skip
+        [outputs[at] for at in used],
+        [*leaves, *wide, nothing],
+        [cotangents[at].to(dtype) for at in used],
+        materialize_grads=True,
+    )
     return [output.detach() for output in outputs], grads[:3], grads[3:-1], grads[-1]
 
 
@@ -88,7 +88,8 @@ def assert_right(
     for mine, plain, right, size in threes:
         if mine is not None:
             assert_as_exact_as(mine, plain, right, 2.0, depth=depth, size=size)
-    # One number, or one matrix, for all positions and heads. Kernels take these gradients in float32 whatever the inputs.
+    # One number, or one matrix, for all positions and heads. Kernels take these gradients in float32 whatever the
+    # inputs.
     if any(mine is not None for mine in grads[3:]):
         _, _, stock_terms, _ = _gradients(torch.float32, *call, True)
         for mine, plain, right in zip(grads[3:], stock_terms, exact_terms, strict=True):

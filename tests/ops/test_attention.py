@@ -141,16 +141,12 @@ def check(backend, case, dtype, head_reduction, map_bound):
             *given, case.tokens, key_mask=mask, head_reduction=head_reduction, backend=backend
         )
     assert ran == [("attention", backend)]
-    exact_leaves, (exact_out, exact_maps, exact_lse), peak = exact_attention(
-        case, query, key, value, mask, head_mean
-    )
+    exact_leaves, (exact_out, exact_maps, exact_lse), peak = exact_attention(case, query, key, value, mask, head_mean)
     assert out.dtype == dtype and maps.dtype == torch.float32 and lse.dtype == torch.float32
     assert_maps_exact(maps.detach(), exact_maps.detach(), peak, map_bound)
     seen = torch.isfinite(exact_lse)
     assert torch.equal(torch.isfinite(lse), seen)
-    assert_as_exact_as(
-        lse[seen].detach(), exact_lse[seen].float().detach(), exact_lse[seen].detach(), 8
-    )
+    assert_as_exact_as(lse[seen].detach(), exact_lse[seen].float().detach(), exact_lse[seen].detach(), 8)
 
     # Gradients that reach the outputs, and what stock attention makes of the part it knows, dO.
     grad_out = torch.randn_like(out)
@@ -178,18 +174,15 @@ def check(backend, case, dtype, head_reduction, map_bound):
     wide = [t.detach().float().requires_grad_() for t in stock_leaves]
     ids = torch.tensor(case.tokens, device=device).expand(case.batch, -1)
     bias = None if mask is None else additive(mask).float()
-    eager = reference.attention_with_capture(
-        *wide, ids, scale=case.dim**-0.5, mask=bias, head_mean=head_mean
-    )
+    eager = reference.attention_with_capture(*wide, ids, scale=case.dim**-0.5, mask=bias, head_mean=head_mean)
     from_maps = torch.autograd.grad(eager[1:3], wide[:2], [grad_maps, grad_lse])
     from_out = torch.autograd.grad(stock_out, stock_leaves, grad_out)
     stock = [from_out[0].float() + from_maps[0], from_out[1].float() + from_maps[1], from_out[2]]
-    # For tensor cores dS is rounded to 16 bit, with all three gradients that flow into it; the budget rounds dO's only.
+    # For tensor cores dS is rounded to 16 bit, with all three gradients that flow into it; the budget rounds dO's
+    # only.
     factor = 2.5 if backend == "triton" and dtype != torch.float32 else 1.5
     size = 0.0
-    if (
-        case.keys == 1
-    ):  # P = 1: dP − δ cancels but for dlse, and dP k is what rounding is measured by
+    if case.keys == 1:  # P = 1: dP − δ cancels but for dlse, and dP k is what rounding is measured by
         terms = (grad_out, value, query, key)
         longest = [t.detach().double().norm(dim=-1).max().item() for t in terms]
         size = case.dim**-0.5 * longest[0] * longest[1] * max(longest[2:])
@@ -251,9 +244,7 @@ def test_token_ids_per_sample(backend):
     together = cvg.attention_with_capture(query, key, value, ids.to(query.device), backend=backend)
     for b in range(3):
         part = slice(b, b + 1)
-        alone = cvg.attention_with_capture(
-            query[part], key[part], value[part], ids[b].tolist(), backend=backend
-        )
+        alone = cvg.attention_with_capture(query[part], key[part], value[part], ids[b].tolist(), backend=backend)
         torch.testing.assert_close(together.maps[part], alone.maps)
 
 
@@ -274,9 +265,7 @@ def test_empty(backend, batch, queries):
 
 @pytest.mark.parametrize("backend", backends("attention", "reference", "native"))
 def test_gradcheck(backend):
-    query, key, value = (
-        torch.randn(2, 2, n, 5, dtype=torch.float64, requires_grad=True) for n in (4, 6, 6)
-    )
+    query, key, value = (torch.randn(2, 2, n, 5, dtype=torch.float64, requires_grad=True) for n in (4, 6, 6))
     mask = torch.tensor([[True] * 6, [False, True, True, False, True, True]])
 
     def attend(query, key, value):
@@ -359,14 +348,10 @@ def test_not_a_number_stays_one(backend, keys):
     """A query of NaN must not pass for a row whose keys are all masked; its neighbours know nothing of it."""
     if backend == "triton" and keys > 100 and DEVICE.type == "cpu":
         keys = 100  # the interpreter is slow
-    query, key, value = (
-        torch.randn(1, 2, n, 8, device=device_of(backend)) for n in (18, keys, keys)
-    )
+    query, key, value = (torch.randn(1, 2, n, 8, device=device_of(backend)) for n in (18, keys, keys))
     query[0, 1, 3, 2] = torch.nan
     query.requires_grad_()
-    found = cvg.attention_with_capture(
-        query, key, value, [0, keys - 1], head_reduction="none", backend=backend
-    )
+    found = cvg.attention_with_capture(query, key, value, [0, keys - 1], head_reduction="none", backend=backend)
     grads = torch.autograd.grad(found, query, [torch.ones_like(t) for t in found])
     for tensor in (found.out, found.maps.mT, found.lse[..., None], *grads):
         lost = tensor.isnan()
@@ -381,9 +366,7 @@ def test_maps_alone_never_read_the_values(backend):
     value = torch.full((2, 2, 21, 8), torch.nan, device=device, requires_grad=True)
     found = cvg.attention_with_capture(query, key, value, [0, 20], backend=backend)
     cotangent = torch.randn_like(found.maps)
-    *grads, none = torch.autograd.grad(
-        found.maps, (query, key, value), cotangent, allow_unused=True
-    )
+    *grads, none = torch.autograd.grad(found.maps, (query, key, value), cotangent, allow_unused=True)
     alone = cvg.capture_maps(query, key, [0, 20], backend=backend)
     wanted = torch.autograd.grad(alone.maps, (query, key), cotangent)
     assert none is None

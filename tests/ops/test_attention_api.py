@@ -42,15 +42,7 @@ def inputs(dtype: torch.dtype = torch.float32, *, requires_grad: bool = True, qu
         (False, False, False, False, torch.float32, True, "reference"),
         (True, True, True, True, torch.float32, True, "reference"),
     ],
-    ids=[
-        "all",
-        "bf16",
-        "fp64-no-grad",
-        "maps-only",
-        "token-bias",
-        "reference-maps-only",
-        "reference",
-    ],
+    ids=["all", "bf16", "fp64-no-grad", "maps-only", "token-bias", "reference-maps-only", "reference"],
 )
 def test_opcheck_forward(values, masked, biased, head_mean, dtype, requires_grad, backend):
     query, key, value = inputs(dtype, requires_grad=requires_grad)
@@ -59,13 +51,8 @@ def test_opcheck_forward(values, masked, biased, head_mean, dtype, requires_grad
     mask = torch.randn(2, 7, dtype=wide) if masked else None
     bias = torch.randn(2, 2, 1, dtype=wide).expand(-1, -1, 5) if biased else None
     ids = torch.tensor([[1, 2], [0, 3]])
-    call = AttentionCall(
-        query, key, value if values else None, ids, mask, bias, None, 0.3, head_mean
-    )
-    torch.library.opcheck(
-        torch.ops.cvg_kernels.attention_forward.default,
-        (*operation.flat(call), False, backend),
-    )
+    call = AttentionCall(query, key, value if values else None, ids, mask, bias, None, 0.3, head_mean)
+    torch.library.opcheck(torch.ops.cvg_kernels.attention_forward.default, (*operation.flat(call), False, backend))
 
 
 @pytest.mark.parametrize(
@@ -85,9 +72,7 @@ def test_opcheck_backward(arriving, needed, backend):
     call = AttentionCall(*inputs(requires_grad=False), ids, None, bias, None, 0.3, True)
     call = operation.flat(call)
     results = torch.ops.cvg_kernels.attention_forward.default(*call, False, backend)
-    grads = [
-        torch.randn_like(r) if yes else None for r, yes in zip(results[:3], arriving, strict=True)
-    ]
+    grads = [torch.randn_like(r) if yes else None for r, yes in zip(results[:3], arriving, strict=True)]
     torch.library.opcheck(
         torch.ops.cvg_kernels.attention_backward.default,
         (*grads, *call, results[0], *results[2:], [*needed, True], False, backend),
@@ -127,9 +112,7 @@ def test_no_gradient_is_computed_that_nobody_asks_for(outputs, needed, monkeypat
         grads = torch.autograd.grad(loss, wanted, allow_unused=True)
     assert ran == [("attention", "native"), ("attention_backward", "native")]
     ((_, _, arriving, asked),) = told
-    assert [grad is not None for grad in arriving] == [
-        name in outputs for name in ("out", "maps", "lse")
-    ]
+    assert [grad is not None for grad in arriving] == [name in outputs for name in ("out", "maps", "lse")]
     used = [name in needed and (name != "value" or "out" in outputs) for name in names]
     assert list(asked) == [*used, False]
     assert [grad is not None for grad in grads] == [
@@ -161,9 +144,7 @@ class Counter:
 
 def everything(query, key, value, ids, mask, backend):
     """Both public functions, every output."""
-    found = cvg.attention_with_capture(
-        query, key, value, ids, key_mask=mask, head_reduction="none", backend=backend
-    )
+    found = cvg.attention_with_capture(query, key, value, ids, key_mask=mask, head_reduction="none", backend=backend)
     alone = cvg.capture_maps(query, key, [0, 2], key_mask=mask, backend=backend)
     squares = found.out.square().sum() + found.maps.square().sum() + alone.maps.square().sum()
     return squares + found.lse.sum() + alone.lse.sum()
@@ -185,9 +166,7 @@ def test_fullgraph_compile(backend, mask):
             key_mask = (torch.rand(2, keys) < 0.6).index_fill(1, torch.tensor([0]), True)
         ids = torch.tensor([[3, 4], [0, 1]])
         (grad,) = torch.autograd.grad(compiled(query, key, value, ids, key_mask, backend), query)
-        (wanted,) = torch.autograd.grad(
-            everything(query, key, value, ids, key_mask, backend), query
-        )
+        (wanted,) = torch.autograd.grad(everything(query, key, value, ids, key_mask, backend), query)
         torch.testing.assert_close(grad, wanted)
         graphs.append(counter.graphs)
     assert graphs == [2, 4, 4, 4]
@@ -222,9 +201,7 @@ def test_compiled_kernels_are_traced():
     torch._dynamo.reset()
     query, key, value = inputs()
     compiled = torch.compile(
-        lambda *given: cvg.attention_with_capture(*given, [1]).out,
-        fullgraph=True,
-        backend="aot_eager",
+        lambda *given: cvg.attention_with_capture(*given, [1]).out, fullgraph=True, backend="aot_eager"
     )
     with cvg.trace_backends() as ran:
         compiled(query, key, value)
@@ -276,9 +253,7 @@ def test_without_compiled_code(monkeypatch):
 def test_triton_takes_cpu_tensors_in_its_interpreter_only(monkeypatch):
     pytest.importorskip("triton")
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
-    with pytest.raises(
-        cvg.BackendUnavailableError, match="take tensors on a GPU, these are on cpu"
-    ):
+    with pytest.raises(cvg.BackendUnavailableError, match="take tensors on a GPU, these are on cpu"):
         cvg.attention_with_capture(**GOOD, backend="triton")
 
 
@@ -333,11 +308,7 @@ def test_the_reference_differentiates_the_mask(shape):
     given = [*inputs(torch.float64), torch.randn(shape, dtype=torch.float64, requires_grad=True)]
 
     def attend(query, key, value, mask):
-        return tuple(
-            cvg.attention_with_capture(
-                query, key, value, [1, 2], key_mask=mask, backend="reference"
-            )
-        )
+        return tuple(cvg.attention_with_capture(query, key, value, [1, 2], key_mask=mask, backend="reference"))
 
     assert torch.autograd.gradcheck(attend, given)
 
@@ -405,21 +376,12 @@ GOOD = {
         ({"key_mask": [True] * 5}, "key_mask must be a tensor or None, got list"),
         ({"value": None}, r"value must be a tensor .*, got NoneType"),
         ({"key": torch.zeros(1, 2, 0, 4)}, "key must hold at least one key"),
-        (
-            {name: torch.zeros(1, 0, 5, 4) for name in ("query", "key", "value")},
-            "at least one head",
-        ),
+        ({name: torch.zeros(1, 0, 5, 4) for name in ("query", "key", "value")}, "at least one head"),
         ({"scale": "big"}, "scale must be a number or None, got 'big'"),
         ({"head_reduction": "max"}, "head_reduction must be 'mean' or 'none', got 'max'"),
         ({"backend": "fastest"}, "backend must be one of 'auto'"),
-        (
-            {"backend": "native", "key_mask": torch.zeros(1, 1, 3, 5)},
-            "depends on the query or the head",
-        ),
-        (
-            {"key_mask": torch.zeros(1, 1, 1, 5, requires_grad=True)},
-            "key_mask must not require a gradient",
-        ),
+        ({"backend": "native", "key_mask": torch.zeros(1, 1, 3, 5)}, "depends on the query or the head"),
+        ({"key_mask": torch.zeros(1, 1, 1, 5, requires_grad=True)}, "key_mask must not require a gradient"),
     ],
     ids=lambda given: given if isinstance(given, str) else "",
 )

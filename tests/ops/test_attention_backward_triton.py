@@ -16,13 +16,7 @@ from cvg_kernels._triton.attention_backward_tiles import (  # noqa: E402
     parts_of_queries,
 )
 from cvg_kernels.ops import _attention_reference as reference  # noqa: E402
-from cvg_kernels.ops._attention_call import (  # noqa: E402
-    AttentionCall,
-    AttentionGrads,
-    AttentionResult,
-    Band,
-    Needed,
-)
+from cvg_kernels.ops._attention_call import AttentionCall, AttentionGrads, AttentionResult, Band, Needed  # noqa: E402
 from tests.tolerance import assert_as_exact_as, relative_error  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -32,9 +26,22 @@ UNBIASED = Needed(True, True, True)
 
 
 def make(
-    tokens=0, *, batch=2, heads=2, queries=19, keys=35, dim=12, value_dim=20, dtype=torch.float32,
-    masked=False, biased=False, row_max_grad=None, head_mean=True, heads_last=True, scale=0.3,
-) -> AttentionCall:  # fmt: skip
+    tokens=0,
+    *,
+    batch=2,
+    heads=2,
+    queries=19,
+    keys=35,
+    dim=12,
+    value_dim=20,
+    dtype=torch.float32,
+    masked=False,
+    biased=False,
+    row_max_grad=None,
+    head_mean=True,
+    heads_last=True,
+    scale=0.3,
+) -> AttentionCall:
     """A call; every sample with tokens has its first one twice, a masked call a sample without keys and a hole."""
 
     def tensor(length, size):
@@ -55,9 +62,7 @@ def make(
         columns = torch.randn(batch, keys, queries, device=DEVICE)
         token_bias = columns.gather(1, ids[..., None].expand(-1, -1, queries))
     if row_max_grad is not None:
-        frames = (
-            torch.randint(-1, 4, (n,), dtype=torch.int32, device=DEVICE) for n in (queries, keys)
-        )
+        frames = (torch.randint(-1, 4, (n,), dtype=torch.int32, device=DEVICE) for n in (queries, keys))
         band = Band(*frames, 1.3, 0.8, row_max_grad)
     sizes = ((queries, dim), (keys, dim), (keys, value_dim))
     given = (tensor(*size) for size in sizes)
@@ -66,9 +71,7 @@ def make(
 
 def in_dtype(values, dtype):
     """The floating-point tensors among `values` in `dtype`."""
-    return [
-        v.to(dtype) if isinstance(v, torch.Tensor) and v.is_floating_point() else v for v in values
-    ]
+    return [v.to(dtype) if isinstance(v, torch.Tensor) and v.is_floating_point() else v for v in values]
 
 
 def per_key(call: AttentionCall, grad: torch.Tensor | None) -> torch.Tensor | None:
@@ -83,15 +86,13 @@ def per_key(call: AttentionCall, grad: torch.Tensor | None) -> torch.Tensor | No
 def sizes_of_terms(call, result, grads) -> list[float]:
     """The largest sum of the absolute terms of each gradient: those of query and key cancel to less.
 
-    The gradient of the scores is read off as that of a query with as many more dims, zero here, as there are keys, each
-    of which one key alone has.
+    The gradient of the scores is read off as that of a query with as many more dims, zero here, as there are keys,
+    each of which one key alone has.
     """
     keys = call.key.shape[2]
     own = torch.eye(keys, dtype=call.key.dtype, device=DEVICE).expand(*call.key.shape[:2], -1, -1)
     none = call.query.new_zeros(*call.query.shape[:3], keys)
-    wide = call._replace(
-        query=torch.cat([call.query, none], -1), key=torch.cat([call.key, own], -1)
-    )
+    wide = call._replace(query=torch.cat([call.query, none], -1), key=torch.cat([call.key, own], -1))
     scores = reference.backward(wide, result, grads, QUERY_ALONE)[0][..., -keys:].abs()
     of_query, of_key = scores @ call.key.abs(), scores.mT @ call.query.abs()
     return [of_query.max().item(), of_key.max().item(), 0.0, 0.0]
@@ -115,11 +116,7 @@ def check(call, given=("out", "maps", "lse"), needed=EVERYTHING, **options) -> l
     grads = AttentionGrads(
         *(
             torch.randn_like(tensor) if name in given and tensor is not None else None
-            for name, tensor in (
-                ("out", result.out),
-                ("maps", result.maps),
-                ("lse", torch.ones_like(result.lse)),
-            )
+            for name, tensor in (("out", result.out), ("maps", result.maps), ("lse", torch.ones_like(result.lse)))
         )
     )
     exact_grads = AttentionGrads(*in_dtype(grads, torch.float64))
@@ -152,9 +149,7 @@ def check(call, given=("out", "maps", "lse"), needed=EVERYTHING, **options) -> l
 @pytest.mark.parametrize("given", ["out", "maps", "lse", "all"])
 @pytest.mark.parametrize("kind", ["captured", "biased", "band"])
 def test_each_gradient_that_comes_in(given, kind):
-    call = make(
-        5, biased=kind == "biased", row_max_grad=True if kind == "band" else None, head_mean=given != "maps",
-    )  # fmt: skip
+    call = make(5, biased=kind == "biased", row_max_grad=True if kind == "band" else None, head_mean=given != "maps")
     check(call, ("out", "maps", "lse") if given == "all" else (given,))
 
 
@@ -244,9 +239,7 @@ def test_nothing_in_nothing_out(sizes):
     result = reference.forward(call)
     grads = AttentionGrads(*(torch.randn_like(t) for t in (result.out, result.maps, result.lse)))
     _, found = run(call, result, grads, EVERYTHING)
-    for grad, tensor in zip(
-        found, (call.query, call.key, call.value, call.token_bias), strict=True
-    ):
+    for grad, tensor in zip(found, (call.query, call.key, call.value, call.token_bias), strict=True):
         assert grad.shape == tensor.shape and torch.isfinite(grad).all()
 
 
@@ -255,7 +248,7 @@ def test_nothing_in_nothing_out(sizes):
 def test_no_tile_makes_a_product_twice(head_dim, hopper):
     padded = max(16, 1 << (head_dim - 1).bit_length())
     row, key = backward_row_tile(head_dim, 2, hopper), backward_key_tile(head_dim, 2, hopper)
-    for kept, passing, warps in ((row.rows, row.columns, row.warps), (key.columns, key.rows, key.warps)):  # fmt: skip
+    for kept, passing, warps in ((row.rows, row.columns, row.warps), (key.columns, key.rows, key.warps)):
         by_rows = hopper or kept >= padded
         assert kept >= 16 * warps if by_rows else passing >= 8 * warps
     assert backward_token_tile(head_dim, 2).columns == 16

@@ -12,13 +12,7 @@ from cvg_kernels import native
 from cvg_kernels.environment import modules
 from cvg_kernels.ops import _attention_native as native_core
 from cvg_kernels.ops import _attention_reference as reference
-from cvg_kernels.ops._attention_call import (
-    AttentionCall,
-    AttentionGrads,
-    AttentionResult,
-    Band,
-    Needed,
-)
+from cvg_kernels.ops._attention_call import AttentionCall, AttentionGrads, AttentionResult, Band, Needed
 from tests.ops.levels import EVERY_LEVEL
 from tests.tolerance import assert_as_exact_as, relative_error
 
@@ -102,9 +96,7 @@ def make_call(case: Case, dtype: torch.dtype) -> AttentionCall:
 
 def in_float64(given):
     """A call, a result or gradients with every floating tensor in float64."""
-    return type(given)(
-        *(t.double() if isinstance(t, torch.Tensor) and t.is_floating_point() else t for t in given)
-    )
+    return type(given)(*(t.double() if isinstance(t, torch.Tensor) and t.is_floating_point() else t for t in given))
 
 
 def cotangents(result: AttentionResult) -> AttentionGrads:
@@ -125,7 +117,9 @@ def summed_over_repeats(grad: torch.Tensor, ids: torch.Tensor) -> torch.Tensor:
 
 
 def assert_right(mine, plain, right, depth, factor=1.5) -> None:
-    """Asserts the budget of `plain`, which is the reference in the same precision; of float64, of sums of roundings."""
+    """Asserts the budget of `plain`, which is the reference in the same precision;
+    of float64, of sums of roundings.
+    """
     if mine.dtype == plain.dtype == torch.float64:
         assert relative_error(mine, right) <= 8 * depth * torch.finfo(torch.float64).eps
     else:
@@ -137,8 +131,7 @@ def check(case: Case, dtype: torch.dtype) -> None:
     call = make_call(case, dtype)
     exact_call = in_float64(call)
     found, stock, exact = (
-        core.forward(given)
-        for core, given in ((native_core, call), (reference, call), (reference, exact_call))
+        core.forward(given) for core, given in ((native_core, call), (reference, call), (reference, exact_call))
     )
     # a rounding of m reaches the logits `strength` times
     depth = max(case.queries, case.keys, case.dim) * (1 + abs(case.band or 0)) ** 2
@@ -248,20 +241,13 @@ def test_info_names_the_level_and_what_caps_it(level, fresh, tmp_path):
 
 def test_info_says_what_this_machine_could_run(monkeypatch):
     class Module:
-        isa, processor_levels = (
-            staticmethod(lambda: "baseline"),
-            staticmethod(lambda: ["baseline", "avx2"]),
-        )
+        isa, processor_levels = (staticmethod(lambda: "baseline"), staticmethod(lambda: ["baseline", "avx2"]))
         built_levels = levels = staticmethod(lambda: ["baseline"])
 
-    monkeypatch.setattr(
-        native, "reason", lambda target: None if target == "cpu" else "not asked for"
-    )
+    monkeypatch.setattr(native, "reason", lambda target: None if target == "cpu" else "not asked for")
     monkeypatch.setattr(native, "load", lambda target: Module)
     told = modules()["cpu"]
-    assert told.endswith(
-        "for baseline; this machine can run avx2 too: reinstall here, or with CVG_CPU_LEVELS=all"
-    )
+    assert told.endswith("for baseline; this machine can run avx2 too: reinstall here, or with CVG_CPU_LEVELS=all")
 
 
 def test_threads_do_not_change_a_bit():

@@ -31,12 +31,8 @@ def compare(found, given, exact, exact_given, eager, eager_given) -> None:
     shared = [torch.randn_like(tensor) for tensor in found]
     grads = torch.autograd.grad(found, given, shared)
     wanted = torch.autograd.grad(exact, exact_given, [c.double() for c in shared])
-    plain = torch.autograd.grad(
-        eager, eager_given, [c.to(e.dtype) for c, e in zip(shared, eager, strict=True)]
-    )
-    for mine, stock, right in zip(
-        (*found, *grads), (*eager, *plain), (*exact, *wanted), strict=True
-    ):
+    plain = torch.autograd.grad(eager, eager_given, [c.to(e.dtype) for c, e in zip(shared, eager, strict=True)])
+    for mine, stock, right in zip((*found, *grads), (*eager, *plain), (*exact, *wanted), strict=True):
         assert_as_exact_as(mine.detach(), stock.detach(), right.detach(), 2.5, depth=256)
 
 
@@ -75,9 +71,13 @@ def test_token_bias(backend, dtype, repeats, shape):
     head_mean = shape != "BK"
     with cvg.trace_backends() as ran:
         found = cvg.attention_with_capture(
-            *given[:3], ids, scale=SCALE, token_bias=given[3], backend=backend,
+            *given[:3],
+            ids,
+            scale=SCALE,
+            token_bias=given[3],
+            backend=backend,
             head_reduction="mean" if head_mean else "none",
-        )  # fmt: skip
+        )
     assert ran == [("attention", backend)]
 
     def spread(bias, queries, keys):
@@ -89,8 +89,7 @@ def test_token_bias(backend, dtype, repeats, shape):
 
     exact_given, eager_given = twice(given)
     results = [
-        eager(*leaves[:3], ids, head_mean, add=spread(leaves[3], 37, 45))
-        for leaves in (exact_given, eager_given)
+        eager(*leaves[:3], ids, head_mean, add=spread(leaves[3], 37, 45)) for leaves in (exact_given, eager_given)
     ]
     compare(found, given, results[0], exact_given, results[1], eager_given)
 
@@ -130,9 +129,7 @@ def test_token_bias_beside_a_mask(backend):
     mask = torch.randn(2, 1, 1, 45, device=device)
     mask[0, ..., 3] = -math.inf
     bias = torch.randn(3, device=device)
-    found = cvg.attention_with_capture(
-        *given, [3, 9, 0], scale=SCALE, key_mask=mask, token_bias=bias, backend=backend
-    )
+    found = cvg.attention_with_capture(*given, [3, 9, 0], scale=SCALE, key_mask=mask, token_bias=bias, backend=backend)
     dense = mask.clone()
     dense[..., [3, 9, 0]] += bias
     exact_given, eager_given = twice(given)
@@ -157,9 +154,7 @@ def test_maps_under_a_band(backend, dtype, head_reduction, row_max_grad):
             *given, ids, scale=SCALE, band=band, head_reduction=head_reduction, backend=backend
         )
     assert ran == [("frame_band_attention", backend)]
-    alone = cvg.capture_maps(
-        *given[:2], ids, scale=SCALE, band=band, head_reduction=head_reduction, backend=backend
-    )
+    alone = cvg.capture_maps(*given[:2], ids, scale=SCALE, band=band, head_reduction=head_reduction, backend=backend)
     torch.testing.assert_close(alone.maps, found.maps, rtol=1e-5, atol=1e-7)
     listed = torch.tensor([ids] * 2, device=device)
     exact_given, eager_given = twice(given)
@@ -172,10 +167,9 @@ def test_maps_under_a_band(backend, dtype, head_reduction, row_max_grad):
         else:
             results.append(
                 reference.attention_with_capture(
-                    *leaves, listed, scale=SCALE, band=matrix, row_max_grad=False,
-                    head_mean=head_reduction == "mean",
+                    *leaves, listed, scale=SCALE, band=matrix, row_max_grad=False, head_mean=head_reduction == "mean"
                 )[:3]
-            )  # fmt: skip
+            )
     compare(found, given, results[0], exact_given, results[1], eager_given)
 
 
@@ -200,9 +194,7 @@ def test_traced_by_jit(backend):
         return tuple(cvg.attention_with_capture(*given, [1, 2], backend=backend))
 
     traced = torch.jit.trace(attend, (query, key, value), check_trace=False)
-    for mine, right in zip(
-        traced(2 * query, key, value), attend(2 * query, key, value), strict=True
-    ):
+    for mine, right in zip(traced(2 * query, key, value), attend(2 * query, key, value), strict=True):
         torch.testing.assert_close(mine, right)
 
 
@@ -256,7 +248,7 @@ def test_nothing_captured(backend):
         ({"band": cvg.FrameBand([0] * 37, [0] * 45, 1.0), "key_mask": torch.ones(2, 45) > 0}, "key_mask cannot"),
         ({"band": cvg.FrameBand([0] * 37, [0] * 45, 1.0), "token_bias": torch.zeros(2)}, "token_bias cannot"),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_fit_is_said(options, message):
     given = tensors(torch.device("cpu"), torch.float32)
     with pytest.raises(cvg.ArgumentError, match=message):

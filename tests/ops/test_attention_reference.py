@@ -28,8 +28,7 @@ def by_hand(query, key, value, token_ids, scale, mask):
     lse = torch.full((batch, heads, queries), -math.inf, dtype=torch.float64)
     for b, h, i in torch.cartesian_prod(*map(torch.arange, (batch, heads, queries))).tolist():
         scores = [
-            scale * sum(float(query[b, h, i, d]) * float(key[b, h, j, d]) for d in range(dim))
-            + float(mask[b, j])
+            scale * sum(float(query[b, h, i, d]) * float(key[b, h, j, d]) for d in range(dim)) + float(mask[b, j])
             for j in range(keys)
         ]
         total = sum(math.exp(score) for score in scores)
@@ -64,16 +63,14 @@ def test_against_arithmetic_written_out(head_mean):
     "shape",
     [(1, 1, 1, 1, 1, 1), (2, 3, 7, 77, 40, 40), (1, 2, 33, 9, 5, 18), (0, 2, 3, 4, 8, 8), (2, 2, 0, 4, 8, 8)],
     ids=["ones", "cross", "odd", "no-sample", "no-query"],
-)  # fmt: skip
+)
 def test_against_stock_attention(shape):
     """Stock attention with one-hot values returns the whole of P, and with it every map."""
     batch, heads, queries, keys, dim, value_dim = shape
     query, key = doubles(batch, heads, queries, dim), doubles(batch, heads, keys, dim)
     value = doubles(batch, heads, keys, value_dim)
     ids = torch.arange(keys).expand(batch, -1)
-    out, maps, lse = reference.attention_with_capture(
-        query, key, value, ids, scale=0.3, head_mean=False
-    )[:3]
+    out, maps, lse = reference.attention_with_capture(query, key, value, ids, scale=0.3, head_mean=False)[:3]
     hot = torch.eye(keys, dtype=torch.float64).expand(batch, heads, -1, -1)
     torch.testing.assert_close(out, scaled_dot_product_attention(query, key, value, scale=0.3))
     torch.testing.assert_close(maps.mT, scaled_dot_product_attention(query, key, hot, scale=0.3))
@@ -92,9 +89,7 @@ def test_against_stock_attention(shape):
 )
 def test_dtypes(dtype, wide):
     query, key, value = torch.randn(3, 1, 2, 5, 8).to(dtype).unbind(0)
-    out, maps, lse = reference.attention_with_capture(
-        query, key, value, torch.tensor([[2]]), scale=0.3
-    )[:3]
+    out, maps, lse = reference.attention_with_capture(query, key, value, torch.tensor([[2]]), scale=0.3)[:3]
     assert (out.dtype, maps.dtype, lse.dtype) == (dtype, wide, wide)
 
 
@@ -104,9 +99,7 @@ def test_rows_without_keys_have_zero_gradients():
     mask = torch.zeros(1, 2, 3, 5, dtype=torch.float64)
     mask[0, 1, 2] = -math.inf
     ids = torch.tensor([[0, 4]])
-    out, maps, lse = reference.attention_with_capture(
-        *inputs, ids, scale=0.5, mask=mask, head_mean=False
-    )[:3]
+    out, maps, lse = reference.attention_with_capture(*inputs, ids, scale=0.5, mask=mask, head_mean=False)[:3]
     assert (out[0, 1, 2] == 0).all() and (maps[0, 1, :, 2] == 0).all()
     assert lse[0, 1, 2] == -math.inf and torch.isfinite(lse).sum() == 5
     lse_seen = lse[torch.isfinite(lse)]
@@ -122,9 +115,7 @@ def test_rows_without_keys_have_zero_gradients():
 def test_masks_of_large_numbers_keep_rows_normalised(level):
     """P comes from a softmax, not from exp(score − lse), whose rounding grows with the logits."""
     mask = torch.full((1, 1, 1, 6), level)
-    weights = reference.probabilities(
-        torch.randn(1, 1, 4, 8), torch.randn(1, 1, 6, 8), scale=0.3, mask=mask
-    ).weights
+    weights = reference.probabilities(torch.randn(1, 1, 4, 8), torch.randn(1, 1, 6, 8), scale=0.3, mask=mask).weights
     torch.testing.assert_close(weights.sum(-1), torch.ones(1, 1, 4), rtol=1e-6, atol=0)
 
 
@@ -175,8 +166,10 @@ def test_closed_form_is_the_gradient(arriving, head_mean, policy):
     )
     closed = reference.attention_with_capture_backward(
         *(cotangent if yes else None for cotangent, yes in zip(cotangents, arrives, strict=True)),
-        *(tensor.detach() for tensor in inputs[:3]), ids, **options,
-    )  # fmt: skip
+        *(tensor.detach() for tensor in inputs[:3]),
+        ids,
+        **options,
+    )
     for found, exact, tensor in zip(closed, grads, inputs, strict=False):
         torch.testing.assert_close(found, torch.zeros_like(tensor) if exact is None else exact)
     assert (closed[3] is not None) == (policy == "token bias")
@@ -188,17 +181,13 @@ def test_token_bias_by_hand():
     bias = doubles(1, 3, 3)
     bias[0, 2] = -math.inf
     ids = torch.tensor([[1, 1, 4]])
-    found = reference.attention_with_capture(
-        query, key, value, ids, scale=0.3, token_bias=bias, head_mean=False
-    )
+    found = reference.attention_with_capture(query, key, value, ids, scale=0.3, token_bias=bias, head_mean=False)
     scores = 0.3 * query @ key.mT
     scores[..., 1] += bias[0, 0] + bias[0, 1]
     weights = scores[..., :4].softmax(-1)
     torch.testing.assert_close(found.out, weights @ value[:, :, :4])
     torch.testing.assert_close(found.maps[:, :, 0], weights[..., 1])
-    assert (
-        torch.equal(found.maps[:, :, 0], found.maps[:, :, 1]) and (found.maps[:, :, 2] == 0).all()
-    )
+    assert torch.equal(found.maps[:, :, 0], found.maps[:, :, 1]) and (found.maps[:, :, 2] == 0).all()
 
 
 def test_definitions_import_torch_only():

@@ -1,4 +1,6 @@
-"""The forward kernel of attention with specialised warps: what it computes and refuses, what the compiler makes of it."""
+"""The forward kernel of attention with specialised warps:
+what it computes and refuses, what the compiler makes of it.
+"""
 
 from __future__ import annotations
 
@@ -45,9 +47,7 @@ def rows(length: int, dim: int, dtype=torch.float16, *, batch=1, heads=2) -> tor
 def call_of(query, key, value, tokens: int | None = 3, scale=0.3, head_mean=True) -> AttentionCall:
     ids = None
     if tokens is not None:
-        ids = torch.stack([torch.randperm(key.shape[2])[:tokens] for _ in range(len(key))]).to(
-            DEVICE
-        )
+        ids = torch.stack([torch.randperm(key.shape[2])[:tokens] for _ in range(len(key))]).to(DEVICE)
     return AttentionCall(query, key, value, ids, None, None, None, scale, head_mean)
 
 
@@ -68,9 +68,7 @@ def check(call: AttentionCall) -> None:
 
 @runs
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize(
-    ("queries", "keys", "dim"), [(37, 301, 64), (131, 77, 128), (129, 256, 64), (1, 1, 64)]
-)
+@pytest.mark.parametrize(("queries", "keys", "dim"), [(37, 301, 64), (131, 77, 128), (129, 256, 64), (1, 1, 64)])
 def test_against_float64(queries, keys, dim, dtype):
     """One tile of keys and several, the last one whole and not, the tile of queries whole and not."""
     heads = [rows(length, dim, dtype, batch=2) for length in (queries, keys, keys)]
@@ -94,9 +92,7 @@ def test_maps(tokens, head_mean):
 def test_what_no_descriptor_takes_is_copied():
     """Rows of odd strides, rows that begin beside 16 bytes, a last axis with gaps, and heads that share their rows."""
     odd = torch.randn(1, 150, 2, 67, device=DEVICE).half().transpose(1, 2)[..., :64]
-    beside = (
-        torch.randn(150 * 2 * 64 + 1, device=DEVICE).half()[1:].view(1, 150, 2, 64).transpose(1, 2)
-    )
+    beside = torch.randn(150 * 2 * 64 + 1, device=DEVICE).half()[1:].view(1, 150, 2, 64).transpose(1, 2)
     gaps = torch.randn(1, 2, 150, 128, device=DEVICE).half()[..., ::2]
     shared = torch.randn(1, 1, 150, 64, device=DEVICE).half().expand(1, 2, 150, 64)
     for tensor in (odd, beside, gaps, shared):
@@ -128,19 +124,12 @@ def test_the_operation_with_its_gradient_by_name():
 
     def grads(tensors, backend):
         result = cvg.attention_with_capture(*tensors, token_ids=[0, 3], backend=backend)
-        return torch.autograd.grad(
-            result.out.double().square().sum() + result.maps.double().sum(), tensors
-        )
+        return torch.autograd.grad(result.out.double().square().sum() + result.maps.double().sum(), tensors)
 
     with cvg.trace_backends() as ran:
         found = grads(heads, "triton_specialised")
-    assert ran == [
-        ("attention", "triton_specialised"),
-        ("attention_backward", "triton_specialised"),
-    ]
-    for have, usual, want in zip(
-        found, grads(heads, "reference"), grads(wide, "reference"), strict=True
-    ):
+    assert ran == [("attention", "triton_specialised"), ("attention_backward", "triton_specialised")]
+    for have, usual, want in zip(found, grads(heads, "reference"), grads(wide, "reference"), strict=True):
         assert_as_exact_as(have, usual, want, depth=4 * 200)
 
 
@@ -170,7 +159,8 @@ def test_the_allocator_of_the_process_stays(monkeypatch):
     assert memory.numel() == 128 and memory.device.type == DEVICE.type
 
 
-# --- what is refused --------------------------------------------------------------------------------------------------
+# --- what is refused
+# --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -220,7 +210,8 @@ def test_it_is_for_hopper(capability, hip, refused, monkeypatch):
         _choice.kernel_for("attention", "triton_specialised", facts)
 
 
-# --- what the compiler makes of it ------------------------------------------------------------------------------------
+# --- what the compiler makes of it
+# ------------------------------------------------------------------------------------
 
 _COMPILE = """
 import json, sys, torch
@@ -246,11 +237,7 @@ def test_the_compiler_specialises_it_for_hopper():
     """It may leave a loop as it is without a word: asked of the machine code."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     ended = subprocess.run(
-        [sys.executable, "-c", _COMPILE],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=1800,
+        [sys.executable, "-c", _COMPILE], env=environment, capture_output=True, text=True, timeout=1800
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
     compiled = json.loads(ended.stdout)

@@ -20,23 +20,18 @@ CPU = torch.device("cpu")
 IDS = [[1, 1, 33], [0, 70, 2]]
 
 pytestmark = pytest.mark.skipif(
-    stock.reason(DEVICE, torch.bfloat16) is not None,
-    reason=str(stock.reason(DEVICE, torch.bfloat16)),
+    stock.reason(DEVICE, torch.bfloat16) is not None, reason=str(stock.reason(DEVICE, torch.bfloat16))
 )
 
 
 def call_of(dtype, head_mean=True, dim=40, heads=3, device=DEVICE) -> AttentionCall:
-    query, key, value = (
-        torch.randn(2, n, heads, dim).to(device, dtype).transpose(1, 2) for n in (50, 77, 77)
-    )
+    query, key, value = (torch.randn(2, n, heads, dim).to(device, dtype).transpose(1, 2) for n in (50, 77, 77))
     ids = torch.tensor(IDS, device=device)
     return AttentionCall(query, key, value, ids, None, None, None, 0.3, head_mean)
 
 
 def exact(call: AttentionCall) -> AttentionCall:
-    return call._replace(
-        query=call.query.double(), key=call.key.double(), value=call.value.double()
-    )
+    return call._replace(query=call.query.double(), key=call.key.double(), value=call.value.double())
 
 
 @pytest.mark.parametrize("maps_by", ["kernel", "plain operations"])
@@ -59,10 +54,7 @@ def test_results_and_gradients(dtype, head_mean, maps_by, monkeypatch):
     arriving = [torch.randn_like(t) for t in (found.out, found.maps, found.lse)]
     for names in ("out", "maps", "lse", "out maps", "out maps lse"):
         grads = AttentionGrads(
-            *(
-                t if n in names else None
-                for t, n in zip(arriving, ("out", "maps", "lse"), strict=True)
-            )
+            *(t if n in names else None for t, n in zip(arriving, ("out", "maps", "lse"), strict=True))
         )
         wide = AttentionGrads(*(None if t is None else t.double() for t in grads))
         needed = Needed(True, True, True)
@@ -70,9 +62,7 @@ def test_results_and_gradients(dtype, head_mean, maps_by, monkeypatch):
         wanted = reference.backward(exact(call), right, wide, needed)
         # What stock attention makes of a gradient of its output: roundings of P, dP and dS, which reach all gradients.
         own = stock.backward(call, found, AttentionGrads(arriving[0], None, None), needed)
-        own_right = reference.backward(
-            exact(call), right, AttentionGrads(arriving[0].double(), None, None), needed
-        )
+        own_right = reference.backward(exact(call), right, AttentionGrads(arriving[0].double(), None, None), needed)
         for which in range(3):
             if names in ("maps", "lse", "maps lse") and which == 2:
                 assert (mine[2] == 0).all()
@@ -97,9 +87,7 @@ def test_only_what_is_needed_goes_out():
 @pytest.mark.parametrize("backend", backends("attention", "stock"))
 @pytest.mark.parametrize("batch, queries", [(0, 4), (2, 0)], ids=["no-sample", "no-query"])
 def test_empty(backend, batch, queries):
-    query, key, value = (
-        torch.randn(batch, 2, n, 8, device=DEVICE, requires_grad=True) for n in (queries, 5, 5)
-    )
+    query, key, value = (torch.randn(batch, 2, n, 8, device=DEVICE, requires_grad=True) for n in (queries, 5, 5))
     found = cvg.attention_with_capture(query, key, value, [1, 2], backend=backend)
     assert found.out.shape == (batch, 2, queries, 8) and found.maps.shape == (batch, 2, queries)
     for grad in torch.autograd.grad(found.out.sum() + found.maps.sum(), (query, key, value)):

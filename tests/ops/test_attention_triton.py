@@ -8,11 +8,7 @@ import torch
 pytest.importorskip("triton")
 
 from cvg_kernels._triton import attention_tiles  # noqa: E402
-from cvg_kernels._triton.attention_forward import (  # noqa: E402
-    capture,
-    capture_launches,
-    forward_launches,
-)
+from cvg_kernels._triton.attention_forward import capture, capture_launches, forward_launches  # noqa: E402
 from cvg_kernels._triton.launch import Launch, unit_strides  # noqa: E402
 from cvg_kernels.ops import _attention_reference as reference  # noqa: E402
 from cvg_kernels.ops._attention_call import AttentionCall, Band  # noqa: E402
@@ -22,9 +18,21 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def make_call(
-    shape=(2, 2, 21, 37), dim=24, value_dim=None, tokens=3, dtype=torch.float32, *, scale=0.3, head_mean=True,
-    masked=False, biased=False, band=False, ids=None, heads_last=True, values=True,
-) -> AttentionCall:  # fmt: skip
+    shape=(2, 2, 21, 37),
+    dim=24,
+    value_dim=None,
+    tokens=3,
+    dtype=torch.float32,
+    *,
+    scale=0.3,
+    head_mean=True,
+    masked=False,
+    biased=False,
+    band=False,
+    ids=None,
+    heads_last=True,
+    values=True,
+) -> AttentionCall:
     """A call with random numbers; `masked` hides keys, and all of them in the last sample."""
     batch, heads, queries, keys = shape
 
@@ -44,23 +52,33 @@ def make_call(
         key_bias[-1] = float("-inf")
     frames = Band(
         (torch.arange(queries, device=DEVICE) // 5 - 1).to(torch.int32),
-        (torch.arange(keys, device=DEVICE) // 9).to(torch.int32), 1.3, 0.7, True,
-    )  # fmt: skip
+        (torch.arange(keys, device=DEVICE) // 9).to(torch.int32),
+        1.3,
+        0.7,
+        True,
+    )
     token_bias = None
     if biased:
         token_bias = torch.randn(batch, keys, queries, device=DEVICE)
         token_bias = token_bias.gather(1, ids[:, :, None].expand(-1, -1, queries))
     return AttentionCall(
-        rows(queries, dim), rows(keys, dim), rows(keys, value_dim or dim) if values else None, ids, key_bias,
-        token_bias, frames if band else None, scale, head_mean,
-    )  # fmt: skip
+        rows(queries, dim),
+        rows(keys, dim),
+        rows(keys, value_dim or dim) if values else None,
+        ids,
+        key_bias,
+        token_bias,
+        frames if band else None,
+        scale,
+        head_mean,
+    )
 
 
 def widened(call: AttentionCall) -> AttentionCall:
     """The call in float64."""
-    return AttentionCall(*(
-        part.double() if isinstance(part, torch.Tensor) and part.is_floating_point() else part for part in call
-    ))  # fmt: skip
+    return AttentionCall(
+        *(part.double() if isinstance(part, torch.Tensor) and part.is_floating_point() else part for part in call)
+    )
 
 
 def run(launches: list[Launch]) -> list[str]:
@@ -111,10 +129,17 @@ def test_few_keys_of_any_scale(dtype, scale):
     check(make_call((2, 3, 70, 77), 40, dtype=dtype, tokens=5, scale=scale), [FEW])
 
 
-@pytest.mark.parametrize("options", [
-    {"masked": True}, {"head_mean": False}, {"values": False}, {"heads_last": False, "value_dim": 40},
-    {"tokens": None}, {"masked": True, "head_mean": False},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"masked": True},
+        {"head_mean": False},
+        {"values": False},
+        {"heads_last": False, "value_dim": 40},
+        {"tokens": None},
+        {"masked": True, "head_mean": False},
+    ],
+)
 def test_few_keys_with(options):
     shape = (4, 2, 21, 70)
     check(make_call(shape, **{"dtype": torch.float16, "tokens": 4, **options}), [FEW])
@@ -126,12 +151,27 @@ def test_heads_of_few_keys_are_shared_out_where_programs_are_few():
     check(call, [FEW, "add_maps_kernel"], processors=132)
 
 
-@pytest.mark.parametrize("options", [
-    {"masked": True}, {"biased": True}, {"masked": True, "biased": True}, {"head_mean": False}, {"values": False},
-    {"heads_last": False, "value_dim": 40}, {"dim": 1}, {"dim": 3, "value_dim": 5}, {"dim": 72}, {"tokens": None},
-    {"tokens": 0}, {"band": True}, {"band": True, "head_mean": False}, {"band": True, "scale": -0.3},
-    {"band": True, "scale": 0.0}, {"band": True, "tokens": None},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"masked": True},
+        {"biased": True},
+        {"masked": True, "biased": True},
+        {"head_mean": False},
+        {"values": False},
+        {"heads_last": False, "value_dim": 40},
+        {"dim": 1},
+        {"dim": 3, "value_dim": 5},
+        {"dim": 72},
+        {"tokens": None},
+        {"tokens": 0},
+        {"band": True},
+        {"band": True, "head_mean": False},
+        {"band": True, "scale": -0.3},
+        {"band": True, "scale": 0.0},
+        {"band": True, "tokens": None},
+    ],
+)
 def test_keys_in_a_loop_with(options):
     call = make_call(**options)
     path = [LONG]
@@ -159,9 +199,10 @@ def test_nothing_to_attend(shape, dtype):
     assert torch.equal(found.lse, torch.full_like(found.lse, float("-inf")))
 
 
-@pytest.mark.parametrize("options", [
-    {}, {"masked": True}, {"biased": True}, {"head_mean": False}, {"band": True}, {"masked": True, "biased": True},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"masked": True}, {"biased": True}, {"head_mean": False}, {"band": True}, {"masked": True, "biased": True}],
+)
 def test_more_tokens_than_a_program_holds(options):
     call = make_call((2, 2, 9, 70), 8, tokens=70, **options)
     check(call, [LONG, "capture_kernel"])
@@ -192,10 +233,21 @@ def test_a_bias_that_rows_share_is_read_where_it_is():
     check(call, [LONG, "add_maps_kernel"])
 
 
-@pytest.mark.parametrize("options", [
-    {}, {"masked": True}, {"biased": True}, {"head_mean": False}, {"band": True}, {"scale": -0.3}, {"tokens": 70},
-    {"masked": True, "biased": True}, {"band": True, "tokens": 70}, {"dtype": torch.float16},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"masked": True},
+        {"biased": True},
+        {"head_mean": False},
+        {"band": True},
+        {"scale": -0.3},
+        {"tokens": 70},
+        {"masked": True, "biased": True},
+        {"band": True, "tokens": 70},
+        {"dtype": torch.float16},
+    ],
+)
 def test_capture_from_a_known_lse(options):
     call = make_call((2, 3, 9, 71), 8, **options)
     exact = reference.forward(widened(call))
@@ -216,9 +268,7 @@ def test_offsets_of_heads_are_counted_in_64_bits(dtype):
     storage = torch.empty(0, dtype=dtype).set_(_sparse_storage(((heads - 1) * step + size), dtype))
     spread = storage.as_strided((1, heads, 5, 8), (0, step, 8, 1))
     spread.copy_(torch.randn(1, heads, 5, 8))
-    call = AttentionCall(
-        spread, spread, spread, torch.tensor([[2, 4]]), None, None, None, 0.3, True
-    )
+    call = AttentionCall(spread, spread, spread, torch.tensor([[2, 4]]), None, None, None, 0.3, True)
     path = [LONG if dtype == torch.float32 else FEW, "add_maps_kernel"]
     launches, found = forward_launches(call, processors=1)
     names = run(launches)
@@ -239,10 +289,16 @@ def _sparse_storage(numbers: int, dtype: torch.dtype) -> torch.UntypedStorage:
     return torch.frombuffer(area, dtype=torch.uint8).untyped_storage()
 
 
-@pytest.mark.parametrize("shape,axes,unit", [
-    ((2, 7, 5, 40), (0, 2, 1, 3), 8), ((2, 5, 7, 40), (0, 1, 2, 3), 8), ((2, 7, 5, 36), (0, 2, 1, 3), 1),
-    ((2, 5, 40, 7), (0, 1, 3, 2), 1), ((1, 7, 5, 72), (0, 2, 1, 3), 8),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "shape,axes,unit",
+    [
+        ((2, 7, 5, 40), (0, 2, 1, 3), 8),
+        ((2, 5, 7, 40), (0, 1, 2, 3), 8),
+        ((2, 7, 5, 36), (0, 2, 1, 3), 1),
+        ((2, 5, 40, 7), (0, 1, 3, 2), 1),
+        ((1, 7, 5, 72), (0, 2, 1, 3), 8),
+    ],
+)
 def test_strides_come_in_units_of_eight(shape, axes, unit):
     tensor = torch.empty(shape).permute(axes)
     steps, constants = unit_strides("key", tensor)

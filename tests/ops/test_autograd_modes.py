@@ -1,7 +1,8 @@
-"""Every operation under every way to differentiate, batch and trace it: the right numbers or a clear refusal, never a zero.
+"""Every operation under every way to differentiate, batch and trace it: the right numbers or a clear refusal, never a
+zero.
 
-Right is what the reference gives in reverse mode. Kernels have a gradient in reverse mode only, so under torch.func and in
-forward mode `auto` is the reference and a kernel asked for by name refuses.
+Right is what the reference gives in reverse mode. Kernels have a gradient in reverse mode only, so under torch.func
+and in forward mode `auto` is the reference and a kernel asked for by name refuses.
 """
 
 from __future__ import annotations
@@ -46,36 +47,23 @@ CASES = {
     ),
     "temporal_maps": (
         lambda: [normal(1, 2, 7, 4), normal(1, 2, 7, 4), normal(1, 2, 7).abs() + 3],
-        lambda q, k, lse, **o: cvg.temporal_maps(
-            q, k, lse, (3, 1, 2), query_start=1, key_start=1, **o
-        ),
+        lambda q, k, lse, **o: cvg.temporal_maps(q, k, lse, (3, 1, 2), query_start=1, key_start=1, **o),
     ),
     "frame_band_attention": (
         lambda: [normal(2, 2, 4, 6), normal(2, 2, 5, 6), normal(2, 2, 5, 6)],
-        lambda q, k, v, **o: cvg.frame_band_attention(
-            q, k, v, [0, 0, 1, 1], [0, 0, 1, 1, 2], sigma=1.0, **o
-        ),
+        lambda q, k, v, **o: cvg.frame_band_attention(q, k, v, [0, 0, 1, 1], [0, 0, 1, 1, 2], sigma=1.0, **o),
     ),
     "path_flow": (
         lambda: [near(2, 3, 4, 5), rows(2, 5, 4, 4), rows(2, 5, 4, 4)],
         lambda x, *hops, **o: cvg.path_flow(x, hops, temperature=0.1, **o),
     ),
-    "min_max_matmul": (
-        lambda: [near(2, 3, 4), near(2, 4, 5)],
-        lambda a, b, **o: cvg.min_max_matmul(a, b, 0.1, **o),
-    ),
-    "token_peaks": (
-        lambda: [near(2, 3, 4, 3, 3)],
-        lambda flow, **o: cvg.token_peaks(flow, sharpness=5.0, **o),
-    ),
+    "min_max_matmul": (lambda: [near(2, 3, 4), near(2, 4, 5)], lambda a, b, **o: cvg.min_max_matmul(a, b, 0.1, **o)),
+    "token_peaks": (lambda: [near(2, 3, 4, 3, 3)], lambda flow, **o: cvg.token_peaks(flow, sharpness=5.0, **o)),
     "guidance_mix": (
         lambda: [normal(2, 3, 4), normal(2, 3, 4)],
         lambda a, b, **o: cvg.guidance_mix([a, b], [7.5], **o),
     ),
-    "max_flow": (
-        lambda: [near(3, 5, 5)],
-        lambda capacity, **o: cvg.max_flow(capacity, 0, 4, **o),
-    ),
+    "max_flow": (lambda: [near(3, 5, 5)], lambda capacity, **o: cvg.max_flow(capacity, 0, 4, **o)),
     "subgraph_max_flow": (
         lambda: [near(2, 3, 4, 5), rows(2, 5, 4, 4), rows(2, 5, 4, 4)],
         lambda x, *hops, **o: cvg.subgraph_max_flow(x, hops, **o),
@@ -84,10 +72,7 @@ CASES = {
         lambda: [near(1, 2, 3, 4), rows(1, 3, 4, 4), rows(1, 4, 3, 3)],
         lambda x, spatial, hop, **o: cvg.coupled_max_flow(x, [hop], spatial, **o),
     ),
-    "depth_structure": (
-        lambda: [normal(2, 3, 8, 9)],
-        lambda depth, **o: cvg.depth_structure(depth, 2, **o),
-    ),
+    "depth_structure": (lambda: [normal(2, 3, 8, 9)], lambda depth, **o: cvg.depth_structure(depth, 2, **o)),
 }
 #: Their kernels take lists of tensors, which vmap cannot split.
 LISTS = ("path_flow", "guidance_mix", "subgraph_max_flow", "coupled_max_flow")
@@ -106,7 +91,7 @@ def case(request):
 @pytest.fixture(params=BACKENDS)
 def backend(request, case):
     if request.param == "native":
-        key = {"capture_maps": "attention", "min_max_matmul": "path_flow", "depth_structure": "structure"}  # fmt: skip
+        key = {"capture_maps": "attention", "min_max_matmul": "path_flow", "depth_structure": "structure"}
         key |= {"subgraph_max_flow": "max_flow", "coupled_max_flow": "coupled_flow"}
         reason = unavailable_reason(key.get(case[0], case[0]), Backend.NATIVE)
         if reason is not None:
@@ -123,8 +108,7 @@ def numbers(result) -> list[torch.Tensor]:
 def weighted(call, weights, **options):
     """A scalar that every number of the result moves."""
     return lambda *tensors: sum(
-        (weight * part).sum()
-        for weight, part in zip(weights, numbers(call(*tensors, **options)), strict=True)
+        (weight * part).sum() for weight, part in zip(weights, numbers(call(*tensors, **options)), strict=True)
     )
 
 
@@ -230,10 +214,7 @@ def test_vmap_and_a_gradient_through_it(case, backend):
     found = mapped()
     for have, want in zip(found, wanted, strict=True):
         torch.testing.assert_close(have, want)
-    grads = [
-        torch.autograd.grad(sum(part.square().sum() for part in parts), pairs)
-        for parts in (found, wanted)
-    ]
+    grads = [torch.autograd.grad(sum(part.square().sum() for part in parts), pairs) for parts in (found, wanted)]
     for have, want in zip(*grads, strict=True):
         torch.testing.assert_close(have, want)
 
@@ -277,9 +258,7 @@ def test_a_kernel_serves_constants_under_a_derivative(backend):
         return (factor * cvg.min_max_matmul(a, b, backend=backend)).sum()
 
     torch.testing.assert_close(torch.func.grad(loss)(torch.tensor(2.0)), product.sum())
-    with pytest.raises(
-        cvg.BackendUnavailableError, match=f"backend '{backend}' cannot run min_max"
-    ):
+    with pytest.raises(cvg.BackendUnavailableError, match=f"backend '{backend}' cannot run min_max"):
         torch.func.grad(lambda a: cvg.min_max_matmul(a, b, backend=backend).sum())(a)
 
 

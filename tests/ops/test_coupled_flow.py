@@ -23,16 +23,12 @@ def graph(batch=2, tokens=3, frames=3, positions=4, hops=2, dtype=torch.float64,
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(
-    "sizes", [(2, 3, 3, 4, 2), (1, 1, 1, 1, 0), (1, 2, 4, 3, 1), (1, 2, 1, 5, 2)]
-)
+@pytest.mark.parametrize("sizes", [(2, 3, 3, 4, 2), (1, 1, 1, 1, 0), (1, 2, 4, 3, 1), (1, 2, 1, 5, 2)])
 @pytest.mark.parametrize("residual", ["average", "add", None])
 def test_kernel_and_definition(dtype, sizes, residual):
     cross, temporal, spatial = graph(*sizes, dtype=dtype)
     with cvg.trace_backends() as ran:
-        flow, cut = cvg.coupled_max_flow(
-            cross, temporal, spatial, residual=residual, backend="native"
-        )
+        flow, cut = cvg.coupled_max_flow(cross, temporal, spatial, residual=residual, backend="native")
     assert ran == [("coupled_flow", "native")]
     wanted, side = reference.coupled_max_flow(
         cross.double(),
@@ -77,9 +73,7 @@ def test_capacities_of_every_kind(backend):
     """Zeros, ties, tiny and huge numbers end, and the cut carries the flow."""
     cross, temporal, spatial = graph(batch=1, positions=3)
     for factor in (0.0, 1e-310, 1e30):
-        flow, cut = cvg.coupled_max_flow(
-            cross * factor, temporal, spatial, residual=None, backend=backend
-        )
+        flow, cut = cvg.coupled_max_flow(cross * factor, temporal, spatial, residual=None, backend=backend)
         assert torch.isfinite(flow).all() and (flow <= 9).all()
     ties = [(4 * hop).round() / 4 for hop in temporal]
     found = cvg.coupled_max_flow(
@@ -93,9 +87,7 @@ def test_capacities_of_every_kind(backend):
 def test_what_is_no_capacity_is_named(backend, bad):
     cross, temporal, spatial = graph()
     spatial[1, 2, 0, 3] = bad
-    with pytest.raises(
-        cvg.ArgumentError, match=r"spatial must hold finite capacities.*\[1, 2, 0, 3\]"
-    ):
+    with pytest.raises(cvg.ArgumentError, match=r"spatial must hold finite capacities.*\[1, 2, 0, 3\]"):
         cvg.coupled_max_flow(cross, temporal, spatial, residual=None, backend=backend)
 
 
@@ -114,14 +106,11 @@ def test_empty_and_registered():
     empty = cvg.coupled_max_flow(cross[:0], [hop[:0] for hop in temporal], spatial[:0])
     assert empty.flow.shape == (0, 3) and empty.cut.shape == (0, 3, 4, 3, 4)
     torch.library.opcheck(
-        torch.ops.cvg_kernels.coupled_max_flow.default,
-        (cross.requires_grad_(), spatial, temporal, "native"),
+        torch.ops.cvg_kernels.coupled_max_flow.default, (cross.requires_grad_(), spatial, temporal, "native")
     )
 
     def flow(cross, spatial, first):
         return cvg.coupled_max_flow(cross, [first], spatial).flow
 
     compiled = torch.compile(flow, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(
-        compiled(cross, spatial, temporal[0]), flow(cross, spatial, temporal[0])
-    )
+    torch.testing.assert_close(compiled(cross, spatial, temporal[0]), flow(cross, spatial, temporal[0]))

@@ -27,10 +27,6 @@ def test_registers_and_stack_are_no_worse_than_the_table():
     present = [asdict(row) for row in objects.module_rows(module)]
     worse, better, unknown = budgets.compare_objects(present, table["rows"])
     if better:
-        print(
-            f"{len(better)} figures are better; keep them: {budgets.REWRITE_OBJECTS}",
-            *better,
-            sep="\n",
-        )
+        print(f"{len(better)} figures are better; keep them: {budgets.REWRITE_OBJECTS}", *better, sep="\n")
     told = [*worse, *unknown]
     assert not told, "\n".join(["", *told, f"if that is meant: {budgets.REWRITE_OBJECTS}"])

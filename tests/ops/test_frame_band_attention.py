@@ -115,9 +115,7 @@ def check(backend: str, case: Case, dtype: torch.dtype) -> None:
     stock_grads = torch.autograd.grad(stock, stock_given, [c.to(dtype) for c in cotangents])
 
     # The rounding of a row's maximum reaches its logits `strength` times.
-    depth = (
-        max(case.queries, case.keys, case.dim, case.value_dim, 32) * (1 + abs(case.strength)) ** 2
-    )
+    depth = max(case.queries, case.keys, case.dim, case.value_dim, 32) * (1 + abs(case.strength)) ** 2
     # What cancels to 0 (a single key has no gradient but that of lse) is measured by the terms that cancel.
     longest = [t.detach().double().norm(dim=-1).max().item() for t in (*exact_given, cotangents[0])]
     size = case.dim**-0.5 * longest[3] * longest[2] * max(longest[:2])
@@ -156,18 +154,10 @@ def test_without_band_it_is_stock_attention(backend):
     given = tensors(case, torch.float32, device_of(backend))
     stock = scaled_dot_product_attention(*given)
     frames, nowhere = frames_of(case, case.keys), torch.full((case.keys,), -1)
-    for queries, keys, strength in (
-        (frames, frames, 0.0),
-        (nowhere, frames, 3.0),
-        (frames, nowhere, 3.0),
-    ):
-        found = cvg.frame_band_attention(
-            *given, queries, keys, sigma=1.0, strength=strength, backend=backend
-        )
+    for queries, keys, strength in ((frames, frames, 0.0), (nowhere, frames, 3.0), (frames, nowhere, 3.0)):
+        found = cvg.frame_band_attention(*given, queries, keys, sigma=1.0, strength=strength, backend=backend)
         torch.testing.assert_close(found.out, stock)
-    found = cvg.frame_band_attention(
-        *given, frames, frames, sigma=1.0, strength=0.0, scale=0.3, backend=backend
-    )
+    found = cvg.frame_band_attention(*given, frames, frames, sigma=1.0, strength=0.0, scale=0.3, backend=backend)
     torch.testing.assert_close(found.out, scaled_dot_product_attention(*given, scale=0.3))
 
 
@@ -186,9 +176,7 @@ def test_one_token_a_frame_is_temporal_attention(backend):
         torch.testing.assert_close(found, right, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    "sigma, limit", [(1e-3, "own"), (1e-300, "own"), (1e9, "all"), (math.inf, "all")]
-)
+@pytest.mark.parametrize("sigma, limit", [(1e-3, "own"), (1e-300, "own"), (1e9, "all"), (math.inf, "all")])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_limits_of_sigma(backend, sigma, limit):
     """σ → 0 adds m within a frame alone; σ → ∞ adds m to all video tokens."""
@@ -196,9 +184,7 @@ def test_limits_of_sigma(backend, sigma, limit):
     device = device_of(backend)
     query, key, value = tensors(case, torch.float32, device)
     frames = frames_of(case, 30).to(device)
-    found = cvg.frame_band_attention(
-        query, key, value, frames, frames, sigma=sigma, backend=backend
-    )
+    found = cvg.frame_band_attention(query, key, value, frames, frames, sigma=sigma, backend=backend)
     near = (frames[:, None] >= 0) & (frames >= 0)
     if limit == "own":
         near &= frames[:, None] == frames
@@ -215,9 +201,7 @@ def test_negative_maximum_lowers_near_frames(backend):
     key = -query.flip(-2)
     frames = torch.arange(24, device=device) // 4
     value = torch.eye(24, device=device).expand(2, 2, -1, -1)  # out is the map
-    plain = cvg.frame_band_attention(
-        query, key, value, frames, frames, sigma=1.0, strength=0.0, backend=backend
-    ).out
+    plain = cvg.frame_band_attention(query, key, value, frames, frames, sigma=1.0, strength=0.0, backend=backend).out
     found = cvg.frame_band_attention(query, key, value, frames, frames, sigma=1.0, backend=backend)
     own = (frames[:, None] == frames).expand_as(plain)
     assert (found.out[own] < plain[own]).all()
@@ -253,9 +237,8 @@ def test_the_row_maximum_has_a_gradient(backend, keys):
 
     def found(row_max_grad):
         out = cvg.frame_band_attention(
-            query, key, value, *frames, sigma=1.0, scale=1.0, row_max_grad=row_max_grad,
-            backend=backend,
-        ).out  # fmt: skip
+            query, key, value, *frames, sigma=1.0, scale=1.0, row_max_grad=row_max_grad, backend=backend
+        ).out
         return torch.autograd.grad(out.square().sum(), (query, key))
 
     def wanted(row_max_grad):

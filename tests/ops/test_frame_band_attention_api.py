@@ -16,9 +16,7 @@ from cvg_kernels.ops import _attention_op as operation
 from cvg_kernels.ops._attention_call import AttentionCall, Band
 from tests.ops.levels import EVERY_LEVEL
 
-NATIVE = pytest.mark.skipif(
-    native.reason("cpu") is not None, reason=f"native: {native.reason('cpu')}"
-)
+NATIVE = pytest.mark.skipif(native.reason("cpu") is not None, reason=f"native: {native.reason('cpu')}")
 CPU_BACKENDS = ["reference", pytest.param("native", marks=NATIVE)]
 QUERY_FRAMES = torch.tensor([-1, 0, 0, 1, 1, 2, 2], dtype=torch.int32)
 KEY_FRAMES = torch.tensor([-1, -1, 0, 0, 2], dtype=torch.int32)
@@ -46,28 +44,22 @@ def test_gradcheck(backend, row_max_grad):
     def attend(backend, *tensors):
         return tuple(
             cvg.frame_band_attention(
-                *tensors, QUERY_FRAMES, KEY_FRAMES, sigma=1.5, row_max_grad=row_max_grad,
-                backend=backend,
+                *tensors, QUERY_FRAMES, KEY_FRAMES, sigma=1.5, row_max_grad=row_max_grad, backend=backend
             )
-        )  # fmt: skip
+        )
 
     if row_max_grad:
         assert torch.autograd.gradcheck(lambda *tensors: attend(backend, *tensors), given)
         return
     cotangents = [torch.randn_like(t) for t in attend(backend, *given)]
-    grads = [
-        torch.autograd.grad(attend(name, *given), given, cotangents)
-        for name in (backend, "reference")
-    ]
+    grads = [torch.autograd.grad(attend(name, *given), given, cotangents) for name in (backend, "reference")]
     for one, other in zip(*grads, strict=True):
         torch.testing.assert_close(one, other)
 
 
 def test_the_reference_is_differentiable_twice():
     def attend(*tensors):
-        return cvg.frame_band_attention(
-            *tensors, QUERY_FRAMES, KEY_FRAMES, sigma=1.5, backend="reference"
-        ).out
+        return cvg.frame_band_attention(*tensors, QUERY_FRAMES, KEY_FRAMES, sigma=1.5, backend="reference").out
 
     assert torch.autograd.gradgradcheck(attend, inputs(torch.float64), fast_mode=True)
 
@@ -76,8 +68,7 @@ def test_the_reference_is_differentiable_twice():
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_opcheck_forward(backend, dtype):
     torch.library.opcheck(
-        torch.ops.cvg_kernels.attention_forward.default,
-        (*operation.flat(call_of(inputs(dtype))), True, backend),
+        torch.ops.cvg_kernels.attention_forward.default, (*operation.flat(call_of(inputs(dtype))), True, backend)
     )
 
 
@@ -95,9 +86,7 @@ def test_opcheck_forward(backend, dtype):
 def test_opcheck_backward(arriving, needed, backend):
     call = operation.flat(call_of(inputs(requires_grad=False)))
     results = torch.ops.cvg_kernels.attention_forward.default(*call, True, backend)
-    grads = [
-        torch.randn_like(r) if yes else None for r, yes in zip(results[:3], arriving, strict=True)
-    ]
+    grads = [torch.randn_like(r) if yes else None for r, yes in zip(results[:3], arriving, strict=True)]
     torch.library.opcheck(
         torch.ops.cvg_kernels.attention_backward.default,
         (*grads, *call, results[0], *results[2:], [*needed, False], True, backend),
@@ -143,9 +132,7 @@ def test_fullgraph_compile(backend):
     """One graph forward, one backward, equal to eager; other sizes compile once more, then never again."""
 
     def attend(query, key, value, frames):
-        found = cvg.frame_band_attention(
-            query, key, value, frames, frames, sigma=1.5, backend=backend
-        )
+        found = cvg.frame_band_attention(query, key, value, frames, frames, sigma=1.5, backend=backend)
         return found.out.square().sum() + found.lse.square().sum()
 
     torch._dynamo.reset()
@@ -260,18 +247,20 @@ def test_without_compiled_code(monkeypatch):
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_no_queries(backend):
     query, key, value = inputs()
-    found = cvg.frame_band_attention(
-        query[:, :, :0], key, value, [], KEY_FRAMES, sigma=1.0, backend=backend
-    )
+    found = cvg.frame_band_attention(query[:, :, :0], key, value, [], KEY_FRAMES, sigma=1.0, backend=backend)
     assert found.out.shape == (2, 3, 0, 4) and found.lse.shape == (2, 3, 0)
     for grad in torch.autograd.grad(found.out.sum(), (key, value)):
         assert (grad == 0).all()
 
 
 GOOD = {
-    "query": torch.zeros(2, 2, 3, 4), "key": torch.zeros(2, 2, 3, 4), "value": torch.zeros(2, 2, 3, 4),
-    "query_frames": [0, 0, 1], "key_frames": [0, 0, 1], "sigma": 1.0,
-}  # fmt: skip
+    "query": torch.zeros(2, 2, 3, 4),
+    "key": torch.zeros(2, 2, 3, 4),
+    "value": torch.zeros(2, 2, 3, 4),
+    "query_frames": [0, 0, 1],
+    "key_frames": [0, 0, 1],
+    "sigma": 1.0,
+}
 
 
 @pytest.mark.parametrize(

@@ -23,12 +23,17 @@ GIVEN = {
     cvg.depth_structure: {"depth": torch.rand(1, 1, 4, 4), "t_s": 1},
     first_highest_keys: {"query": torch.rand(1, 1, 2, 3), "key": torch.rand(1, 1, 2, 3), "scale": 1.0},
     cvg.temporal_attention: {name: torch.rand(1, 1, 2, 3) for name in ("query", "key", "value")},
-}  # fmt: skip
+}
 NO_TENSORS = {
-    "nothing": None, "word": "word", "number": 3.5, "class": object, "dict": {},
-    "complex": torch.zeros(2, 3, dtype=torch.complex64), "sparse": torch.eye(3).to_sparse(),
+    "nothing": None,
+    "word": "word",
+    "number": 3.5,
+    "class": object,
+    "dict": {},
+    "complex": torch.zeros(2, 3, dtype=torch.complex64),
+    "sparse": torch.eye(3).to_sparse(),
     "eight-bits": torch.zeros(1, 2, 2, 3, dtype=torch.float8_e4m3fn),
-}  # fmt: skip
+}
 TENSORS = [
     (function, name)
     for function, arguments in GIVEN.items()
@@ -52,18 +57,10 @@ def test_what_is_no_tensor_is_named(function, name, junk, backend):
     [
         (cvg.path_flow, {"temporal": [HOP, None]}, r"temporal\[1\] must be a tensor, got None"),
         (cvg.path_flow, {"temporal": 3}, "temporal must be a sequence of tensors, got 3"),
-        (
-            cvg.path_flow,
-            {"temperature": "cold"},
-            "temperature must be None or positive, got 'cold'",
-        ),
+        (cvg.path_flow, {"temperature": "cold"}, "temperature must be None or positive, got 'cold'"),
         (cvg.path_flow, {"correct_bias": "no"}, "correct_bias must be True or False, got 'no'"),
         (cvg.path_flow, {"spatial": 1.0}, "spatial must be floating point .* got 1.0"),
-        (
-            cvg.min_max_matmul,
-            {"temperature": [1]},
-            "temperature must be None or positive, got list",
-        ),
+        (cvg.min_max_matmul, {"temperature": [1]}, "temperature must be None or positive, got list"),
         (cvg.coupled_max_flow, {"cross": [None]}, "cross must be float32 or float64 .* got list"),
         (cvg.token_peaks, {"sigma": None}, "sigma must be a number, got None"),
         (cvg.token_peaks, {"sharpness": b"100"}, "sharpness must be a number, got bytes"),
@@ -71,16 +68,8 @@ def test_what_is_no_tensor_is_named(function, name, junk, backend):
         (cvg.guidance_mix, {"predictions": 3.5}, "predictions must be a sequence of tensors"),
         (cvg.guidance_mix, {"scales": 7.5}, "scales must be a sequence of numbers or tensors"),
         (cvg.guidance_mix, {"rescale": None}, "rescale must be a number, got None"),
-        (
-            cvg.guidance_mix,
-            {"predictions": [torch.rand(3)] * 2, "rescale": 0.5},
-            "rescale must be 0",
-        ),
-        (
-            cvg.guidance_mix,
-            {"predictions": [torch.rand(3, 1)] * 2, "rescale": 1},
-            "rescale must be 0",
-        ),
+        (cvg.guidance_mix, {"predictions": [torch.rand(3)] * 2, "rescale": 0.5}, "rescale must be 0"),
+        (cvg.guidance_mix, {"predictions": [torch.rand(3, 1)] * 2, "rescale": 1}, "rescale must be 0"),
         (first_highest_keys, {"scale": {}}, "scale must be a number or None"),
         (cvg.temporal_attention, {"capture": "yes"}, "capture must be True or False, got 'yes'"),
         (cvg.temporal_attention, {"row_max_grad": 1}, "row_max_grad must be True or False, got 1"),
@@ -139,14 +128,10 @@ def test_tensors_without_numbers(backend):
     capacity, depth = torch.rand(2, 3, 3), torch.rand(2, 1, 4, 6)
     for found in without_numbers(lambda to: cvg.max_flow(to(capacity), 0, 2, backend=backend)):
         assert found.flow.shape == (2,) and found.source_side.shape == (2, 3)
-    for found in without_numbers(
-        lambda to: cvg.subgraph_max_flow(to(CROSS), [to(HOP)], backend=backend)
-    ):
+    for found in without_numbers(lambda to: cvg.subgraph_max_flow(to(CROSS), [to(HOP)], backend=backend)):
         assert found.flow.shape == (1, 2, 3) and found.cut.shape == (1, 2, 3, 2, 2)
     for found in without_numbers(lambda to: cvg.depth_structure(to(depth), 2, backend=backend)):
         assert found.shape == depth.shape
     rounds = torch.tensor([1, 2])
-    with pytest.raises(
-        cvg.ArgumentError, match="t_s must be a number, or a tensor that holds numbers"
-    ):
+    with pytest.raises(cvg.ArgumentError, match="t_s must be a number, or a tensor that holds numbers"):
         without_numbers(lambda to: cvg.depth_structure(to(depth), to(rounds), backend=backend))

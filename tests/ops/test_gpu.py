@@ -1,6 +1,7 @@
 """How kernels are called on a GPU: any device, no waiting for it, in CUDA graphs, compiled, and the same in every run.
 
-What they compute is tested where the operations are. `every_kernel` is also what `make gpu` runs under compute-sanitizer.
+What they compute is tested where the operations are. `every_kernel` is also what `make gpu` runs under
+compute-sanitizer.
 """
 
 from __future__ import annotations
@@ -91,7 +92,9 @@ def test_a_call_does_not_wait_for_the_gpu(name, backend):
 
 
 def captured(call):
-    """The CUDA graph of a call, and what it returned; the call has run before, on another stream, as torch asks for."""
+    """The CUDA graph of a call, and what it returned;
+    the call has run before, on another stream, as torch asks for.
+    """
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -135,7 +138,7 @@ def test_a_guided_step_in_a_cuda_graph():
         hidden = cross.out.transpose(1, 2).flatten(2).transpose(0, 1)
         q, k, v = (heads(hidden @ weight) for weight in weights[1:])
         temporal = cvg.temporal_attention(q, k, v, sigma=2.0, capture=True)
-        flow = cvg.path_flow(cross.maps.transpose(0, 1)[None], [temporal.maps[None]], temperature=0.01)  # fmt: skip
+        flow = cvg.path_flow(cross.maps.transpose(0, 1)[None], [temporal.maps[None]], temperature=0.01)
         peaks = cvg.token_peaks(flow.unflatten(-1, positions))
         (grad,) = torch.autograd.grad(-peaks.min(-1).values.sum(), given)
         guided = latents - 0.1 * grad
@@ -164,9 +167,7 @@ def test_compiled_in_one_graph(name):
 def test_deterministic_gradients_are_the_same_in_every_run(by_argument):
     """On keys long enough that torch's fused attention, whose sums come in any order, would serve otherwise."""
     leaves = [
-        torch.randn(1, 2048, 4, 64, device=CUDA, dtype=torch.bfloat16)
-        .transpose(1, 2)
-        .requires_grad_()
+        torch.randn(1, 2048, 4, 64, device=CUDA, dtype=torch.bfloat16).transpose(1, 2).requires_grad_()
         for _ in range(3)
     ]
     grad = torch.randn_like(leaves[0])
@@ -176,9 +177,7 @@ def test_deterministic_gradients_are_the_same_in_every_run(by_argument):
         runs = []
         for _ in range(5):
             with cvg.trace_backends() as ran:
-                out = cvg.attention_with_capture(
-                    *leaves, [3, 7], deterministic=True if by_argument else None
-                ).out
+                out = cvg.attention_with_capture(*leaves, [3, 7], deterministic=True if by_argument else None).out
                 runs.append(torch.autograd.grad(out, leaves, grad))
             (backward,) = (who for what, who in ran if what == "attention_backward")
             assert backward != "stock"
@@ -191,7 +190,7 @@ def test_deterministic_gradients_are_the_same_in_every_run(by_argument):
 @pytest.mark.gpu
 def test_every_kernel_of_a_gpu_is_tested_here():
     """A GPU kernel that the table has and this machine can run is one of the parameters above."""
-    tested = {(name.partition(" ")[0], backend) for name, backend in (one.values for one in gpu_kernels())}  # fmt: skip
+    tested = {(name.partition(" ")[0], backend) for name, backend in (one.values for one in gpu_kernels())}
     for operation, there in OPERATIONS.items():
         for backend in there:
             if backend in (Backend.REFERENCE, Backend.NATIVE):

@@ -26,9 +26,7 @@ def _backend(backend: Backend):
 
 
 BACKENDS = [_backend(b) for b in (Backend.REFERENCE, Backend.NATIVE, Backend.TRITON)]
-needs_native = pytest.mark.skipif(
-    native.reason("cpu") is not None, reason=str(native.reason("cpu"))
-)
+needs_native = pytest.mark.skipif(native.reason("cpu") is not None, reason=str(native.reason("cpu")))
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
@@ -41,7 +39,7 @@ def by_weights(predictions, scales, rescale=0.0):
     columns = [
         torch.as_tensor(s, dtype=torch.float64, device=predictions[0].device).expand(len(predictions[0]))
         for s in (1.0, *scales, 0.0)
-    ]  # fmt: skip
+    ]
     mix = 0
     for p, left, right in zip(predictions, columns, columns[1:], strict=False):
         mix = mix + (left - right).view(-1, *[1] * (p.ndim - 1)) * p.double()
@@ -106,9 +104,7 @@ def test_scales_per_sample(backend, count):
     for sample in range(3):
         numbers = [float(s[sample]) if torch.is_tensor(s) else s for s in scales]
         own = [p[sample : sample + 1] for p in predictions]
-        assert torch.equal(
-            mix[sample : sample + 1], cvg.guidance_mix(own, numbers, backend=backend)
-        )
+        assert torch.equal(mix[sample : sample + 1], cvg.guidance_mix(own, numbers, backend=backend))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -123,7 +119,7 @@ def test_layouts(backend):
         "batch last": [torch.randn(5, 3, device=DEVICE).T for _ in range(2)],
         "unlike": [torch.randn(2, 3, 4, device=DEVICE), torch.randn(4, 3, 2, device=DEVICE).permute(2, 1, 0)],
         "expanded": [torch.randn(1, 3, device=DEVICE).expand(2, 3), torch.randn(2, 3, device=DEVICE)],
-    }  # fmt: skip
+    }
     for name, (uncond, cond) in cases.items():
         mix = cvg.guidance_mix([uncond, cond], [3.0], backend=backend)
         assert torch.equal(mix, uncond + 3.0 * (cond - uncond)), name
@@ -156,9 +152,7 @@ def test_rescale(backend, dtype):
     bound = {torch.float32: 2e-6, torch.bfloat16: 4e-3, torch.float16: 6e-4}[dtype]
     assert (mix.double() - exact).abs().max() <= bound * exact.abs().max()
     if dtype == torch.float32:
-        diffusers = pytest.importorskip(
-            "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion"
-        )
+        diffusers = pytest.importorskip("diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion")
         theirs = diffusers.rescale_noise_cfg(uncond + 9.0 * (cond - uncond), cond, 0.7)
         torch.testing.assert_close(mix, theirs, rtol=1e-5, atol=1e-5)
 
@@ -169,9 +163,7 @@ def test_float64_on_the_cpu():
     with cvg.trace_backends() as ran:
         mix = cvg.guidance_mix(predictions, [1.5, 7.5], rescale=0.3)
     assert ran == [("guidance_mix", "native")] and mix.dtype == torch.float64
-    torch.testing.assert_close(
-        mix, by_weights(predictions, [1.5, 7.5], 0.3), rtol=1e-13, atol=1e-13
-    )
+    torch.testing.assert_close(mix, by_weights(predictions, [1.5, 7.5], 0.3), rtol=1e-13, atol=1e-13)
 
 
 @needs_native
@@ -230,10 +222,12 @@ def test_gradients(backend, per_sample):
         scales = [torch.tensor([1.0, 2.0], device=DEVICE), 7.5]
     cotangent = torch.randn(2, 4, 5, device=DEVICE)
     found = torch.autograd.grad(
-        cvg.guidance_mix(predictions, scales, backend=backend), predictions, cotangent,
+        cvg.guidance_mix(predictions, scales, backend=backend),
+        predictions,
+        cotangent,
         create_graph=True,
         materialize_grads=True,
-    )  # fmt: skip
+    )
     exact = [t.detach().double().requires_grad_() for t in predictions]
     wanted = torch.autograd.grad(by_weights(exact, scales), exact, cotangent.double())
     for mine, right in zip(found, wanted, strict=True):
@@ -277,9 +271,7 @@ def test_compiles_in_one_graph():
         found, want = compiled(*predictions), cvg.guidance_mix(predictions, [1.5, 7.5])
         assert torch.equal(found, want)
         for mine, right in zip(
-            torch.autograd.grad(found.sum(), predictions),
-            torch.autograd.grad(want.sum(), predictions),
-            strict=True,
+            torch.autograd.grad(found.sum(), predictions), torch.autograd.grad(want.sum(), predictions), strict=True
         ):
             assert torch.equal(mine, right)
 
@@ -338,7 +330,7 @@ def test_triton_refuses_what_it_has_no_kernel_for():
         ({"rescale": 1.5}, r"rescale must lie in \[0, 1\], got 1.5"),
         ({"backend": "gpu"}, "backend must be one of"),
     ],
-)  # fmt: skip
+)
 def test_errors_name_the_argument(change, message):
     arguments = {"predictions": [torch.ones(2), torch.ones(2)], "scales": [2.0]} | change
     with pytest.raises(cvg.ArgumentError, match=message):

@@ -83,7 +83,7 @@ def test_every_operation_has_a_reference_that_takes_everything():
         ("attention", "stock", {"head_dim": 12, "value_dim": 12}, "head_dim 12 on a GPU"),
         ("attention_backward", "stock", {"head_dim": 8, "value_dim": 8, "deterministic": True}, "determin"),
     ],
-)  # fmt: skip
+)
 def test_limits_speak(operation, backend, given, refused, everything_runs):
     dtype = torch.float16 if backend == "cuda" and operation != "max_flow" else torch.float32
     facts = Facts(CUDA, dtype, **given)
@@ -94,9 +94,7 @@ def test_limits_speak(operation, backend, given, refused, everything_runs):
 
 
 def test_dtypes_are_refused_by_name(everything_runs):
-    with pytest.raises(
-        cvg.ArgumentError, match="float64 is not served by backend 'triton'; it takes float32, bf"
-    ):
+    with pytest.raises(cvg.ArgumentError, match="float64 is not served by backend 'triton'; it takes float32, bf"):
         kernel_for("attention", "triton", Facts(CUDA, torch.float64))
 
 
@@ -169,11 +167,7 @@ def failing(error: Exception, calls: list):
 
 
 @pytest.mark.parametrize(
-    "error",
-    [
-        CompilationError("at 3:7: no such thing"),
-        RuntimeError("Triton Error [CUDA]: invalid argument"),
-    ],
+    "error", [CompilationError("at 3:7: no such thing"), RuntimeError("Triton Error [CUDA]: invalid argument")]
 )
 def test_under_auto_the_next_kernel_takes_over_with_one_warning(error, everything_runs):
     calls = []
@@ -188,10 +182,7 @@ def test_under_auto_the_next_kernel_takes_over_with_one_warning(error, everythin
     assert "the stock kernel of attention fails on cuda" in str(warning.message)
     assert str(error) in str(warning.message)
     # The backward pass, and another device, are other kernels.
-    assert (
-        kernel_for("attention_backward", "auto", FACTS._replace(grad_out=True)).backend
-        is Backend.STOCK
-    )
+    assert kernel_for("attention_backward", "auto", FACTS._replace(grad_out=True)).backend is Backend.STOCK
     second = FACTS._replace(device=torch.device("cuda", 1))
     assert kernel_for("attention", "auto", second).backend is Backend.STOCK
 
@@ -208,12 +199,8 @@ def test_what_torch_does_not_serve_now_it_may_serve_later(everything_runs, recwa
 def test_a_module_that_cannot_be_loaded_is_a_kernel_that_fails(everything_runs, monkeypatch):
     monkeypatch.setitem(sys.modules, "cvg_kernels._triton.attention", None)  # as import has it
     facts = FACTS._replace(keys=5)  # Triton goes first
-    with pytest.warns(
-        RuntimeWarning, match="the triton kernel of attention fails .*ModuleNotFoundError"
-    ):
-        assert (
-            run_kernel("attention", "auto", facts, lambda module: module.__name__[-5:]) == "stock"
-        )
+    with pytest.warns(RuntimeWarning, match="the triton kernel of attention fails .*ModuleNotFoundError"):
+        assert run_kernel("attention", "auto", facts, lambda module: module.__name__[-5:]) == "stock"
     with pytest.raises(ImportError):
         run_kernel("attention", "triton", facts, lambda module: None)
 

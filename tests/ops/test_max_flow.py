@@ -45,21 +45,13 @@ def subgraph_max_flow(cross, temporal, residual="average", sink="video", backend
     """The same for graphs of attention; the capacity of the cut is computed from the contract, edge by edge."""
     with cvg.trace_backends() as ran:
         flow, cut = cvg.subgraph_max_flow(
-            on(backend, cross),
-            [on(backend, hop) for hop in temporal],
-            residual=residual,
-            sink=sink,
-            backend=backend,
+            on(backend, cross), [on(backend, hop) for hop in temporal], residual=residual, sink=sink, backend=backend
         )
     assert ran == [("max_flow", backend)]
     flow, cut = flow.cpu(), cut.cpu()
     graphs = flow.mT if sink == "frame" else flow[..., None]  # [B, K, L, sinks]
     sides = cut if sink == "frame" else cut[..., None, :, :]
-    assert graphs.dtype == cross.dtype and sides.shape == (
-        *graphs.shape,
-        len(temporal) + 1,
-        cross.shape[2],
-    )
+    assert graphs.dtype == cross.dtype and sides.shape == (*graphs.shape, len(temporal) + 1, cross.shape[2])
     token = cross.double().permute(0, 1, 3, 2)[:, :, :, None]  # [B, K, L, 1, F]
     value = torch.where(sides[..., 0, :], 0, token).sum(-1)
     for h, hop in enumerate(temporal):
@@ -81,9 +73,7 @@ def rounding(capacity: torch.Tensor) -> float:
     return torch.finfo(capacity.dtype).eps + 1000 * EPS
 
 
-def attention_graphs(
-    batch=1, tokens=3, frames=5, positions=2, hops=2, dtype=torch.float64, sharp=2.0
-):
+def attention_graphs(batch=1, tokens=3, frames=5, positions=2, hops=2, dtype=torch.float64, sharp=2.0):
     """Cross-attention and temporal attention as softmax makes them; few tokens, so that cuts are not trivial."""
     cross = (sharp * torch.randn(batch, tokens, frames, positions, dtype=dtype)).softmax(1)
     hops = sharp * torch.randn(hops, batch, positions, frames, frames, dtype=dtype)
@@ -169,9 +159,7 @@ def test_networkx_and_scipy(backend, nodes):
     for graph, found, near in zip(capacity.numpy(), flow, side, strict=True):
         assert flow_of(csr_array(graph.astype(np.int32)), source, sink).flow_value == found
         drawn = networkx.from_numpy_array(graph, create_using=networkx.DiGraph)
-        drawn = networkx.DiGraph(
-            (u, v, {"capacity": w["weight"]}) for u, v, w in drawn.edges.data()
-        )
+        drawn = networkx.DiGraph((u, v, {"capacity": w["weight"]}) for u, v, w in drawn.edges.data())
         drawn.add_nodes_from(range(nodes))
         value, (reached, _) = networkx.minimum_cut(drawn, source, sink)
         assert value == found

@@ -30,9 +30,7 @@ def test_gradcheck_of_subgraphs(backend, sink, residual):
     given = leaves((2 * cross, *temporal), backend)
 
     def flow(cross, *temporal):
-        return cvg.subgraph_max_flow(
-            cross, temporal, residual=residual, sink=sink, backend=backend
-        ).flow
+        return cvg.subgraph_max_flow(cross, temporal, residual=residual, sink=sink, backend=backend).flow
 
     assert torch.autograd.gradcheck(flow, given, eps=1e-7)
 
@@ -85,12 +83,8 @@ def test_gradients_are_those_of_the_definition(backend, residual, sink):
     found = []
     for which in (backend, "reference"):
         given = leaves((cross, *temporal), which)
-        flow = cvg.subgraph_max_flow(
-            given[0], given[1:], residual=residual, sink=sink, backend=which
-        ).flow
-        loss = flow * on(which, weights[:, :, : flow.shape[2]].reshape(-1)[: flow.numel()]).view_as(
-            flow
-        )
+        flow = cvg.subgraph_max_flow(given[0], given[1:], residual=residual, sink=sink, backend=which).flow
+        loss = flow * on(which, weights[:, :, : flow.shape[2]].reshape(-1)[: flow.numel()]).view_as(flow)
         found.append([g.cpu() for g in torch.autograd.grad(loss.sum(), given)])
     for grad, wanted in zip(*found, strict=True):
         torch.testing.assert_close(grad, wanted, rtol=1e-12, atol=1e-12)
@@ -135,9 +129,7 @@ def test_the_reference_is_differentiable_twice():
 
 
 @pytest.mark.parametrize("requires_grad", [True, False])
-@pytest.mark.parametrize(
-    "backend, dtype", [("native", torch.float32), ("reference", torch.float64)]
-)
+@pytest.mark.parametrize("backend, dtype", [("native", torch.float32), ("reference", torch.float64)])
 @pytest.mark.parametrize("sink", ["video", "frame"])
 def test_opcheck_of_subgraphs(sink, backend, dtype, requires_grad):
     cross, temporal = attention_graphs(1, 2, 3, 2, dtype=dtype)
@@ -149,8 +141,7 @@ def test_opcheck_of_subgraphs(sink, backend, dtype, requires_grad):
     flow, cut = ops.subgraph_max_flow_forward(*arguments)
     needs = (True, [False, True]) if requires_grad else (False, [True, True])
     torch.library.opcheck(
-        ops.subgraph_max_flow_backward.default,
-        (torch.rand_like(flow).detach(), cut, "average", sink, *needs, backend),
+        ops.subgraph_max_flow_backward.default, (torch.rand_like(flow).detach(), cut, "average", sink, *needs, backend)
     )
 
 
@@ -200,14 +191,10 @@ def test_any_strides(backend, sink):
     strided = cross.permute(3, 1, 0, 2).contiguous().permute(2, 1, 3, 0)
     hops = [torch.stack([hop.mT, hop.mT], -1)[..., 0].mT for hop in temporal]
     assert not any(tensor.is_contiguous() for tensor in (strided, *hops))
-    for have, want in zip(
-        checked_flow(strided, hops, sink=sink, backend=backend), wanted, strict=True
-    ):
+    for have, want in zip(checked_flow(strided, hops, sink=sink, backend=backend), wanted, strict=True):
         assert torch.equal(have, want)
     given = leaves((cross, *temporal), backend)
-    (grad,) = torch.autograd.grad(
-        cvg.subgraph_max_flow(given[0], given[1:], sink=sink).flow.mT.sum(), given[:1]
-    )
+    (grad,) = torch.autograd.grad(cvg.subgraph_max_flow(given[0], given[1:], sink=sink).flow.mT.sum(), given[:1])
     assert torch.isfinite(grad).all()
 
 
@@ -237,9 +224,7 @@ def test_corners(backend, sizes, hops, sink):
     given = leaves((cross, *temporal), backend)
     flow = cvg.subgraph_max_flow(given[0], given[1:], sink=sink, backend=backend).flow
     grads = torch.autograd.grad(flow.sum(), given, allow_unused=True)
-    assert [g.shape for g in grads if g is not None] == [t.shape for t in given if t.numel()] or (
-        0 in sizes
-    )
+    assert [g.shape for g in grads if g is not None] == [t.shape for t in given if t.numel()] or (0 in sizes)
 
 
 def test_without_hops():
@@ -283,11 +268,7 @@ def test_without_compiled_code(monkeypatch):
         flow = cvg.subgraph_max_flow(given[0], given[1:], sink="frame").flow
         grads = torch.autograd.grad(flow.square().sum(), given)
         cvg.max_flow(capacity, 0, 1).flow.sum().backward()
-    assert ran == [
-        ("max_flow", "reference"),
-        ("max_flow_backward", "reference"),
-        ("max_flow", "reference"),
-    ]
+    assert ran == [("max_flow", "reference"), ("max_flow_backward", "reference"), ("max_flow", "reference")]
     flow = cvg.subgraph_max_flow(given[0], given[1:], sink="frame", backend="reference").flow
     for grad, wanted in zip(grads, torch.autograd.grad(flow.square().sum(), given), strict=True):
         torch.testing.assert_close(grad, wanted)
@@ -334,10 +315,7 @@ GOOD_CROSS, GOOD_HOP = torch.rand(1, 2, 3, 4), torch.rand(1, 4, 3, 3)
         ({"residual": "mean"}, "residual must be 'average', 'add' or None, got 'mean'"),
         ({"sink": "frames"}, "sink must be 'video' or 'frame', got 'frames'"),
         ({"backend": "gpu"}, "backend must be one of"),
-        (
-            {"temporal": 17 * [GOOD_HOP], "backend": "native"},
-            "hops 17 is not served .* takes hops 0 to 16",
-        ),
+        ({"temporal": 17 * [GOOD_HOP], "backend": "native"}, "hops 17 is not served .* takes hops 0 to 16"),
     ],
 )
 def test_refused_subgraphs(change, message):
@@ -355,10 +333,7 @@ def test_refused_subgraphs(change, message):
         ({"source": 4}, r"source must be a node in \[0, 4\), got 4"),
         ({"sink": -1}, "sink must be a node"),
         ({"sink": 0}, "source and sink must differ"),
-        (
-            {"capacity": torch.rand(1, 65, 65), "backend": "native"},
-            "frames .or nodes. 65 is not served",
-        ),
+        ({"capacity": torch.rand(1, 65, 65), "backend": "native"}, "frames .or nodes. 65 is not served"),
     ],
 )
 def test_refused_graphs(change, message):

@@ -1,8 +1,8 @@
 """The graphs on which networkx and scipy test their own maximum flows: value and cut, by each of our three forms.
 
 The graphs are those of `networkx/algorithms/flow/tests/test_maxflow.py` and `test_gomory_hu.py` (3.6) and of
-`scipy/sparse/csgraph/tests/test_flow.py` (1.17), and so are the values where those files state them. The others, and the
-nodes on the source's side of the cuts, come from networkx's Edmonds–Karp and a search of its residual network.
+`scipy/sparse/csgraph/tests/test_flow.py` (1.17), and so are the values where those files state them. The others, and
+the nodes on the source's side of the cuts, come from networkx's Edmonds–Karp and a search of its residual network.
 """
 
 from __future__ import annotations
@@ -45,15 +45,9 @@ class Instance(NamedTuple):
 
 
 TOPCODER = {"xa": 3, "xb": 1, "ac": 3, "bc": 5, "bd": 4, "de": 2, "cy": 2, "ey": 3}
-CORMEN = {
-    "s1": 16, "s2": 13, "12": 10, "21": 4, "13": 12, "32": 9, "24": 14, "43": 7, "3t": 20, "4t": 4,
-}  # fmt: skip
-DINITZ = {
-    "s1": 10, "s2": 10, "13": 4, "14": 8, "12": 2, "24": 9, "3t": 10, "43": 6, "4t": 10,
-}  # fmt: skip
-BACKWARDS = {
-    "01": 10, "04": 10, "12": 10, "23": 10, "37": 10, "43": 10, "45": 10, "56": 10, "67": 10,
-}  # fmt: skip
+CORMEN = {"s1": 16, "s2": 13, "12": 10, "21": 4, "13": 12, "32": 9, "24": 14, "43": 7, "3t": 20, "4t": 4}
+DINITZ = {"s1": 10, "s2": 10, "13": 4, "14": 8, "12": 2, "24": 9, "3t": 10, "43": 6, "4t": 10}
+BACKWARDS = {"01": 10, "04": 10, "12": 10, "23": 10, "37": 10, "43": 10, "45": 10, "56": 10, "67": 10}
 CLASSIC = {"ab": 1000, "ac": 1000, "bc": 1, "bd": 1000, "cd": 1000}
 NO_FLOW = {"sb": 2, "sc": 1, "cd": 1, "da": 1, "ba": 2, "at": 2}
 FREE_EDGES = {"sa": INFINITE, "sb": 30, "ac": 25, "bc": 12, "at": 60, "ct": INFINITE}
@@ -69,9 +63,7 @@ ACYCLIC = {
     "networkx digraph4": Instance(TOPCODER, "xy", 3, "acx"),
     "networkx wikipedia_dinitz": Instance(DINITZ, "st", 19, "2s"),
     "networkx digraph_infcap_edges": Instance(FREE_EDGES, "st", 97, "abs"),
-    "networkx preflow_push_makes_enough_space": Instance(
-        {"01": 1, "13": 1, "12": 1, "23": 1}, "03", 1, "0"
-    ),
+    "networkx preflow_push_makes_enough_space": Instance({"01": 1, "13": 1, "12": 1, "23": 1}, "03", 1, "0"),
     "scipy simple": Instance({"01": 5}, "01", 5, "0"),
     "scipy bottle_neck": Instance({"01": 5, "12": 3}, "02", 3, "01"),
     "scipy backwards_flow": Instance(BACKWARDS, "07", 20, "0"),
@@ -184,7 +176,9 @@ def test_subgraphs(backend, sink):
 @pytest.mark.parametrize("spread", [False, True])
 @pytest.mark.parametrize("backend", backends("coupled_flow"))
 def test_coupled(backend, spread):
-    """All at once; with `spread`, the token sees the first position only, and attention within the frame does the rest."""
+    """All at once; with `spread`, the token sees the first position only, and attention within the frame does the
+    rest.
+    """
     cross, temporal = attention_graphs()
     spatial = None
     if spread:
@@ -243,8 +237,6 @@ def test_random_coupled_graphs(backend, within):
         value = residual.graph["flow_value"]
         residual.remove_edges_from(full)
         near = networkx.descendants(residual, "token")
-        flow, cut = cvg.coupled_max_flow(
-            cross, temporal, spatial if within else None, residual=None, backend=backend
-        )
+        flow, cut = cvg.coupled_max_flow(cross, temporal, spatial if within else None, residual=None, backend=backend)
         assert flow.item() == value
         assert {tuple(node) for node in cut[0, 0].nonzero().tolist()} == near

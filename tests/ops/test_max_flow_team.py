@@ -14,11 +14,7 @@ from python_ref import max_flow as reference
 
 KIB = 1024
 #: Processors, bytes of shared memory of a block and of a processor. The last has none to speak of.
-DEVICES = {
-    "sm_90": (132, 227 * KIB, 228 * KIB),
-    "sm_89": (128, 99 * KIB, 100 * KIB),
-    "small": (2, 20 * KIB, 20 * KIB),
-}
+DEVICES = {"sm_90": (132, 227 * KIB, 228 * KIB), "sm_89": (128, 99 * KIB, 100 * KIB), "small": (2, 20 * KIB, 20 * KIB)}
 
 
 class Emulated:

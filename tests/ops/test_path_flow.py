@@ -15,9 +15,7 @@ def widest_paths(cross, temporal, residual):
     """Flow by enumerating every path token → frame → … → frame, in float64 Python numbers."""
     batch, tokens, frames, positions = cross.shape
     flow = torch.zeros_like(cross)
-    for b, k, last, place in itertools.product(
-        range(batch), range(tokens), range(frames), range(positions)
-    ):
+    for b, k, last, place in itertools.product(range(batch), range(tokens), range(frames), range(positions)):
         best = 0.0
         for path in itertools.product(range(frames), repeat=len(temporal)):
             stops = (*path, last)
@@ -32,9 +30,7 @@ def widest_paths(cross, temporal, residual):
 
 def graph(batch=2, tokens=3, frames=4, positions=2, hops=2, dtype=torch.float64):
     cross = torch.rand(batch, tokens, frames, positions, dtype=dtype)
-    temporal = [
-        torch.randn(batch, positions, frames, frames, dtype=dtype).softmax(-1) for _ in range(hops)
-    ]
+    temporal = [torch.randn(batch, positions, frames, frames, dtype=dtype).softmax(-1) for _ in range(hops)]
     return cross, temporal
 
 
@@ -56,9 +52,7 @@ def test_soft_flow_stays_within_its_bound(temperature, hops):
     soft = cvg.path_flow(cross, temporal, temperature=temperature)
     bound = temperature * hops * (math.log(6) + math.log(2))
     assert (soft - hard).abs().max() <= bound
-    assert torch.isfinite(
-        cvg.path_flow(cross.float(), [t.float() for t in temporal], temperature=temperature)
-    ).all()
+    assert torch.isfinite(cvg.path_flow(cross.float(), [t.float() for t in temporal], temperature=temperature)).all()
 
 
 def test_soft_minimum_of_equals():
@@ -128,14 +122,8 @@ def test_small_and_empty(shape):
     "change, message",
     [
         ({"cross": torch.rand(2, 3, 4)}, r"cross must be floating point \[B, K, F, L\]"),
-        (
-            {"temporal": [torch.rand(1, 5, 4, 3)]},
-            r"temporal\[0\] must have shape \[B, L, F, F\] = \(1, 5, 4, 4\)",
-        ),
-        (
-            {"temporal": [torch.rand(1, 5, 4, 4).double()]},
-            r"temporal\[0\] must have the dtype and device",
-        ),
+        ({"temporal": [torch.rand(1, 5, 4, 3)]}, r"temporal\[0\] must have shape \[B, L, F, F\] = \(1, 5, 4, 4\)"),
+        ({"temporal": [torch.rand(1, 5, 4, 4).double()]}, r"temporal\[0\] must have the dtype and device"),
         ({"temperature": 0.0}, "temperature must be None or positive, got 0.0"),
         ({"cross": torch.rand(1, 2, 0, 5), "temporal": []}, "at least one frame"),
         ({"residual": "mean"}, "residual must be 'average', 'add' or None, got 'mean'"),

@@ -1,4 +1,6 @@
-"""Path flow and the min-max product on every backend, against the definition in float64: forward and every gradient."""
+"""Path flow and the min-max product on every backend, against the definition in float64:
+forward and every gradient.
+"""
 
 from __future__ import annotations
 
@@ -15,24 +17,14 @@ BACKENDS = backends("path_flow")
 KERNELS = [backend for backend in BACKENDS if backend.values[0] != "reference"]
 
 #: batch, tokens, frames, positions, hops
-SIZES = [
-    (2, 3, 4, 5, 2),
-    (1, 1, 1, 1, 1),
-    (1, 5, 3, 4, 0),
-    (1, 19, 16, 17, 2),
-    (1, 2, 21, 3, 1),
-    (2, 2, 5, 2, 3),
-]
+SIZES = [(2, 3, 4, 5, 2), (1, 1, 1, 1, 1), (1, 5, 3, 4, 0), (1, 19, 16, 17, 2), (1, 2, 21, 3, 1), (2, 2, 5, 2, 3)]
 
 
 def graph(sizes, dtype=torch.float32, device="cpu"):
     """Random cross maps and softmax hops, peaked enough that every kind of edge is a bottleneck somewhere."""
     batch, tokens, frames, positions, hops = sizes
     cross = torch.rand(batch, tokens, frames, positions, dtype=dtype)
-    temporal = [
-        (2 * torch.randn(batch, positions, frames, frames, dtype=dtype)).softmax(-1)
-        for _ in range(hops)
-    ]
+    temporal = [(2 * torch.randn(batch, positions, frames, frames, dtype=dtype)).softmax(-1) for _ in range(hops)]
     return [tensor.to(device) for tensor in (cross, *temporal)]
 
 
@@ -46,9 +38,9 @@ def results(function, tensors, grad):
 def assert_like_the_reference(kernel, definition, tensors, grad, temperature):
     """The kernel is as near to float64 as the definition in the kernel's own precision is.
 
-    A soft product takes up to T ln 2 off what it is made of, so that a flow near 0 is a difference of terms as large as T.
-    The gradient of the soft form hangs on e^(x/T), so a rounding of x counts 1/T times; it is a difference of terms as
-    large as the gradient that arrives.
+    A soft product takes up to T ln 2 off what it is made of, so that a flow near 0 is a difference of terms as large
+    as T. The gradient of the soft form hangs on e^(x/T), so a rounding of x counts 1/T times; it is a difference of
+    terms as large as the gradient that arrives.
     """
     largest = max(1.0, *(tensor.abs().max().item() for tensor in tensors))
     depth = 16 + (0 if temperature is None else round((largest / temperature) ** 2))
@@ -68,17 +60,13 @@ def test_path_flow(backend, temperature, sizes):
     tensors = graph(sizes, device=device_of(backend))
 
     def kernel(cross, *temporal):
-        return cvg.path_flow(
-            cross, temporal, temperature=temperature, residual=residual, backend=backend
-        )
+        return cvg.path_flow(cross, temporal, temperature=temperature, residual=residual, backend=backend)
 
     def definition(cross, *temporal):
         return reference.path_flow(cross, temporal, temperature=temperature, residual=residual)
 
     with cvg.trace_backends() as ran:
-        assert_like_the_reference(
-            kernel, definition, tensors, torch.randn_like(tensors[0]), temperature
-        )
+        assert_like_the_reference(kernel, definition, tensors, torch.randn_like(tensors[0]), temperature)
     assert ran[0] == ("path_flow", backend)
     if temperature is None:
         assert torch.equal(kernel(*tensors), definition(*tensors))
@@ -90,10 +78,7 @@ def test_path_flow(backend, temperature, sizes):
 def test_min_max_matmul(backend, temperature, shape):
     batch, rows, depth, columns = shape
     device = device_of(backend)
-    tensors = [
-        torch.rand(batch, rows, depth, device=device),
-        torch.rand(batch, depth, columns, device=device),
-    ]
+    tensors = [torch.rand(batch, rows, depth, device=device), torch.rand(batch, depth, columns, device=device)]
 
     def kernel(a, b):
         return cvg.min_max_matmul(a, b, temperature, backend=backend)
@@ -117,9 +102,7 @@ def test_spatial_hop(backend, temperature):
     spatial = torch.randn(2, 4, 6, 6, device=cross.device).softmax(-1)
 
     def kernel(cross, hop, spatial):
-        return cvg.path_flow(
-            cross, [hop], spatial=spatial, temperature=temperature, backend=backend
-        )
+        return cvg.path_flow(cross, [hop], spatial=spatial, temperature=temperature, backend=backend)
 
     def by_frames(cross, hop, spatial):
         inside = torch.stack(
@@ -175,16 +158,12 @@ def test_huge_and_tiny_numbers(backend, temperature):
     tensors[1] = tensors[1] * 1e-6
 
     def kernel(cross, *temporal):
-        return cvg.path_flow(
-            cross, temporal, temperature=temperature, residual="add", backend=backend
-        )
+        return cvg.path_flow(cross, temporal, temperature=temperature, residual="add", backend=backend)
 
     def definition(cross, *temporal):
         return reference.path_flow(cross, temporal, temperature=temperature, residual="add")
 
-    assert_like_the_reference(
-        kernel, definition, tensors, torch.randn_like(tensors[0]), temperature
-    )
+    assert_like_the_reference(kernel, definition, tensors, torch.randn_like(tensors[0]), temperature)
 
 
 @pytest.mark.parametrize("backend", KERNELS)
@@ -213,14 +192,12 @@ def test_sparse_gradients(backend, temperature):
     for at in (None, (1, 18, 3, 36)):
         if at is not None:
             grad[at] = 1.5
-        found = results(
-            lambda x, *t: cvg.path_flow(x, t, temperature=temperature, backend=backend),
-            tensors, grad,
-        )  # fmt: skip
+        found = results(lambda x, *t: cvg.path_flow(x, t, temperature=temperature, backend=backend), tensors, grad)
         exact = results(
             lambda x, *t: reference.path_flow(x, t, temperature=temperature),
-            [tensor.double() for tensor in tensors], grad.double(),
-        )  # fmt: skip
+            [tensor.double() for tensor in tensors],
+            grad.double(),
+        )
         for have, want in zip(found, exact, strict=True):
             torch.testing.assert_close(have.double(), want, rtol=1e-3, atol=1e-5)
 
@@ -262,8 +239,9 @@ def test_any_strides(backend, temperature):
     grad = torch.randn_like(tensors[0])
     for have, want in zip(
         results(flow, odd, grad.permute(3, 2, 1, 0).contiguous().permute(3, 2, 1, 0)),
-        results(flow, tensors, grad), strict=True,
-    ):  # fmt: skip
+        results(flow, tensors, grad),
+        strict=True,
+    ):
         assert torch.equal(have, want)
 
 
@@ -293,9 +271,7 @@ def test_gradcheck(backend, temperature):
 
     assert torch.autograd.gradcheck(flow, tensors, eps=1e-8, atol=1e-4)
     factors = [torch.rand(2, 3, 4, dtype=torch.float64), torch.rand(2, 4, 5, dtype=torch.float64)]
-    assert torch.autograd.gradcheck(
-        product, [f.requires_grad_() for f in factors], eps=1e-8, atol=1e-4
-    )
+    assert torch.autograd.gradcheck(product, [f.requires_grad_() for f in factors], eps=1e-8, atol=1e-4)
     for result in (flow(*tensors), product(*factors)):
         leaves = tensors[0] if result.ndim == 4 else factors[0]
         (grad,) = torch.autograd.grad(result.square().sum(), leaves, create_graph=True)
@@ -318,15 +294,16 @@ def test_registration_and_compilation():
     opcheck(ops.path_flow.default, (leaves[0], leaves[1:], 0.01, "average", "native"))
     a, b = temporal[0][0].detach().requires_grad_(), temporal[1][0].detach().requires_grad_()
     opcheck(ops.min_max_matmul.default, (a, b, None, "native"))
-    opcheck(ops.min_max_matmul_backward.default, (a, a.detach(), b.detach(), None, True, False, "native"),
-            test_utils=("test_schema", "test_faketensor"))  # fmt: skip
+    opcheck(
+        ops.min_max_matmul_backward.default,
+        (a, a.detach(), b.detach(), None, True, False, "native"),
+        test_utils=("test_schema", "test_faketensor"),
+    )
 
     def flow(cross, first, second):
         return cvg.path_flow(cross, [first, second], temperature=0.01)
 
     compiled = torch.compile(flow, fullgraph=True, backend="aot_eager")
     grad = torch.randn_like(cross)
-    for have, want in zip(
-        results(compiled, leaves, grad), results(flow, leaves, grad), strict=True
-    ):
+    for have, want in zip(results(compiled, leaves, grad), results(flow, leaves, grad), strict=True):
         assert torch.equal(have, want)

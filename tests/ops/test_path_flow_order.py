@@ -61,9 +61,7 @@ def test_up_to_one_hop_there_is_one_order(backend, hops):
 
 @pytest.mark.parametrize("backend", KERNELS)
 @pytest.mark.parametrize("temperature", [None, 0.5, 0.01])
-@pytest.mark.parametrize(
-    "sizes", [(2, 3, 4, 5, 2), (1, 1, 1, 1, 2), (1, 19, 16, 17, 2), (2, 2, 5, 2, 3)], ids=str
-)
+@pytest.mark.parametrize("sizes", [(2, 3, 4, 5, 2), (1, 1, 1, 1, 2), (1, 19, 16, 17, 2), (2, 2, 5, 2, 3)], ids=str)
 def test_kernels(backend, temperature, sizes):
     """Forward and every gradient, against the definition in float64."""
     options = {"temperature": temperature, "residual": ("average", "add", None)[sum(sizes) % 3]}
@@ -76,9 +74,7 @@ def test_kernels(backend, temperature, sizes):
         return reference.path_flow(cross, temporal, **options, **FIRST)
 
     with cvg.trace_backends() as ran:
-        assert_like_the_reference(
-            kernel, definition, tensors, torch.randn_like(tensors[0]), temperature
-        )
+        assert_like_the_reference(kernel, definition, tensors, torch.randn_like(tensors[0]), temperature)
     assert ran == [("path_flow", backend)] * 2 + [("path_flow_backward", backend)] * 2
 
 
@@ -121,9 +117,8 @@ def test_compiled_without_a_break():
     grad = torch.randn_like(cross)
     compiled = torch.compile(flow, fullgraph=True, backend="aot_eager")
     for have, want in zip(
-        results(compiled, [cross, *temporal], grad), results(flow, [cross, *temporal], grad),
-        strict=True,
-    ):  # fmt: skip
+        results(compiled, [cross, *temporal], grad), results(flow, [cross, *temporal], grad), strict=True
+    ):
         assert torch.equal(have, want)
 
 

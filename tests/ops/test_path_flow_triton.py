@@ -1,4 +1,6 @@
-"""What the Triton launchers of path flow decide: in which order in memory the kernels read, and what is copied for that."""
+"""What the Triton launchers of path flow decide: in which order in memory the kernels read, and what is copied for
+that.
+"""
 
 from __future__ import annotations
 
@@ -28,12 +30,7 @@ def test_positions_are_turned_innermost(shape, order):
 
 def test_what_lies_well_is_not_copied():
     given = torch.randn(2, 3, 4, 18, device=DEVICE)
-    for fine in (
-        given,
-        given[..., :1],
-        given.mT.contiguous().mT[:, :, :, :1],
-        given[..., ::3][..., :1],
-    ):
+    for fine in (given, given[..., :1], given.mT.contiguous().mT[:, :, :, :1], given[..., ::3][..., :1]):
         assert path_flow._positions_innermost(fine) == (fine, [])
     alike = given[..., :1].expand(-1, -1, -1, 9)
     assert path_flow._positions_innermost(alike) == (alike, [])

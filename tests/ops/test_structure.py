@@ -19,9 +19,7 @@ def by_convolution(depth, rounds):
     return interpolate(maps, depth.shape[2:], mode="bilinear")[:, 0].view(depth.shape)
 
 
-@pytest.mark.parametrize(
-    "size, rounds", [((16, 24), 1), ((16, 24), 3), ((13, 9), 2), ((13, 9), 3), ((2, 2), 1)]
-)
+@pytest.mark.parametrize("size, rounds", [((16, 24), 1), ((16, 24), 3), ((13, 9), 2), ((13, 9), 3), ((2, 2), 1)])
 def test_against_a_convolution(size, rounds):
     depth = torch.rand(2, 3, *size, dtype=torch.float64)
     with cvg.trace_backends() as ran:

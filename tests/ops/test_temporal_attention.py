@@ -28,9 +28,7 @@ class Case(NamedTuple):
     dim: int
     value_dim: int
     added: str = "band"  # "none", "bias", "causal"
-    layout: str = (
-        "plain"  # "heads-last", "unet" ([b, h·w, F, heads, D] seen through permute), "sliced"
-    )
+    layout: str = "plain"  # "heads-last", "unet" ([b, h·w, F, heads, D] seen through permute), "sliced"
     sigma: float = 2.0
     strength: float = 1.0
 
@@ -131,20 +129,14 @@ def test_low_precision(backend, case, dtype):
 
 
 def check(
-    backend: str,
-    case: Case,
-    dtype: torch.dtype,
-    device: torch.device | None = None,
-    row_max_grad: bool = True,
+    backend: str, case: Case, dtype: torch.dtype, device: torch.device | None = None, row_max_grad: bool = True
 ) -> None:
     """Forward and every gradient, from both outputs at once, within the budget of eager code of the same precision."""
     device = device or device_of(backend)
     given = [t.requires_grad_() for t in tensors(case, dtype, device)]
     options = regulariser(case, torch.float32, device)
     with cvg.trace_backends() as ran:
-        out, maps = cvg.temporal_attention(
-            *given, **options, capture=True, row_max_grad=row_max_grad, backend=backend
-        )
+        out, maps = cvg.temporal_attention(*given, **options, capture=True, row_max_grad=row_max_grad, backend=backend)
         leaves = [*given, *options.values()]
         cotangents = [torch.randn_like(out), torch.randn_like(maps)]
         grads = torch.autograd.grad([out, maps], leaves, cotangents, retain_graph=True)
@@ -173,9 +165,7 @@ def test_without_band_it_is_stock_attention(backend):
     torch.testing.assert_close(scaled, scaled_dot_product_attention(*given, scale=0.3))
 
 
-@pytest.mark.parametrize(
-    "sigma, limit", [(1e-3, "diagonal"), (1e-12, "diagonal"), (1e9, "flat"), (math.inf, "flat")]
-)
+@pytest.mark.parametrize("sigma, limit", [(1e-3, "diagonal"), (1e-12, "diagonal"), (1e9, "flat"), (math.inf, "flat")])
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_limits_of_sigma(backend, sigma, limit):
     """σ → 0 adds m on the diagonal alone; σ → ∞ adds m everywhere, which no softmax sees."""
@@ -204,7 +194,9 @@ def test_negative_maximum_lowers_the_diagonal(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_row_maximum_has_a_gradient(backend):
-    """It is the difference between the true gradient and the one with m held fixed, and it goes to the first of a tie."""
+    """It is the difference between the true gradient and the one with m held fixed,
+    and it goes to the first of a tie.
+    """
     device = device_of(backend)
     query = torch.tensor([[1.0, 0.0]] * 4, device=device)[None, None].requires_grad_()
     key = torch.tensor([[0.5, 0.0], [2.0, 1.0], [2.0, -1.0], [0.0, 3.0]], device=device)
@@ -236,8 +228,7 @@ def test_the_row_maximum_has_a_gradient(backend):
 def test_a_row_without_keys(backend):
     """It gives 0 and takes no gradient; the others are as without it."""
     query, key, value = (
-        t.requires_grad_()
-        for t in tensors(Case("", 3, 2, 6, 16, 16), torch.float32, device_of(backend))
+        t.requires_grad_() for t in tensors(Case("", 3, 2, 6, 16, 16), torch.float32, device_of(backend))
     )
     bias = torch.zeros(6, 6, device=query.device)
     bias[2], bias[:, 5] = -torch.inf, -torch.inf
@@ -290,9 +281,12 @@ def each_gradient_alone(
             leaves = [t.detach() for t in (*given, *options.values())]
             leaves[wrt].requires_grad_()
             found = cvg.temporal_attention(
-                *leaves[:3], **dict(zip(options, leaves[3:], strict=True)), capture=True,
-                row_max_grad=row_max_grad, backend=backend,
-            )[which]  # fmt: skip
+                *leaves[:3],
+                **dict(zip(options, leaves[3:], strict=True)),
+                capture=True,
+                row_max_grad=row_max_grad,
+                backend=backend,
+            )[which]
             cotangents: list[torch.Tensor | None] = [None, None]
             cotangents[which] = torch.randn_like(found)
             grads: list[torch.Tensor | None] = [None] * len(leaves)
@@ -314,10 +308,7 @@ def test_two_axes_of_positions(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_no_positions(backend):
-    given = [
-        t.requires_grad_()
-        for t in tensors(Case("", 0, 2, 5, 8, 8), torch.float32, device_of(backend))
-    ]
+    given = [t.requires_grad_() for t in tensors(Case("", 0, 2, 5, 8, 8), torch.float32, device_of(backend))]
     sigma = torch.tensor(1.0, device=given[0].device, requires_grad=True)
     out, maps = cvg.temporal_attention(*given, sigma=sigma, capture=True, backend=backend)
     assert out.shape == (0, 2, 5, 8) and maps.shape == (0, 5, 5)
@@ -345,9 +336,7 @@ def test_gradcheck(backend, added):
 
     def attend(query, key, value, *rest):
         added = dict(zip(options, rest, strict=True))
-        return tuple(
-            cvg.temporal_attention(query, key, value, **added, capture=True, backend=backend)
-        )
+        return tuple(cvg.temporal_attention(query, key, value, **added, capture=True, backend=backend))
 
     assert torch.autograd.gradcheck(attend, [*given, *options.values()])
     if backend == "reference":

@@ -127,9 +127,7 @@ def test_fullgraph_compile(backend):
     """One graph forward, one backward, equal to eager; other sizes compile once more, then never again."""
 
     def attend(query, key, value, sigma, bias):
-        banded = cvg.temporal_attention(
-            query, key, value, sigma=sigma, capture=True, backend=backend
-        )
+        banded = cvg.temporal_attention(query, key, value, sigma=sigma, capture=True, backend=backend)
         biased = cvg.temporal_attention(query, key, value, bias=bias, backend=backend)
         return banded.out.square().sum() + banded.maps.square().sum() + biased.out.square().sum()
 
@@ -138,9 +136,7 @@ def test_fullgraph_compile(backend):
     compiled = torch.compile(attend, fullgraph=True, backend=aot_autograd(fw_compiler=counter))
     graphs = []
     for positions, frames in ((4, 6), (7, 9), (9, 12)):
-        query, key, value = (
-            torch.randn(positions, frames, 2, 8).transpose(1, 2).requires_grad_() for _ in range(3)
-        )
+        query, key, value = (torch.randn(positions, frames, 2, 8).transpose(1, 2).requires_grad_() for _ in range(3))
         sigma = torch.tensor(1.5, requires_grad=True)
         bias = torch.randn(frames, frames, requires_grad=True)
         arguments = (query, key, value, sigma, bias)
@@ -240,12 +236,7 @@ def test_the_row_maximum_can_be_held_fixed_by_the_closed_form(monkeypatch):
 
 @pytest.mark.parametrize(
     "change",
-    [
-        {"frames": 129, "dtype": torch.float16},
-        {"frames": 33},
-        {"dim": 129},
-        {"dtype": torch.float64},
-    ],
+    [{"frames": 129, "dtype": torch.float16}, {"frames": 33}, {"dim": 129}, {"dtype": torch.float64}],
     ids=str,
 )
 def test_triton_says_what_it_does_not_serve(change, monkeypatch):
@@ -258,9 +249,7 @@ def test_triton_says_what_it_does_not_serve(change, monkeypatch):
 
 
 def test_a_named_backend_does_not_fall_back():
-    with pytest.raises(
-        cvg.BackendUnavailableError, match="'cuda' cannot run temporal_attention: .* on cpu"
-    ):
+    with pytest.raises(cvg.BackendUnavailableError, match="'cuda' cannot run temporal_attention: .* on cpu"):
         cvg.temporal_attention(*inputs(), backend="cuda")
 
 
@@ -277,9 +266,7 @@ def test_autocast_casts_as_for_stock_attention(backend):
     cast = [t.bfloat16() for t in (query, key, value)]
     wanted = cvg.temporal_attention(*cast, sigma=2.0, capture=True, backend=backend)
     with torch.autocast("cpu", torch.bfloat16):
-        found = cvg.temporal_attention(
-            query, key.bfloat16(), value, sigma=2.0, capture=True, backend=backend
-        )
+        found = cvg.temporal_attention(query, key.bfloat16(), value, sigma=2.0, capture=True, backend=backend)
     for one, other in zip(found, wanted, strict=True):
         assert torch.equal(one, other)
 

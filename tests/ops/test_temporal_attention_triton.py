@@ -27,7 +27,9 @@ def test_tiles_hold_whole_sequences(frames, element_size):
 
 @pytest.mark.parametrize("dim, unit", [(40, 8), (72, 8), (88, 8), (64, 1), (36, 1)])
 def test_rows_begin_at_16_bytes_where_they_can(dim, unit):
-    """As diffusers has heads, `[P, F, H, D].transpose(1, 2)`: 16 divides the strides, or units of 8 say that 8 does."""
+    """As diffusers has heads, `[P, F, H, D].transpose(1, 2)`:
+    16 divides the strides, or units of 8 say that 8 does.
+    """
     given = torch.randn(3, 2, 5, 16, 3, dim, dtype=torch.float16, device=DEVICE)
     given = given.transpose(3, 4).unbind(0)
     launch, (out, _) = temporal_attention.forward_launch(*given, None, 0.3, False, False)
@@ -42,9 +44,7 @@ def test_rows_begin_at_16_bytes_where_they_can(dim, unit):
     launch, grads = temporal_attention.backward_launch(*call)
     assert launch.arguments["grad_out"].stride(-1) == 1
     launch.run()
-    wanted = reference.temporal_attention_backward(
-        grad, None, *given, None, scale=0.3, by_row_max=False
-    )
+    wanted = reference.temporal_attention_backward(grad, None, *given, None, scale=0.3, by_row_max=False)
     for found, right in zip(grads[:3], wanted[:3], strict=True):
         torch.testing.assert_close(found, right, rtol=5e-3, atol=5e-3)
 
@@ -58,9 +58,7 @@ def test_every_sequence_has_its_place(positions, frames):
     out.fill_(torch.nan), maps.fill_(torch.nan)
     launch.run()
     sequences = launch.constants["SEQUENCES"]
-    assert launch.grid == (
-        -(-2 * positions // sequences),
-    )  # one program takes all heads: it owns the maps
+    assert launch.grid == (-(-2 * positions // sequences),)  # one program takes all heads: it owns the maps
     wanted = reference.temporal_attention(
         *(t.double() for t in given), added.double(), scale=0.3, by_row_max=True, capture=True
     )
@@ -75,9 +73,7 @@ def test_programs_that_sum_take_several_tiles(monkeypatch):
     given = torch.randn(3, 1, 9, 2, 16, 8, device=DEVICE).unbind(0)
     added, grad_out = torch.rand(16, 16, device=DEVICE), torch.randn_like(given[0])
     needed = (True, True, True, True)
-    wanted = reference.temporal_attention_backward(
-        grad_out, None, *given, added, scale=0.3, by_row_max=True
-    )
+    wanted = reference.temporal_attention_backward(grad_out, None, *given, added, scale=0.3, by_row_max=True)
     for programs in (1, 4, 1024):
         monkeypatch.setattr(temporal_attention, "_SUMMING_PROGRAMS", programs)
         call = (grad_out, None, *given, added, 0.3, True, True, *needed)
@@ -110,9 +106,7 @@ def test_offsets_are_counted_in_64_bits():
         (33, 8, torch.float32, "reference"),
     ],
 )
-def test_auto_leaves_to_the_reference_what_the_kernels_do_not_hold(
-    frames, dim, dtype, chosen, monkeypatch
-):
+def test_auto_leaves_to_the_reference_what_the_kernels_do_not_hold(frames, dim, dtype, chosen, monkeypatch):
     monkeypatch.setattr(_choice, "unavailable_reason", lambda *call: None)
     facts = Facts(torch.device("cuda"), dtype, frames=frames, head_dim=dim, value_dim=dim)
     backend, module = _choice.kernel_for("temporal_attention", "auto", facts)

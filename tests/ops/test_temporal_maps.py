@@ -55,11 +55,7 @@ CASES = [
     Case("wan-21-frames", 1, 2, (21, 1, 3), 96),
 ]
 LONG = [Case("frames-33", 1, 2, (33, 1, 2), 48), Case("frames-65", 1, 1, (65, 1, 1), 20)]
-LARGE = [
-    *LONG,
-    Case("frames-130", 1, 2, (130, 1, 2), 32),
-    Case("head-dim-256", 1, 2, (4, 2, 2), 256),
-]
+LARGE = [*LONG, Case("frames-130", 1, 2, (130, 1, 2), 32), Case("head-dim-256", 1, 2, (4, 2, 2), 256)]
 by_name = {"ids": lambda case: case.name if isinstance(case, Case) else None}
 
 
@@ -117,7 +113,7 @@ def eager(query, key, lse, mask, case: Case, reduction: str = "none"):
 def ours(query, key, lse, mask, case: Case, **options):
     return cvg.temporal_maps(
         query, key, lse, case.grid, query_start=case.start, key_start=case.start, key_mask=mask, **options
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parametrize("case", CASES, **by_name)
@@ -152,9 +148,8 @@ def check(backend: str, case: Case, dtype: torch.dtype) -> None:
         leaves = [t.detach().requires_grad_() for t in (query, key, lse) if t is not None]
         with cvg.trace_backends() as ran:
             maps = ours(
-                *leaves[:2], None if lse is None else leaves[2], mask, case,
-                head_reduction=reduction, backend=backend,
-            )  # fmt: skip
+                *leaves[:2], None if lse is None else leaves[2], mask, case, head_reduction=reduction, backend=backend
+            )
             cotangent = torch.randn(maps.shape, device=device)
             grads = torch.autograd.grad(maps, leaves, cotangent)
         backward = [] if backend == "reference" else [("temporal_maps_backward", backend)]
@@ -178,9 +173,14 @@ def check(backend: str, case: Case, dtype: torch.dtype) -> None:
         cancels = lse is None and case.grid[0] == 1
         for found, stock, want in zip(grads[:2], plain_grads, exact_grads, strict=True):
             assert_as_exact_as(
-                found, stock, want, 2.0, depth=max(case.grid[0], case.dim, 32),
-                size=size if cancels else 0.0, exponent=0.0 if lse is None else exponent,
-            )  # fmt: skip
+                found,
+                stock,
+                want,
+                2.0,
+                depth=max(case.grid[0], case.dim, 32),
+                size=size if cancels else 0.0,
+                exponent=0.0 if lse is None else exponent,
+            )
         if lse is not None:
             heads = eager(*exact, lse, mask, case).detach()
             cotangents = cotangent[:, None] / case.heads if reduction == "mean" else cotangent
@@ -235,7 +235,7 @@ def test_text_and_video_may_begin_anywhere(backend):
     torch.testing.assert_close(found, wanted)
     scaled = cvg.temporal_maps(
         query[:, :, 5:] * 0.5, key, None, case.grid, key_start=5, scale=2 * 16**-0.5, backend=backend
-    )  # fmt: skip
+    )
     torch.testing.assert_close(scaled, wanted)
 
 

@@ -44,8 +44,7 @@ def test_opcheck(dtype, with_lse, with_bias, head_mean, backend):
     bias = torch.randn(2, TOKENS) if with_bias else None
     video = (4, 6, TEXT, TEXT)
     torch.library.opcheck(
-        torch.ops.cvg_kernels.temporal_maps.default,
-        (query, key, lse, bias, *video, 0.3, head_mean, backend),
+        torch.ops.cvg_kernels.temporal_maps.default, (query, key, lse, bias, *video, 0.3, head_mean, backend)
     )
     plain = [None if t is None else t.detach() for t in (query, key, lse, bias)]
     grad = torch.randn(*((2,) if head_mean else (2, 3)), 6, 4, 4)
@@ -90,9 +89,7 @@ def test_fullgraph_compile(backend):
         grid = (frames, rows, 3)
         starts = {"query_start": text, "key_start": text}
         whole = cvg.temporal_maps(query, key, lse, grid, **starts, backend=backend)
-        alone = cvg.temporal_maps(
-            query, key, None, grid, **starts, head_reduction="none", backend=backend
-        )
+        alone = cvg.temporal_maps(query, key, None, grid, **starts, head_reduction="none", backend=backend)
         return whole.square().sum() + alone.square().sum()
 
     torch._dynamo.reset()
@@ -191,14 +188,12 @@ def test_without_compiled_code(monkeypatch):
     "change",
     [{"frames": 129, "dtype": torch.float16}, {"frames": 33}, {"dim": 129}, {"dtype": torch.float64}],
     ids=str,
-)  # fmt: skip
+)
 def test_triton_says_what_it_does_not_serve(change, monkeypatch):
     pytest.importorskip("triton")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     frames = change.get("frames", 4)
-    given = torch.zeros(
-        2, 1, 1, frames, change.get("dim", 8), dtype=change.get("dtype", torch.float32)
-    )
+    given = torch.zeros(2, 1, 1, frames, change.get("dim", 8), dtype=change.get("dtype", torch.float32))
     with pytest.raises(cvg.ArgumentError, match="not served by backend 'triton'"):
         cvg.temporal_maps(*given, None, (frames, 1, 1), backend="triton")
 
@@ -240,7 +235,7 @@ def test_a_mask_that_moves_every_key(shift):
     torch.testing.assert_close(found, wanted, rtol=abs(shift) * 1e-6, atol=0)
 
 
-GOOD = {"query": torch.zeros(2, 2, 9, 4), "key": torch.zeros(2, 2, 9, 4), "lse": None, "grid": (2, 2, 2)}  # fmt: skip
+GOOD = {"query": torch.zeros(2, 2, 9, 4), "key": torch.zeros(2, 2, 9, 4), "lse": None, "grid": (2, 2, 2)}
 
 
 @pytest.mark.parametrize(

@@ -51,13 +51,11 @@ def test_every_sequence_has_its_place(places, frames, head_mean):
     torch.testing.assert_close(maps.double(), wanted, rtol=1e-5, atol=1e-6)
 
     grad = torch.randn_like(maps)
-    targets = Targets(torch.full_like(call.query, torch.nan), torch.full_like(call.key, torch.nan), None)  # fmt: skip
+    targets = Targets(torch.full_like(call.query, torch.nan), torch.full_like(call.key, torch.nan), None)
     launch = temporal_maps.backward_launch(call, grad, targets)
     assert launch.grid == (3 * tiles,) and not launch.constants["NEED_LSE"]
     launch.run()
-    found = reference.temporal_maps_backward(
-        grad.double(), *wide[:4], scale=0.3, head_mean=head_mean
-    )
+    found = reference.temporal_maps_backward(grad.double(), *wide[:4], scale=0.3, head_mean=head_mean)
     for have, want in zip(targets[:2], found[:2], strict=True):
         torch.testing.assert_close(have.double(), want, rtol=1e-4, atol=1e-5)
 

@@ -18,13 +18,7 @@ from cvg_kernels.backends import Backend
 from cvg_kernels.kernels import Facts
 from cvg_kernels.ops import _choice
 from cvg_kernels.ops import _temporal_attention_native as native
-from tests.ops.test_temporal_attention import (
-    TILED,
-    Case,
-    check,
-    each_gradient_alone,
-    tensors,
-)
+from tests.ops.test_temporal_attention import TILED, Case, check, each_gradient_alone, tensors
 
 SHARED = {"sm_80": 163 * 1024, "sm_89": 99 * 1024, "sm_90": 227 * 1024}  # bytes a block can have
 
@@ -54,9 +48,7 @@ class Emulated:
 def replace_cuda(gpu: Emulated, monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes `backend="cuda"` the emulation."""
     monkeypatch.setattr(_choice, "unavailable_reason", lambda *call: None)
-    monkeypatch.setattr(
-        _choice, "_refusal", lambda *call: None
-    )  # fewer frames than pay are right too
+    monkeypatch.setattr(_choice, "_refusal", lambda *call: None)  # fewer frames than pay are right too
     monkeypatch.setattr(native, "_run", gpu.run)
     monkeypatch.setattr(native, "_shares", gpu.shares)
 
@@ -139,9 +131,7 @@ def test_the_gradient_of_the_row_maximum_goes_to_the_first_of_a_tie(device):
     value = torch.eye(16, device=device).half()[None, None]
     grads = []
     for row_max_grad in (True, False):
-        out = cvg.temporal_attention(
-            query, key, value, sigma=1.0, row_max_grad=row_max_grad, backend="cuda"
-        ).out
+        out = cvg.temporal_attention(query, key, value, sigma=1.0, row_max_grad=row_max_grad, backend="cuda").out
         grads.append(torch.autograd.grad(out[0, 0, 3, 3], key)[0])
     moved = (grads[0] - grads[1]).abs().amax((0, 1, 3))
     assert moved[3] > 0.1 and moved.sum() == moved[3]

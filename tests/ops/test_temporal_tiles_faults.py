@@ -30,11 +30,8 @@ def run_both(gpu: Emulated, name: str, frames: int, dim: int) -> None:
 @pytest.mark.parametrize("name", ["forward", "backward"])
 @pytest.mark.parametrize(
     "gpu, frames, dim",
-    [
-        ("sm_80", 16, 40), ("sm_80", 16, 13), ("sm_80", 32, 24), ("sm_80", 64, 16),
-        ("sm_89", 128, 160),
-    ],
-)  # fmt: skip
+    [("sm_80", 16, 40), ("sm_80", 16, 13), ("sm_80", 32, 24), ("sm_80", 64, 16), ("sm_89", 128, 160)],
+)
 def test_no_barrier_and_no_wait_can_be_left_out(tiles, monkeypatch, name, gpu, frames, dim):
     """One warp a sequence, several, and tensors that take turns in the same memory."""
     emulated = Emulated(tiles)
@@ -63,21 +60,16 @@ CHANGES = {
     "rows-of-another-lane": (BACKWARD, "(row + lane / 4 + 8 * (i % 2))", "(row + lane / 4 + 8 * (i / 2 % 2))"),
     "a-row-too-far": (TILES, "source += row + kRowsAtOnce < count ? step : 0", "source += step + 8"),
     "one-chunk-short": (TILES, "count = d < from.dim ? rows : 0", "count = d + 8 < from.dim ? rows : 0"),
-    "registers-of-another-lane": (
-        TILES, "left[lane] = a[lane].at[k]", "left[lane] = a[lane ^ 1].at[k]",
-    ),
+    "registers-of-another-lane": (TILES, "left[lane] = a[lane].at[k]", "left[lane] = a[lane ^ 1].at[k]"),
     "beyond-the-tile": (TILES, "target = to + first * pitch + d", "target = to + first * pitch + d + 64"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_wrong_index_is_seen(emulation_folder, tmp_path, monkeypatch, change):
     """By the watch, or by the numbers."""
     csrc = changed_sources(tmp_path, *CHANGES[change])
-    module = build(
-        emulation_folder, "temporal_tiles_on_cpu", "temporal_tiles_emulated", "-DONLY_WARPS=2",
-        csrc=csrc,
-    )  # fmt: skip
+    module = build(emulation_folder, "temporal_tiles_on_cpu", "temporal_tiles_emulated", "-DONLY_WARPS=2", csrc=csrc)
     replace_cuda(Emulated(module), monkeypatch)
     with pytest.raises((AssertionError, RuntimeError)) as raised:
         check("cuda", Case("", 5, 2, 31, 48, 48), torch.float16)

@@ -68,14 +68,10 @@ def test_kernels_against_float64(backend, sharpness, shape):
     flow = torch.rand(shape, device=device_of(backend))
     grad = torch.randn(shape[:2], device=flow.device)
     with cvg.trace_backends() as ran:
-        found = results(
-            lambda f: cvg.token_peaks(f, sharpness=sharpness, backend=backend), flow, grad
-        )
+        found = results(lambda f: cvg.token_peaks(f, sharpness=sharpness, backend=backend), flow, grad)
     assert ran == [("token_peaks", backend), ("token_peaks_backward", backend)]
     stock = results(lambda f: reference.token_peaks(f, sharpness=sharpness), flow, grad)
-    exact = results(
-        lambda f: reference.token_peaks(f, sharpness=sharpness), flow.double(), grad.double()
-    )
+    exact = results(lambda f: reference.token_peaks(f, sharpness=sharpness), flow.double(), grad.double())
     for have, eager, want in zip(found, stock, exact, strict=True):
         # The logits are as large as the sharpness, and so are their roundings.
         assert_as_exact_as(have, eager, want, factor=3, depth=16, size=1.0)
@@ -95,9 +91,7 @@ def test_tokens_that_are_masked_and_places_that_tie(backend):
     coarse = (torch.rand(1, 3, 2, 3, 3, dtype=torch.float64) > 0.5).float().to(flow.device)
     grad = torch.tensor([[1.0, 0.0, -2.0]], device=flow.device)
     have = results(lambda f: cvg.token_peaks(f, sharpness=2.0, backend=backend), coarse, grad)
-    want = results(
-        lambda f: reference.token_peaks(f, sharpness=2.0), coarse.double(), grad.double()
-    )
+    want = results(lambda f: reference.token_peaks(f, sharpness=2.0), coarse.double(), grad.double())
     for one, exact in zip(have, want, strict=True):
         torch.testing.assert_close(one.double(), exact, rtol=1e-5, atol=1e-6)
 

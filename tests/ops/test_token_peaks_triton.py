@@ -1,4 +1,6 @@
-"""The Triton kernels of token_peaks over several blocks: which of them hold a peak, and gradients across their borders."""
+"""The Triton kernels of token_peaks over several blocks: which of them hold a peak, and gradients across their
+borders.
+"""
 
 from __future__ import annotations
 

@@ -36,9 +36,7 @@ CALLS = {
     "temporal_attention": lambda: cvg.temporal_attention(
         *(maps(3, 2, 4, 8) for _ in range(3)), sigma=1.0, capture=True
     ),
-    "temporal_maps": lambda: [
-        cvg.temporal_maps(*(maps(1, 2, 12, 8) for _ in range(2)), None, (3, 2, 2))
-    ],
+    "temporal_maps": lambda: [cvg.temporal_maps(*(maps(1, 2, 12, 8) for _ in range(2)), None, (3, 2, 2))],
     "path_flow": lambda: [cvg.path_flow(maps(1, 2, 3, 4), [maps(1, 4, 3, 3)], temperature=0.1)],
     "min_max_matmul": lambda: [cvg.min_max_matmul(maps(1, 3, 4), maps(1, 4, 5), 0.1)],
     "token_peaks": lambda: [cvg.token_peaks(maps(1, 2, 3, 4, 5))],
@@ -47,8 +45,7 @@ CALLS = {
 
 
 @pytest.mark.parametrize(
-    "operation",
-    [pytest.param(o, marks=pytest.mark.gpu) if DEVICE.type == "cuda" else o for o in CALLS],
+    "operation", [pytest.param(o, marks=pytest.mark.gpu) if DEVICE.type == "cuda" else o for o in CALLS]
 )
 def test_a_backward_pass_in_another_thread_is_seen(operation):
     with cvg.trace_backends() as ran:

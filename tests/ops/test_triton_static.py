@@ -1,4 +1,6 @@
-"""Every Triton kernel in use, compiled for GPUs that are not here, and the rules and budgets that its code must keep."""
+"""Every Triton kernel in use, compiled for GPUs that are not here,
+and the rules and budgets that its code must keep.
+"""
 
 from __future__ import annotations
 
@@ -42,10 +44,7 @@ def rows(tmp_path_factory) -> list[dict]:
             targets = ",".join(target for target in TARGETS if target not in left_out)
             command = ["bench", "--static", "--targets", targets, "--json", str(path)]
             ended = subprocess.run(
-                [sys.executable, "-m", "cvg_kernels", *command],
-                env=environment,
-                capture_output=True,
-                text=True,
+                [sys.executable, "-m", "cvg_kernels", *command], env=environment, capture_output=True, text=True
             )
             assert ended.returncode == 0, ended.stderr
     return json.loads(path.read_text())["rows"]
@@ -84,9 +83,7 @@ class Exempt(NamedTuple):
     reason: str
 
 
-_LARGE = (
-    "above 128, two tiles of keys on the way leave too few registers or too little shared memory"
-)
+_LARGE = "above 128, two tiles of keys on the way leave too few registers or too little shared memory"
 _FEW = "a handful, outside the loop over keys"
 _AMD = "no tile is made for the 64 KB of AMD"
 
@@ -94,18 +91,10 @@ EXEMPT = (
     *(Exempt("copies", "forward_kernel*", f"D {dim},*", "*", _LARGE) for dim in (160, 256)),
     Exempt("copies", "*_kernel*", "head_dim 256", "sm_90", _LARGE),
     *(
-        Exempt(
-            "twice",
-            "forward_kernel*",
-            f"D {dim},*",
-            "sm_[81]*",
-            "some warps lie along the columns",
-        )
+        Exempt("twice", "forward_kernel*", f"D {dim},*", "sm_[81]*", "some warps lie along the columns")
         for dim in (160, 256)
     ),
-    Exempt(
-        "twice", "temporal_backward_kernel*need_added*", "*64 frames", "sm_90", "band gradient only"
-    ),
+    Exempt("twice", "temporal_backward_kernel*need_added*", "*64 frames", "sm_90", "band gradient only"),
     *(Exempt("spills", "row_kernel*", f"D {dim},*", "sm_120", _FEW) for dim in (72, 88, 128)),
     Exempt("spills", "row_kernel*", "D 128,*", "sm_80", _FEW),
     Exempt("spills", "row_kernel*", "D 160,*", "sm_90", _FEW),
@@ -122,9 +111,7 @@ def _held(rule: str, rows: list[dict], broken: Callable[[dict], bool], *figures:
     """Asserts that no row breaks a rule unless it is exempt, and that every exemption of the rule is needed."""
 
     def covers(exempt: Exempt, row: dict) -> bool:
-        return all(
-            fnmatch(row[name], getattr(exempt, name)) for name in ("kernel", "variant", "target")
-        )
+        return all(fnmatch(row[name], getattr(exempt, name)) for name in ("kernel", "variant", "target"))
 
     assert rows
     exemptions = [exempt for exempt in EXEMPT if exempt.rule == rule]
@@ -161,7 +148,9 @@ def test_no_loads_of_two_bytes(rows):
 
 
 def test_no_product_is_computed_twice(rows):
-    """By the count of what loops over keys, queries or heads execute; without such a loop, by the layout of the warps."""
+    """By the count of what loops over keys, queries or heads execute;
+    without such a loop, by the layout of the warps.
+    """
 
     def broken(row: dict) -> bool:
         loops = [loop["repeated"] for loop in row["loops"] if loop["of"] not in (None, "tokens")]
@@ -174,19 +163,13 @@ def test_no_product_is_computed_twice(rows):
 def test_wgmma_on_sm_90(rows):
     """The products of the attention kernels are Hopper's warp-group products for head_dim 64 and 128 in 16 bit."""
     names = {v.name for v, _, _ in cases.covering() if getattr(v, "dim", 0) in (64, 128)}
-    checked = [
-        row
-        for row in rows
-        if row["target"] == "sm_90" and row["variant"] in names and _attention(row)
-    ]
+    checked = [row for row in rows if row["target"] == "sm_90" and row["variant"] in names and _attention(row)]
     assert len(checked) >= 15
     _held("wgmma", checked, lambda row: not row["wgmma"], "wgmma", "mma")
 
 
 def test_matrix_cores_elsewhere(rows):
-    products = [
-        row for row in rows if _attention(row) or row["kernel"].startswith(("temporal", "maps"))
-    ]
+    products = [row for row in rows if _attention(row) or row["kernel"].startswith(("temporal", "maps"))]
     products = [row for row in products if row["dtype"] != "float32"]
     _held("matrix", products, lambda row: not row["mma"] and not row["wgmma"], "mma")
 

@@ -16,8 +16,20 @@ def _logits(query, key, scale):
     return torch.einsum("bnhd,bmhd->bhnm", query, key) * scale
 
 
-def _forward(ctx, query, key, value, attn_mask=None, dropout_p=0.0, is_causal=False, scale=None,
-             enable_gqa=False, return_lse=False, _save_ctx=True, _parallel_config=None):  # fmt: skip
+def _forward(
+    ctx,
+    query,
+    key,
+    value,
+    attn_mask=None,
+    dropout_p=0.0,
+    is_causal=False,
+    scale=None,
+    enable_gqa=False,
+    return_lse=False,
+    _save_ctx=True,
+    _parallel_config=None,
+):
     assert attn_mask is None and not dropout_p and not is_causal and not enable_gqa
     if _save_ctx:
         ctx.save_for_backward(query, key, value)

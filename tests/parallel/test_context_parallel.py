@@ -35,11 +35,15 @@ def found(tmp_path_factory) -> list[dict]:
     command = [sys.executable, "-m", "tests.parallel.worker"]
     each = [
         subprocess.Popen(
-            [*command, str(rank), str(folder), seed], cwd=ROOT, env=environment,
-            stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            [*command, str(rank), str(folder), seed],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         for rank in range(2)
-    ]  # fmt: skip
+    ]
     try:
         printed = [process.communicate(timeout=500)[0] for process in each]
     finally:
@@ -158,5 +162,5 @@ def test_gradients_through_several_gathers_are_refused():
         HookRegistry.check_if_exists_or_initialize(block.attn2).register_hook(Deaf([], None), "cp")
     with pytest.raises(cvg.ArgumentError, match="gathers its sequence at 2 places"):
         _vico(pipe)
-    with pytest.raises(cvg.ArgumentError, match="gathers its sequence at 2 places"), _Through().attach(pipe):  # fmt: skip
+    with pytest.raises(cvg.ArgumentError, match="gathers its sequence at 2 places"), _Through().attach(pipe):
         run(pipe, options)

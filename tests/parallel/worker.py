@@ -35,8 +35,11 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 #: Pipeline, form, and what is done with it; of a timestep for each token, what differs.
 CASES = [
-    *(("wan", form, way) for form in ("ulysses", "ring") for way in (
-        "stock", "capture", "capture_heads", "swap", "vico", "gradients", "vstar", "vico_and_vstar")),
+    *(
+        ("wan", form, way)
+        for form in ("ulysses", "ring")
+        for way in ("stock", "capture", "capture_heads", "swap", "vico", "gradients", "vstar", "vico_and_vstar")
+    ),
     *(("wan", f"{form}_anything", way) for form in ("ulysses", "ring") for way in ("capture", "vico")),
     *(("wan22_ti2v", "ulysses", way) for way in ("capture", "vico")),
     *(("chronoedit", "ulysses", way) for way in ("capture", "vico")),
@@ -44,7 +47,7 @@ CASES = [
     *(("ltx", "ulysses", way) for way in ("capture", "capture_heads", "vico")),
     ("ltx", "ring", "capture"),
     ("helios", "ulysses", "vico"),
-]  # fmt: skip
+]
 
 
 class Gradients(Guidance):
@@ -122,7 +125,9 @@ def _plan(transformer: torch.nn.Module) -> dict[str, Any] | None:
 
 
 def shares() -> dict[str, float]:
-    """Maps of 27 queries and 4 heads, cut as the forms cut them, put together again; and the gradients of each share."""
+    """Maps of 27 queries and 4 heads, cut as the forms cut them, put together again;
+    and the gradients of each share.
+    """
     rank, generator = dist.get_rank(), torch.Generator().manual_seed(torch.initial_seed())
     whole = torch.rand(2, 4, 3, 27, generator=generator, dtype=torch.float64)
     weights = torch.rand(whole.shape, generator=generator, dtype=torch.float64)
@@ -146,9 +151,7 @@ def shares() -> dict[str, float]:
         part = given.clone().requires_grad_()
         mine = 2 if name.startswith("heads") else 4
         got = whole_maps(part, network, layer, mine, 27)
-        (gradient,) = torch.autograd.grad(
-            (got * (weights if want.ndim == 4 else weights.mean(1))).sum(), part
-        )
+        (gradient,) = torch.autograd.grad((got * (weights if want.ndim == 4 else weights.mean(1))).sum(), part)
         found[name] = max(float((got - want).abs().max()), float((gradient - own).abs().max()))
     return found
 
@@ -167,9 +170,7 @@ def distance(got: list[torch.Tensor], want: list[torch.Tensor]) -> dict[str, Any
     assert [one.shape for one in got] == [one.shape for one in want]
     return {
         "count": len(got),
-        "error": max(
-            float((a - b).abs().max() / b.abs().max()) for a, b in zip(got, want, strict=True)
-        ),
+        "error": max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(got, want, strict=True)),
     }
 
 
@@ -178,7 +179,7 @@ def main(rank: int, folder: Path, seed: int) -> None:
     torch.manual_seed(seed)
     dist.init_process_group(
         "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=timedelta(seconds=120)
-    )  # fmt: skip
+    )
     torch.accelerator.device_count = lambda: 2  # diffusers counts GPUs
     ring_on_cpu.install()
     found: dict[str, Any] = {"shares": shares()}

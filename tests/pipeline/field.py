@@ -31,7 +31,9 @@ def pattern(shape: Any) -> torch.Tensor:
 
 
 def tree(pipe: Any) -> dict[str, Any]:
-    """All that somebody could leave on a pipeline: classes, attributes, hooks, forwards and processors of its parts."""
+    """All that somebody could leave on a pipeline:
+    classes, attributes, hooks, forwards and processors of its parts.
+    """
     scheduler = pipe.scheduler
     found = {
         "classes": (type(pipe), type(scheduler)),
@@ -46,11 +48,15 @@ def tree(pipe: Any) -> dict[str, Any]:
     for network in [*denoisers(pipe), *([encoder] if encoder is not None else [])]:
         for name, module in network.named_modules():
             found[id(network), name] = (
-                type(module), vars(module).get("forward"), [key for key in vars(module) if "cvg" in key],
-                len(module._forward_pre_hooks), len(module._forward_hooks),
-                id(getattr(module, "processor", None)), module._compiled_call_impl,
+                type(module),
+                vars(module).get("forward"),
+                [key for key in vars(module) if "cvg" in key],
+                len(module._forward_pre_hooks),
+                len(module._forward_hooks),
+                id(getattr(module, "processor", None)),
+                module._compiled_call_impl,
                 [parameter.requires_grad for parameter in module.parameters(recurse=False)],
-            )  # fmt: skip
+            )
     return found
 
 

@@ -68,11 +68,7 @@ class Case:
             x0 = self.prediction(*before)
             noise = (1 - before[0] * x0) / before[1]
             # At σ' = 0 nothing of the noise is left, whatever r is there.
-            rest = (
-                self.kept(before, after, self.timestep(scheduler, step)) * after[1]
-                if after[1]
-                else 0.0
-            )
+            rest = self.kept(before, after, self.timestep(scheduler, step)) * after[1] if after[1] else 0.0
             size *= after[0] * x0 + rest * noise
             sizes.append(size)
         return sizes
@@ -82,26 +78,20 @@ class Case:
         return float(scheduler.timesteps[step]) if step < len(scheduler.timesteps) else 0.0
 
     def __str__(self) -> str:
-        config = ",".join(
-            f"{key}={value}" for key, value in self.config.items() if key not in BETAS
-        )
+        config = ",".join(f"{key}={value}" for key, value in self.config.items() if key not in BETAS)
         return f"{self.scheduler}({config})"
 
 
 BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 
 
-def from_sigmas(
-    unscaled: bool = False, flow: bool = False, calls: bool = False
-) -> Callable[[Any], Levels]:
+def from_sigmas(unscaled: bool = False, flow: bool = False, calls: bool = False) -> Callable[[Any], Levels]:
     """(α, σ) from `scheduler.sigmas`: unscaled latents x₀ + σε, variance-preserving ones, or flows (1−σ)x₀ + σε."""
 
     def levels(scheduler: Any) -> Levels:
         sigmas = [float(sigma) for sigma in scheduler.sigmas]
         if calls:  # schedulers with several calls a step repeat the inner ones
-            sigmas = [
-                sigma for at, sigma in enumerate(sigmas) if at == 0 or sigma != sigmas[at - 1]
-            ]
+            sigmas = [sigma for at, sigma in enumerate(sigmas) if at == 0 or sigma != sigmas[at - 1]]
         if flow:
             return [(1 - sigma, sigma) for sigma in sigmas]
         if unscaled:
@@ -128,9 +118,7 @@ def from_blocks(levels: Callable[[Any], Levels]) -> Callable[[Any], Levels]:
 
     def of_blocks(scheduler: Any) -> Levels:
         every = levels(scheduler)
-        return [every[at] for at, order in enumerate(scheduler.order_list) if order == 1] + every[
-            -1:
-        ]
+        return [every[at] for at, order in enumerate(scheduler.order_list) if order == 1] + every[-1:]
 
     return of_blocks
 
@@ -139,10 +127,7 @@ def from_runge_kutta(scheduler: Any) -> Levels:
     """(α, σ) of PNDM: three steps of four calls each, then one call a step."""
     timesteps = [int(timestep) for timestep in scheduler.timesteps]
     timesteps = [*timesteps[:12:4], *timesteps[12:]]
-    products = [
-        *(float(scheduler.alphas_cumprod[at]) for at in timesteps),
-        float(scheduler.final_alpha_cumprod),
-    ]
+    products = [*(float(scheduler.alphas_cumprod[at]) for at in timesteps), float(scheduler.final_alpha_cumprod)]
     return [(math.sqrt(product), math.sqrt(1 - product)) for product in products]
 
 
@@ -229,8 +214,8 @@ def walk(
         start: the noise.
         entry: the entry at which the latents are moved.
         shift: the move.
-        step: called in place of the scheduler's step at `entry`, with the scheduler and the arguments without the move; by
-            default the latents are moved and the stock step is called.
+        step: called in place of the scheduler's step at `entry`, with the scheduler and the arguments without the
+            move; by default the latents are moved and the stock step is called.
         begin: the first entry of a schedule that is cut at the front.
 
     Returns:
@@ -243,12 +228,7 @@ def walk(
     for number, timestep in enumerate(timesteps, begin):
         if hasattr(scheduler, "scale_model_input"):
             scheduler.scale_model_input(latents, timestep)
-        arguments = {
-            "model_output": outputs[number],
-            "timestep": timestep,
-            "sample": latents,
-            **extra,
-        }
+        arguments = {"model_output": outputs[number], "timestep": timestep, "sample": latents, **extra}
         if "old_pred_original_sample" in accepted:
             arguments["old_pred_original_sample"] = old
             arguments["timestep_back"] = timesteps[number - begin - 1] if number > begin else None

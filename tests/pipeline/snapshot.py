@@ -42,9 +42,9 @@ class Snapshot:
             if key.endswith("_hooks") and hooks is not None:
                 self._values[f"{key} of {name}"] = list(hooks.items())
         for key in ("processor", "forward", "_hf_hook", "_old_forward", "_compiled_call_impl"):
-            self._identities[f"{key} of {name}"] = getattr(module, key) if key == "processor" and hasattr(
-                module, key
-            ) else own.get(key)  # fmt: skip
+            self._identities[f"{key} of {name}"] = (
+                getattr(module, key) if key == "processor" and hasattr(module, key) else own.get(key)
+            )
 
     def _read_tensors(self, name: str, module: nn.Module) -> None:
         both = [*module.named_parameters(), *module.named_buffers()]
@@ -64,6 +64,9 @@ class Snapshot:
             ("_tensors", torch.equal),
         ):
             was, there = getattr(self, kind), getattr(now, kind)
-            changed = [key for key in was.keys() | there.keys() if key not in was or key not in there
-                       or not same(was[key], there[key])]  # fmt: skip
+            changed = [
+                key
+                for key in was.keys() | there.keys()
+                if key not in was or key not in there or not same(was[key], there[key])
+            ]
             assert not changed, sorted(changed)[:5]

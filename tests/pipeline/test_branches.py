@@ -41,8 +41,7 @@ def test_videos_that_share_one_text_are_no_branches(videos):
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 @pytest.mark.parametrize(
-    "disturbed",
-    [{"modality_scale": 2.0}, {"stg_scale": 1.0, "spatio_temporal_guidance_blocks": [0]}],
+    "disturbed", [{"modality_scale": 2.0}, {"stg_scale": 1.0, "spatio_temporal_guidance_blocks": [0]}]
 )
 def test_calls_of_ltx2_with_a_disturbed_network(disturbed, guidance_scale):
     """They are no second calls with the prompt: its maps stay those of a run without them."""
@@ -59,7 +58,9 @@ def test_calls_of_ltx2_with_a_disturbed_network(disturbed, guidance_scale):
 
 @pytest.mark.parametrize("negative", ["", PROMPT])
 def test_a_guider_that_does_not_count_its_calls(negative):
-    """Of smoothed energy guidance `is_conditional` never holds in diffusers: its calls are told apart by their text."""
+    """Of smoothed energy guidance `is_conditional` never holds in diffusers:
+    its calls are told apart by their text.
+    """
     pipe, options = PIPELINES["hunyuan_video15"].build()
     pipe.guider = guider = diffusers.guiders.SmoothedEnergyGuidance(
         seg_guidance_layers=[0], seg_guidance_start=0.0, seg_guidance_stop=1.0

@@ -51,9 +51,10 @@ def test_the_guidance_is_the_same(name):
     before, things = flags(pipe), tree(pipe)
     calls = []
     layer = next(
-        module for name, module in denoisers(pipe)[0].named_modules()
+        module
+        for name, module in denoisers(pipe)[0].named_modules()
         if name.endswith("to_q") and "blocks" in name and "refiner" not in name
-    )  # fmt: skip
+    )
     hook = layer.register_forward_pre_hook(lambda *_: calls.append(torch.is_grad_enabled()))
     guided(pipe, options, vico(False))
     plain = sum(calls)

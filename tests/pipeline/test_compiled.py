@@ -85,22 +85,27 @@ def by_layer(captured) -> dict[tuple, torch.Tensor]:
 
 
 CASES = [
-    ("wan", in_place, "compiled first"), ("wan", in_place, "attached first"),
-    ("wan", wrapped, "compiled first"), ("wan", wrapped, "attached first"),
-    ("wan", blocks, "compiled first"), ("wan", blocks, "attached first"),
-    ("cogvideox", wrapped, "compiled first"), ("latte", in_place, "compiled first"),
-    ("modelscope", wrapped, "attached first"), ("hunyuan_video", in_place, "compiled first"),
+    ("wan", in_place, "compiled first"),
+    ("wan", in_place, "attached first"),
+    ("wan", wrapped, "compiled first"),
+    ("wan", wrapped, "attached first"),
+    ("wan", blocks, "compiled first"),
+    ("wan", blocks, "attached first"),
+    ("cogvideox", wrapped, "compiled first"),
+    ("latte", in_place, "compiled first"),
+    ("modelscope", wrapped, "attached first"),
+    ("hunyuan_video", in_place, "compiled first"),
     ("ltx", blocks, "attached first"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(
-    ("name", "how", "when"),
-    CASES,
-    ids=[f"{case[0]}-{case[1].__name__}-{case[2]}" for case in CASES],
+    ("name", "how", "when"), CASES, ids=[f"{case[0]}-{case[1].__name__}-{case[2]}" for case in CASES]
 )
 def test_capture_is_part_of_one_graph(name, how, when, coverage_note):
-    """`fullgraph=True`: a break would be an error. One graph more, and none for later steps, runs, words or attachments."""
+    """`fullgraph=True`: a break would be an error. One graph more, and none for later steps, runs, words or
+    attachments.
+    """
     pipe, options = PIPELINES[name].build()
     options["num_inference_steps"] = 1
     temporal = name in ("latte", "modelscope")
@@ -151,7 +156,9 @@ def test_a_network_that_breaks_by_itself_breaks_no_more(coverage_note):
 
 @pytest.mark.parametrize("how", [wrapped, blocks], ids=lambda how: how.__name__)
 def test_guidance_runs_in_graphs(how):
-    """Vico's gradient goes through the compiled denoiser: the same losses and video, nothing compiled at later steps."""
+    """Vico's gradient goes through the compiled denoiser:
+    the same losses and video, nothing compiled at later steps.
+    """
     pipe, options = PIPELINES["wan"].build()
     options["num_inference_steps"] = 2
 
@@ -173,9 +180,7 @@ def test_guidance_runs_in_graphs(how):
     assert graphs.new() == 0 and not counters["graph_break"]
 
 
-@pytest.mark.parametrize(
-    ("how", "name"), [(wrapped, "wan"), (blocks, "wan"), (wrapped, "cogvideox")]
-)
+@pytest.mark.parametrize(("how", "name"), [(wrapped, "wan"), (blocks, "wan"), (wrapped, "cogvideox")])
 def test_temporal_maps_in_graphs(how, name):
     """Of attention that spans the video: those of the eager run, nothing compiled at later steps."""
     pipe, options = PIPELINES[name].build()
@@ -291,7 +296,9 @@ def test_what_a_graph_cannot_see_runs_uncompiled(caplog):
 
 
 def test_a_tap_that_cannot_be_foreseen_breaks_the_graph():
-    """Outside of a pipeline's run too: it is asked at its call; with `fullgraph=True` the compiler's error names it."""
+    """Outside of a pipeline's run too: it is asked at its call;
+    with `fullgraph=True` the compiler's error names it.
+    """
     pipe, _ = PIPELINES["wan"].build()
     network = pipe.transformer
     asked = []
@@ -301,9 +308,10 @@ def test_a_tap_that_cannot_be_foreseen_breaks_the_graph():
             asked.append(place.layer.name)
 
     call = {
-        "hidden_states": torch.randn(1, 16, 2, 4, 4), "timestep": torch.tensor([500]),
+        "hidden_states": torch.randn(1, 16, 2, 4, 4),
+        "timestep": torch.tensor([500]),
         "encoder_hidden_states": torch.randn(1, 8, 32),
-    }  # fmt: skip
+    }
     layers = attention_layers(network)
     with torch.no_grad(), tapped([(layer, Asked()) for layer in layers]):
         want = network(**call)[0]

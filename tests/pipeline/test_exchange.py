@@ -71,11 +71,7 @@ def test_more_than_one_restore_does_no_harm():
     assert type(target) is Counter and target.step() == 2
 
 
-COPIES = {
-    "copy": copy.copy,
-    "deepcopy": copy.deepcopy,
-    "pickle": lambda target: pickle.loads(pickle.dumps(target)),
-}
+COPIES = {"copy": copy.copy, "deepcopy": copy.deepcopy, "pickle": lambda target: pickle.loads(pickle.dumps(target))}
 
 
 @pytest.mark.parametrize("kind", COPIES)
@@ -221,10 +217,7 @@ def test_forwards_are_replaced_for_a_block():
 
     patched.forward = own
     stock = plain(x)
-    with (
-        pytest.raises(ZeroDivisionError),
-        replaced_forwards({plain: lambda x: x, patched: lambda x: -x}),
-    ):
+    with pytest.raises(ZeroDivisionError), replaced_forwards({plain: lambda x: x, patched: lambda x: -x}):
         assert torch.equal(plain(x), x) and torch.equal(patched(x), -x)
         raise ZeroDivisionError
     assert torch.equal(plain(x), stock) and "forward" not in vars(plain)

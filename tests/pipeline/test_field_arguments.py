@@ -21,17 +21,7 @@ NAN = math.nan
 
 CAPTURE = [
     ("words", [5, "cat", b"cat", {"cat": 1}, [], [5], [None], [b"cat"], [["cat"]], [""], [" "]]),
-    (
-        "words",
-        [
-            [("cat",)],
-            [("cat", 1, 2)],
-            [("cat", "x")],
-            [("cat", -1)],
-            [("cat", NAN)],
-            [("cat", True)],
-        ],
-    ),
+    ("words", [[("cat",)], [("cat", 1, 2)], [("cat", "x")], [("cat", -1)], [("cat", NAN)], [("cat", True)]]),
     ("prompt", [5, [], [5], {"a": 1}]),
     ("layers", ["*", 5, b"x", [5], [], ["mid_block"], lambda name: False]),
     ("steps", [-1, [-1], [], [0.5], "0", [True], NAN, range(0), range(-3, 0), torch.tensor(0)]),
@@ -62,20 +52,7 @@ METHODS = {
         **{flag: ["no", 1, None] for flag in ("normalize", "spatial", "step_decay")},
     },
     "VSTAR": {
-        "sigma": [
-            0,
-            -1,
-            NAN,
-            math.inf,
-            True,
-            "x",
-            [1.0],
-            {},
-            {64: -1},
-            {64: NAN},
-            {64: "x"},
-            {"a": 1.0},
-        ],
+        "sigma": [0, -1, NAN, math.inf, True, "x", [1.0], {}, {64: -1}, {64: NAN}, {64: "x"}, {"a": 1.0}],
         "strength": [NAN, math.inf, "x", None],
         "prompts": ["no such file", 5, [], [5], [""], {"a": 1}, b"x"],
         "hold": [0, 1.5, NAN, "2", True],
@@ -142,11 +119,7 @@ def test_together_takes_what_holds_methods():
 
 @pytest.mark.parametrize("pipe", [None, "pipe", torch.nn.Linear(1, 1)], ids=type)
 def test_what_is_no_pipeline(pipe):
-    for attach in (
-        lambda one: cvg.capture(one, words=["cat"]),
-        cvg.Gen1().attach,
-        cvg.use_processors,
-    ):
+    for attach in (lambda one: cvg.capture(one, words=["cat"]), cvg.Gen1().attach, cvg.use_processors):
         with pytest.raises(cvg.ArgumentError, match="^pipe must"):
             attach(pipe)
 
@@ -169,12 +142,7 @@ def test_more_prompts_than_videos_are_refused(built):
         embeddings, negative = pipe.encode_prompt("a cat", "cpu", 1, True)
     given = {"prompt_embeds": embeddings, "negative_prompt_embeds": negative}
     captured = cvg.capture(pipe, words=["cat"], prompt=["a cat", "a cat"])
-    with (
-        pytest.raises(
-            cvg.ArgumentError, match="prompt must name one text for each of the 1 videos, got 2"
-        ),
-        captured,
-    ):
+    with pytest.raises(cvg.ArgumentError, match="prompt must name one text for each of the 1 videos, got 2"), captured:
         run(pipe, options, None, **given)
 
 
@@ -182,10 +150,7 @@ def test_words_of_a_function_are_checked_as_given_ones(built):
     pipe, options = built
     for returned in ([], 5, "cat"):
         method = cvg.Vico(words=lambda prompt, returned=returned: returned)
-        with (
-            pytest.raises(cvg.ArgumentError, match="^what words returned must"),
-            method.attach(pipe),
-        ):
+        with pytest.raises(cvg.ArgumentError, match="^what words returned must"), method.attach(pipe):
             run(pipe, options)
 
 
@@ -196,9 +161,7 @@ def test_arguments_of_heat_maps(built):
         run(pipe, options)
     assert {record.step for record in captured.records} == {0, 1}
     wanted = captured.heat_map("cat")
-    assert torch.equal(captured.heat_map("Cat"), wanted) and torch.equal(
-        captured.heat_map(("cat", 0)), wanted
-    )
+    assert torch.equal(captured.heat_map("Cat"), wanted) and torch.equal(captured.heat_map(("cat", 0)), wanted)
     assert captured.heat_map("cat", size=[6, 6]).shape == (4, 6, 6)
     wrong = {
         "word": ["bird", 5, None, "", b"cat", ("cat",), ("cat", "x"), ("cat", 1)],
@@ -211,8 +174,7 @@ def test_arguments_of_heat_maps(built):
     for name, values in wrong.items():
         for value in values:
             with pytest.raises(
-                cvg.ArgumentError,
-                match=r"^words?\b" if name in ("word", "occurrence") else f"^{name}",
+                cvg.ArgumentError, match=r"^words?\b" if name in ("word", "occurrence") else f"^{name}"
             ):
                 captured.heat_map(**{"word": "cat", name: value})
 

@@ -1,4 +1,6 @@
-"""What people set on a pipeline while something is attached to it: it acts at once, and stays when the block is left."""
+"""What people set on a pipeline while something is attached to it:
+it acts at once, and stays when the block is left.
+"""
 
 from __future__ import annotations
 
@@ -90,12 +92,21 @@ def checkpointing(pipe):
 
 CHANGES = {
     "animatediff": [
-        fuse, new_processors, load_lora, fuse_lora, unload_lora, load_ip_adapter, other_network,
-        unload_ip_adapter, half, free_u, checkpointing,
+        fuse,
+        new_processors,
+        load_lora,
+        fuse_lora,
+        unload_lora,
+        load_ip_adapter,
+        other_network,
+        unload_ip_adapter,
+        half,
+        free_u,
+        checkpointing,
     ],
     "wan": [fuse, load_lora, fuse_lora, other_network, half],
     "cogvideox": [fuse, other_network],
-}  # fmt: skip
+}
 CASES = [(name, change) for name, changes in CHANGES.items() for change in changes]
 
 
@@ -110,11 +121,11 @@ def heat(captured):
     return torch.stack([captured.heat_map(word) for word in WORDS])
 
 
-@pytest.mark.parametrize(
-    ("name", "change"), CASES, ids=[f"{name}-{change.__name__}" for name, change in CASES]
-)
+@pytest.mark.parametrize(("name", "change"), CASES, ids=[f"{name}-{change.__name__}" for name, change in CASES])
 def test_a_change_in_the_block_is_one_before_it(name, change):
-    """The same video, maps and guided steps, whether it was made before attaching, after, or in the middle of a run."""
+    """The same video, maps and guided steps, whether it was made before attaching, after,
+    or in the middle of a run.
+    """
     pipe, options = PIPELINES[name].build()
     change(pipe)
     after = {key: type(p).__name__ for key, p in denoisers(pipe)[0].attn_processors.items()}
@@ -131,9 +142,7 @@ def test_a_change_in_the_block_is_one_before_it(name, change):
     assert made.guided == [*clean.guided, *((1, step) for _, step in clean.guided)]
     torch.testing.assert_close(heat(captured), heat(whole), rtol=1e-4, atol=1e-6)
     assert {key: type(p).__name__ for key, p in denoisers(pipe)[0].attn_processors.items()} == after
-    assert not [
-        key for module in denoisers(pipe)[0].modules() for key in vars(module) if "cvg" in key
-    ]
+    assert not [key for module in denoisers(pipe)[0].modules() for key in vars(module) if "cvg" in key]
     torch.testing.assert_close(call(pipe, options, change), stock, rtol=1e-5, atol=1e-5)
 
 

@@ -1,4 +1,6 @@
-"""Adapters, wrappers and conditions beside the text: what they add is not mistaken for the words, or for the latents."""
+"""Adapters, wrappers and conditions beside the text:
+what they add is not mistaken for the words, or for the latents.
+"""
 
 from __future__ import annotations
 
@@ -34,11 +36,7 @@ def test_a_textual_inversion_is_all_of_its_vectors():
     ids = pipe.tokenizer(pipe.maybe_convert_prompt(prompt, pipe.tokenizer)).input_ids
     tokens = pipe.tokenizer.convert_ids_to_tokens(ids)
     found = {span.word: [tokens[at] for at in span.ids] for span in captured.tokens[0]}
-    assert found == {
-        "dog": ["dog"],
-        "<thing>": ["<thing>", "<thing>_1", "<thing>_2"],
-        "blue dog": ["blue", "dog"],
-    }
+    assert found == {"dog": ["dog"], "<thing>": ["<thing>", "<thing>_1", "<thing>_2"], "blue dog": ["blue", "dog"]}
     with cvg.Vico(words=["<thing>", "dog"], stop=0.1).attach(pipe) as made:
         run(pipe, options, prompt)
     assert set(made.history[0]["scores"][0]) == {"<thing>", "dog"}
@@ -46,13 +44,7 @@ def test_a_textual_inversion_is_all_of_its_vectors():
 
 @pytest.mark.parametrize(
     "method",
-    [
-        None,
-        VICO,
-        cvg.Gen1(),
-        cvg.VSTAR(sigma=None, prompts=["a red cat", "a blue dog"]),
-        cvg.VSTAR(sigma=1.0),
-    ],
+    [None, VICO, cvg.Gen1(), cvg.VSTAR(sigma=None, prompts=["a red cat", "a blue dog"]), cvg.VSTAR(sigma=1.0)],
     ids=["capture", "Vico", "Gen1", "synopsis", "VSTAR"],
 )
 def test_freenoise_of_one_window_is_the_plain_pipeline(method):
@@ -82,9 +74,7 @@ def test_an_image_prompt_is_not_taken_for_the_text():
     for one, call in ((pipe, options), (plain, plain_options)):
         with VICO.attach(one) as made, cvg.capture(one, words=WORDS) as captured:
             frames = run(one, call)
-        results.append(
-            (frames, heat(captured), torch.stack([entry["loss"] for entry in made.history]))
-        )
+        results.append((frames, heat(captured), torch.stack([entry["loss"] for entry in made.history])))
         assert len(captured.records) == len({(r.step, r.layer, r.branch) for r in captured.records})
     for adapted, without in zip(*results, strict=True):
         torch.testing.assert_close(adapted, without, rtol=1e-4, atol=1e-5)
@@ -99,9 +89,7 @@ def test_the_branches_of_perturbed_attention_are_told_apart():
     with cvg.capture(plain, words=WORDS, steps=0) as wanted:
         run(plain, plain_options)
     for branch in ("cond", "uncond"):
-        torch.testing.assert_close(
-            heat(captured, branch=branch), heat(wanted, branch=branch), rtol=1e-4, atol=1e-6
-        )
+        torch.testing.assert_close(heat(captured, branch=branch), heat(wanted, branch=branch), rtol=1e-4, atol=1e-6)
     disturbed = heat(captured, branch="perturbed")
     assert not torch.allclose(disturbed, heat(captured), rtol=1e-3)
     with pytest.raises(cvg.ArgumentError, match="'uncond', 'cond', 'perturbed', got 'positive'"):
@@ -117,18 +105,11 @@ def test_a_wrapped_network_has_the_layers_of_the_one_inside():
     results = []
     for wrapped in (False, True):
         if wrapped:
-            pipe.transformer = get_peft_model(
-                pipe.transformer, LoraConfig(target_modules=["to_q", "to_v"], r=2)
-            )
-        with (
-            VICO.attach(pipe) as made,
-            cvg.capture(pipe, words=WORDS, layers=r"^blocks\.0\.") as captured,
-        ):
+            pipe.transformer = get_peft_model(pipe.transformer, LoraConfig(target_modules=["to_q", "to_v"], r=2))
+        with VICO.attach(pipe) as made, cvg.capture(pipe, words=WORDS, layers=r"^blocks\.0\.") as captured:
             frames = run(pipe, options)
         losses = torch.stack([entry["loss"] for entry in made.history])
-        results.append(
-            (frames, heat(captured), losses, {record.layer for record in captured.records})
-        )
+        results.append((frames, heat(captured), losses, {record.layer for record in captured.records}))
     (*plain, layers), (*wrapped, inside) = results
     torch.testing.assert_close(wrapped, plain)
     assert inside == layers == {"blocks.0.attn2"}
@@ -151,8 +132,13 @@ def test_a_class_derived_from_a_known_one():
 
 #: Those of diffusers' pipelines that can make two videos at once.
 CONDITIONED = [
-    "animatediff_sdxl", "animatediff_sparsectrl", "animatediff_ip_adapter", "animatediff_pag", "pia", "wan_i2v",
-]  # fmt: skip
+    "animatediff_sdxl",
+    "animatediff_sparsectrl",
+    "animatediff_ip_adapter",
+    "animatediff_pag",
+    "pia",
+    "wan_i2v",
+]
 
 
 @pytest.mark.parametrize("name", CONDITIONED)
@@ -167,9 +153,7 @@ def test_conditions_are_cut_with_the_batch(name):
     def losses(prompt, latents):
         call = {**options, "num_inference_steps": 2, "latents": latents.clone()}
         if name == "animatediff_ip_adapter" and not isinstance(prompt, str):
-            call["ip_adapter_image_embeds"] = [
-                e.repeat_interleave(2, 0) for e in call["ip_adapter_image_embeds"]
-            ]
+            call["ip_adapter_image_embeds"] = [e.repeat_interleave(2, 0) for e in call["ip_adapter_image_embeds"]]
         with VICO.attach(pipe) as made, cvg.capture(pipe, words=WORDS, steps=0) as captured:
             run(pipe, call, prompt, guidance_scale=3.0)
         videos = 1 if isinstance(prompt, str) else 2

@@ -1,4 +1,6 @@
-"""Modes that a pipeline may run in: autocast, inference, compiled, cached, offloaded, cast, other attention kernels."""
+"""Modes that a pipeline may run in:
+autocast, inference, compiled, cached, offloaded, cast, other attention kernels.
+"""
 
 from __future__ import annotations
 
@@ -47,9 +49,7 @@ def test_maps_are_float32_under_autocast(name):
         run(pipe, options, num_inference_steps=1)
     assert {record.maps.dtype for record in captured.records} == {torch.float32}
     coarse = [record.maps.bfloat16().float() for record in captured.records]
-    assert not any(
-        torch.equal(record.maps, low) for record, low in zip(captured.records, coarse, strict=True)
-    )
+    assert not any(torch.equal(record.maps, low) for record, low in zip(captured.records, coarse, strict=True))
     # The network itself is in bfloat16, with 8 bits: maps of its own queries and keys.
     torch.testing.assert_close(heat(captured), heat(wanted), rtol=0.1, atol=2.0**-6)
 
@@ -78,10 +78,7 @@ def test_inference_mode_changes_nothing(name):
 def test_weights_made_in_inference_mode_are_refused():
     with torch.inference_mode():
         pipe, options = PIPELINES["wan"].build()
-    with (
-        pytest.raises(cvg.ArgumentError, match="weights were made under torch.inference_mode"),
-        VICO.attach(pipe),
-    ):
+    with pytest.raises(cvg.ArgumentError, match="weights were made under torch.inference_mode"), VICO.attach(pipe):
         run(pipe, options)
 
 
@@ -118,7 +115,9 @@ def fresh_compiler():
 @pytest.mark.parametrize("when", ["before", "while", "between"])
 @pytest.mark.parametrize("how", COMPILING, ids=lambda how: how.__name__)
 def test_a_compiled_network(how, when, caplog):
-    """Compiled before it is attached to, while, or between two runs of a block: the same, and compiled again afterwards."""
+    """Compiled before it is attached to, while, or between two runs of a block: the same, and compiled again
+    afterwards.
+    """
     pipe, options = PIPELINES["wan"].build()
     options["num_inference_steps"] = 2
     stock, want = run(pipe, options), results(pipe, options)
@@ -140,9 +139,7 @@ def test_a_compiled_network(how, when, caplog):
         got = frames, heat(captured), torch.stack([entry["loss"] for entry in made.history])
     torch.testing.assert_close(got, want)
     torch.testing.assert_close(run(pipe, options), stock)
-    compiled = [
-        m for m in pipe.transformer.modules() if m._compiled_call_impl or hasattr(m, "_orig_mod")
-    ]
+    compiled = [m for m in pipe.transformer.modules() if m._compiled_call_impl or hasattr(m, "_orig_mod")]
     assert compiled
 
 
@@ -225,10 +222,7 @@ def test_a_backend_that_is_set_in_the_block_stays():
 def offloaded_to_disk(network, folder):
     here = torch.device("cpu")
     network.enable_group_offload(
-        onload_device=here,
-        offload_device=here,
-        offload_type="leaf_level",
-        offload_to_disk_path=str(folder),
+        onload_device=here, offload_device=here, offload_type="leaf_level", offload_to_disk_path=str(folder)
     )
 
 
@@ -243,9 +237,7 @@ def cast_by_layers(network, folder):
     network.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
 
 
-@pytest.mark.parametrize(
-    "how", [offloaded_to_disk, offloaded_by_blocks, cast_by_layers], ids=lambda how: how.__name__
-)
+@pytest.mark.parametrize("how", [offloaded_to_disk, offloaded_by_blocks, cast_by_layers], ids=lambda how: how.__name__)
 @pytest.mark.parametrize("name", FIVE)
 def test_weights_that_are_taken_away_after_the_forward(name, how, tmp_path):
     """The backward pass still has those that the forward used."""
@@ -275,9 +267,8 @@ def first_block(threshold=0.5):
 
 def pyramid():
     return diffusers.PyramidAttentionBroadcastConfig(
-        spatial_attention_block_skip_range=2, cross_attention_block_skip_range=2,
-        current_timestep_callback=lambda: 500,
-    )  # fmt: skip
+        spatial_attention_block_skip_range=2, cross_attention_block_skip_range=2, current_timestep_callback=lambda: 500
+    )
 
 
 def test_a_heat_map_of_a_cached_network_counts_its_layers_alike():
@@ -297,9 +288,7 @@ def test_a_heat_map_of_a_cached_network_counts_its_layers_alike():
 
 
 @pytest.mark.parametrize("config", [first_block, pyramid], ids=lambda config: config.__name__)
-@pytest.mark.parametrize(
-    "method", [VICO, Push(), cvg.VSTAR(sigma=1.0)], ids=lambda method: type(method).__name__
-)
+@pytest.mark.parametrize("method", [VICO, Push(), cvg.VSTAR(sigma=1.0)], ids=lambda method: type(method).__name__)
 def test_methods_on_a_cached_network(method, config):
     """Those that call it in between are refused with the reason; others leave the cache alone."""
     pipe, options = PIPELINES["wan"].build()

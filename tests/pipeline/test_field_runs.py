@@ -39,9 +39,7 @@ def build(name="animatediff"):
 
 def fails_in_the_denoiser(pipe, error):
     """After the guidance, before the scheduler."""
-    layer = next(
-        m for m in denoisers(pipe)[0].modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Conv3d)
-    )
+    layer = next(m for m in denoisers(pipe)[0].modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Conv3d))
 
     def fail(module, args, output):
         if not torch.is_grad_enabled():
@@ -51,9 +49,7 @@ def fails_in_the_denoiser(pipe, error):
 
 
 def fails_in_the_guidance(pipe, error):
-    layer = next(
-        m for m in denoisers(pipe)[0].modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Conv3d)
-    )
+    layer = next(m for m in denoisers(pipe)[0].modules() if isinstance(m, torch.nn.Conv2d | torch.nn.Conv3d))
 
     def fail(module, args, output):
         if torch.is_grad_enabled():
@@ -390,13 +386,7 @@ def test_handles_that_come_and_go_in_the_middle_of_a_run():
 @pytest.mark.parametrize("first", ["capture", "method"])
 @pytest.mark.parametrize(
     "method",
-    [
-        vico(),
-        cvg.VSTAR(sigma=1.0),
-        cvg.Gen1(),
-        cvg.TemporalBand(iterations=2, stop=0.5),
-        vico(flow="cross"),
-    ],
+    [vico(), cvg.VSTAR(sigma=1.0), cvg.Gen1(), cvg.TemporalBand(iterations=2, stop=0.5), vico(flow="cross")],
     ids=lambda method: type(method).__name__ + getattr(method, "flow", ""),
 )
 def test_a_capture_sees_the_pipelines_calls_alone(first, method):
@@ -420,10 +410,7 @@ def test_a_handle_may_be_entered_again():
     session = vico().attach(pipe)
     with session as first:
         want = run(pipe, options)
-        with (
-            pytest.raises(cvg.ArgumentError, match="attached to the AnimateDiffPipeline already"),
-            session,
-        ):
+        with pytest.raises(cvg.ArgumentError, match="attached to the AnimateDiffPipeline already"), session:
             pass
         assert torch.equal(run(pipe, options), want)
     with session as second:

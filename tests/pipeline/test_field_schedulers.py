@@ -99,7 +99,9 @@ def test_a_move_at_the_first_step_is_one_of_the_noise_that_is_begun_with(case):
 
 @pytest.mark.parametrize("case", CASES, ids=ids)
 def test_a_move_at_every_step_reaches_the_end(case):
-    """With a network that predicts the same whatever it is given, the scheduler carries a move along by a known factor."""
+    """With a network that predicts the same whatever it is given, the scheduler carries a move along by a known
+    factor.
+    """
     name, kind, _ = case
     pipe, options = build(*case)
     network = denoisers(pipe)[0]
@@ -116,9 +118,7 @@ def test_a_move_at_every_step_reaches_the_end(case):
     finally:
         hook.remove()
     count = 3 if "Singlestep" in kind else STEPS  # its calls come in pairs
-    assert [(entry["step"], entry["count"]) for entry in made.history] == [
-        (at, count) for at in range(count)
-    ]
+    assert [(entry["step"], entry["count"]) for entry in made.history] == [(at, count) for at in range(count)]
     assert made.guided == [(0, at) for at in range(count)]
     push = 0.5 * pattern(got.shape)
     if kind in VARIANCE_PRESERVING and name == "animatediff":
@@ -127,9 +127,7 @@ def test_a_move_at_every_step_reaches_the_end(case):
     else:
         factors = [1.0] * count
     last = (got - stock).flatten() @ push.flatten() / push.flatten().square().sum()
-    torch.testing.assert_close(
-        got - stock, last * push, rtol=1e-3, atol=1e-3 * float(last * push.abs().max())
-    )
+    torch.testing.assert_close(got - stock, last * push, rtol=1e-3, atol=1e-3 * float(last * push.abs().max()))
     end = float(last) / sum(factors)
     assert end == pytest.approx(1.0, rel=0.02)  # α of the end
 

@@ -13,14 +13,7 @@ from cvg_kernels.pipeline.layer_capture import LayerCapture  # noqa: E402
 from cvg_kernels.pipeline.layers import attention_layers, temporal_partners  # noqa: E402
 from cvg_kernels.pipeline.models import denoisers_of  # noqa: E402
 from tests.differences import assert_gradient  # noqa: E402
-from tests.offline_pipelines import (  # noqa: E402
-    PROMPT,
-    TOKENS,
-    animatediff,
-    cogvideox,
-    noise,
-    wan,
-)
+from tests.offline_pipelines import PROMPT, TOKENS, animatediff, cogvideox, noise, wan  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -32,9 +25,7 @@ def unet_call(pipe, latents):
 
 
 def cross_names(pipe):
-    return [
-        layer.name for layer in attention_layers(denoisers_of(pipe)[0]) if layer.kind == "cross"
-    ]
+    return [layer.name for layer in attention_layers(denoisers_of(pipe)[0]) if layer.kind == "cross"]
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
@@ -81,9 +72,7 @@ def test_a_replayed_layer_is_recorded_once():
             pipe.unet.train()
         with cvg.capture(pipe, words=["cat"], prompt=PROMPT, gradients=True) as captured:
             output = unet_call(pipe, latents)().sample
-            loss = output.square().sum() + sum(
-                record.maps.square().sum() for record in captured.records
-            )
+            loss = output.square().sum() + sum(record.maps.square().sum() for record in captured.records)
             (gradient,) = torch.autograd.grad(loss, latents)
         found[checkpointing] = (len(captured.records), gradient)
     assert found[True][0] == found[False][0] == len(cross_names(pipe))
@@ -91,7 +80,9 @@ def test_a_replayed_layer_is_recorded_once():
 
 
 def test_a_replayed_joint_layer_is_recorded_once():
-    """CogVideoX: the gradient of maps and prediction on its latents, with and without checkpointing, by differences."""
+    """CogVideoX: the gradient of maps and prediction on its latents, with and without checkpointing,
+    by differences.
+    """
     pipe, _ = cogvideox()
     pipe.transformer.double().requires_grad_(False)
     latents = noise("cogvideox", pipe, 1).double()
@@ -101,9 +92,11 @@ def test_a_replayed_joint_layer_is_recorded_once():
         with cvg.capture(pipe, words=["cat"], prompt=PROMPT, gradients=True) as captured:
             text, _ = pipe.encode_prompt(PROMPT, max_sequence_length=TOKENS)
             output = pipe.transformer(
-                hidden_states=z, encoder_hidden_states=text.detach().double(),
-                timestep=torch.tensor([500]), image_rotary_emb=rotary,
-            ).sample  # fmt: skip
+                hidden_states=z,
+                encoder_hidden_states=text.detach().double(),
+                timestep=torch.tensor([500]),
+                image_rotary_emb=rotary,
+            ).sample
             total = output.square().sum()
             total = total + sum((10 * record.maps).square().sum() for record in captured.records)
             gradient = torch.autograd.grad(total, z)[0] if z.requires_grad else None
@@ -130,9 +123,7 @@ def test_layer_capture_ends_early_and_checks():
             maps = capture.run(unet_call(pipe, latents))
         assert ran == reached and set(maps) == {first}
     hook.remove()
-    with pytest.raises(
-        cvg.ArgumentError, match="'nowhere' is no cross layer; these are: down_blocks"
-    ):
+    with pytest.raises(cvg.ArgumentError, match="'nowhere' is no cross layer; these are: down_blocks"):
         LayerCapture(pipe.unet, torch.tensor([[3]]), ["nowhere"])
 
 

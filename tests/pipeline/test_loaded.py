@@ -70,7 +70,7 @@ def test_tiles_of_the_autoencoder(name):
     torch.testing.assert_close(results(pipe, latent), want)
     stock = run(pipe, options, num_inference_steps=2)
     with cvg.processors(pipe):
-        torch.testing.assert_close(run(pipe, options, num_inference_steps=2), stock, rtol=1e-4, atol=1e-4)  # fmt: skip
+        torch.testing.assert_close(run(pipe, options, num_inference_steps=2), stock, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["animatediff", "wan"])
@@ -82,12 +82,8 @@ def test_layers_on_several_devices(name, tmp_path):
     parts = [part for part, module in network.named_children() if list(module.parameters())]
     places = {part: ("cpu", "disk")[at % 2] for at, part in enumerate(parts)}
     own = [key for key, _ in network.named_parameters(recurse=False)]
-    places |= dict.fromkeys(
-        [*own, *(key for key, _ in network.named_buffers(recurse=False))], "cpu"
-    )
-    accelerate.dispatch_model(
-        network, places, main_device="cpu", offload_dir=tmp_path, force_hooks=True
-    )
+    places |= dict.fromkeys([*own, *(key for key, _ in network.named_buffers(recurse=False))], "cpu")
+    accelerate.dispatch_model(network, places, main_device="cpu", offload_dir=tmp_path, force_hooks=True)
     away = [key for key, parameter in network.named_parameters() if parameter.is_meta]
     assert away and len(away) < len(list(network.parameters()))
     torch.testing.assert_close(results(pipe, options), want)

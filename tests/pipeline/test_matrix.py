@@ -1,4 +1,6 @@
-"""Every method on every tiny pipeline: the steps that it guides, what it changes, where it is refused, what it leaves."""
+"""Every method on every tiny pipeline:
+the steps that it guides, what it changes, where it is refused, what it leaves.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +20,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 def together(built, strength=1):
     """Two or three methods that are accepted on a pipeline, one of each kind: moving, setting maps, mixing."""
-    names = [
-        name
-        for name in ("cvg", "vico_cross", "vstar", "gen1")
-        if not METHODS[name].refused(built.case)
-    ]
+    names = [name for name in ("cvg", "vico_cross", "vstar", "gen1") if not METHODS[name].refused(built.case)]
     return names, cvg.Together(tuple(METHODS[name](built, strength) for name in names))
 
 
@@ -45,9 +43,7 @@ def test_a_method_on_a_pipeline(built, name):
 
     stock = built.stock
     if name == "synopsis" and built.case.name == "animatediff_freenoise_prompts":
-        stock = Built.of(
-            "animatediff_freenoise"
-        ).stock  # of that one text, which the synopsis gives all frames
+        stock = Built.of("animatediff_freenoise").stock  # of that one text, which the synopsis gives all frames
     with method(built, 0).attach(built.pipe) as run:
         video = built.run()
     assert run.guided == (built.guided(0, method.stop) if method.counts else [])

@@ -49,9 +49,7 @@ def watched(pipe, found: list[Seen]):
         return stock(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, **rest)
 
     def enter_denoiser(module, args, arguments):
-        text = (
-            arguments["encoder_hidden_states"] if "encoder_hidden_states" in arguments else args[2]
-        )
+        text = arguments["encoder_hidden_states"] if "encoder_hidden_states" in arguments else args[2]
         now.update(call=now["call"] + 1, text=text.shape[1])
 
     handles = []
@@ -60,9 +58,7 @@ def watched(pipe, found: list[Seen]):
         handles.append(network.register_forward_pre_hook(enter_denoiser, with_kwargs=True))
         for name, module in network.named_modules():
             if hasattr(module, "processor"):
-                handles.append(
-                    module.register_forward_pre_hook(lambda *_, name=name: now.update(layer=name))
-                )
+                handles.append(module.register_forward_pre_hook(lambda *_, name=name: now.update(layer=name)))
                 handles.append(module.register_forward_hook(lambda *_: now.update(layer=None)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(functional, "scaled_dot_product_attention", spy)
@@ -103,18 +99,14 @@ def grids_of(case) -> set[tuple[int, int, int]]:
 def words_at(pipe) -> list[list[int]]:
     """Where the words stand in the text, from the tokens of their own."""
     ids = pipe.tokenizer(PROMPT).input_ids
-    return [
-        [ids.index(pipe.tokenizer.convert_tokens_to_ids(w)) for w in word.split()] for word in WORDS
-    ]
+    return [[ids.index(pipe.tokenizer.convert_tokens_to_ids(w)) for w in word.split()] for word in WORDS]
 
 
 @pytest.mark.parametrize("built", KNOWN, indirect=True)
 def test_the_maps_of_words(built):
     """One record for each text layer, step and branch; each is that of the stock run."""
     case, pipe = built.case, built.pipe
-    refused = METHODS["cvg"].refused(
-        case
-    )  # what needs words, and layers that see the video as a whole
+    refused = METHODS["cvg"].refused(case)  # what needs words, and layers that see the video as a whole
     if refused:
         with pytest.raises(cvg.ArgumentError, match=refused), cvg.capture(pipe, WORDS):
             built.run()

@@ -29,12 +29,7 @@ BATCHED = ["animatediff", "animatediff_pag", "modelscope", "latte", "wan", "wan2
 def accepted(names):
     """Pairs (pipeline, method) without those that are refused; all of them are in test_matrix.py."""
     chosen = {key: method for key, method in METHODS.items() if key != "vico_cross"}
-    return [
-        (name, key)
-        for name in names
-        for key, method in chosen.items()
-        if not method.refused(PIPELINES[name])
-    ]
+    return [(name, key) for name in names for key, method in chosen.items() if not method.refused(PIPELINES[name])]
 
 
 on_families = pytest.mark.parametrize(("built", "name"), accepted(FAMILIES), indirect=["built"])
@@ -130,9 +125,7 @@ def test_without_classifier_free_guidance(built, name):
     assert video.isfinite().all() and (video - stock).abs().max() > ROUNDING
     with method(built, 0).attach(built.pipe):
         video = built.run(guidance_scale=1.0)
-    torch.testing.assert_close(
-        video, stock, rtol=0 if method.exact else 1e-4, atol=0 if method.exact else ROUNDING
-    )
+    torch.testing.assert_close(video, stock, rtol=0 if method.exact else 1e-4, atol=0 if method.exact else ROUNDING)
     built.is_as_before()
 
 

@@ -1,4 +1,6 @@
-"""Methods on networks whose weights are moved or cast around each forward: accelerate's hooks and those of diffusers."""
+"""Methods on networks whose weights are moved or cast around each forward:
+accelerate's hooks and those of diffusers.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ from tests.pipelines import PIPELINES, SAME, denoisers  # noqa: E402
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 FAMILIES = ["animatediff", "latte", "wan22", "cogvideox"]
-#: One that moves the latents by a gradient, one that changes layers, one that changes modules and calls the network again.
+#: One that moves the latents by a gradient, one that changes layers, one that changes modules and calls the network
+#: again.
 CHOSEN = ["vico", "vstar", "synopsis", "gen1"]
 CPU = torch.device("cpu")
 
@@ -121,14 +124,14 @@ def group_offload(pipe, level, path):
 
 
 @pytest.mark.parametrize(
-    ("level", "place"),
-    [("block_level", "memory"), ("leaf_level", "memory"), ("leaf_level", "disk")],
+    ("level", "place"), [("block_level", "memory"), ("leaf_level", "memory"), ("leaf_level", "disk")]
 )
 @pytest.mark.parametrize("name", FAMILIES)
 def test_group_offload(name, level, place, tmp_path):
     """Switched on while a method is attached and before: the video is the same.
 
-    To the bit from memory. Weights read from a file lie at other addresses, where PyTorch's own products round otherwise.
+    To the bit from memory. Weights read from a file lie at other addresses, where PyTorch's own products round
+    otherwise.
     """
     disk = place == "disk"
     built = Built.of(name, double=disk)

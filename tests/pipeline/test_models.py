@@ -16,12 +16,7 @@ import cvg_kernels as cvg  # noqa: E402
 from cvg_kernels.pipeline.attention import _row_by_row, token_frames  # noqa: E402
 from cvg_kernels.pipeline.layer_capture import LayerCapture  # noqa: E402
 from cvg_kernels.pipeline.layers import attention_layers  # noqa: E402
-from cvg_kernels.pipeline.models import (  # noqa: E402
-    LEFT_OUT,
-    MODELS,
-    arguments_of,
-    model_by_range,
-)
+from cvg_kernels.pipeline.models import LEFT_OUT, MODELS, arguments_of, model_by_range  # noqa: E402
 from tests.pipelines import PIPELINES, run  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -60,8 +55,7 @@ def _text_of(pipe, options) -> int:
     """How many tokens of text its denoiser is given."""
     seen = []
     hook = pipe.transformer.register_forward_pre_hook(
-        lambda module, args, kwargs: seen.append(kwargs["encoder_hidden_states"].shape[1]),
-        with_kwargs=True,
+        lambda module, args, kwargs: seen.append(kwargs["encoder_hidden_states"].shape[1]), with_kwargs=True
     )
     run(pipe, options)
     hook.remove()
@@ -93,9 +87,7 @@ def test_layers_that_attend_sample_by_sample_are_refused(monkeypatch):
     pipe, options = PIPELINES["mochi"].build()
     monkeypatch.delitem(MODELS, "MochiTransformer3DModel")
     with (
-        pytest.raises(
-            cvg.ArgumentError, match="attends with 1 samples at a time, and the call has"
-        ),
+        pytest.raises(cvg.ArgumentError, match="attends with 1 samples at a time, and the call has"),
         cvg.capture(pipe, ["cat"], text=slice(-8, None), grid=(2, 2, 2)),
     ):
         run(pipe, options)
@@ -191,13 +183,12 @@ def first_call(pipe, options) -> dict:
 
 @pytest.mark.parametrize("name", MASKED)
 def test_texts_of_several_lengths_in_a_batch(name):
-    """Maps of every token of two texts, one shorter, are those of each alone, where models trim otherwise or not at all."""
+    """Maps of every token of two texts, one shorter, are those of each alone, where models trim otherwise or not at
+    all.
+    """
     pipe, options = PIPELINES[name].build()
     one = first_call(pipe, options)
-    other = {
-        key: torch.randn_like(value) if key == "encoder_hidden_states" else value
-        for key, value in one.items()
-    }
+    other = {key: torch.randn_like(value) if key == "encoder_hidden_states" else value for key, value in one.items()}
     tokens = one["encoder_hidden_states"].shape[-2]
     for number, mask in enumerate(MASKED[name]):
         one[mask], other[mask] = (torch.zeros_like(one[mask]) for _ in range(2))
@@ -205,9 +196,7 @@ def test_texts_of_several_lengths_in_a_batch(name):
         other[mask][:, : 3 - 2 * number] = 1
     shared = MODELS[PIPELINES[name].denoiser].shared
     both = {
-        key: torch.cat([value, other[key]])
-        if torch.is_tensor(value) and key not in shared
-        else value
+        key: torch.cat([value, other[key]]) if torch.is_tensor(value) and key not in shared else value
         for key, value in one.items()
     }
     layers = [layer.name for layer in attention_layers(pipe.transformer) if layer.kind == "cross"]

@@ -47,9 +47,7 @@ def check(network, arguments, grid, columns, begins) -> None:
     handles = []
     for name, module in network.named_modules():
         if hasattr(module, "processor"):
-            handles.append(
-                module.register_forward_pre_hook(lambda *_, name=name: now.__setitem__(0, name))
-            )
+            handles.append(module.register_forward_pre_hook(lambda *_, name=name: now.__setitem__(0, name)))
             handles.append(module.register_forward_hook(lambda *_: now.__setitem__(0, None)))
     with pytest.MonkeyPatch.context() as patch, torch.no_grad():
         patch.setattr(functional, "scaled_dot_product_attention", spy)
@@ -72,11 +70,23 @@ def check(network, arguments, grid, columns, begins) -> None:
 def test_motif_with_an_image_its_own_text_layers_and_a_decoder():
     """[video, image, text] in joint layers, the text alone in others; the decoder's blocks have no text."""
     network = diffusers.MotifVideoTransformer3DModel(
-        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=12, num_layers=1,
-        num_single_layers=3, num_decoder_layers=1, mlp_ratio=2.0, patch_size=1, patch_size_t=1,
-        qk_norm="rms_norm", text_embed_dim=8, image_embed_dim=6, rope_axes_dim=(4, 4, 4),
-        enable_text_cross_attention_dual=True, enable_text_cross_attention_single=True,
-    ).eval()  # fmt: skip
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=12,
+        num_layers=1,
+        num_single_layers=3,
+        num_decoder_layers=1,
+        mlp_ratio=2.0,
+        patch_size=1,
+        patch_size_t=1,
+        qk_norm="rms_norm",
+        text_embed_dim=8,
+        image_embed_dim=6,
+        rope_axes_dim=(4, 4, 4),
+        enable_text_cross_attention_dual=True,
+        enable_text_cross_attention_single=True,
+    ).eval()
     mask = torch.zeros(1, 7, dtype=torch.bool)
     mask[:, :5] = True
     arguments = {
@@ -95,14 +105,35 @@ def test_motif_with_an_image_its_own_text_layers_and_a_decoder():
 def test_consisid():
     """Text first; the attention to the face is no layer that is watched."""
     network = diffusers.ConsisIDTransformer3DModel(
-        num_attention_heads=2, attention_head_dim=16, in_channels=8, out_channels=4, num_layers=1,
-        time_embed_dim=2, text_embed_dim=8, sample_width=6, sample_height=4, sample_frames=9,
-        patch_size=2, temporal_compression_ratio=4, max_text_seq_length=7, cross_attn_interval=1,
-        use_rotary_positional_embeddings=False, is_train_face=True, cross_attn_dim_head=1,
-        cross_attn_num_heads=1, LFE_id_dim=2, LFE_vit_dim=2, LFE_depth=5, LFE_dim_head=8,
-        LFE_num_heads=2, LFE_num_id_token=1, LFE_num_querie=1, LFE_output_dim=21, LFE_ff_mult=1,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=8,
+        out_channels=4,
+        num_layers=1,
+        time_embed_dim=2,
+        text_embed_dim=8,
+        sample_width=6,
+        sample_height=4,
+        sample_frames=9,
+        patch_size=2,
+        temporal_compression_ratio=4,
+        max_text_seq_length=7,
+        cross_attn_interval=1,
+        use_rotary_positional_embeddings=False,
+        is_train_face=True,
+        cross_attn_dim_head=1,
+        cross_attn_num_heads=1,
+        LFE_id_dim=2,
+        LFE_vit_dim=2,
+        LFE_depth=5,
+        LFE_dim_head=8,
+        LFE_num_heads=2,
+        LFE_num_id_token=1,
+        LFE_num_querie=1,
+        LFE_output_dim=21,
+        LFE_ff_mult=1,
         LFE_num_scale=1,
-    ).eval()  # fmt: skip
+    ).eval()
     arguments = {
         "hidden_states": torch.randn(1, 3, 8, 4, 6),
         "encoder_hidden_states": torch.randn(1, 7, 8),
@@ -117,17 +148,19 @@ def test_consisid():
 def test_ltx_with_frames_that_are_given_for_later():
     """Their tokens stand before those of the video, and coordinates tell how many there are."""
     network = diffusers.LTXVideoTransformer3DModel(
-        in_channels=4, out_channels=4, num_attention_heads=2, attention_head_dim=8, num_layers=1,
-        cross_attention_dim=16, caption_channels=8,
-    ).eval()  # fmt: skip
+        in_channels=4,
+        out_channels=4,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_layers=1,
+        cross_attention_dim=16,
+        caption_channels=8,
+    ).eval()
     rows, columns = 2, 3
 
     def coordinates(times):
         grid = torch.meshgrid(
-            torch.tensor(times),
-            torch.arange(rows) * 32.0,
-            torch.arange(columns) * 32.0,
-            indexing="ij",
+            torch.tensor(times), torch.arange(rows) * 32.0, torch.arange(columns) * 32.0, indexing="ij"
         )
         return torch.stack(grid).flatten(1)
 
@@ -145,12 +178,24 @@ def test_ltx_with_frames_that_are_given_for_later():
 
 
 def test_kandinsky_whose_tokens_are_in_tiles():
-    """Sparse attention that sees all blocks is the usual one, the tokens of a frame tile by tile: the maps are the same."""
+    """Sparse attention that sees all blocks is the usual one, the tokens of a frame tile by tile: the maps are the
+    same.
+    """
     network = diffusers.Kandinsky5Transformer3DModel(
-        in_visual_dim=4, in_text_dim=8, in_text_dim2=8, time_dim=16, out_visual_dim=4, model_dim=32,
-        patch_size=(1, 2, 2), ff_dim=32, num_text_blocks=1, num_visual_blocks=2, axes_dims=(4, 4, 8),
-        visual_cond=False, attention_type="nabla",
-    ).eval()  # fmt: skip
+        in_visual_dim=4,
+        in_text_dim=8,
+        in_text_dim2=8,
+        time_dim=16,
+        out_visual_dim=4,
+        model_dim=32,
+        patch_size=(1, 2, 2),
+        ff_dim=32,
+        num_text_blocks=1,
+        num_visual_blocks=2,
+        axes_dims=(4, 4, 8),
+        visual_cond=False,
+        attention_type="nabla",
+    ).eval()
     for name, parameter in network.named_parameters():
         if "modulation" in name:
             torch.nn.init.normal_(parameter, std=0.2)
@@ -198,9 +243,7 @@ def test_stable_video_diffusion_has_temporal_maps_and_no_words():
     handles = []
     for name, module in pipe.unet.named_modules():
         if "temporal_transformer_blocks" in name and name.endswith("attn1"):
-            handles.append(
-                module.register_forward_pre_hook(lambda *_, name=name: now.__setitem__(0, name))
-            )
+            handles.append(module.register_forward_pre_hook(lambda *_, name=name: now.__setitem__(0, name)))
             handles.append(module.register_forward_hook(lambda *_: now.__setitem__(0, None)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(functional, "scaled_dot_product_attention", spy)

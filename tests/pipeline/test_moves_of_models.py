@@ -1,4 +1,6 @@
-"""A move of the latents reaches every later call of the denoiser: packed latents, given frames, other orders of axes."""
+"""A move of the latents reaches every later call of the denoiser:
+packed latents, given frames, other orders of axes.
+"""
 
 from __future__ import annotations
 
@@ -20,10 +22,22 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 #: Pipelines whose schedulers are those of flows: what is added to a sample stays in it, whatever is predicted.
 FLOWS = [
-    "ltx", "ltx_i2v", "ltx_condition", "ltx2", "mochi", "easyanimate", "hunyuan_video", "framepack",
-    "hunyuan_skyreels_i2v", "hunyuan_video15", "kandinsky5", "motif_video", "wan_animate",
-    "anyflow", "sana_video",
-]  # fmt: skip
+    "ltx",
+    "ltx_i2v",
+    "ltx_condition",
+    "ltx2",
+    "mochi",
+    "easyanimate",
+    "hunyuan_video",
+    "framepack",
+    "hunyuan_skyreels_i2v",
+    "hunyuan_video15",
+    "kandinsky5",
+    "motif_video",
+    "wan_animate",
+    "anyflow",
+    "sana_video",
+]
 
 
 @dataclass(frozen=True)
@@ -81,9 +95,7 @@ def check(case, pipe, options, given: int = 0, scale: bool = False) -> None:
     assert guided.guided == [(0, 1)]
     (by,) = push.made
     by[:, :, :given] = 0
-    want = (
-        by.movedim(1, -1).flatten(1, 3) if stock[0].ndim == 3 else by.movedim(1, case.channel_axis)
-    )
+    want = by.movedim(1, -1).flatten(1, 3) if stock[0].ndim == 3 else by.movedim(1, case.channel_axis)
     each = 1 if case.batched else len(case.branches)
     assert len(stock) == len(moved) == 3 * each
     for number, (before, after) in enumerate(zip(stock, moved, strict=True)):
@@ -115,9 +127,7 @@ def test_a_move_where_the_pipeline_scales_by_itself():
 def test_latents_that_are_not_those_of_the_scheduler(monkeypatch):
     """A pipeline that scales them unknown to the table: refused, not silently moved by something else."""
     monkeypatch.setitem(
-        MODELS,
-        "CosmosTransformer3DModel",
-        replace(MODELS["CosmosTransformer3DModel"], scaled_by=None),
+        MODELS, "CosmosTransformer3DModel", replace(MODELS["CosmosTransformer3DModel"], scaled_by=None)
     )
     pipe, options = PIPELINES["cosmos2_video2world"].build()
     message = "gives its denoiser other latents than its scheduler steps on"

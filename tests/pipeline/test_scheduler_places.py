@@ -6,30 +6,26 @@ import pytest
 import torch
 
 from cvg_kernels.errors import ArgumentError
-from cvg_kernels.pipeline.schedulers import (
-    KINDS,
-    REFUSED,
-    Place,
-    check_scheduler,
-    moved_step,
-    places_of,
-)
+from cvg_kernels.pipeline.schedulers import KINDS, REFUSED, Place, check_scheduler, moved_step, places_of
 
 diffusers = pytest.importorskip("diffusers")
 
 from .scheduler_rules import walk  # noqa: E402
 
-TWICE = [Place(0, True)] + [
-    place for step in range(1, 4) for place in (Place(step - 1, False), Place(step, True))
-]
+TWICE = [Place(0, True)] + [place for step in range(1, 4) for place in (Place(step - 1, False), Place(step, True))]
 """Four steps of two calls, the last of one."""
 
 
 @pytest.mark.parametrize(
     "name",
-    ("HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler",
-     "FlowMatchHeunDiscreteScheduler", "DPMSolverSDEScheduler"),
-)  # fmt: skip
+    (
+        "HeunDiscreteScheduler",
+        "KDPM2DiscreteScheduler",
+        "KDPM2AncestralDiscreteScheduler",
+        "FlowMatchHeunDiscreteScheduler",
+        "DPMSolverSDEScheduler",
+    ),
+)
 def test_places_of_two_call_steps(name: str):
     if name == "DPMSolverSDEScheduler":
         pytest.importorskip("torchsde")
@@ -43,13 +39,7 @@ def test_places_of_two_call_steps(name: str):
 def test_places_of_pndm():
     plms = diffusers.PNDMScheduler(skip_prk_steps=True)
     plms.set_timesteps(4)
-    assert places_of(plms) == [
-        Place(0, True),
-        Place(0, False),
-        Place(1, True),
-        Place(2, True),
-        Place(3, True),
-    ]
+    assert places_of(plms) == [Place(0, True), Place(0, False), Place(1, True), Place(2, True), Place(3, True)]
     # A cut run repeats its own first call.
     assert places_of(plms, 2) == [Place(0, True), Place(0, False), Place(1, True)]
     runge_kutta = diffusers.PNDMScheduler(skip_prk_steps=False)
@@ -62,29 +52,13 @@ def test_places_of_singlestep_solvers():
     third = diffusers.DPMSolverSinglestepScheduler(solver_order=3, lower_order_final=True)
     third.set_timesteps(7)
     assert [place.step for place in places_of(third)] == [0, 0, 0, 1, 1, 1, 2]
-    assert [place.leading for place in places_of(third)] == [
-        True,
-        False,
-        False,
-        True,
-        False,
-        False,
-        True,
-    ]
+    assert [place.leading for place in places_of(third)] == [True, False, False, True, False, False, True]
     # Cut in the middle of a step, the first call has nothing to look back at.
-    assert [place.leading for place in places_of(third, 1)] == [
-        True,
-        False,
-        True,
-        False,
-        False,
-        True,
-    ]
+    assert [place.leading for place in places_of(third, 1)] == [True, False, True, False, False, True]
 
 
 @pytest.mark.parametrize(
-    "name",
-    ("DDIMScheduler", "UniPCMultistepScheduler", "FlowMatchEulerDiscreteScheduler", "LCMScheduler"),
+    "name", ("DDIMScheduler", "UniPCMultistepScheduler", "FlowMatchEulerDiscreteScheduler", "LCMScheduler")
 )
 def test_places_of_one_call_a_step(name: str):
     scheduler = getattr(diffusers, name)()
@@ -95,9 +69,7 @@ def test_places_of_one_call_a_step(name: str):
 
 def test_every_scheduler_of_diffusers_is_known():
     structure = diffusers.schedulers._import_structure
-    exported = {
-        name for names in structure.values() for name in names if name.endswith("Scheduler")
-    }
+    exported = {name for names in structure.values() for name in names if name.endswith("Scheduler")}
     named = {name for name in dir(diffusers) if name.endswith("Scheduler")}
     for missing in ("scipy", "torchsde"):  # dummies stand for classes that need them
         dummies = getattr(diffusers.utils, f"dummy_torch_and_{missing}_objects", None)
@@ -109,9 +81,7 @@ def test_every_scheduler_of_diffusers_is_known():
 @pytest.mark.parametrize("name", sorted(REFUSED))
 def test_refusals_name_the_class_and_what_to_use(name: str):
     scheduler = type("Mine", (type(name, (), {}),), {"timesteps": [3, 2, 1]})()
-    with pytest.raises(
-        ArgumentError, match=f"Mine: latents cannot be moved: {REFUSED[name][:20]}.*use DDIM"
-    ):
+    with pytest.raises(ArgumentError, match=f"Mine: latents cannot be moved: {REFUSED[name][:20]}.*use DDIM"):
         check_scheduler(scheduler)
     # Capture only reads: it needs to know which entry is which step.
     assert [place.step for place in places_of(scheduler)] == [0, 1, 2]

@@ -9,14 +9,7 @@ import pytest
 import torch
 
 from cvg_kernels.errors import ArgumentError
-from cvg_kernels.pipeline.schedulers import (
-    KINDS,
-    Kind,
-    Place,
-    check_scheduler,
-    moved_step,
-    places_of,
-)
+from cvg_kernels.pipeline.schedulers import KINDS, Kind, Place, check_scheduler, moved_step, places_of
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -26,9 +19,7 @@ from .scheduler_rules import STEPS, Case, walk  # noqa: E402
 SHAPE = (1, 3, 2, 4)
 EPS = torch.finfo(torch.float32).eps
 PUSHES = (0, 1, 2, 5, STEPS - 1)
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:Should have:UserWarning"
-)  # torchsde at the ends of its schedule
+pytestmark = pytest.mark.filterwarnings("ignore:Should have:UserWarning")  # torchsde at the ends of its schedule
 
 
 def moving(shift: torch.Tensor):
@@ -51,14 +42,9 @@ def runs(places: list[Place], push: int) -> tuple[int, int, list[int]]:
     return step, entry, [last[later] for later in range(step, steps)]
 
 
-def errors(
-    got: list, without: list, shift: torch.Tensor, sizes: list[float], ends: list[int]
-) -> list[float]:
+def errors(got: list, without: list, shift: torch.Tensor, sizes: list[float], ends: list[int]) -> list[float]:
     """How far the moves that are left after each step are from what they have to be."""
-    return [
-        float((got[end] - without[end] - size * shift).abs().max())
-        for end, size in zip(ends, sizes, strict=True)
-    ]
+    return [float((got[end] - without[end] - size * shift).abs().max()) for end, size in zip(ends, sizes, strict=True)]
 
 
 @pytest.mark.parametrize("case", MEMORY + GIVEN, ids=str)
@@ -68,16 +54,14 @@ def test_a_move_goes_on_as_the_equation_says(case: Case):
     places = places_of(scheduler)[: case.entries(scheduler)]
     outputs, start, shift = tensors(len(places))
     without = walk(scheduler, outputs, start)
-    # The schedulers' coefficients are float32. What that makes of a move before the first step, when there is nothing to
-    # remember, is the stock scheduler's own error; roundings of the latents and of what they predict come on top.
+    # The schedulers' coefficients are float32. What that makes of a move before the first step, when there is nothing
+    # to remember, is the stock scheduler's own error; roundings of the latents and of what they predict come on top.
     stock = walk(case.build(), outputs, start, 0, shift)
     first = case.expected(scheduler, 0)
     stock_ends = runs(places, 0)[2]
     reach = len(first) if case.lasting else 1
     own = max(errors(stock, without, shift, first, stock_ends)[:reach])
-    largest = max(
-        abs(case.prediction(alpha, sigma)) for alpha, sigma in case.levels(scheduler)[:-1]
-    )
+    largest = max(abs(case.prediction(alpha, sigma)) for alpha, sigma in case.levels(scheduler)[:-1])
     for push in PUSHES:
         step, entry, ends = runs(places, push)
         sizes = case.expected(scheduler, step)
@@ -93,20 +77,18 @@ def test_a_move_goes_on_as_the_equation_says(case: Case):
 
 @pytest.mark.parametrize("push", (1, 6, 15))
 @pytest.mark.parametrize(
-    "name",
-    (
-        "UniPCMultistepScheduler",
-        "DPMSolverMultistepScheduler",
-        "DEISMultistepScheduler",
-        "IPNDMScheduler",
-    ),
+    "name", ("UniPCMultistepScheduler", "DPMSolverMultistepScheduler", "DEISMultistepScheduler", "IPNDMScheduler")
 )
 def test_a_move_under_v_prediction_stays_as_it_is_to_the_end(name: str, push: int):
-    # In variance-preserving latents x = cos φ x₀ + sin φ ε with v = dx/dφ: with v fixed a move stays the same. A solver
-    # of first order keeps cos Δφ of it in each step, that is, loses Δφ²/2; one of higher order is allowed twice that.
+    # In variance-preserving latents x = cos φ x₀ + sin φ ε with v = dx/dφ: with v fixed a move stays the same. A
+    # solver of first order keeps cos Δφ of it in each step, that is, loses Δφ²/2; one of higher order is allowed twice
+    # that.
     settings = {} if name == "IPNDMScheduler" else {"prediction_type": "v_prediction"}
-    case = next(case for case in MEMORY if case.scheduler == name and case.config.get("prediction_type", None)
-                == settings.get("prediction_type"))  # fmt: skip
+    case = next(
+        case
+        for case in MEMORY
+        if case.scheduler == name and case.config.get("prediction_type", None) == settings.get("prediction_type")
+    )
     scheduler = case.build(30)
     outputs, start, shift = tensors(30)
     angles = [math.atan2(sigma, alpha) for alpha, sigma in case.levels(scheduler)]
@@ -138,10 +120,7 @@ def test_a_step_leaves_nothing_behind_even_if_it_raises(case: Case):
     state = {}
 
     def attributes(scheduler) -> dict:
-        return {
-            key: list(value) if isinstance(value, list) else value
-            for key, value in vars(scheduler).items()
-        }
+        return {key: list(value) if isinstance(value, list) else value for key, value in vars(scheduler).items()}
 
     def breaking(scheduler, arguments):
         before = attributes(scheduler)
@@ -261,10 +240,7 @@ def test_the_predictor_that_unipc_is_given_moves_too(inner: str):
 
     outputs, start, shift = tensors(STEPS)
     scheduler = build()
-    without, alphas = (
-        walk(scheduler, outputs, start),
-        1 / (1 + scheduler.sigmas.double() ** 2).sqrt(),
-    )
+    without, alphas = (walk(scheduler, outputs, start), 1 / (1 + scheduler.sigmas.double() ** 2).sqrt())
     for push in (1, 4):
         check_scheduler(scheduler)
         moved = walk(build(), outputs, start, push, step=moving(shift))
@@ -276,17 +252,13 @@ def test_the_predictor_that_unipc_is_given_moves_too(inner: str):
 
 def test_a_predictor_of_two_calls_is_refused():
     scheduler = diffusers.UniPCMultistepScheduler(solver_p=diffusers.HeunDiscreteScheduler())
-    with pytest.raises(
-        ArgumentError, match=r"UniPCMultistepScheduler: solver_p=HeunDiscreteScheduler"
-    ):
+    with pytest.raises(ArgumentError, match=r"UniPCMultistepScheduler: solver_p=HeunDiscreteScheduler"):
         check_scheduler(scheduler)
 
 
 def test_half_precision_and_several_branches_in_one_batch():
     def build():
-        scheduler = diffusers.UniPCMultistepScheduler(
-            prediction_type="flow_prediction", use_flow_sigmas=True
-        )
+        scheduler = diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True)
         scheduler.set_timesteps(STEPS)
         return scheduler
 
@@ -304,9 +276,7 @@ def test_half_precision_and_several_branches_in_one_batch():
 
 def test_clipped_predictions_are_moved_by_what_clipping_leaves():
     def build():
-        scheduler = diffusers.DPMSolverMultistepScheduler(
-            thresholding=True, prediction_type="epsilon"
-        )
+        scheduler = diffusers.DPMSolverMultistepScheduler(thresholding=True, prediction_type="epsilon")
         scheduler.set_timesteps(STEPS)
         return scheduler
 
@@ -315,9 +285,7 @@ def test_clipped_predictions_are_moved_by_what_clipping_leaves():
 
     def step(scheduler, arguments):
         before = list(scheduler.model_outputs)
-        plain = scheduler.convert_model_output(
-            arguments["model_output"], sample=arguments["sample"]
-        )
+        plain = scheduler.convert_model_output(arguments["model_output"], sample=arguments["sample"])
         result = moved_step(scheduler.step, scheduler, arguments, shift)
         remembered["older"] = scheduler.model_outputs[0] - before[1]
         remembered["newest"] = scheduler.model_outputs[1] - plain
@@ -332,10 +300,6 @@ def test_clipped_predictions_are_moved_by_what_clipping_leaves():
 def test_a_shift_of_another_shape_is_refused(shape: tuple[int, ...]):
     scheduler = diffusers.DDIMScheduler()
     scheduler.set_timesteps(STEPS)
-    arguments = {
-        "model_output": torch.zeros(SHAPE),
-        "timestep": scheduler.timesteps[0],
-        "sample": torch.zeros(SHAPE),
-    }
+    arguments = {"model_output": torch.zeros(SHAPE), "timestep": scheduler.timesteps[0], "sample": torch.zeros(SHAPE)}
     with pytest.raises(ArgumentError, match=r"shift: shape .* the sample has \(1, 3, 2, 4\)"):
         moved_step(scheduler.step, scheduler, arguments, torch.zeros(shape))

@@ -159,10 +159,7 @@ def test_a_pipeline_that_steps_elsewhere_is_not_moved_in_silence(monkeypatch):
         run(pipe, options)
     assert [record.step for record in captured.records] == steps
     del pipe.scheduler.step
-    with (
-        pytest.raises(cvg.ArgumentError, match="does not step with the `step` of its own sched"),
-        Push().attach(pipe),
-    ):
+    with pytest.raises(cvg.ArgumentError, match="does not step with the `step` of its own sched"), Push().attach(pipe):
         run(pipe, options)
 
 
@@ -206,13 +203,16 @@ def test_steps_is_the_old_form_of_stop():
     assert [cvg.CVG().guides(At(index)) for index in (0, 9, 10)] == [True, True, False]
 
 
-@pytest.mark.parametrize(("start", "stop", "count", "steps"), [
-    (0.0, 0.1, 30, [0, 1, 2]),  # 0.1 · 30 is a hair more than 3
-    (0.0, 0.15, 20, [0, 1, 2]),
-    (0.5, 1.0, 3, [2]),
-    (0.3, 0.3, 10, []),
-    (0.0, 0.01, 4, [0]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("start", "stop", "count", "steps"),
+    [
+        (0.0, 0.1, 30, [0, 1, 2]),  # 0.1 · 30 is a hair more than 3
+        (0.0, 0.15, 20, [0, 1, 2]),
+        (0.5, 1.0, 3, [2]),
+        (0.3, 0.3, 10, []),
+        (0.0, 0.01, 4, [0]),
+    ],
+)
 def test_shares_of_steps_are_rounded_up(start, stop, count, steps):
     class At:
         def __init__(self, index):
@@ -233,7 +233,9 @@ def test_what_is_no_pipeline_is_refused():
 
 
 def test_a_scheduler_of_ones_own():
-    """One that keeps nothing is moved like its base; one that averages with its last sample is refused when it matters."""
+    """One that keeps nothing is moved like its base; one that averages with its last sample is refused when it
+    matters.
+    """
 
     class Still(DDIMScheduler):
         def step(self, model_output, timestep, sample, **options):
@@ -265,10 +267,7 @@ def test_a_scheduler_of_ones_own():
         torch.testing.assert_close(run(pipe, options), wanted)
     assert made.guided_steps == 3
     pipe.scheduler = Unnamed.from_config(config)
-    with (
-        pytest.raises(cvg.ArgumentError, match="Unnamed: .* must name model_output"),
-        Push().attach(pipe),
-    ):
+    with pytest.raises(cvg.ArgumentError, match="Unnamed: .* must name model_output"), Push().attach(pipe):
         run(pipe, options)
     for kind, name in ((Averaging, "last"), (Stacking, "kept")):
         pipe.scheduler = kind.from_config(config)
@@ -297,10 +296,7 @@ def test_what_a_method_returns_is_checked(returned, message):
             return returned(call.latents)
 
     pipe, options = animatediff()
-    with (
-        pytest.raises(cvg.ArgumentError, match=f"Wrong.before_step {message}"),
-        Wrong().attach(pipe),
-    ):
+    with pytest.raises(cvg.ArgumentError, match=f"Wrong.before_step {message}"), Wrong().attach(pipe):
         run(pipe, options)
 
 
@@ -330,10 +326,7 @@ def test_what_a_method_makes_of_a_prediction_is_checked(returned, message):
     pipe, options = animatediff()
     forward = pipe.unet.forward
     pipe.unet.forward = lambda *args, **kwargs: tuple(forward(*args, **kwargs).values())
-    with (
-        pytest.raises(cvg.ArgumentError, match=f"Wrong.after_prediction {message}"),
-        Wrong().attach(pipe),
-    ):
+    with pytest.raises(cvg.ArgumentError, match=f"Wrong.after_prediction {message}"), Wrong().attach(pipe):
         run(pipe, options)
 
 

@@ -27,8 +27,7 @@ class Handing(Named):
 
 @pytest.mark.parametrize("kind", [Named, Handing])
 @pytest.mark.parametrize(
-    ("args", "kwargs"),
-    [((1,), {}), ((1, 5), {"third": 6}), ((), {"first": 1, "new": 8}), ((1,), {"second": 0})],
+    ("args", "kwargs"), [((1,), {}), ((1, 5), {"third": 6}), ((), {"first": 1, "new": 8}), ((1,), {"second": 0})]
 )
 def test_arguments_are_named_as_the_class_that_names_them_says(kind, args, kwargs):
     expected = {**dict(zip(("first", "second"), args, strict=False)), **kwargs}
@@ -62,10 +61,7 @@ def test_a_pipeline_of_somebodys_own(name):
         settings = {**options, "num_inference_steps": 2, "output_type": "latent"}
         settings["generator"] = torch.Generator().manual_seed(0)
         # the prompt is the first argument of each
-        with (
-            cvg.Vico(["cat", "dog"], stop=0.5).attach(pipe) as run,
-            cvg.capture(pipe, ["cat"]) as seen,
-        ):
+        with cvg.Vico(["cat", "dog"], stop=0.5).attach(pipe) as run, cvg.capture(pipe, ["cat"]) as seen:
             video = pipe(PROMPT, **settings)[0]
         assert run.guided == [(0, 0)]
         runs.append((video, seen.heat_map("cat")))

@@ -12,12 +12,7 @@ import torch
 pytest.importorskip("diffusers")
 
 from diffusers.models.attention_dispatch import AttentionBackendName  # noqa: E402
-from diffusers.models.attention_processor import (  # noqa: E402
-    Attention,
-    AttnProcessor,
-    AttnProcessor2_0,
-    IPAdapterAttnProcessor2_0,
-)
+from diffusers.models.attention_processor import Attention, AttnProcessor, AttnProcessor2_0, IPAdapterAttnProcessor2_0  # noqa: E402
 
 import cvg_kernels as cvg  # noqa: E402
 from cvg_kernels.pipeline.layers import Layer, attention_layers  # noqa: E402
@@ -88,9 +83,7 @@ def test_taps_leave_in_any_order(order, layer, inputs):
         remove_tap(layer, taps[leaving])
         remove_tap(layer, taps[leaving])  # does no harm
         there.remove(leaving)
-    assert layer.module.processor is stock and not any(
-        "_cvg" in name for name in vars(layer.module)
-    )
+    assert layer.module.processor is stock and not any("_cvg" in name for name in vars(layer.module))
     log.clear()
     assert torch.equal(call(layer, inputs), wanted) and not log
 
@@ -252,7 +245,9 @@ def test_a_processor_with_parameters_may_come_and_go_meanwhile(layer):
 
 
 def test_a_backend_of_attention_that_is_set_meanwhile_stays():
-    """While we take its place PyTorch's own is called; before and afterwards the one that was set, also after an error."""
+    """While we take its place PyTorch's own is called; before and afterwards the one that was set, also after an
+    error.
+    """
     pipe, options = wan()
     layers = attention_layers(pipe.transformer)
     before = [layer.module.processor for layer in layers]
@@ -317,10 +312,7 @@ def test_attention_of_other_kinds_is_refused_where_something_is_wanted(option, i
         assert call(layer, inputs).shape == inputs[0].shape and tap.log
     ((name, value),) = option.items()
     message = f"cannot be captured; got .*{name}={value}"
-    with (
-        pytest.raises(cvg.ArgumentError, match=message),
-        tapped([(layer, Asked(computes=True))]),
-    ):
+    with pytest.raises(cvg.ArgumentError, match=message), tapped([(layer, Asked(computes=True))]):
         call(layer, inputs)
 
 

@@ -42,9 +42,7 @@ def test_a_modular_pipeline_with_a_template():
     for sample, own in enumerate(prompt.texts()):
         row = ids[sample // 2, 5:].tolist()
         for word in ("cat", "dog"):
-            assert own.find([word])[0].ids == (
-                row.index(pipe.tokenizer.convert_tokens_to_ids(word)),
-            )
+            assert own.find([word])[0].ids == (row.index(pipe.tokenizer.convert_tokens_to_ids(word)),)
     assert not any(one.layers for one in prompt.live._given)
 
 
@@ -54,20 +52,15 @@ def test_a_modular_pipeline_of_diffusers():
 
     pipe, options = PIPELINES["hunyuan_video15"].build()
     modular = HunyuanVideo15AutoBlocks().init_pipeline()
-    names = (
-        "transformer",
-        "vae",
-        "scheduler",
-        "text_encoder",
-        "tokenizer",
-        "text_encoder_2",
-        "tokenizer_2",
-    )
+    names = ("transformer", "vae", "scheduler", "text_encoder", "tokenizer", "text_encoder_2", "tokenizer_2")
     modular.update_components(**{name: getattr(pipe, name) for name in names})
     settings = (
-        "system_message", "prompt_template_encode_start_idx", "tokenizer_max_length",
-        "tokenizer_2_max_length", "vision_num_semantic_tokens",
-    )  # fmt: skip
+        "system_message",
+        "prompt_template_encode_start_idx",
+        "tokenizer_max_length",
+        "tokenizer_2_max_length",
+        "vision_num_semantic_tokens",
+    )
     kind = type(modular)
     values = {name: getattr(pipe, name) for name in settings}
     modular.__class__ = type(kind.__name__, (kind,), values)
@@ -92,15 +85,13 @@ def test_rows_are_followed():
     order = [3, 8, 8, 0, 5]
     assert followed(source[order], source) == tuple(order)
     assert followed(source[order].bfloat16(), source) == tuple(order)
-    assert followed(torch.cat([source[2:], torch.zeros(3, 20)]), source) == (
-        *range(2, 9),
-        *[None] * 3,
-    )
+    assert followed(torch.cat([source[2:], torch.zeros(3, 20)]), source) == (*range(2, 9), *[None] * 3)
     beside = torch.randn(9, 20)
     for text in (
-        torch.cat([source, beside], 1), torch.cat([beside, source], 1),
+        torch.cat([source, beside], 1),
+        torch.cat([beside, source], 1),
         torch.stack([source, beside], -1).flatten(1),
-    ):  # fmt: skip
+    ):
         assert followed(text[order], source) == tuple(order)
     alike = source.clone()
     alike[3:6] = alike[3]  # rows of padding
@@ -117,14 +108,22 @@ def test_the_connectors_of_ltx2(registers):
     from diffusers.pipelines.ltx2 import LTX2TextConnectors
 
     connectors = LTX2TextConnectors(
-        caption_channels=16, text_proj_in_factor=3, video_connector_num_attention_heads=2,
-        video_connector_attention_head_dim=8, video_connector_num_layers=1,
-        video_connector_num_learnable_registers=registers, audio_connector_num_attention_heads=2,
-        audio_connector_attention_head_dim=8, audio_connector_num_layers=1,
-        audio_connector_num_learnable_registers=registers, connector_rope_base_seq_len=32,
-        rope_theta=10000.0, rope_double_precision=False, causal_temporal_positioning=False,
+        caption_channels=16,
+        text_proj_in_factor=3,
+        video_connector_num_attention_heads=2,
+        video_connector_attention_head_dim=8,
+        video_connector_num_layers=1,
+        video_connector_num_learnable_registers=registers,
+        audio_connector_num_attention_heads=2,
+        audio_connector_attention_head_dim=8,
+        audio_connector_num_layers=1,
+        audio_connector_num_learnable_registers=registers,
+        connector_rope_base_seq_len=32,
+        rope_theta=10000.0,
+        rope_double_precision=False,
+        causal_temporal_positioning=False,
         rope_type="split",
-    ).eval()  # fmt: skip
+    ).eval()
     for name, module in connectors.named_modules():
         if name.endswith("attn1"):
             module.register_forward_hook(lambda module, args, output: torch.zeros_like(output))

@@ -24,18 +24,25 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 #: Pipelines that put a prompt into a template, crop, select or pad on the left.
 TEMPLATES = [
-    "hunyuan_video", "hunyuan_video_true_cfg", "hunyuan_video_i2v", "hunyuan_skyreels_i2v", "framepack",
-    "hunyuan_video15", "kandinsky5", "easyanimate", "cosmos2_5", "sana_video_instruction", "ltx2",
-]  # fmt: skip
+    "hunyuan_video",
+    "hunyuan_video_true_cfg",
+    "hunyuan_video_i2v",
+    "hunyuan_skyreels_i2v",
+    "framepack",
+    "hunyuan_video15",
+    "kandinsky5",
+    "easyanimate",
+    "cosmos2_5",
+    "sana_video_instruction",
+    "ltx2",
+]
 WORDS = ["cat", "dog", "red", "blue", ("a", 1)]
 OTHER = "a dog and a cat running"
 
 
 def repeats_of(pipe: Any) -> str:
     known = inspect.signature(pipe.__call__).parameters
-    return next(
-        name for name in ("num_videos_per_prompt", "num_images_per_prompt") if name in known
-    )
+    return next(name for name in ("num_videos_per_prompt", "num_images_per_prompt") if name in known)
 
 
 def bypassed(name: str, pipe: Any) -> None:
@@ -46,7 +53,7 @@ def bypassed(name: str, pipe: Any) -> None:
 
 @pytest.mark.parametrize(
     "name", [n for n, case in PIPELINES.items() if n not in ("svd", "animatediff_freenoise_prompts")]
-)  # fmt: skip
+)
 def test_words_of_every_pipeline(name):
     pipe, options = PIPELINES[name].build()
     if "prompt" in options:
@@ -95,22 +102,18 @@ def test_two_prompts_and_two_videos_of_each(name):
 
 #: What `encode_prompt` returns, by the names that the pipeline takes it by.
 _BOTH = ("prompt_embeds", "negative_prompt_embeds")
-_MASKED = (
-    "prompt_embeds", "prompt_attention_mask", "negative_prompt_embeds", "negative_prompt_attention_mask",
-)  # fmt: skip
+_MASKED = ("prompt_embeds", "prompt_attention_mask", "negative_prompt_embeds", "negative_prompt_attention_mask")
 RETURNED = {
     "wan": _BOTH,
     "cogvideox": _BOTH,
     "cosmos2_5": _BOTH,
     "hunyuan_video": ("prompt_embeds", "pooled_prompt_embeds", "prompt_attention_mask"),
-    "hunyuan_video15": (
-        "prompt_embeds", "prompt_embeds_mask", "prompt_embeds_2", "prompt_embeds_mask_2",
-    ),
+    "hunyuan_video15": ("prompt_embeds", "prompt_embeds_mask", "prompt_embeds_2", "prompt_embeds_mask_2"),
     "kandinsky5": ("prompt_embeds_qwen", "prompt_embeds_clip", "prompt_cu_seqlens"),
     "easyanimate": (*_BOTH, "prompt_attention_mask", "negative_prompt_attention_mask"),
     "sana_video_instruction": _MASKED,
     "ltx2": _MASKED,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", RETURNED)

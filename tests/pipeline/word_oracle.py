@@ -1,4 +1,6 @@
-"""What a pipeline gives its text encoders and its denoiser, heard by hooks of torch alone, and the check of words by it."""
+"""What a pipeline gives its text encoders and its denoiser, heard by hooks of torch alone, and the check of words by
+it.
+"""
 
 from __future__ import annotations
 
@@ -113,7 +115,9 @@ def sources(row: torch.Tensor, found: Seen) -> set[tuple[int, int, int]]:
 
 
 def own_tokens(ids: list[int], prompt: str, tokenizer: Any) -> list[int]:
-    """Places of a prompt's words among ids: the one place where they stand together, as far as they were not cut off."""
+    """Places of a prompt's words among ids:
+    the one place where they stand together, as far as they were not cut off.
+    """
     wanted = tokenizer.convert_tokens_to_ids(prompt.split())
     common = [
         next((n for n, (a, b) in enumerate(zip(ids[at:], wanted, strict=False)) if a != b), None)

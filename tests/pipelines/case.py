@@ -19,8 +19,8 @@ STEPS = 3  # that `run` asks for, where a case does not ask for another number
 #: The diffusers that all builders are for; with an older one, those of newer parts are skipped.
 NEWEST = (0, 42)
 
-#: How far results that are equal but for the order of roundings may lie apart in float64, guided ones too: guidance that
-#: amplifies roundings a hundred-millionfold stays below it. What comes out as a video is rounded to float32.
+#: How far results that are equal but for the order of roundings may lie apart in float64, guided ones too: guidance
+#: that amplifies roundings a hundred-millionfold stays below it. What comes out as a video is rounded to float32.
 SAME = {"rtol": 1e-6, "atol": 1e-6}
 
 #: How classifier-free guidance stacks its branches in a batch.
@@ -32,7 +32,8 @@ class PipelineCase:
     """A pipeline of diffusers, made small, and the facts that tests may count on; test_builders.py checks them."""
 
     name: str
-    #: Returns the pipeline and the arguments it is called with beside the prompt; skips the test where `needs` are absent.
+    #: Returns the pipeline and the arguments it is called with beside the prompt; skips the test where `needs` are
+    #: absent.
     build: Callable[..., tuple[Any, dict[str, Any]]]
     #: The class of its denoiser, as diffusers names it.
     denoiser: str
@@ -147,13 +148,11 @@ def is_modular(pipe: Any) -> bool:
     return kind is not None and isinstance(pipe, kind)
 
 
-def run(
-    pipe: Any, options: dict[str, Any] | None = None, prompt: Any = PROMPT, **changes: Any
-) -> torch.Tensor:
+def run(pipe: Any, options: dict[str, Any] | None = None, prompt: Any = PROMPT, **changes: Any) -> torch.Tensor:
     """A short call from fixed noise; frames as a tensor.
 
-    `pipe` may be a `PipelineCase`, which is then built. A prompt of the options gives way only to another than `PROMPT`;
-    `prompt=None` leaves it out, for calls with embeddings.
+    `pipe` may be a `PipelineCase`, which is then built. A prompt of the options gives way only to another than
+    `PROMPT`; `prompt=None` leaves it out, for calls with embeddings.
     """
     if isinstance(pipe, PipelineCase):
         pipe, own = pipe.build()

@@ -10,9 +10,7 @@ import diffusers
 from tests.pipelines.case import pipeline
 from tests.pipelines.parts import TOKENS, clip_of, image, t5, t5_tokenizer, word_tokenizer
 
-_case = functools.partial(
-    pipeline, denoiser="CogVideoXTransformer3DModel", latents=(3, 4, 6), channel_axis=2
-)
+_case = functools.partial(pipeline, denoiser="CogVideoXTransformer3DModel", latents=(3, 4, 6), channel_axis=2)
 _TRANSFORMER = {
     "num_attention_heads": 2,
     "attention_head_dim": 16,
@@ -33,10 +31,13 @@ _CALL = {**_SIZE, "num_frames": 9}
 
 def _parts(**changes: Any) -> dict[str, Any]:
     vae = diffusers.AutoencoderKLCogVideoX(
-        block_out_channels=(8,) * 3, down_block_types=("CogVideoXDownBlock3D",) * 3,
-        up_block_types=("CogVideoXUpBlock3D",) * 3, latent_channels=4, layers_per_block=1,
+        block_out_channels=(8,) * 3,
+        down_block_types=("CogVideoXDownBlock3D",) * 3,
+        up_block_types=("CogVideoXUpBlock3D",) * 3,
+        latent_channels=4,
+        layers_per_block=1,
         norm_num_groups=2,
-    )  # fmt: skip
+    )
     transformer = diffusers.CogVideoXTransformer3DModel(**{**_TRANSFORMER, **changes}).eval()
     return {
         "vae": vae,
@@ -51,9 +52,7 @@ def _parts(**changes: Any) -> dict[str, Any]:
 def cogvideox(patch_size_t: int | None = None):
     """Two blocks on a 3×2×3 grid with rotary positions; heads of 16 numbers. `patch_size_t=2`: as CogVideoX 1.5."""
     parts = _parts(patch_size_t=patch_size_t, patch_bias=patch_size_t is None)
-    return diffusers.CogVideoXPipeline(**{**parts, "tokenizer": word_tokenizer(TOKENS)}), dict(
-        _CALL
-    )
+    return diffusers.CogVideoXPipeline(**{**parts, "tokenizer": word_tokenizer(TOKENS)}), dict(_CALL)
 
 
 @_case(latents=(4, 4, 6))

@@ -35,45 +35,74 @@ _FRAMES9 = {"height": 32, "width": 32, "num_frames": 9, "max_sequence_length": T
 def i2vgenxl():
     """Tokens of the image behind those of the text."""
     unet = diffusers.I2VGenXLUNet(
-        block_out_channels=(4, 8), layers_per_block=1, sample_size=8, in_channels=4, out_channels=4,
-        down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"), norm_num_groups=2,
-        up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"), cross_attention_dim=4,
-        attention_head_dim=4, num_attention_heads=None,
-    )  # fmt: skip
+        block_out_channels=(4, 8),
+        layers_per_block=1,
+        sample_size=8,
+        in_channels=4,
+        out_channels=4,
+        down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
+        norm_num_groups=2,
+        up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
+        cross_attention_dim=4,
+        attention_head_dim=4,
+        num_attention_heads=None,
+    )
     pipe = diffusers.I2VGenXLPipeline(
-        vae=autoencoder(0), text_encoder=clip(4), tokenizer=word_tokenizer(TOKENS),
-        image_encoder=clip_vision(4), feature_extractor=clip_processor(), unet=unet,
+        vae=autoencoder(0),
+        text_encoder=clip(4),
+        tokenizer=word_tokenizer(TOKENS),
+        image_encoder=clip_vision(4),
+        feature_extractor=clip_processor(),
+        unet=unet,
         scheduler=diffusers.DDIMScheduler(clip_sample=False),
-    )  # fmt: skip
+    )
     # clip_skip: the default does not run with transformers 5
     size = {"height": 16, "width": 16, "num_frames": 2}
     return pipe, {**size, "image": image(16, 16), "target_fps": 8, "clip_skip": None}
 
 
 @pipeline(
-    denoiser="UNetSpatioTemporalConditionModel", task="image-to-video", takes=("image",),
-    temporal=True, condition_channels=4, channel_axis=2,
-)  # fmt: skip
+    denoiser="UNetSpatioTemporalConditionModel",
+    task="image-to-video",
+    takes=("image",),
+    temporal=True,
+    condition_channels=4,
+    channel_axis=2,
+)
 def svd():
     """No text at all; its cross-attention sees one token, the image's."""
     unet = diffusers.UNetSpatioTemporalConditionModel(
-        block_out_channels=(32, 64), layers_per_block=1, sample_size=8, in_channels=8,
-        out_channels=4, down_block_types=("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        sample_size=8,
+        in_channels=8,
+        out_channels=4,
+        down_block_types=("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
         up_block_types=("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
-        cross_attention_dim=8, num_attention_heads=8, projection_class_embeddings_input_dim=96,
+        cross_attention_dim=8,
+        num_attention_heads=8,
+        projection_class_embeddings_input_dim=96,
         addition_time_embed_dim=32,
-    )  # fmt: skip
+    )
     vae = diffusers.AutoencoderKLTemporalDecoder(
         block_out_channels=[32, 64], down_block_types=["DownEncoderBlock2D"] * 2, latent_channels=4
     )
     scheduler = diffusers.EulerDiscreteScheduler(
-        prediction_type="v_prediction", sigma_max=700.0, sigma_min=0.002, steps_offset=1,
-        timestep_spacing="leading", timestep_type="continuous", use_karras_sigmas=True,
-    )  # fmt: skip
+        prediction_type="v_prediction",
+        sigma_max=700.0,
+        sigma_min=0.002,
+        steps_offset=1,
+        timestep_spacing="leading",
+        timestep_type="continuous",
+        use_karras_sigmas=True,
+    )
     pipe = diffusers.StableVideoDiffusionPipeline(
-        vae=vae, image_encoder=clip_vision(8, 224), unet=unet, scheduler=scheduler,
+        vae=vae,
+        image_encoder=clip_vision(8, 224),
+        unet=unet,
+        scheduler=scheduler,
         feature_extractor=clip_processor(224),
-    )  # fmt: skip
+    )
     size = {"height": 16, "width": 16, "num_frames": 2, "decode_chunk_size": 2}
     return pipe, {**size, "image": image(16, 16)}
 
@@ -85,9 +114,12 @@ def text2video_zero():
     names = ("vae", "text_encoder", "tokenizer", "scheduler")
     unet = small_unet()
     pipe = diffusers.TextToVideoZeroPipeline(
-        **{name: parts[name] for name in names}, unet=unet, safety_checker=None,
-        feature_extractor=None, requires_safety_checker=False,
-    )  # fmt: skip
+        **{name: parts[name] for name in names},
+        unet=unet,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
     return pipe, {"height": 40, "width": 56, "video_length": 2, "t0": 1, "t1": 2}
 
 
@@ -97,17 +129,34 @@ _ltx_case = functools.partial(pipeline, denoiser="LTXVideoTransformer3DModel", c
 def _ltx_parts() -> dict[str, Any]:
     """Latents packed to a sequence of tokens."""
     transformer = diffusers.LTXVideoTransformer3DModel(
-        in_channels=8, out_channels=8, patch_size=1, patch_size_t=1, num_attention_heads=4,
-        attention_head_dim=8, cross_attention_dim=32, num_layers=2, caption_channels=32,
-    ).eval()  # fmt: skip
+        in_channels=8,
+        out_channels=8,
+        patch_size=1,
+        patch_size_t=1,
+        num_attention_heads=4,
+        attention_head_dim=8,
+        cross_attention_dim=32,
+        num_layers=2,
+        caption_channels=32,
+    ).eval()
     halved = (True, True, False, False)
     vae = diffusers.AutoencoderKLLTXVideo(
-        latent_channels=8, block_out_channels=(8,) * 4, decoder_block_out_channels=(8,) * 4,
-        layers_per_block=(1,) * 5, decoder_layers_per_block=(1,) * 5, spatio_temporal_scaling=halved,
-        decoder_spatio_temporal_scaling=halved, decoder_inject_noise=(False,) * 5, patch_size=1,
-        upsample_residual=(False,) * 4, upsample_factor=(1,) * 4, timestep_conditioning=False,
-        patch_size_t=1, encoder_causal=True, decoder_causal=False,
-    ).eval()  # fmt: skip
+        latent_channels=8,
+        block_out_channels=(8,) * 4,
+        decoder_block_out_channels=(8,) * 4,
+        layers_per_block=(1,) * 5,
+        decoder_layers_per_block=(1,) * 5,
+        spatio_temporal_scaling=halved,
+        decoder_spatio_temporal_scaling=halved,
+        decoder_inject_noise=(False,) * 5,
+        patch_size=1,
+        upsample_residual=(False,) * 4,
+        upsample_factor=(1,) * 4,
+        timestep_conditioning=False,
+        patch_size_t=1,
+        encoder_causal=True,
+        decoder_causal=False,
+    ).eval()
     vae.use_framewise_encoding = vae.use_framewise_decoding = False
     return {
         "transformer": transformer,
@@ -139,18 +188,33 @@ def ltx_condition():
 @pipeline(denoiser="MochiTransformer3DModel")
 def mochi():
     transformer = diffusers.MochiTransformer3DModel(
-        patch_size=2, num_attention_heads=2, attention_head_dim=8, num_layers=2, in_channels=12,
-        pooled_projection_dim=16, out_channels=None, qk_norm="rms_norm", text_embed_dim=32,
-        time_embed_dim=4, activation_fn="swiglu", max_sequence_length=16,
-    ).eval()  # fmt: skip
+        patch_size=2,
+        num_attention_heads=2,
+        attention_head_dim=8,
+        num_layers=2,
+        in_channels=12,
+        pooled_projection_dim=16,
+        out_channels=None,
+        qk_norm="rms_norm",
+        text_embed_dim=32,
+        time_embed_dim=4,
+        activation_fn="swiglu",
+        max_sequence_length=16,
+    ).eval()
     vae = diffusers.AutoencoderKLMochi(
-        latent_channels=12, out_channels=3, encoder_block_out_channels=(32,) * 4,
-        decoder_block_out_channels=(32,) * 4, layers_per_block=(1,) * 5,
-    ).eval()  # fmt: skip
+        latent_channels=12,
+        out_channels=3,
+        encoder_block_out_channels=(32,) * 4,
+        decoder_block_out_channels=(32,) * 4,
+        layers_per_block=(1,) * 5,
+    ).eval()
     pipe = diffusers.MochiPipeline(
-        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(), vae=vae, text_encoder=t5(32),
-        tokenizer=t5_tokenizer(), transformer=transformer,
-    )  # fmt: skip
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
+        vae=vae,
+        text_encoder=t5(32),
+        tokenizer=t5_tokenizer(),
+        transformer=transformer,
+    )
     return pipe, {**_FRAMES9, "num_frames": 7}
 
 
@@ -158,20 +222,34 @@ def mochi():
 def allegro():
     """Ends in latents: the tiny decoder's tiles are constant."""
     transformer = diffusers.AllegroTransformer3DModel(
-        num_attention_heads=2, attention_head_dim=12, in_channels=4, out_channels=4, num_layers=2,
-        cross_attention_dim=24, sample_width=8, sample_height=8, sample_frames=8,
+        num_attention_heads=2,
+        attention_head_dim=12,
+        in_channels=4,
+        out_channels=4,
+        num_layers=2,
+        cross_attention_dim=24,
+        sample_width=8,
+        sample_height=8,
+        sample_frames=8,
         caption_channels=24,
-    ).eval()  # fmt: skip
+    ).eval()
     vae = diffusers.AutoencoderKLAllegro(
-        down_block_types=("AllegroDownBlock3D",) * 4, up_block_types=("AllegroUpBlock3D",) * 4,
-        block_out_channels=(8,) * 4, latent_channels=4, layers_per_block=1, norm_num_groups=2,
+        down_block_types=("AllegroDownBlock3D",) * 4,
+        up_block_types=("AllegroUpBlock3D",) * 4,
+        block_out_channels=(8,) * 4,
+        latent_channels=4,
+        layers_per_block=1,
+        norm_num_groups=2,
         temporal_compression_ratio=4,
-    ).eval()  # fmt: skip
+    ).eval()
     vae.enable_tiling()
     pipe = diffusers.AllegroPipeline(
-        tokenizer=t5_tokenizer(), text_encoder=t5(24), vae=vae, transformer=transformer,
+        tokenizer=t5_tokenizer(),
+        text_encoder=t5(24),
+        vae=vae,
+        transformer=transformer,
         scheduler=diffusers.DDIMScheduler(),
-    )  # fmt: skip
+    )
     size = {"height": 32, "width": 48, "num_frames": 8, "max_sequence_length": TOKENS}
     return pipe, {**size, "clean_caption": False, "output_type": "latent"}
 
@@ -180,30 +258,51 @@ def allegro():
 def easyanimate():
     """The tokens of a chat template stay in the text."""
     transformer = diffusers.EasyAnimateTransformer3DModel(
-        num_attention_heads=2, attention_head_dim=16, in_channels=4, out_channels=4,
-        time_embed_dim=2, text_embed_dim=16, num_layers=2, sample_width=16, sample_height=16,
+        num_attention_heads=2,
+        attention_head_dim=16,
+        in_channels=4,
+        out_channels=4,
+        time_embed_dim=2,
+        text_embed_dim=16,
+        num_layers=2,
+        sample_width=16,
+        sample_height=16,
         patch_size=2,
-    ).eval()  # fmt: skip
+    ).eval()
     kind = "SpatialTemporal{}Block3D"
     vae = diffusers.AutoencoderKLMagvit(
         down_block_types=("SpatialDownBlock3D", *(kind.format("Down"),) * 3),
-        up_block_types=("SpatialUpBlock3D", *(kind.format("Up"),) * 3), latent_channels=4,
-        block_out_channels=(8,) * 4, layers_per_block=1, norm_num_groups=2, spatial_group_norm=False,
-    ).eval()  # fmt: skip
+        up_block_types=("SpatialUpBlock3D", *(kind.format("Up"),) * 3),
+        latent_channels=4,
+        block_out_channels=(8,) * 4,
+        layers_per_block=1,
+        norm_num_groups=2,
+        spatial_group_norm=False,
+    ).eval()
     text = dict(
-        **IDS, hidden_size=16, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
-        num_key_value_heads=2, rope_scaling=rope(1, 1, 2),
-    )  # fmt: skip
+        **IDS,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        rope_scaling=rope(1, 1, 2),
+    )
     config = transformers.Qwen2VLConfig(
-        text_config=text, image_token_id=28, video_token_id=27, vision_start_token_id=30,
+        text_config=text,
+        image_token_id=28,
+        video_token_id=27,
+        vision_start_token_id=30,
         vision_end_token_id=31,
         vision_config={"depth": 1, "embed_dim": 16, "hidden_size": 16, "num_heads": 2, "mlp_ratio": 2},
-    )  # fmt: skip
+    )
     pipe = diffusers.EasyAnimatePipeline(
-        vae=vae, text_encoder=transformers.Qwen2VLForConditionalGeneration(config).eval(),
-        tokenizer=word_tokenizer(64, bos=False, eos=False, chat=True), transformer=transformer,
+        vae=vae,
+        text_encoder=transformers.Qwen2VLForConditionalGeneration(config).eval(),
+        tokenizer=word_tokenizer(64, bos=False, eos=False, chat=True),
+        transformer=transformer,
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(),
-    )  # fmt: skip
+    )
     return pipe, {"height": 16, "width": 16, "num_frames": 5, "negative_prompt": ""}
 
 
@@ -228,29 +327,45 @@ class _TextProcessor(transformers.ProcessorMixin):
 def kandinsky5():
     """Channels last."""
     transformer = diffusers.Kandinsky5Transformer3DModel(
-        in_visual_dim=16, in_text_dim=32, in_text_dim2=8, time_dim=16, out_visual_dim=16,
-        patch_size=(1, 2, 2), model_dim=16, ff_dim=32, num_text_blocks=1, num_visual_blocks=2,
-        axes_dims=(1, 1, 2), visual_cond=False, attention_type="regular",
-    ).eval()  # fmt: skip
+        in_visual_dim=16,
+        in_text_dim=32,
+        in_text_dim2=8,
+        time_dim=16,
+        out_visual_dim=16,
+        patch_size=(1, 2, 2),
+        model_dim=16,
+        ff_dim=32,
+        num_text_blocks=1,
+        num_visual_blocks=2,
+        axes_dims=(1, 1, 2),
+        visual_cond=False,
+        attention_type="regular",
+    ).eval()
     with torch.no_grad():  # its modulation begins at zero: then no gradient reaches the latents
         for name, parameter in transformer.named_parameters():
             if "modulation" in name:
                 parameter.normal_(std=0.2)
     vae = diffusers.AutoencoderKLHunyuanVideo(
-        block_out_channels=[8, 8], down_block_types=["HunyuanVideoDownBlock3D"] * 2,
-        latent_channels=16, layers_per_block=1, mid_block_add_attention=False, norm_num_groups=4,
-        spatial_compression_ratio=8, temporal_compression_ratio=4,
+        block_out_channels=[8, 8],
+        down_block_types=["HunyuanVideoDownBlock3D"] * 2,
+        latent_channels=16,
+        layers_per_block=1,
+        mid_block_add_attention=False,
+        norm_num_groups=4,
+        spatial_compression_ratio=8,
+        temporal_compression_ratio=4,
         up_block_types=["HunyuanVideoUpBlock3D"] * 2,
-    ).eval()  # fmt: skip
+    ).eval()
     pipe = diffusers.Kandinsky5T2VPipeline(
-        transformer=transformer, vae=vae, text_encoder=qwen(32), text_encoder_2=clip(8),
+        transformer=transformer,
+        vae=vae,
+        text_encoder=qwen(32),
+        text_encoder_2=clip(8),
         tokenizer=_TextProcessor(word_tokenizer(512, bos=False, eos=False)),
         tokenizer_2=word_tokenizer(77),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=7.0),
-    )  # fmt: skip
-    pipe.prompt_template = (
-        "<|im_start|> system describe the video <|im_end|> <|im_start|> user {} <|im_end|>"
     )
+    pipe.prompt_template = "<|im_start|> system describe the video <|im_end|> <|im_start|> user {} <|im_end|>"
     pipe.prompt_template_encode_start_idx = 8
     return pipe, {**_FRAMES9, "num_frames": 5}
 
@@ -259,23 +374,42 @@ def kandinsky5():
 def sana_video():
     """Self-attention is linear."""
     transformer = diffusers.SanaVideoTransformer3DModel(
-        in_channels=16, out_channels=16, num_attention_heads=2, attention_head_dim=12, num_layers=2,
-        num_cross_attention_heads=2, cross_attention_head_dim=12, cross_attention_dim=24,
-        caption_channels=8, mlp_ratio=2.5, dropout=0.0, attention_bias=False, sample_size=8,
-        patch_size=(1, 2, 2), norm_elementwise_affine=False, norm_eps=1e-6,
-        qk_norm="rms_norm_across_heads", rope_max_seq_len=32,
-    ).eval()  # fmt: skip
+        in_channels=16,
+        out_channels=16,
+        num_attention_heads=2,
+        attention_head_dim=12,
+        num_layers=2,
+        num_cross_attention_heads=2,
+        cross_attention_head_dim=12,
+        cross_attention_dim=24,
+        caption_channels=8,
+        mlp_ratio=2.5,
+        dropout=0.0,
+        attention_bias=False,
+        sample_size=8,
+        patch_size=(1, 2, 2),
+        norm_elementwise_affine=False,
+        norm_eps=1e-6,
+        qk_norm="rms_norm_across_heads",
+        rope_max_seq_len=32,
+    ).eval()
     gemma = transformers.Gemma2Config(
-        **IDS, head_dim=16, hidden_size=8, intermediate_size=64, num_attention_heads=2,
-        num_hidden_layers=1, num_key_value_heads=2, attn_implementation="eager",
-    )  # fmt: skip
+        **IDS,
+        head_dim=16,
+        hidden_size=8,
+        intermediate_size=64,
+        num_attention_heads=2,
+        num_hidden_layers=1,
+        num_key_value_heads=2,
+        attn_implementation="eager",
+    )
     pipe = diffusers.SanaVideoPipeline(
-        tokenizer=word_tokenizer(300, eos=False), vae=wan_autoencoder(), transformer=transformer,
+        tokenizer=word_tokenizer(300, eos=False),
+        vae=wan_autoencoder(),
+        transformer=transformer,
         text_encoder=transformers.Gemma2Model(gemma).eval(),
-        scheduler=diffusers.DPMSolverMultistepScheduler(
-            prediction_type="flow_prediction", use_flow_sigmas=True
-        ),
-    )  # fmt: skip
+        scheduler=diffusers.DPMSolverMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True),
+    )
     return pipe, {
         "height": 32,
         "width": 32,
@@ -297,26 +431,40 @@ def sana_video_instruction():
 @pipeline(denoiser="MotifVideoTransformer3DModel", condition_channels=17, **_SEPARATE)
 def motif_video():
     """Channels for an image that is not given."""
-    from transformers.models.t5gemma2 import (
-        T5Gemma2Encoder,
-        T5Gemma2EncoderConfig,
-        T5Gemma2TextConfig,
-    )
+    from transformers.models.t5gemma2 import T5Gemma2Encoder, T5Gemma2EncoderConfig, T5Gemma2TextConfig
 
     transformer = diffusers.MotifVideoTransformer3DModel(
-        in_channels=33, out_channels=16, num_attention_heads=2, attention_head_dim=12, num_layers=1,
-        num_single_layers=1, mlp_ratio=4.0, patch_size=1, patch_size_t=1, qk_norm="rms_norm",
-        text_embed_dim=32, rope_axes_dim=(4, 4, 4),
-    ).eval()  # fmt: skip
+        in_channels=33,
+        out_channels=16,
+        num_attention_heads=2,
+        attention_head_dim=12,
+        num_layers=1,
+        num_single_layers=1,
+        mlp_ratio=4.0,
+        patch_size=1,
+        patch_size_t=1,
+        qk_norm="rms_norm",
+        text_embed_dim=32,
+        rope_axes_dim=(4, 4, 4),
+    ).eval()
     config = T5Gemma2TextConfig(
-        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64,
-        vocab_size=64, max_position_embeddings=128, head_dim=16, num_key_value_heads=2,
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        vocab_size=64,
+        max_position_embeddings=128,
+        head_dim=16,
+        num_key_value_heads=2,
         dropout_rate=0.0,
-    )  # fmt: skip
+    )
     pipe = diffusers.MotifVideoPipeline(
-        transformer=transformer, vae=wan_autoencoder(),
-        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=7.0), tokenizer=t5_tokenizer(),
+        transformer=transformer,
+        vae=wan_autoencoder(),
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=7.0),
+        tokenizer=t5_tokenizer(),
         text_encoder=T5Gemma2Encoder(T5Gemma2EncoderConfig(text_config=config)).eval(),
-        feature_extractor=None, guider=diffusers.AdaptiveProjectedGuidance(),
-    )  # fmt: skip
+        feature_extractor=None,
+        guider=diffusers.AdaptiveProjectedGuidance(),
+    )
     return pipe, {**_FRAMES9, "height": 16, "width": 16}

@@ -1,4 +1,6 @@
-"""What tiny pipelines are put together from: tokenizers, text and image encoders, autoencoders, images; random weights."""
+"""What tiny pipelines are put together from: tokenizers, text and image encoders, autoencoders, images; random
+weights.
+"""
 
 from __future__ import annotations
 
@@ -34,18 +36,21 @@ def word_tokenizer(
     length: int, *, bos: bool = True, eos: bool = True, chat: bool = False, side: str = "right"
 ) -> PreTrainedTokenizerFast:
     """A token a word; `chat` gives it a template, `side` is where the padding goes."""
-    made = Tokenizer(
-        models.WordLevel({word: at for at, word in enumerate(_VOCABULARY)}, unk_token="<unk>")
-    )
+    made = Tokenizer(models.WordLevel({word: at for at, word in enumerate(_VOCABULARY)}, unk_token="<unk>"))
     made.pre_tokenizer = pre_tokenizers.Whitespace()
     made.post_processor = processors.TemplateProcessing(
         single="<bos> " * bos + "$A" + " </s>" * eos, special_tokens=[("<bos>", 1), ("</s>", 2)]
     )
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=made, pad_token="<pad>", bos_token="<bos>", eos_token="</s>",
-        unk_token="<unk>", model_max_length=length, padding_side=side,
+        tokenizer_object=made,
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        model_max_length=length,
+        padding_side=side,
         additional_special_tokens=_MARKS,
-    )  # fmt: skip
+    )
     if chat:
         fast.chat_template = _CHAT
     return fast
@@ -62,35 +67,37 @@ def clip(width: int) -> CLIPTextModel:
 
 def clip_config(width: int, **changes: Any) -> transformers.CLIPTextConfig:
     return transformers.CLIPTextConfig(
-        **IDS, hidden_size=width, intermediate_size=16, num_attention_heads=4, num_hidden_layers=2,
-        **changes,
-    )  # fmt: skip
+        **IDS, hidden_size=width, intermediate_size=16, num_attention_heads=4, num_hidden_layers=2, **changes
+    )
 
 
 def t5(width: int, vocabulary: int = 32) -> T5EncoderModel:
-    config = transformers.T5Config(
-        vocab_size=vocabulary, d_model=width, d_kv=8, d_ff=16, num_layers=2, num_heads=4
-    )
+    config = transformers.T5Config(vocab_size=vocabulary, d_model=width, d_kv=8, d_ff=16, num_layers=2, num_heads=4)
     return T5EncoderModel(config).eval()
 
 
 def qwen(width: int) -> transformers.Qwen2_5_VLForConditionalGeneration:
     """Qwen2.5-VL, its vision tower too."""
     text = dict(
-        **IDS, hidden_size=width, intermediate_size=width, num_hidden_layers=2, rope_theta=1e6,
-        num_attention_heads=2, num_key_value_heads=2, rope_scaling=rope(2, 2, 4),
-    )  # fmt: skip
-    vision = {
-        "depth": 1,
-        "hidden_size": width,
-        "intermediate_size": width,
-        "num_heads": 2,
-        "out_hidden_size": width,
-    }
+        **IDS,
+        hidden_size=width,
+        intermediate_size=width,
+        num_hidden_layers=2,
+        rope_theta=1e6,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        rope_scaling=rope(2, 2, 4),
+    )
+    vision = {"depth": 1, "hidden_size": width, "intermediate_size": width, "num_heads": 2, "out_hidden_size": width}
     config = transformers.Qwen2_5_VLConfig(
-        text_config=text, vision_config=vision, vision_end_token_id=31, vision_start_token_id=30,
-        vision_token_id=29, image_token_id=28, video_token_id=27,
-    )  # fmt: skip
+        text_config=text,
+        vision_config=vision,
+        vision_end_token_id=31,
+        vision_start_token_id=30,
+        vision_token_id=29,
+        image_token_id=28,
+        video_token_id=27,
+    )
     return transformers.Qwen2_5_VLForConditionalGeneration(config).eval()
 
 
@@ -102,9 +109,14 @@ def rope(*sections: int) -> dict[str, Any]:
 def clip_vision(width: int, size: int = 32) -> transformers.CLIPVisionModelWithProjection:
     """17 tokens for an image, whatever its size."""
     config = transformers.CLIPVisionConfig(
-        hidden_size=width, projection_dim=width, num_hidden_layers=2, num_attention_heads=2,
-        image_size=size, intermediate_size=16, patch_size=size // 4,
-    )  # fmt: skip
+        hidden_size=width,
+        projection_dim=width,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        image_size=size,
+        intermediate_size=16,
+        patch_size=size // 4,
+    )
     return transformers.CLIPVisionModelWithProjection(config).eval()
 
 
@@ -117,17 +129,19 @@ def clip_processor(size: int = 32) -> Any:
 def autoencoder(halvings: int) -> AutoencoderKL:
     blocks = halvings + 1
     return AutoencoderKL(
-        block_out_channels=(8,) * blocks, down_block_types=["DownEncoderBlock2D"] * blocks,
-        up_block_types=["UpDecoderBlock2D"] * blocks, latent_channels=4, norm_num_groups=2,
-    )  # fmt: skip
+        block_out_channels=(8,) * blocks,
+        down_block_types=["DownEncoderBlock2D"] * blocks,
+        up_block_types=["UpDecoderBlock2D"] * blocks,
+        latent_channels=4,
+        norm_num_groups=2,
+    )
 
 
 def wan_autoencoder() -> AutoencoderKLWan:
     """Eighths of rows and columns, quarters of frames."""
     return AutoencoderKLWan(
-        base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1,
-        temperal_downsample=[False, True, True],
-    ).eval()  # fmt: skip
+        base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True]
+    ).eval()
 
 
 def image(width: int, height: int, seed: int = 0) -> Image.Image:

@@ -22,12 +22,8 @@ from tests.pipelines.parts import (
     word_tokenizer,
 )
 
-_animatediff_case = functools.partial(
-    pipeline, denoiser="UNetMotionModel", temporal=True, latents=(4, 5, 7)
-)
-_modelscope_case = functools.partial(
-    pipeline, denoiser="UNet3DConditionModel", temporal=True, latents=(4, 8, 8)
-)
+_animatediff_case = functools.partial(pipeline, denoiser="UNetMotionModel", temporal=True, latents=(4, 5, 7))
+_modelscope_case = functools.partial(pipeline, denoiser="UNet3DConditionModel", temporal=True, latents=(4, 8, 8))
 
 _MOTION = {
     "block_out_channels": (8, 8),
@@ -50,10 +46,15 @@ _V2V = {"strength": 0.7, "num_inference_steps": 5}
 
 def small_unet() -> diffusers.UNet2DConditionModel:
     return diffusers.UNet2DConditionModel(
-        block_out_channels=(8, 8), layers_per_block=1, sample_size=8, cross_attention_dim=8,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        sample_size=8,
+        cross_attention_dim=8,
         down_block_types=("CrossAttnDownBlock2D",) * 2,
-        up_block_types=("CrossAttnUpBlock2D",) * 2, attention_head_dim=4, norm_num_groups=2,
-    )  # fmt: skip
+        up_block_types=("CrossAttnUpBlock2D",) * 2,
+        attention_head_dim=4,
+        norm_num_groups=2,
+    )
 
 
 def _parts() -> dict[str, Any]:
@@ -79,28 +80,29 @@ def animatediff():
 def animatediff_sdxl():
     """Two text encoders, joined by channel; more conditions in `added_cond_kwargs`."""
     unet = diffusers.UNet2DConditionModel(
-        block_out_channels=(8, 16), layers_per_block=1, sample_size=8, cross_attention_dim=16,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        sample_size=8,
+        cross_attention_dim=16,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), attention_head_dim=(2, 4),
-        use_linear_projection=True, transformer_layers_per_block=(1, 2), norm_num_groups=2,
-        addition_embed_type="text_time", addition_time_embed_dim=8,
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=(2, 4),
+        use_linear_projection=True,
+        transformer_layers_per_block=(1, 2),
+        norm_num_groups=2,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
         projection_class_embeddings_input_dim=56,
-    )  # fmt: skip
-    adapter = diffusers.MotionAdapter(
-        **{**_MOTION, "block_out_channels": (8, 16)}, use_motion_mid_block=False
     )
+    adapter = diffusers.MotionAdapter(**{**_MOTION, "block_out_channels": (8, 16)}, use_motion_mid_block=False)
     second = CLIPTextModelWithProjection(clip_config(8, projection_dim=8)).eval()
     parts = {**_parts(), "unet": unet, "motion_adapter": adapter}
-    pipe = diffusers.AnimateDiffSDXLPipeline(
-        text_encoder_2=second, tokenizer_2=word_tokenizer(TOKENS), **parts
-    )
+    pipe = diffusers.AnimateDiffSDXLPipeline(text_encoder_2=second, tokenizer_2=word_tokenizer(TOKENS), **parts)
     return pipe, dict(_CALL)
 
 
 def _controlnet() -> diffusers.ControlNetModel:
-    return diffusers.ControlNetModel(
-        **_CONTROL, down_block_types=("CrossAttnDownBlock2D",) * 2, attention_head_dim=4
-    )
+    return diffusers.ControlNetModel(**_CONTROL, down_block_types=("CrossAttnDownBlock2D",) * 2, attention_head_dim=4)
 
 
 @_animatediff_case(task="control", takes=("conditioning_frames",))
@@ -113,16 +115,15 @@ def animatediff_controlnet():
 def animatediff_sparsectrl():
     """The control is one frame, the first."""
     control = diffusers.SparseControlNetModel(
-        **_CONTROL, conditioning_channels=3, down_block_types=("CrossAttnDownBlockMotion",) * 2,
-        use_simplified_condition_embedding=False, num_attention_heads=4,
+        **_CONTROL,
+        conditioning_channels=3,
+        down_block_types=("CrossAttnDownBlockMotion",) * 2,
+        use_simplified_condition_embedding=False,
+        num_attention_heads=4,
         motion_num_attention_heads=4,
-    )  # fmt: skip
+    )
     pipe = diffusers.AnimateDiffSparseControlNetPipeline(controlnet=control, **_parts())
-    return pipe, {
-        **_CALL,
-        "conditioning_frames": clip_of(56, 40, 1),
-        "controlnet_frame_indices": [0],
-    }
+    return pipe, {**_CALL, "conditioning_frames": clip_of(56, 40, 1), "controlnet_frame_indices": [0]}
 
 
 @_animatediff_case(task="video-to-video", takes=("video",), strength=0.7)
@@ -155,9 +156,7 @@ def animatediff_pag_alone():
 @_animatediff_case(takes=("ip_adapter_image_embeds",))
 def animatediff_ip_adapter():
     """An image prompt beside the text: two attentions in each cross layer, by processors that have weights."""
-    pipe = diffusers.AnimateDiffPipeline(
-        image_encoder=clip_vision(8), feature_extractor=clip_processor(), **_parts()
-    )
+    pipe = diffusers.AnimateDiffPipeline(image_encoder=clip_vision(8), feature_extractor=clip_processor(), **_parts())
     pipe.unet._load_ip_adapter_weights([_ip_adapter_weights(pipe.unet)])
     embeds = torch.randn(2, 1, 8, generator=torch.Generator().manual_seed(1))
     return pipe, {**_CALL, "ip_adapter_image_embeds": [embeds]}
@@ -231,14 +230,22 @@ def pia():
 def modelscope():
     """Two levels, double temporal self-attention; heads of 4 numbers."""
     unet = diffusers.UNet3DConditionModel(
-        block_out_channels=(8, 8), layers_per_block=1, sample_size=8, cross_attention_dim=4,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        sample_size=8,
+        cross_attention_dim=4,
         down_block_types=("CrossAttnDownBlock3D", "DownBlock3D"),
-        up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"), attention_head_dim=4, norm_num_groups=2,
-    )  # fmt: skip
+        up_block_types=("UpBlock3D", "CrossAttnUpBlock3D"),
+        attention_head_dim=4,
+        norm_num_groups=2,
+    )
     pipe = diffusers.TextToVideoSDPipeline(
-        unet=unet, vae=autoencoder(0), text_encoder=clip(4), tokenizer=word_tokenizer(TOKENS),
+        unet=unet,
+        vae=autoencoder(0),
+        text_encoder=clip(4),
+        tokenizer=word_tokenizer(TOKENS),
         scheduler=diffusers.DDIMScheduler(clip_sample=False),
-    )  # fmt: skip
+    )
     return pipe, {"height": 8, "width": 8, "num_frames": 4}
 
 

@@ -39,9 +39,8 @@ CALL = {"height": 32, "width": 32, "num_frames": 9, "max_sequence_length": TOKEN
 IMAGE_CALL = {**CALL, "image": image(32, 32), "max_sequence_length": 512}
 
 wan_case = functools.partial(
-    pipeline, denoiser="WanTransformer3DModel", branches=("cond", "uncond"), batched=False,
-    latents=(3, 4, 4),
-)  # fmt: skip
+    pipeline, denoiser="WanTransformer3DModel", branches=("cond", "uncond"), batched=False, latents=(3, 4, 4)
+)
 #: Those whose pipelines clean the prompt with ftfy and do not ask whether it is there.
 ftfy_case = functools.partial(wan_case, needs=("ftfy",))
 
@@ -61,9 +60,7 @@ def parts(transformer: Any = None, scheduler: Any = None) -> dict[str, Any]:
 
 
 def _unipc() -> diffusers.UniPCMultistepScheduler:
-    return diffusers.UniPCMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
-    )
+    return diffusers.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0)
 
 
 def image_parts() -> dict[str, Any]:
@@ -75,10 +72,12 @@ def wan():
     """Two blocks on a 3×2×2 grid; heads of 12 numbers; Euler steps."""
     vae = wan_autoencoder()
     pipe = diffusers.WanPipeline(
-        vae=vae, transformer=diffusers.WanTransformer3DModel(**TRANSFORMER), text_encoder=t5(32),
+        vae=vae,
+        transformer=diffusers.WanTransformer3DModel(**TRANSFORMER),
+        text_encoder=t5(32),
         scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=7.0),
         tokenizer=word_tokenizer(TOKENS),
-    )  # fmt: skip
+    )
     return pipe, dict(CALL)
 
 
@@ -99,9 +98,8 @@ def wan22_ti2v():
 def wan22_ti2v_image():
     """Wan 2.2 5B, image to video: the tokens of the first frame have timestep 0."""
     pipe = diffusers.WanImageToVideoPipeline(
-        transformer_2=None, image_encoder=None, image_processor=None, expand_timesteps=True,
-        **parts(),
-    )  # fmt: skip
+        transformer_2=None, image_encoder=None, image_processor=None, expand_timesteps=True, **parts()
+    )
     return pipe, {**CALL, "image": image(32, 32)}
 
 
@@ -110,9 +108,7 @@ def wan_i2v():
     """Wan 2.1: each cross layer attends to the image's 17 CLIP tokens, then to the text."""
     transformer = _transformer(in_channels=36, image_dim=4, added_kv_proj_dim=24)
     euler = diffusers.FlowMatchEulerDiscreteScheduler(shift=7.0)
-    pipe = diffusers.WanImageToVideoPipeline(
-        transformer_2=None, **image_parts(), **parts(transformer, euler)
-    )
+    pipe = diffusers.WanImageToVideoPipeline(transformer_2=None, **image_parts(), **parts(transformer, euler))
     return pipe, dict(IMAGE_CALL)
 
 
@@ -120,9 +116,12 @@ def wan_i2v():
 def wan22_i2v():
     """Wan 2.2 14B: two experts, no image encoder."""
     pipe = diffusers.WanImageToVideoPipeline(
-        transformer_2=_transformer(in_channels=36), image_encoder=None, image_processor=None,
-        boundary_ratio=0.875, **parts(_transformer(in_channels=36)),
-    )  # fmt: skip
+        transformer_2=_transformer(in_channels=36),
+        image_encoder=None,
+        image_processor=None,
+        boundary_ratio=0.875,
+        **parts(_transformer(in_channels=36)),
+    )
     return pipe, {**CALL, "image": image(32, 32)}
 
 
@@ -147,9 +146,7 @@ def wan_vace():
 @ftfy_case(task="video-to-video", takes=("video",), condition_channels=16)
 def lucy():
     """Lucy Edit: the source video's latents beside the noise, all of the schedule."""
-    pipe = diffusers.LucyEditPipeline(
-        transformer_2=None, expand_timesteps=True, **parts(_transformer(in_channels=32))
-    )
+    pipe = diffusers.LucyEditPipeline(transformer_2=None, expand_timesteps=True, **parts(_transformer(in_channels=32)))
     return pipe, {**CALL, "video": clip_of(32, 32, 9)}
 
 

@@ -25,17 +25,25 @@ def _without(name: str) -> dict:
 
 
 @_case(
-    denoiser="WanAnimateTransformer3DModel", task="control", condition_channels=20,
+    denoiser="WanAnimateTransformer3DModel",
+    task="control",
+    condition_channels=20,
     takes=("image", "pose_video", "face_video"),
-)  # fmt: skip
+)
 def wan_animate():
     """Attends to the motion of a face, frame by frame, beside image and text."""
     transformer = diffusers.WanAnimateTransformer3DModel(
-        **{**TRANSFORMER, **_IMAGE}, latent_channels=16, motion_encoder_size=16,
-        motion_encoder_channel_sizes={"4": 16, "8": 16, "16": 16}, motion_style_dim=8,
-        motion_dim=4, motion_encoder_dim=16, face_encoder_hidden_dim=16, face_encoder_num_heads=2,
+        **{**TRANSFORMER, **_IMAGE},
+        latent_channels=16,
+        motion_encoder_size=16,
+        motion_encoder_channel_sizes={"4": 16, "8": 16, "16": 16},
+        motion_style_dim=8,
+        motion_dim=4,
+        motion_encoder_dim=16,
+        face_encoder_hidden_dim=16,
+        face_encoder_num_heads=2,
         inject_face_latents_blocks=2,
-    ).eval()  # fmt: skip
+    ).eval()
     euler = diffusers.FlowMatchEulerDiscreteScheduler(shift=7.0)
     pipe = diffusers.WanAnimatePipeline(**image_parts(), **parts(transformer, euler))
     frames = clip_of(16, 16, 9)
@@ -74,10 +82,7 @@ def skyreels_v2_i2v():
     return diffusers.SkyReelsV2ImageToVideoPipeline(**image_parts(), **made), dict(IMAGE_CALL)
 
 
-@_case(
-    denoiser="ChronoEditTransformer3DModel", task="image-to-video", takes=("image",),
-    condition_channels=20,
-)  # fmt: skip
+@_case(denoiser="ChronoEditTransformer3DModel", task="image-to-video", takes=("image",), condition_channels=20)
 def chronoedit():
     """An edit of an image as the last of a few frames."""
     transformer = diffusers.ChronoEditTransformer3DModel(**{**TRANSFORMER, **_IMAGE}).eval()
@@ -98,16 +103,17 @@ def anyflow():
     return diffusers.AnyFlowPipeline(**parts(transformer, _flow_map())), dict(CALL)
 
 
-@pipeline(
-    denoiser="AnyFlowFARTransformer3DModel", branches=("cond",), channel_axis=2, rounds=3,
-    extra_calls=2,
-)  # fmt: skip
+@pipeline(denoiser="AnyFlowFARTransformer3DModel", branches=("cond",), channel_axis=2, rounds=3, extra_calls=2)
 def anyflow_far():
     """Frame after frame; a call after each but the last keeps its keys and values for the next."""
     transformer = diffusers.AnyFlowFARTransformer3DModel(
-        **_without("qk_norm"), compressed_patch_size=(1, 4, 4), full_chunk_limit=3,
-        gate_value=0.25, deltatime_type="r", chunk_partition=(1, 1, 1),
-    ).eval()  # fmt: skip
+        **_without("qk_norm"),
+        compressed_patch_size=(1, 4, 4),
+        full_chunk_limit=3,
+        gate_value=0.25,
+        deltatime_type="r",
+        chunk_partition=(1, 1, 1),
+    ).eval()
     return diffusers.AnyFlowFARPipeline(**parts(transformer, _flow_map())), dict(CALL)
 
 
@@ -115,9 +121,13 @@ def anyflow_far():
 def helios():
     """One chunk of frames behind a history that is still empty."""
     transformer = diffusers.HeliosTransformer3DModel(
-        **_without("rope_max_seq_len"), rope_dim=(4, 4, 4), has_multi_term_memory_patch=True,
-        guidance_cross_attn=True, zero_history_timestep=True, is_amplify_history=False,
-    ).eval()  # fmt: skip
+        **_without("rope_max_seq_len"),
+        rope_dim=(4, 4, 4),
+        has_multi_term_memory_patch=True,
+        guidance_cross_attn=True,
+        zero_history_timestep=True,
+        is_amplify_history=False,
+    ).eval()
     scheduler = diffusers.HeliosScheduler(stage_range=[0, 1], stages=1, use_dynamic_shifting=True)
     pipe = diffusers.HeliosPipeline(**parts(transformer, scheduler))
     return pipe, {**CALL, "guidance_scale": 5.0}

@@ -34,17 +34,7 @@ def clip_like(length: int = 77, pad: str | None = None) -> CLIPTokenizer:
 
 def t5_like(length: int = 77) -> T5Tokenizer:
     """Unigrams with `▁` for the space before a word."""
-    words = [f"▁{word}" for word in _WORDS] + [
-        "一只",
-        "红色",
-        "的",
-        "猫",
-        "和",
-        "蓝色",
-        "狗",
-        "の",
-        "日本",
-    ]
+    words = [f"▁{word}" for word in _WORDS] + ["一只", "红色", "的", "猫", "和", "蓝色", "狗", "の", "日本"]
     letters = [*_LETTERS, *"แมวสีดง", "\u0301"]
     vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -20.0), ("▁", -2.0)]
     vocabulary += [(word, -3.0) for word in words] + [(letter, -6.0) for letter in letters]
@@ -70,9 +60,12 @@ def byte_level(length: int = 77) -> PreTrainedTokenizerFast:
     made.post_processor = processors.ByteLevel(trim_offsets=False)
     made.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(
-        tokenizer_object=made, pad_token="<|pad|>", eos_token="<|im_end|>",
-        additional_special_tokens=["<|im_start|>"], model_max_length=length,
-    )  # fmt: skip
+        tokenizer_object=made,
+        pad_token="<|pad|>",
+        eos_token="<|im_end|>",
+        additional_special_tokens=["<|im_start|>"],
+        model_max_length=length,
+    )
 
 
 class _Slow(PreTrainedTokenizer):

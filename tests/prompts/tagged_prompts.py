@@ -1,7 +1,8 @@
 """Video prompts with their nouns (/n) and verbs (/v) marked by hand.
 
-Verbs are those with a meaning of their own, -ing forms before a noun among them ("a running dog"), not be, have, do and the
-like. An -ed form before a noun is an adjective. The rules were made with the first half in sight and not the second.
+Verbs are those with a meaning of their own, -ing forms before a noun among them ("a running dog"), not be, have, do
+and the like. An -ed form before a noun is an adjective. The rules were made with the first half in sight and not the
+second.
 """
 
 SEEN = """

@@ -20,10 +20,7 @@ def test_layout():
     assert table.real.tolist() == [[True] * 3, [True, True, False]]
     assert table.present.tolist() == [[True] * 3, [True, False, False]]
     assert table.labels == (("cat", "dog#1", "cat dog"), ("dog#1",))
-    assert table.membership.tolist() == [
-        [[1, 0, 0], [0, 1, 1], [1, 1, 1]],
-        [[1, 1, 0], [0, 0, 0], [0, 0, 0]],
-    ]
+    assert table.membership.tolist() == [[[1, 0, 0], [0, 1, 1], [1, 1, 1]], [[1, 1, 0], [0, 0, 0], [0, 0, 0]]]
 
 
 def test_among_all_tokens_of_the_prompt():
@@ -71,9 +68,7 @@ def test_padding_takes_no_part():
     assert (summed[1, 1] == 0).all()
     (gradient,) = torch.autograd.grad(summed.sum(), maps)
     assert torch.equal(gradient[0], torch.ones(3, 1, 2, 2))
-    assert torch.equal(
-        gradient[1], torch.tensor([1.0, 0, 0])[:, None, None, None].expand(3, 1, 2, 2)
-    )
+    assert torch.equal(gradient[1], torch.tensor([1.0, 0, 0])[:, None, None, None].expand(3, 1, 2, 2))
 
 
 def test_gradients_add_up():
@@ -108,9 +103,7 @@ def test_a_device():
 
 @pytest.mark.parametrize("shape", [(2, 4, 1, 2, 2), (3, 3, 1, 2, 2)])
 def test_maps_of_other_tokens(shape):
-    with pytest.raises(
-        ArgumentError, match=r"maps must have 2 sample\(s\) and, on axis 1, 3 token"
-    ):
+    with pytest.raises(ArgumentError, match=r"maps must have 2 sample\(s\) and, on axis 1, 3 token"):
         TokenTable.of(SPANS).by_word(torch.rand(shape))
 
 

@@ -10,14 +10,7 @@ from cvg_kernels.errors import ArgumentError  # noqa: E402
 from cvg_kernels.prompts.tokens import BEGIN, END, EncodedText, TokenSpan  # noqa: E402
 from cvg_kernels.shapes.model import build_tokenizer  # noqa: E402
 from tests.offline_pipelines import PROMPT, word_tokenizer  # noqa: E402
-from tests.prompts.made_tokenizers import (  # noqa: E402
-    COMPLETE,
-    KINDS,
-    byte_level,
-    clip_like,
-    slow,
-    t5_like,
-)
+from tests.prompts.made_tokenizers import COMPLETE, KINDS, byte_level, clip_like, slow, t5_like  # noqa: E402
 
 CHINESE = "一只红色的猫和一只蓝色的狗"
 
@@ -115,8 +108,7 @@ def test_unknown_words_are_found_in_the_prompt(tokenizers, kind):
 
 def test_a_word_is_not_found_inside_another(pieces):
     with pytest.raises(
-        ArgumentError,
-        match="'hex' is not in the prompt; the words there: a, red, hexagon; nearest: 'hexagon'",
+        ArgumentError, match="'hex' is not in the prompt; the words there: a, red, hexagon; nearest: 'hexagon'"
     ):
         ids(pieces, "a red hexagon", "hex")
 
@@ -183,14 +175,32 @@ def test_parts_of_words_are_not_found(tokenizers, prompt, word):
 @pytest.mark.parametrize(
     ("one", "many"),
     [
-        ("boat", "boats"), ("box", "boxes"), ("city", "cities"), ("wolf", "wolves"), ("man", "men"),
-        ("child", "children"), ("goose", "geese"), ("woman", "women"), ("bus", "buses"),
-        ("knife", "knives"), ("leaf", "leaves"), ("tomato", "tomatoes"), ("toy", "toys"),
-        ("mouse", "mice"), ("house", "houses"), ("quiz", "quizzes"), ("fox", "foxes"),
-        ("person", "people"), ("match", "matches"), ("cookie", "cookies"), ("plane", "planes"),
-        ("red boat", "red boats"), ("man in a hat", "men in a hat"), ("t-shirt", "t-shirts"),
+        ("boat", "boats"),
+        ("box", "boxes"),
+        ("city", "cities"),
+        ("wolf", "wolves"),
+        ("man", "men"),
+        ("child", "children"),
+        ("goose", "geese"),
+        ("woman", "women"),
+        ("bus", "buses"),
+        ("knife", "knives"),
+        ("leaf", "leaves"),
+        ("tomato", "tomatoes"),
+        ("toy", "toys"),
+        ("mouse", "mice"),
+        ("house", "houses"),
+        ("quiz", "quizzes"),
+        ("fox", "foxes"),
+        ("person", "people"),
+        ("match", "matches"),
+        ("cookie", "cookies"),
+        ("plane", "planes"),
+        ("red boat", "red boats"),
+        ("man in a hat", "men in a hat"),
+        ("t-shirt", "t-shirts"),
     ],
-)  # fmt: skip
+)
 def test_singular_and_plural_find_each_other(tokenizers, one, many):
     for asked, there in ((one, many), (many, one)):
         text = EncodedText.of_prompt(tokenizers["bytes"], f"two {there} at sea")

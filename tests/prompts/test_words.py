@@ -64,9 +64,9 @@ def test_words_are_found_again_where_they_stand(prompt, choose):
     text = EncodedText.of_prompt(byte_level(), prompt)
     starts = [text.offsets[span.ids[0]][0] for span in text.find(words)]
     assert starts == sorted(set(starts))
-    assert [
-        prompt[start:].startswith(word) for (word, _), start in zip(words, starts, strict=True)
-    ] == [True] * len(words)
+    assert [prompt[start:].startswith(word) for (word, _), start in zip(words, starts, strict=True)] == [True] * len(
+        words
+    )
 
 
 @pytest.mark.parametrize("choose", [content_words, nouns_and_verbs])
@@ -77,9 +77,7 @@ def test_a_prompt_about_nothing(choose, prompt):
 
 
 @pytest.mark.parametrize("choose", [content_words, nouns_and_verbs])
-@pytest.mark.parametrize(
-    "prompt", ["一只红色的猫和一只蓝色的狗", "赤い猫", "แมวสีแดง", "a 猫 and a dog"]
-)
+@pytest.mark.parametrize("prompt", ["一只红色的猫和一只蓝色的狗", "赤い猫", "แมวสีแดง", "a 猫 and a dog"])
 def test_languages_without_spaces(choose, prompt):
     with pytest.raises(ArgumentError, match="words must be given: .* written without spaces"):
         choose(prompt)
@@ -91,7 +89,9 @@ def test_nouns_and_verbs():
 
 
 def test_how_often_the_rules_are_right():
-    """Measured: 569 of 570 words, of which 284 had been seen when the rules were made; 278 of the other 286 at first."""
+    """Measured: 569 of 570 words, of which 284 had been seen when the rules were made;
+    278 of the other 286 at first.
+    """
     wrong = []
     total = 0
     for line in SEEN + UNSEEN:
@@ -117,9 +117,7 @@ def fake(monkeypatch, name: str, **contents) -> None:
 def absent(monkeypatch, *modules: str) -> None:
     real = parts_of_speech.importlib.util.find_spec
     monkeypatch.setattr(
-        parts_of_speech.importlib.util,
-        "find_spec",
-        lambda name: None if name in modules else real(name),
+        parts_of_speech.importlib.util, "find_spec", lambda name: None if name in modules else real(name)
     )
 
 

@@ -16,18 +16,7 @@ from cvg_kernels.scenes.captions import (
     random_clip,
     random_things,
 )
-from cvg_kernels.scenes.world import (
-    DIRECTIONS,
-    HELD_OUT,
-    MARGIN,
-    RARE,
-    SIZE,
-    SIZES,
-    TRAVEL,
-    gap,
-    pair_shares,
-    stands,
-)
+from cvg_kernels.scenes.world import DIRECTIONS, HELD_OUT, MARGIN, RARE, SIZE, SIZES, TRAVEL, gap, pair_shares, stands
 
 
 @pytest.fixture
@@ -48,21 +37,29 @@ def test_what_is_written():
     text = "a video of a small red circle moving left slowly and two blue crosses in the dark"
     caption = parse_caption(text)
     assert str(caption) == text
-    assert caption.things == (
-        Thing("red", "circle", 1, "small", "left", "slowly"),
-        Thing("blue", "cross", 2),
-    )
+    assert caption.things == (Thing("red", "circle", 1, "small", "left", "slowly"), Thing("blue", "cross", 2))
     assert parse_caption("a red circle left of a blue square").relation == "left of"
 
 
 @pytest.mark.parametrize(
     "text",
     [
-        "", "a red", "red circle", "a circle red", "two red circle", "a red circles", "a pink circle",
-        "a red circle moving", "a red circle moving sideways", "a red circle slowly",
-        "a red circle and", "a red circle on a blue square", "five red circles", "two red crosss",
+        "",
+        "a red",
+        "red circle",
+        "a circle red",
+        "two red circle",
+        "a red circles",
+        "a pink circle",
+        "a red circle moving",
+        "a red circle moving sideways",
+        "a red circle slowly",
+        "a red circle and",
+        "a red circle on a blue square",
+        "five red circles",
+        "two red crosss",
     ],
-)  # fmt: skip
+)
 def test_what_is_no_caption(text):
     with pytest.raises(ValueError, match="is not of the form"):
         parse_caption(text)
@@ -83,13 +80,9 @@ def test_a_true_clip_shows_what_is_said_and_nothing_else(rng):
                 travel = body.centres[-1] - body.centres[0]
                 if thing.direction is not None:
                     along = float(travel @ np.array(DIRECTIONS[thing.direction]))
-                    assert (
-                        along >= TRAVEL["slowly"][0] - 1e-9 and np.abs(travel).sum() - along < 1e-9
-                    )
+                    assert along >= TRAVEL["slowly"][0] - 1e-9 and np.abs(travel).sum() - along < 1e-9
                     if thing.speed is not None:
-                        assert (
-                            TRAVEL[thing.speed][0] - 1e-9 <= along <= TRAVEL[thing.speed][1] + 1e-9
-                        )
+                        assert TRAVEL[thing.speed][0] - 1e-9 <= along <= TRAVEL[thing.speed][1] + 1e-9
                 reach = body.radius + MARGIN - 1e-6
                 assert body.centres.min() >= reach and body.centres.max() <= SIZE - 1 - reach
         if caption.relation is not None:

@@ -1,4 +1,6 @@
-"""The oracle of the world of scenes: right on true clips, on hidden, touching and bordering objects; blind to noise."""
+"""The oracle of the world of scenes: right on true clips, on hidden, touching and bordering objects;
+blind to noise.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +13,7 @@ import torch
 from cvg_kernels.scenes.captions import Caption, Thing, parse_caption, random_caption, random_clip
 from cvg_kernels.scenes.oracle import connected, look
 from cvg_kernels.scenes.verdict import judge
-from cvg_kernels.scenes.world import (
-    COLOURS,
-    FRAMES,
-    SHAPES,
-    Body,
-    render,
-    render_depth,
-    render_masks,
-)
+from cvg_kernels.scenes.world import COLOURS, FRAMES, SHAPES, Body, render, render_depth, render_masks
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -41,11 +35,7 @@ def test_it_is_right_on_true_clips():
     wrong = []
     for caption in captions:
         found = judge(look(render([random_clip(rng, caption)])[0]), caption)
-        if (
-            not found.all_right
-            or found.extra
-            or (found.relation is None) != (caption.relation is None)
-        ):
+        if not found.all_right or found.extra or (found.relation is None) != (caption.relation is None):
             wrong.append((str(caption), found))
     assert len(wrong) <= 2, wrong  # 3 of 60 would be one chance in 40 at a true rate of 1 %
 

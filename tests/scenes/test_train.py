@@ -1,4 +1,6 @@
-"""`scenes train`: every stage, cut off and gone on with, to a pipeline that runs; and the measurements on what it made."""
+"""`scenes train`: every stage, cut off and gone on with, to a pipeline that runs; and the measurements on what it
+made.
+"""
 
 from __future__ import annotations
 
@@ -17,9 +19,7 @@ from cvg_kernels.scenes.captions import all_words  # noqa: E402
 from cvg_kernels.scenes.train import Recipe, train  # noqa: E402
 from cvg_kernels.shapes.pipeline import load_pipeline, sample  # noqa: E402
 
-RECIPE = Recipe(
-    autoencoder_steps=2, pictures=6, image_steps=2, clips=6, video_steps=2, decoder_steps=2
-)
+RECIPE = Recipe(autoencoder_steps=2, pictures=6, image_steps=2, clips=6, video_steps=2, decoder_steps=2)
 
 
 @pytest.fixture(scope="module")
@@ -63,15 +63,32 @@ def test_the_decoder_learns_alone(run):
 
 def test_gate_and_attribution(run, tmp_path, capsys):
     pipeline = str(run / "pipeline")
-    assert main(["scenes", "gate", "--model", pipeline, "--prompts", "2", "--seeds", "2",
-                 "--json", str(tmp_path / "gate.json")]) == 0  # fmt: skip
+    assert (
+        main(
+            [
+                "scenes",
+                "gate",
+                "--model",
+                pipeline,
+                "--prompts",
+                "2",
+                "--seeds",
+                "2",
+                "--json",
+                str(tmp_path / "gate.json"),
+            ]
+        )
+        == 0
+    )
     gate = json.loads((tmp_path / "gate.json").read_text())
     beside = ("wrong relation", "extra", "all right")
     shares = [one["rate"] for kind, one in gate["failures"].items() if kind not in beside]
     assert sum(shares) == pytest.approx(1)
     assert set(gate["presence"]) == {"16×16", "8×8", "4×4"}
-    assert main(["scenes", "attribution", "--model", pipeline, "--clips", "2",
-                 "--json", str(tmp_path / "maps.json")]) == 0  # fmt: skip
+    assert (
+        main(["scenes", "attribution", "--model", pipeline, "--clips", "2", "--json", str(tmp_path / "maps.json")])
+        == 0
+    )
     found = json.loads((tmp_path / "maps.json").read_text())["attribution"]
     assert 0 < found["slow"]["0.5"]["exact flow"]["average_precision"]["mean"] < 1
     assert "hard path flow, A + I" in capsys.readouterr().out

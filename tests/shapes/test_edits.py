@@ -24,8 +24,8 @@ from tests.editing.tiny import tiny_editor  # noqa: E402
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-#: Pixels. The oracle's centre is the mean of an object's pixels: of a triangle of radius r it lies 0.27 r below the place
-#: that the triangle is drawn around, and r is at most 9; and pixels are whole.
+#: Pixels. The oracle's centre is the mean of an object's pixels: of a triangle of radius r it lies 0.27 r below the
+#: place that the triangle is drawn around, and r is at most 9; and pixels are whole.
 FAR = 0.27 * 9 + 0.75
 
 
@@ -82,18 +82,14 @@ def test_tasks_ask_for_another_colour_and_shape_and_are_drawn_one_by_one():
     seed = fresh_seed()
     for held_out in (False, True):
         tasks = edit_tasks(8, seed, things=2, held_out=held_out)
-        for task, again in zip(
-            tasks, edit_tasks(3, seed, things=2, held_out=held_out), strict=False
-        ):
+        for task, again in zip(tasks, edit_tasks(3, seed, things=2, held_out=held_out), strict=False):
             assert torch.equal(task.clip, again.clip) and task.prompt == again.prompt
         for task in tasks:
             asked = {(thing.colour, thing.shape) for thing in task.asked}
             assert asked <= HELD_OUT if held_out else not asked & HELD_OUT
             before = {thing.colour for thing in task.scene.things}
             assert not before & {thing.colour for thing in task.asked}
-            assert all(
-                a.shape != s.shape for a, s in zip(task.asked, task.scene.things, strict=True)
-            )
+            assert all(a.shape != s.shape for a, s in zip(task.asked, task.scene.things, strict=True))
             moving = task.prompt_with_motion
             assert [word for word in moving.split() if word in ("left", "right", "up", "down")] == [
                 thing.direction for thing in task.scene.things
@@ -116,13 +112,9 @@ def test_every_arm_runs_and_a_report_has_them_all(monkeypatch, capsys):
         prior_scheduler=build_scheduler(),
         denoisers={"other": other.unet},
     )
-    measured["SDEdit"] = replace(
-        measured["SDEdit"], arms=sdedit_arms(load_pipeline(), strengths=(1.0,))
-    )
+    measured["SDEdit"] = replace(measured["SDEdit"], arms=sdedit_arms(load_pipeline(), strengths=(1.0,)))
     seen: dict[str, int] = {}
-    report = evaluate_edits(
-        measured, model="tiny", seed=0, progress=lambda name, done: seen.update({name: done})
-    )
+    report = evaluate_edits(measured, model="tiny", seed=0, progress=lambda name, done: seen.update({name: done}))
     assert all(seen[name] == 2 for group in measured.values() for name in group.arms)
     for group, content in measured.items():
         for at, name in enumerate(content.arms):

@@ -1,4 +1,6 @@
-"""The files of the shapes pipeline mean the same to every release, and weights that are not the model's are refused."""
+"""The files of the shapes pipeline mean the same to every release,
+and weights that are not the model's are refused.
+"""
 
 from __future__ import annotations
 
@@ -51,9 +53,7 @@ def encoded(weights: dict[str, torch.Tensor], ids: list[int], heads: int) -> tor
     for layer in (f"encoder.layers.{number}" for number in range(2)):
         inside = norm(x, f"{layer}.layer_norm1")
         q, k, v = (
-            linear(inside, f"{layer}.self_attn.{name}_proj")
-            .unflatten(-1, (heads, -1))
-            .transpose(0, 1)
+            linear(inside, f"{layer}.self_attn.{name}_proj").unflatten(-1, (heads, -1)).transpose(0, 1)
             for name in "qkv"
         )
         seen = functional.scaled_dot_product_attention(q, k, v, is_causal=True)
@@ -80,8 +80,10 @@ def written_for_all(folder) -> bool:
     names = load_file(folder / "text_encoder" / "model.safetensors")
     files = {path.name for path in (folder / "tokenizer").iterdir()}
     return all(name.startswith("text_model.") for name in names) and files == {
-        "vocab.json", "merges.txt", "tokenizer_config.json"
-    }  # fmt: skip
+        "vocab.json",
+        "merges.txt",
+        "tokenizer_config.json",
+    }
 
 
 def test_what_ships_is_written_for_all():

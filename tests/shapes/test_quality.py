@@ -55,7 +55,7 @@ def test_every_outline_and_a_neighbour_fit(shape):
     close = clip.clone()
     y, x = (int(c.float().mean()) for c in torch.nonzero(clip[4, 0] > 0.5, as_tuple=True))
     left = x - 22 if x > 40 else x + 12  # ten pixels wide, its edge in the box of the other
-    close[:, :, max(y - 5, 0) : y + 5, left : left + 10] = torch.tensor(COLOURS["blue"])[:, None, None]  # fmt: skip
+    close[:, :, max(y - 5, 0) : y + 5, left : left + 10] = torch.tensor(COLOURS["blue"])[:, None, None]
     seen = look(close[4:5])
     assert {one.colour for one in seen} == {"red", "blue"}
     both = object_distance(close[4:5], seen)
@@ -67,9 +67,7 @@ def test_worse_pictures_are_farther_from_clean(request):
     seed = request.config.seed
     clips = real_clips(two_object_prompts(6, seed), seed)
     clean = np.mean(distances(clips))
-    noisy = [
-        np.mean(distances((clips + s * torch.randn_like(clips)).clamp(0, 1))) for s in (0.05, 0.1)
-    ]
+    noisy = [np.mean(distances((clips + s * torch.randn_like(clips)).clamp(0, 1))) for s in (0.05, 0.1)]
     blurred = avg_pool2d(clips.flatten(0, 1), 5, 1, 2).view_as(clips)
     assert clean + 0.015 < noisy[0] < noisy[1] - 0.015
     assert np.mean(distances(blurred)) > clean + 0.02
@@ -135,12 +133,12 @@ def test_encoder_frechet_orders_sets_of_clips(vae):
         "dark": 0.5 * other,
         "noise": torch.rand_like(other),
     }
-    found = {name: encoder_frechet(encoder_features(vae, clips), real) for name, clips in sets.items()}  # fmt: skip
+    found = {name: encoder_frechet(encoder_features(vae, clips), real) for name, clips in sets.items()}
     for entry in found.values():
         assert entry["ci95"][0] <= entry["value"] <= entry["ci95"][1]
     assert max(found["other"]["value"], found["decoded"]["value"]) < 0.1
     for name in ("frozen", "dark", "noise"):
-        assert found[name]["ci95"][0] > 2 * max(found["other"]["ci95"][1], found["decoded"]["ci95"][1]), name  # fmt: skip
+        assert found[name]["ci95"][0] > 2 * max(found["other"]["ci95"][1], found["decoded"]["ci95"][1]), name
     assert encoder_frechet(real, real)["value"] == pytest.approx(0, abs=1e-6)
 
 
@@ -180,7 +178,7 @@ def test_sweep_writes_a_report_like_that_of_eval(tmp_path, capsys):
         ("--option steps --values -1", "steps must be a whole number of at least 0, got -1"),
         ("--option stop --values 0.1,-1", "stop must be a finite number in [0, 1], got -1"),
     ],
-)  # fmt: skip
+)
 def test_sweep_says_what_is_wrong(arguments, message, capsys):
     assert main(["shapes", "sweep", *arguments.split()]) == 2
     error = capsys.readouterr().err
@@ -189,6 +187,6 @@ def test_sweep_says_what_is_wrong(arguments, message, capsys):
 
 def test_sweeps_name_methods_with_options_and_combinations():
     assert numbers("0,0.5,1e-2") == [0, 0.5, 0.01] and isinstance(numbers("4")[0], int)
-    assert specifications("vico+cvg:steps=4", "step_size", [0.1]) == ["vico+cvg:steps=4:step_size=0.1"]  # fmt: skip
+    assert specifications("vico+cvg:steps=4", "step_size", [0.1]) == ["vico+cvg:steps=4:step_size=0.1"]
     with pytest.raises(ArgumentError, match="must differ"):
         specifications("cvg", "steps", [1, 1])

@@ -61,10 +61,7 @@ def test_eval_writes_the_report(tmp_path, capsys):
 
 
 def test_eval_takes_options_and_combinations(tmp_path):
-    path, methods = (
-        tmp_path / "report.json",
-        ["none", "gen1:temporal_scale=1", "vico:stop=0.5+gen1"],
-    )
+    path, methods = (tmp_path / "report.json", ["none", "gen1:temporal_scale=1", "vico:stop=0.5+gen1"])
     command = f"shapes eval --guidance {','.join(methods)} --prompts 2 --steps 2 --json {path}"
     assert main(command.split()) == 0
     scores = json.loads(path.read_text())["guidance"]

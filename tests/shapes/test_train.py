@@ -90,12 +90,7 @@ def test_training_ends_in_an_editor_that_has_the_networks_of_its_run(run):
     trained = load_file(run / "editor-unet" / "diffusion_pytorch_model.safetensors")
     kept = editor.unet.state_dict()
     assert all(torch.equal(kept[name], weight.half().float()) for name, weight in trained.items())
-    made = editor(
-        video=torch.rand(8, 3, 64, 64),
-        prompt="a red circle",
-        num_inference_steps=1,
-        output_type="pt",
-    )
+    made = editor(video=torch.rand(8, 3, 64, 64), prompt="a red circle", num_inference_steps=1, output_type="pt")
     assert made.frames.shape == (1, 8, 3, 64, 64) and torch.isfinite(made.frames).all()
     stored = [path.read_text() for path in (run / "pipeline" / "editor").rglob("*.json")]
     assert stored and not any(str(run) in text for text in stored)
@@ -175,9 +170,7 @@ def test_folding_changes_latents_and_not_pictures():
         )
         torch.testing.assert_close(after.std, before.std / std.view(shape), rtol=1e-4, atol=1e-4)
         # The edge of the picture differs by nothing either: the 1×1 convolution has no padding.
-        torch.testing.assert_close(
-            autoencoder.decode(after.mean).sample, picture, rtol=1e-3, atol=1e-3
-        )
+        torch.testing.assert_close(autoencoder.decode(after.mean).sample, picture, rtol=1e-3, atol=1e-3)
 
 
 def test_the_words_of_the_world_are_single_tokens(tmp_path):

@@ -13,10 +13,7 @@ from cvg_kernels.shapes.world import Thing
 
 def clips(seed: int, count: int, things: int = 2):
     rng = np.random.default_rng(seed)
-    scenes = [
-        world.random_scene(rng, world.random_things(rng, things, held_out=None))
-        for _ in range(count)
-    ]
+    scenes = [world.random_scene(rng, world.random_things(rng, things, held_out=None)) for _ in range(count)]
     return scenes, world.render(scenes)
 
 
@@ -31,14 +28,8 @@ def test_the_oracle_sees_one_object_as_one(request):
     for clip, scene in zip(video, scenes, strict=True):
         (seen,) = look(clip)
         thing = scene.things[0]
-        assert (seen.colour, seen.shape, seen.direction) == (
-            thing.colour,
-            thing.shape,
-            thing.direction,
-        )
-        np.testing.assert_allclose(
-            seen.centres, scene.motions[0].centres, atol=3.2
-        )  # a triangle's middle lies low
+        assert (seen.colour, seen.shape, seen.direction) == (thing.colour, thing.shape, thing.direction)
+        np.testing.assert_allclose(seen.centres, scene.motions[0].centres, atol=3.2)  # a triangle's middle lies low
 
 
 @pytest.mark.parametrize("kind", ["uniform", "normal", "dark", "grey", "stripes"])
@@ -71,11 +62,7 @@ def test_what_is_wrong_is_called_wrong(request):
     assert says(*things) == (True, True, True)
     assert says(Thing("red", "circle", "right"), other) == (True, True, False)
     assert says(Thing("red", "triangle", "left"), other) == (True, False, True)
-    assert says(Thing("green", "circle", "left"), other) == (
-        True,
-        False,
-        False,
-    )  # a circle, not green
+    assert says(Thing("green", "circle", "left"), other) == (True, False, False)  # a circle, not green
     assert says(Thing("green", "cross", "left"), other) == (False, False, False)
     assert says(things[0], Thing("blue", "circle", "up")) == (True, False, True)
 
@@ -133,9 +120,7 @@ def test_what_is_nearer_looks_larger_and_hides_what_is_farther():
         motions = [(far, near)[at] for at in order]
         scene = world.Scene(tuple(things[at] for at in order), tuple(motions))
         frame, depth = world.render([scene])[0, 0], world.render_depth([scene])[0, 0]
-        assert torch.allclose(
-            frame[:, 32, 34], torch.tensor(world.COLOURS["blue"])
-        )  # where both are
+        assert torch.allclose(frame[:, 32, 34], torch.tensor(world.COLOURS["blue"]))  # where both are
         assert torch.allclose(frame[:, 32, 25], torch.tensor(world.COLOURS["red"]))
         assert depth[32, 34] == 1 and depth[32, 25] == pytest.approx(6.5 / 9) and depth[5, 5] == 0
 
@@ -164,11 +149,7 @@ def test_things_that_need_not_be_apart_sometimes_overlap_and_are_mostly_seen(req
 def test_captions_may_leave_the_motion_out_where_that_is_said():
     text = "a red circle and a blue square moving up"
     still, moving = world.parse_caption(text, motion=False)
-    assert (
-        still.direction is None
-        and moving.direction == "up"
-        and world.caption([still, moving]) == text
-    )
+    assert still.direction is None and moving.direction == "up" and world.caption([still, moving]) == text
     with pytest.raises(ValueError, match="moving DIRECTION"):
         world.parse_caption(text)
     for wrong in ("a red circle moving", "a red circle moving around", "red circle", "a red dot"):

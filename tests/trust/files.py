@@ -61,7 +61,7 @@ BAD_JSON = {
     "latin": ('{"format": "é"}'.encode("latin-1"), "UTF-8, got byte 0xe9"),
     "utf-16": ('{"format": 1}'.encode("utf-16"), "UTF-8, got byte 0xff"),
     "surrogate": (b'{"format": "\\ud800"}', "half of a surrogate"),
-}  # fmt: skip
+}
 
 #: Bytes that are no file of safetensors.
 BAD_TENSORS = {
@@ -77,10 +77,8 @@ BAD_TENSORS = {
     "10 GB of tensor": safetensors({"a": tensor([2**31], 2**33)}, b"\0" * 8),
     "shape overflows": safetensors({"a": tensor([2**40, 2**40], 8)}, b"\0" * 8),
     "shape and size differ": safetensors({"a": tensor([3], 8)}, b"\0" * 8),
-    "offsets backwards": safetensors(
-        {"a": {"dtype": "F32", "shape": [2], "data_offsets": [8, 0]}}, b"\0" * 8
-    ),
+    "offsets backwards": safetensors({"a": {"dtype": "F32", "shape": [2], "data_offsets": [8, 0]}}, b"\0" * 8),
     "negative shape": safetensors({"a": tensor([-2], 8)}, b"\0" * 8),
     "no such dtype": safetensors({"a": tensor([2], 8, "F31")}, b"\0" * 8),
     "bytes left over": safetensors({"a": tensor([2], 8)}, b"\0" * 9),
-}  # fmt: skip
+}

@@ -212,13 +212,18 @@ def test_silence_ends_in_time():
 
 
 @pytest.mark.parametrize(
-    "lines", [b"", b"nonsense\r\n\r\n", b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 200 + b"\r\n",
-              b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\n{}",
-              b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
-              b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}",
-              b"HTTP/1.1 200 " + b"a" * 70_000],
+    "lines",
+    [
+        b"",
+        b"nonsense\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 200 + b"\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 50\r\n\r\n{}",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nzz\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 2\r\n\r\n{}",
+        b"HTTP/1.1 200 " + b"a" * 70_000,
+    ],
     ids=["nothing", "nonsense", "headers", "cut off", "chunks", "gzip", "long line"],
-)  # fmt: skip
+)
 def test_what_is_no_http_is_told(lines, server):
     def answer(handler):
         handler.wfile.write(lines)
@@ -228,9 +233,7 @@ def test_what_is_no_http_is_told(lines, server):
     assert "gave no states" in refused(server)
 
 
-@pytest.mark.parametrize(
-    "key", [f"{KEY}\nX-Evil: 1", f"{KEY}\r", f"a {KEY}", f"{KEY}é", f"{KEY}\0"]
-)
+@pytest.mark.parametrize("key", [f"{KEY}\nX-Evil: 1", f"{KEY}\r", f"a {KEY}", f"{KEY}é", f"{KEY}\0"])
 def test_a_key_that_is_none_is_not_shown(key, server):
     """Python's own errors show the value of a header that it refuses."""
     if key.strip() == KEY:

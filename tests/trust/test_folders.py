@@ -72,10 +72,7 @@ def test_pickled_weights_are_named_and_not_run(part, torchs, folder, tmp_path):
 
 
 def test_a_pickle_beside_safetensors_is_left_alone(folder, tmp_path):
-    for part, name in (
-        ("unet", "diffusion_pytorch_model.bin"),
-        ("text_encoder", "pytorch_model.bin"),
-    ):
+    for part, name in (("unet", "diffusion_pytorch_model.bin"), ("text_encoder", "pytorch_model.bin")):
         saved_by_torch(folder / part / name, tmp_path / "mark")
     assert load_pipeline(folder).unet.config.in_channels == 4
     assert not (tmp_path / "mark").exists()
@@ -108,12 +105,8 @@ def test_no_code_of_a_folder_is_run(settings, folder, tmp_path, monkeypatch):
     assert not mark.exists()
 
 
-@pytest.mark.parametrize(
-    "file", ["model_index.json", "unet/config.json", "scheduler/scheduler_config.json"]
-)
-@pytest.mark.parametrize(
-    "name", ["cut off", "empty", "list", "deep", "twice", "NaN", "utf-16", "huge"]
-)
+@pytest.mark.parametrize("file", ["model_index.json", "unet/config.json", "scheduler/scheduler_config.json"])
+@pytest.mark.parametrize("name", ["cut off", "empty", "list", "deep", "twice", "NaN", "utf-16", "huge"])
 def test_settings_that_are_none(name, file, folder):
     (folder / file).write_bytes(BAD_JSON[name][0])
     both_ways(folder, folder / file)
@@ -156,16 +149,13 @@ def test_a_configuration_cannot_take_the_memory(part, settings, why, folder, mon
     """It is held against the weights on the meta device: what it asks for is never allocated."""
     change(folder / part / "config.json", **settings)
     kind = {"unet": UNetMotionModel, "vae": AutoencoderKL, "text_encoder": CLIPTextModel}[part]
-    monkeypatch.setattr(
-        kind, "from_pretrained", lambda *given, **more: pytest.fail("it was loaded")
-    )
+    monkeypatch.setattr(kind, "from_pretrained", lambda *given, **more: pytest.fail("it was loaded"))
     text = refused(lambda: load_pipeline(folder), folder / part)
     assert re.search(why, text)
 
 
 @pytest.mark.parametrize(
-    "target",
-    ["../../secret.safetensors", "/etc/passwd", "a/b.safetensors", "..", "", "evil.bin", 7, None],
+    "target", ["../../secret.safetensors", "/etc/passwd", "a/b.safetensors", "..", "", "evil.bin", 7, None]
 )
 def test_weights_lie_in_their_folder(target, folder, tmp_path):
     (tmp_path / "secret.safetensors").write_bytes((folder / UNET).read_bytes())
@@ -182,9 +172,7 @@ def test_weights_in_several_files_load(folder):
     place = {}
     for number, names in enumerate((sorted(weights)[::2], sorted(weights)[1::2])):
         name = f"diffusion_pytorch_model-0000{number + 1}-of-00002.safetensors"
-        save_file(
-            {one: weights[one].clone() for one in names}, folder / "unet" / name, {"format": "pt"}
-        )
+        save_file({one: weights[one].clone() for one in names}, folder / "unet" / name, {"format": "pt"})
         place |= dict.fromkeys(names, name)
     index = {"metadata": {"total_size": 1}, "weight_map": place}
     (folder / f"{UNET}.index.json").write_text(json.dumps(index))
@@ -232,27 +220,55 @@ def test_a_pickle_is_no_classifier(classifier, tmp_path):
 @pytest.mark.parametrize(
     "settings",
     [
-        {"labels": "left"}, {"labels": ["left"]}, {"labels": [1, 2]}, {"labels": ["a"] * 2},
+        {"labels": "left"},
+        {"labels": ["left"]},
+        {"labels": [1, 2]},
+        {"labels": ["a"] * 2},
         {"labels": [f"{n}" for n in range(70_000)]},
-        {"layers": {}}, {"layers": ["a"]}, {"layers": [["a"]] * 7},
-        {"heads": [4] * 6}, {"heads": [0] * 7}, {"heads": [-1] * 7}, {"heads": [1.5] * 7},
-        {"heads": [2**40] * 7}, {"heads": [True] * 7}, {"heads": [60_000] * 7},
-        {"grid": [8, 8]}, {"grid": [8, 8, 8, 8]}, {"grid": [2**20, 8, 8]}, {"grid": [60_000] * 3},
-        {"timesteps": []}, {"timesteps": ["now"]}, {"timesteps": None}, {"timesteps": [1.0] * 3},
-        {"model": {}}, {"model": {"class": "X", "norms": {"a": [1, "b"]}}}, {"model": 3},
-        {"aggregator": {"width": 10**9}}, {"aggregator": {"depth": 10**6}}, {"aggregator": [1]},
-        {"aggregator": {"width": 32768}}, {"aggregator": {"depth": 256}}, {"aggregator": {"evil": 1}},
-        {"aggregator": {"heads": 5}}, {"aggregator": {"heads": 0}},
-        {"backbone": {"kind": "os.system"}}, {"backbone": {}}, {"backbone": {"kind": ["x"]}},
+        {"layers": {}},
+        {"layers": ["a"]},
+        {"layers": [["a"]] * 7},
+        {"heads": [4] * 6},
+        {"heads": [0] * 7},
+        {"heads": [-1] * 7},
+        {"heads": [1.5] * 7},
+        {"heads": [2**40] * 7},
+        {"heads": [True] * 7},
+        {"heads": [60_000] * 7},
+        {"grid": [8, 8]},
+        {"grid": [8, 8, 8, 8]},
+        {"grid": [2**20, 8, 8]},
+        {"grid": [60_000] * 3},
+        {"timesteps": []},
+        {"timesteps": ["now"]},
+        {"timesteps": None},
+        {"timesteps": [1.0] * 3},
+        {"model": {}},
+        {"model": {"class": "X", "norms": {"a": [1, "b"]}}},
+        {"model": 3},
+        {"aggregator": {"width": 10**9}},
+        {"aggregator": {"depth": 10**6}},
+        {"aggregator": [1]},
+        {"aggregator": {"width": 32768}},
+        {"aggregator": {"depth": 256}},
+        {"aggregator": {"evil": 1}},
+        {"aggregator": {"heads": 5}},
+        {"aggregator": {"heads": 0}},
+        {"backbone": {"kind": "os.system"}},
+        {"backbone": {}},
+        {"backbone": {"kind": ["x"]}},
         {"backbone": {"kind": "small-video-net", "width": 65536}},
         {"backbone": {"kind": "small-video-net", "dropout": 2}},
         {"backbone": {"kind": "small-video-net", "labels": ["a", "b"]}},
         {"backbone": {"kind": "vision-language", "template": "{0.__class__}"}},
         {"backbone": {"kind": "vision-language", "template": "{:>9999999999}"}},
-        {"training": []}, {"format": "1"}, {"format": True, "labels": 1}, {"weights": "0" * 64},
+        {"training": []},
+        {"format": "1"},
+        {"format": True, "labels": 1},
+        {"weights": "0" * 64},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_other_settings_of_a_classifier(settings, classifier):
     """In one line, and in no more memory than the weights have."""
     change(classifier / "classifier.json", **settings)
@@ -284,9 +300,7 @@ def test_a_classifier_half_saved_is_noticed(classifier, tmp_path):
 # --- the hub ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "model", ["../there", "/no/such", "a/b/c", "~/models", "a b", "", ".", "a..b", "-x", "x/-y"]
-)
+@pytest.mark.parametrize("model", ["../there", "/no/such", "a/b/c", "~/models", "a b", "", ".", "a..b", "-x", "x/-y"])
 def test_what_is_no_name_of_the_hub_is_not_asked_for(model, tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     monkeypatch.chdir(tmp_path)
@@ -316,17 +330,18 @@ def test_the_hub_is_asked_after_it_was_said(monkeypatch, capsys):
 
     monkeypatch.setattr("diffusers.DiffusionPipeline.from_pretrained", from_pretrained)
     job = generate.Job("a cat", Path("out"), model="someone/some-model")
-    refused(
-        lambda: generate.load_pipeline(job), "'someone/some-model' cannot be loaded", "no network"
-    )
+    refused(lambda: generate.load_pipeline(job), "'someone/some-model' cannot be loaded", "no network")
     assert len(said) == 1 and said[0].count("\n") == 1
     assert "'someone/some-model' is no folder here: asking https://huggingface.co" in said[0]
 
 
-@pytest.mark.parametrize("arguments", [
-    ["generate", "a cat", "--guidance", "vico", "--words", "cat", "--model", "someone/some-model"],
-    ["cvg", "train", "--vision-language", "someone/some-model", "--features", "."],
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["generate", "a cat", "--guidance", "vico", "--words", "cat", "--model", "someone/some-model"],
+        ["cvg", "train", "--vision-language", "someone/some-model", "--features", "."],
+    ],
+)
 def test_offline_gives_one_line(arguments, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.chdir(tmp_path)
@@ -351,6 +366,10 @@ def test_what_ships_loads_without_a_network(fresh, tmp_path):
         "pipe = cvg.shapes.load_pipeline()\n"
         "with cvg.CVG().attach(pipe):\n"
         "    pipe('a red circle moving left', num_frames=8, height=64, width=64, num_inference_steps=1)\n",
-        tmp_path, HF_HUB_OFFLINE=None, TRANSFORMERS_OFFLINE=None, HOME=str(tmp_path), OMP_NUM_THREADS="1",
-    )  # fmt: skip
+        tmp_path,
+        HF_HUB_OFFLINE=None,
+        TRANSFORMERS_OFFLINE=None,
+        HOME=str(tmp_path),
+        OMP_NUM_THREADS="1",
+    )
     assert not (tmp_path / ".cache" / "huggingface" / "hub").exists()

@@ -11,24 +11,27 @@ PACKAGE = Path(cvg_kernels.__file__).parent
 #: Where something that these rules forbid is right: file → what, and why.
 UNPICKLES: dict[str, set[str]] = {}
 WRITES = {
-    "writing.py": {
-        "write_text",
-        "save_file",
-        "open",
-    },  # the one way itself, and logs that are only added to
+    "writing.py": {"write_text", "save_file", "open"},  # the one way itself, and logs that are only added to
     "worklist.py": {"open"},  # locks, and a log that is only added to
     "bench/harness.py": {"write_text"},  # /proc
-    "generate.py": {
-        "write_text",
-        "save",
-    },  # into a hidden folder that becomes the output at the end
+    "generate.py": {"write_text", "save"},  # into a hidden folder that becomes the output at the end
     "edit.py": {"save"},  # likewise
     "capturing/viewer.py": {"save"},  # a picture into memory, which becomes text of the page
 }
 _WRITERS = {
-    "write_text", "write_bytes", "savefig", "save_file", "save_pretrained", "save_config", "imwrite", "imsave",
-    "tofile", "dump", "save", "savez",
-}  # fmt: skip
+    "write_text",
+    "write_bytes",
+    "savefig",
+    "save_file",
+    "save_pretrained",
+    "save_config",
+    "imwrite",
+    "imsave",
+    "tofile",
+    "dump",
+    "save",
+    "savez",
+}
 
 
 def calls(tree: ast.AST, inside: bool = False):
@@ -36,8 +39,11 @@ def calls(tree: ast.AST, inside: bool = False):
     for node in ast.iter_child_nodes(tree):
         within = inside
         if isinstance(node, ast.With):
-            names = {ast.unparse(item.context_expr.func).rpartition(".")[2] for item in node.items
-                     if isinstance(item.context_expr, ast.Call)}  # fmt: skip
+            names = {
+                ast.unparse(item.context_expr.func).rpartition(".")[2]
+                for item in node.items
+                if isinstance(item.context_expr, ast.Call)
+            }
             within = inside or bool(names & {"written", "written_folder"})
         if isinstance(node, ast.Call):
             yield node, within
@@ -59,24 +65,15 @@ def test_nothing_unpickles():
         for node in ast.walk(tree):
             if isinstance(node, (ast.Import, ast.ImportFrom)):
                 names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
-                wrong = {
-                    n
-                    for n in names
-                    if n.split(".")[0] in ("pickle", "cPickle", "dill", "joblib", "shelve")
-                }
+                wrong = {n for n in names if n.split(".")[0] in ("pickle", "cPickle", "dill", "joblib", "shelve")}
                 found.setdefault(file, set()).update(wrong)
         for call, _ in calls(tree):
             name, options = name_of(call), {word.arg for word in call.keywords}
-            if (
-                name in ("torch.load", "np.load", "numpy.load", "eval", "exec")
-                or "allow_pickle" in options
-            ):
+            if name in ("torch.load", "np.load", "numpy.load", "eval", "exec") or "allow_pickle" in options:
                 found.setdefault(file, set()).add(name)
             if name.endswith(".from_pretrained"):
                 given = {word.arg: ast.unparse(word.value) for word in call.keywords}
-                local = (
-                    "local_files_only" in given or None in given
-                )  # None: `**options`, of `options_for`
+                local = "local_files_only" in given or None in given  # None: `**options`, of `options_for`
                 if not local or given.get("trust_remote_code", "False") != "False":
                     found.setdefault(file, set()).add(f"{ast.unparse(call)[:80]}")
     assert {file: names for file, names in found.items() if names} == UNPICKLES
@@ -89,17 +86,12 @@ def test_every_file_is_written_whole():
             if name_of(call) == "Image.open":  # PIL only reads by it
                 continue
             name = name_of(call).rpartition(".")[2]
-            mode = [
-                ast.unparse(one)
-                for one in call.args[1:2] + [w.value for w in call.keywords if w.arg == "mode"]
-            ]
+            mode = [ast.unparse(one) for one in call.args[1:2] + [w.value for w in call.keywords if w.arg == "mode"]]
             if name_of(call).endswith(".open"):
                 mode = [ast.unparse(one) for one in call.args[:1]]
             opens = name == "open" and any(set(one) & set("wax+") for one in mode)
             if not within and (
-                opens
-                or (name in _WRITERS and isinstance(call.func, ast.Attribute))
-                or name == "save_file"
+                opens or (name in _WRITERS and isinstance(call.func, ast.Attribute)) or name == "save_file"
             ):
                 found.setdefault(file, set()).add(name)
     extra = {file: names - WRITES.get(file, set()) for file, names in found.items()}

@@ -107,11 +107,16 @@ class Anything:
 def test_every_plain_state_comes_back(tmp_path):
     both = torch.randn(4, 6)
     state = {
-        0: (1, [2.5, None, True], {"tuple": (1,), "dict": {3: "x"}, "tensor": "0"}), "é\n": random.random(),
-        "odd": [float("inf"), float("-inf"), float("nan"), -0.0, 5e-324], "none": {}, True: (),
-        "shared": [both, both.mT, both[1:3, ::2]], "types": [torch.tensor(3), torch.tensor([], dtype=torch.int8)],
-        "half": torch.randn(3).bfloat16(), "flag": torch.tensor([True, False]),
-    }  # fmt: skip
+        0: (1, [2.5, None, True], {"tuple": (1,), "dict": {3: "x"}, "tensor": "0"}),
+        "é\n": random.random(),
+        "odd": [float("inf"), float("-inf"), float("nan"), -0.0, 5e-324],
+        "none": {},
+        True: (),
+        "shared": [both, both.mT, both[1:3, ::2]],
+        "types": [torch.tensor(3), torch.tensor([], dtype=torch.int8)],
+        "half": torch.randn(3).bfloat16(),
+        "flag": torch.tensor([True, False]),
+    }
     Checkpoint(tmp_path / "c.safetensors", it=Anything(state)).save(7)
     found = Anything(None)
     assert Checkpoint(tmp_path / "c.safetensors", it=found).resume() == 7
@@ -143,14 +148,27 @@ def test_a_file_that_is_no_checkpoint(name, tmp_path):
 @pytest.mark.parametrize(
     "tree",
     [
-        "", "[", "3", "null", "[]", "{}", '{"dict": 3}', '{"dict": [["step", 1]]}', '{"dict": [[{}, 1]]}',
-        '{"dict": [["step", "x"], ["model", 1]]}', '{"dict": [["step", 1], ["model", {"tensor": "9"}]]}',
-        '{"dict": [["step", 1], ["model", {"evil": 1}]]}', '{"dict": [["step", 1], ["model", 5]]}',
-        '{"dict": [["step", 1], ["model", {"dict": []}]]}', '{"dict": [["step", 1], ["model", {"float": 1}]]}',
+        "",
+        "[",
+        "3",
+        "null",
+        "[]",
+        "{}",
+        '{"dict": 3}',
+        '{"dict": [["step", 1]]}',
+        '{"dict": [[{}, 1]]}',
+        '{"dict": [["step", "x"], ["model", 1]]}',
+        '{"dict": [["step", 1], ["model", {"tensor": "9"}]]}',
+        '{"dict": [["step", 1], ["model", {"evil": 1}]]}',
+        '{"dict": [["step", 1], ["model", 5]]}',
+        '{"dict": [["step", 1], ["model", {"dict": []}]]}',
+        '{"dict": [["step", 1], ["model", {"float": 1}]]}',
         '{"dict": [["step", 1], ["model", {"dict": [["weight", {"tensor": "0"}]]}]]}',
-        '{"dict": [["step", NaN], ["model", 1]]}', "[" * 3000 + "]" * 3000, '{"tuple":' * 400 + "1" + "}" * 400,
+        '{"dict": [["step", NaN], ["model", 1]]}',
+        "[" * 3000 + "]" * 3000,
+        '{"tuple":' * 400 + "1" + "}" * 400,
     ],
-)  # fmt: skip
+)
 def test_a_state_that_is_none(tree, tmp_path):
     path = tmp_path / "c.safetensors"
     save_file({"0": torch.ones(5)}, path, metadata={"format": "1", "state": tree})
@@ -160,17 +178,20 @@ def test_a_state_that_is_none(tree, tmp_path):
 def test_the_checkpoint_of_another_network(tmp_path):
     Training(tmp_path / "a.safetensors", width=5).checkpoint.save(1)
     refused(Training(tmp_path / "a.safetensors").checkpoint.resume, tmp_path, "another model")
-    refused(
-        Checkpoint(tmp_path / "a.safetensors", model=nn.Linear(2, 2)).resume, "of model, got one"
-    )
+    refused(Checkpoint(tmp_path / "a.safetensors", model=nn.Linear(2, 2)).resume, "of model, got one")
 
 
 # --- training sets ---------------------------------------------------------------------------------------------------
 
 INDEX = {
-    "labels": ["left", "right"], "timesteps": [999.0, 949.0], "layers": ["a", "b"], "heads": [1, 2],
-    "grid": [2, 3, 4], "fingerprint": {"class": "None", "norms": {}}, "recipe": {},
-}  # fmt: skip
+    "labels": ["left", "right"],
+    "timesteps": [999.0, 949.0],
+    "layers": ["a", "b"],
+    "heads": [1, 2],
+    "grid": [2, 3, 4],
+    "fingerprint": {"class": "None", "norms": {}},
+    "recipe": {},
+}
 
 
 @pytest.fixture
@@ -180,9 +201,7 @@ def features(tmp_path):
     for first in (0, 5):
         label = torch.randint(-1, 2, (5, 2), dtype=torch.int8)
         maps = torch.rand(5, 2, 2, 3, 2, 3, 4).half()
-        examples = Examples(
-            maps, label, label.clone(), torch.zeros(5, dtype=torch.uint8), torch.arange(5)
-        )
+        examples = Examples(maps, label, label.clone(), torch.zeros(5, dtype=torch.uint8), torch.arange(5))
         write_shard(folder / f"{first:06d}.safetensors", examples)
     return folder
 
@@ -202,12 +221,25 @@ def test_an_index_that_is_none(name, features):
 @pytest.mark.parametrize(
     "change",
     [
-        {"format": 2}, {"labels": []}, {"labels": "left"}, {"labels": [1, 2]}, {"layers": ["a"]}, {"heads": [1, 0]},
-        {"heads": [1.0, 2]}, {"grid": [2, 3]}, {"grid": [2, 3, -4]}, {"grid": [2, 3, 2**60]}, {"timesteps": []},
-        {"timesteps": ["a", "b"]}, {"timesteps": [1.0]}, {"fingerprint": 1}, {"labels": ["one"]}, {"heads": [1, True]},
+        {"format": 2},
+        {"labels": []},
+        {"labels": "left"},
+        {"labels": [1, 2]},
+        {"layers": ["a"]},
+        {"heads": [1, 0]},
+        {"heads": [1.0, 2]},
+        {"grid": [2, 3]},
+        {"grid": [2, 3, -4]},
+        {"grid": [2, 3, 2**60]},
+        {"timesteps": []},
+        {"timesteps": ["a", "b"]},
+        {"timesteps": [1.0]},
+        {"fingerprint": 1},
+        {"labels": ["one"]},
+        {"heads": [1, True]},
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_an_index_of_other_features(change, features):
     path = features / "index.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
@@ -221,9 +253,7 @@ def test_a_shard_that_is_none(name, features):
     refused(lambda: read_shards(features, INDEX), features)
 
 
-@pytest.mark.parametrize(
-    "spoiled", ["lacks", "more", "dtype", "shape", "rows", "NaN", "label", "asked"]
-)
+@pytest.mark.parametrize("spoiled", ["lacks", "more", "dtype", "shape", "rows", "NaN", "label", "asked"])
 def test_a_shard_of_other_features(spoiled, features):
     path = features / "000005.safetensors"
     found = {name: one.clone() for name, one in load_file(path).items()}
@@ -251,9 +281,11 @@ def test_shards_fit_each_other(tmp_path):
     save_file({"a": torch.ones(3, 2), "b": torch.ones(3)}, tmp_path / "0.safetensors")
     assert read_shards(tmp_path, names)["a"].shape == (3, 2)
     for other in (
-        {"a": torch.ones(3, 3), "b": torch.ones(3)}, {"a": torch.ones(3, 2), "b": torch.ones(2)},
-        {"a": torch.ones(3, 2).half(), "b": torch.ones(3)}, {"a": torch.ones(3, 2)},
-    ):  # fmt: skip
+        {"a": torch.ones(3, 3), "b": torch.ones(3)},
+        {"a": torch.ones(3, 2), "b": torch.ones(2)},
+        {"a": torch.ones(3, 2).half(), "b": torch.ones(3)},
+        {"a": torch.ones(3, 2)},
+    ):
         save_file(other, tmp_path / "1.safetensors")
         refused(lambda: read_shards(tmp_path, names), tmp_path / "1.safetensors")
 
@@ -262,12 +294,20 @@ def test_shards_fit_each_other(tmp_path):
 
 RULE = {"operation": "attention", "when": {}, "order": ["stock"]}
 TABLES = [
-    {"made": 3}, {"made": {"cpu": 4}}, {"tables": []}, {"tables": {"cpu": 3}}, {"tables": {"cpu": [3]}},
-    {"tables": {"cpu": [RULE | {"when": []}]}}, {"tables": {"cpu": [RULE | {"when": {"bits": [1]}}]}},
-    {"tables": {"cpu": [RULE | {"when": {"bits": {}}}]}}, {"tables": {"cpu": [RULE | {"when": {"evil": 1}}]}},
-    {"tables": {"cpu": [RULE | {"order": 5}]}}, {"tables": {"cpu": [RULE | {"order": [["stock"]]}]}},
-    {"tables": {"cpu": [RULE | {"operation": 5}]}}, {"tables": {"cpu": [RULE | {"operation": "../x"}]}},
-]  # fmt: skip
+    {"made": 3},
+    {"made": {"cpu": 4}},
+    {"tables": []},
+    {"tables": {"cpu": 3}},
+    {"tables": {"cpu": [3]}},
+    {"tables": {"cpu": [RULE | {"when": []}]}},
+    {"tables": {"cpu": [RULE | {"when": {"bits": [1]}}]}},
+    {"tables": {"cpu": [RULE | {"when": {"bits": {}}}]}},
+    {"tables": {"cpu": [RULE | {"when": {"evil": 1}}]}},
+    {"tables": {"cpu": [RULE | {"order": 5}]}},
+    {"tables": {"cpu": [RULE | {"order": [["stock"]]}]}},
+    {"tables": {"cpu": [RULE | {"operation": 5}]}},
+    {"tables": {"cpu": [RULE | {"operation": "../x"}]}},
+]
 
 
 @pytest.fixture
@@ -300,14 +340,28 @@ def test_a_table_that_is_none_is_ignored_with_the_reason(name, table, tmp_path):
 
 CHOICE = {"operation": "attention", "when": {}, "order": ["stock", "native"]}
 RESULTS = [
-    b'{"tune": 3}', b'{"tune": {"measured": []}}', b'{"architecture": "cpu", "choices": []}',
-    *(json.dumps({"architecture": "cpu", "device_name": "x", "choices": one}).encode() for one in (
-        3, [3], [{}], ["x"], [None], [CHOICE | {"operation": 5}], [CHOICE | {"operation": "fly"}],
-        [CHOICE | {"when": 3}], [CHOICE | {"when": {"bits": [1]}}], [CHOICE | {"order": 3}],
-        [CHOICE | {"order": ["x"]}], [CHOICE | {"order": [{}]}],
-    )),
+    b'{"tune": 3}',
+    b'{"tune": {"measured": []}}',
+    b'{"architecture": "cpu", "choices": []}',
+    *(
+        json.dumps({"architecture": "cpu", "device_name": "x", "choices": one}).encode()
+        for one in (
+            3,
+            [3],
+            [{}],
+            ["x"],
+            [None],
+            [CHOICE | {"operation": 5}],
+            [CHOICE | {"operation": "fly"}],
+            [CHOICE | {"when": 3}],
+            [CHOICE | {"when": {"bits": [1]}}],
+            [CHOICE | {"order": 3}],
+            [CHOICE | {"order": ["x"]}],
+            [CHOICE | {"order": [{}]}],
+        )
+    ),
     b'{"architecture": 3, "device_name": "x", "choices": []}',
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("data", [*RESULTS, *(data for data, _ in BAD_JSON.values()), b"pickle"])
@@ -345,12 +399,20 @@ def test_a_line_of_prompts_that_is_none(name, tmp_path):
 @pytest.mark.parametrize(
     "line",
     [
-        '{"prompt": "a", "prompt": "b"}', '{"prompt": "a", "guidance_scale": NaN}', '{"prompt": "\\udc00"}',
-        '{"prompt": "a", "guidance_scale": 1e400}', '{"prompt": "a", "output": "/etc"}', '{"prompt": "a", "device": "x"}',
-        '{"prompt": ["a"]}', '{"prompt": "a", "words": [["a", "b"]]}', '{"prompt": "a", "words": [{}]}',
-        '{"prompt": "a", "seed": 1.5}', '{"prompt": "a", "seed": true}', '{"prompt": "a", "steps": 99999999999999999999}',
+        '{"prompt": "a", "prompt": "b"}',
+        '{"prompt": "a", "guidance_scale": NaN}',
+        '{"prompt": "\\udc00"}',
+        '{"prompt": "a", "guidance_scale": 1e400}',
+        '{"prompt": "a", "output": "/etc"}',
+        '{"prompt": "a", "device": "x"}',
+        '{"prompt": ["a"]}',
+        '{"prompt": "a", "words": [["a", "b"]]}',
+        '{"prompt": "a", "words": [{}]}',
+        '{"prompt": "a", "seed": 1.5}',
+        '{"prompt": "a", "seed": true}',
+        '{"prompt": "a", "steps": 99999999999999999999}',
     ],
-)  # fmt: skip
+)
 def test_settings_of_a_prompt_that_are_none(line, tmp_path):
     (tmp_path / "p.jsonl").write_text(line)
     refused(lambda: read_prompts(tmp_path / "p.jsonl", Job("", tmp_path / "out")), "line 1")
@@ -358,25 +420,13 @@ def test_settings_of_a_prompt_that_are_none(line, tmp_path):
 
 def test_a_pickle_is_no_list_of_prompts(tmp_path):
     saved_by_torch(tmp_path / "p.txt", tmp_path / "mark")
-    refused(
-        lambda: read_prompts(tmp_path / "p.txt", Job("", tmp_path)), tmp_path / "p.txt", "UTF-8"
-    )
+    refused(lambda: read_prompts(tmp_path / "p.txt", Job("", tmp_path)), tmp_path / "p.txt", "UTF-8")
     assert not (tmp_path / "mark").exists()
 
 
 def test_results_stay_in_the_output_folder(tmp_path):
     """Whatever the prompts are."""
-    bad = [
-        "../../etc/passwd",
-        "/etc/passwd",
-        "..",
-        ".",
-        "a/../../b",
-        "con\0",
-        "~root",
-        "x" * 5000,
-        "💣" * 300,
-    ]
+    bad = ["../../etc/passwd", "/etc/passwd", "..", ".", "a/../../b", "con\0", "~root", "x" * 5000, "💣" * 300]
     (tmp_path / "p.jsonl").write_text("\n".join(json.dumps({"prompt": one}) for one in bad))
     for item in read_prompts(tmp_path / "p.jsonl", Job("", tmp_path / "out")):
         assert item.job.output.resolve().parent == (tmp_path / "out").resolve()
@@ -387,16 +437,12 @@ def test_results_stay_in_the_output_folder(tmp_path):
 def test_a_line_ends_where_files_end_lines(tmp_path):
     """JSON and prompts may hold other characters that end lines of text."""
     text = "a\u2028b\u0085c\x0bd"
-    (tmp_path / "p.jsonl").write_text(
-        json.dumps({"prompt": text}, ensure_ascii=False) + "\r\n\n", "utf-8-sig"
-    )
+    (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": text}, ensure_ascii=False) + "\r\n\n", "utf-8-sig")
     (item,) = read_prompts(tmp_path / "p.jsonl", Job("", tmp_path / "out"))
     assert item.job.prompt == text and item.line == 1
 
 
-@pytest.mark.parametrize(
-    "seed, good", [(2**64 - 1, True), (-(2**63), True), (2**64, False), (-(2**63) - 1, False)]
-)
+@pytest.mark.parametrize("seed, good", [(2**64 - 1, True), (-(2**63), True), (2**64, False), (-(2**63) - 1, False)])
 def test_seeds_fit_the_generator(seed, good, tmp_path):
     job = Job("a red circle moving left", tmp_path / "out", seed=seed)
     if good:

@@ -31,9 +31,7 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("before", [None, "older"])
-@pytest.mark.parametrize(
-    "error", [RuntimeError("x"), KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left")]
-)
+@pytest.mark.parametrize("error", [RuntimeError("x"), KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left")])
 def test_a_writer_that_fails_leaves_what_was_there(before, error, tmp_path):
     path = tmp_path / "report.json"
     if before is not None:
@@ -81,10 +79,7 @@ def test_a_folder_that_cannot_take_its_place_leaves_the_older_one(tmp_path, monk
         rename(source, target)
 
     monkeypatch.setattr(os, "rename", full)
-    with (
-        pytest.raises(WritingError, match="model cannot be written"),
-        written_folder(folder) as new,
-    ):
+    with pytest.raises(WritingError, match="model cannot be written"), written_folder(folder) as new:
         (new / "a").write_text("newer")
     assert (folder / "a").read_text() == "older" and list(tmp_path.iterdir()) == [folder]
 
@@ -106,9 +101,13 @@ def test_the_disk_is_full(tmp_path):
     for name in ("a.json", "a.safetensors"):
         (tmp_path / name).write_text("older")
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, text=True, capture_output=True, check=True,
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        text=True,
+        capture_output=True,
+        check=True,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+    )
     lines = done.stdout.splitlines()
     assert len(lines) == 2 and all("cannot be written, what was there is kept" in o for o in lines)
     assert {one.name: one.read_text() for one in tmp_path.iterdir()} == dict.fromkeys(

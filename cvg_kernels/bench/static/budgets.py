@@ -136,14 +136,12 @@ def _worst(loops: list[dict]) -> dict[str, Any]:
         values = [loop[name] for loop in loops if loop[name] is not None]
         return choose(values) if values else None
 
-    return {name: worst(name, max) for name in _LOOP_AT_MOST} | {
-        name: worst(name, min) for name in _LOOP_AT_LEAST
-    }
+    return {name: worst(name, max) for name in _LOOP_AT_MOST} | {name: worst(name, min) for name in _LOOP_AT_LEAST}
 
 
 def _compare_figures(
     result: Comparison, name: str, now: dict, then: dict, at_most: tuple[str, ...], at_least: tuple[str, ...]
-) -> None:  # fmt: skip
+) -> None:
     for figure in (*at_most, *at_least):
         is_now, was = now[figure], then[figure]
         if is_now == was:

@@ -1,7 +1,8 @@
-"""Which variants are compiled for which GPU: a set that covers, small enough for every run of the tests, and the whole.
+"""Which variants are compiled for which GPU: a set that covers, small enough for every run of the tests, and the
+whole.
 
-The whole is every layer on every target and every head_dim with every number of tokens on every target: over a thousand
-kernels. The covering set has every head_dim on every target; every number of tokens on every
+The whole is every layer on every target and every head_dim with every number of tokens on every target: over a
+thousand kernels. The covering set has every head_dim on every target; every number of tokens on every
 target, and with every head_dim somewhere; every kernel of every layer on Hopper; those without a grid also elsewhere.
 """
 

@@ -1,4 +1,6 @@
-"""What the compiler makes of Triton kernels, for GPUs that need not be there: registers, spills, loops, tensor cores."""
+"""What the compiler makes of Triton kernels, for GPUs that need not be there:
+registers, spills, loops, tensor cores.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ TARGETS = (*model.ARCHITECTURES, *model.AMD_SHARED)
 
 @dataclass(frozen=True)
 class LoopRow:
-    """A loop that carries matrix products. Counts are of one turn, without loops inside that carry products themselves.
+    """A loop that carries matrix products. Counts are of one turn, without loops inside that carry products
+    themselves.
 
     Attributes:
         depth: 0 for an outermost loop.
@@ -177,9 +180,7 @@ def _nvidia(compiled, target: str, launch) -> dict[str, Any]:
     return {
         "registers": registers,
         "spills": whole.local,
-        "resident": model.blocks_resident(
-            registers, compiled.metadata.shared, launch.num_warps, architecture
-        ),
+        "resident": model.blocks_resident(registers, compiled.metadata.shared, launch.num_warps, architecture),
         "wgmma": sum(n for name, n in whole.opcodes.items() if name.startswith("HGMMA")),
         "mma": sum(n for name, n in whole.opcodes.items() if not name.startswith("HGMMA")),
         "narrow_loads": whole.narrow_loads,
@@ -210,21 +211,29 @@ def product_loops(code: str, launch, architecture: model.Architecture) -> Iterat
             inner = not any(has_products(below) for below in loop.all() if below is not loop)
             purpose = work.work_of(launch, own) if inner else None
             row = LoopRow(
-                loop.depth, inner, purpose.of if purpose else None, own.total, own.opcodes, own.exp2,
-                own.async_copies + own.tma, own.narrow_loads, own.local,
-            )  # fmt: skip
+                loop.depth,
+                inner,
+                purpose.of if purpose else None,
+                own.total,
+                own.opcodes,
+                own.exp2,
+                own.async_copies + own.tma,
+                own.narrow_loads,
+                own.local,
+            )
             if purpose is None:
                 yield row
                 continue
             said = model.modelled(own, purpose, launch.num_warps, architecture)
             yield LoopRow(
-                **asdict(row) | {
+                **asdict(row)
+                | {
                     "per_element": round(said.per_element, 2),
                     "fraction": round(said.fraction, 3),
                     "limit": said.limit,
                     "repeated": round(said.repeated, 2),
                 }
-            )  # fmt: skip
+            )
 
 
 def _products(mix: Mix, exact: bool) -> bool:

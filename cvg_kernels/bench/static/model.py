@@ -7,7 +7,7 @@ multiprocessor it takes at least
     issue   instructions · warps / 4                     (four schedulers, one instruction a clock each)
     exp     MUFU · warps · 32 lanes / 16
     fp32    (FFMA + FADD + FMUL) · warps · 32 / lanes    (lanes: 128; 64 on sm_80)
-    shared  bytes of shared memory / 128                 (LDS, STS, LDSM, STSM, LDGSTS, operands of HGMMA that lie there)
+    shared  bytes of shared memory / 128                 (LDS, STS, LDSM, STSM, LDGSTS, operands of HGMMA there)
     bytes   bytes from global memory / L2 bytes a clock
 
 and the modelled fraction of peak is
@@ -15,8 +15,8 @@ and the modelled fraction of peak is
     useful products / products a clock  ÷  max(of the six)
 
 where useful products are those of the formula, with the true head_dim. Everything is taken to overlap perfectly, which
-occupancy and latency never allow, so the fraction is an upper limit. Where it is low the kernel is slow; where it is high
-it may be fast. The instruction budget is instructions · warps · 32 / elements: instructions a lane per score.
+occupancy and latency never allow, so the fraction is an upper limit. Where it is low the kernel is slow; where it is
+high it may be fast. The instruction budget is instructions · warps · 32 / elements: instructions a lane per score.
 
     fill    programs / (processors · ⌈programs / processors⌉)
 
@@ -24,12 +24,12 @@ is how evenly the programs of a launch fall on the processors: 39 programs on 13
 Of a loop with branches both sides count. Products of float32, done without tensor cores, count against FFMA.
 
 Where the constants come from: shared memory, registers, warps and blocks per processor, and the throughput of FP32 and
-MUFU from the tables "Technical Specifications per Compute Capability" and "Throughput of Native Arithmetic Instructions"
-of NVIDIA's CUDA programming guide; dense 16-bit products a clock from the peak in the data sheets divided by processors
-and boost clock, to a power of two (A100 312 TFLOP/s, 108, 1.41 GHz; A10 125, 72, 1.695; L40S 362, 142, 2.52; H100 SXM 989,
-132, 1.83; B200 2250, 148, 1.85; RTX PRO 6000 504, 188, 2.62). GeForce cards of sm_86, sm_89 and sm_120 sum such products in
-float32 at half that rate. L2: 5120 bytes a clock in all on A100 (its white paper), taken for H100 and B200 also; 64 a
-processor elsewhere, the width of an L1 fill.
+MUFU from the tables "Technical Specifications per Compute Capability" and "Throughput of Native Arithmetic
+Instructions" of NVIDIA's CUDA programming guide; dense 16-bit products a clock from the peak in the data sheets
+divided by processors and boost clock, to a power of two (A100 312 TFLOP/s, 108, 1.41 GHz; A10 125, 72, 1.695; L40S
+362, 142, 2.52; H100 SXM 989, 132, 1.83; B200 2250, 148, 1.85; RTX PRO 6000 504, 188, 2.62). GeForce cards of sm_86,
+sm_89 and sm_120 sum such products in float32 at half that rate. L2: 5120 bytes a clock in all on A100 (its white
+paper), taken for H100 and B200 also; 64 a processor elsewhere, the width of an L1 fill.
 """
 
 from __future__ import annotations
@@ -127,8 +127,8 @@ def modelled(mix: Mix, work: Work, warps: int, architecture: Architecture) -> Mo
 
     Args:
         mix: what a warp does in a turn.
-        work: what a turn of all warps is for. A loop that executes fewer products than that (specialised warps share a tile
-            out) is taken to do its part of the work.
+        work: what a turn of all warps is for. A loop that executes fewer products than that (specialised warps share a
+            tile out) is taken to do its part of the work.
         warps: that run this loop together.
         architecture: the GPU.
     """
@@ -156,9 +156,7 @@ def modelled(mix: Mix, work: Work, warps: int, architecture: Architecture) -> Mo
     )
 
 
-def blocks_resident(
-    registers: int, shared_bytes: int, warps: int, architecture: Architecture
-) -> int:
+def blocks_resident(registers: int, shared_bytes: int, warps: int, architecture: Architecture) -> int:
     """Blocks that one multiprocessor holds at once; 0 where not even one fits."""
     if shared_bytes > architecture.block_shared:
         return 0

@@ -63,9 +63,7 @@ def module_rows(module: Path) -> list[ObjectRow]:
     import triton
 
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    ended = subprocess.run(
-        [str(tool), "-res-usage", str(module)], capture_output=True, text=True, check=True
-    )
+    ended = subprocess.run([str(tool), "-res-usage", str(module)], capture_output=True, text=True, check=True)
     rows = usage(ended.stdout)
     if not rows:
         raise RuntimeError(f"{module} holds no CUDA kernel")

@@ -7,18 +7,7 @@ from collections.abc import Iterable
 from cvg_kernels.bench.static.compiled import LoopRow, StaticRow
 from cvg_kernels.bench.static.objects import ObjectRow
 
-_HEAD = (
-    "target",
-    "variant",
-    "dtype",
-    "kernel",
-    "regs",
-    "spills",
-    "shared",
-    "blocks",
-    "fill",
-    "matrix",
-)
+_HEAD = ("target", "variant", "dtype", "kernel", "regs", "spills", "shared", "blocks", "fill", "matrix")
 _WIDTHS = (7, 24, 9, 46, 4, 6, 7, 6, 5, 6)
 
 
@@ -37,11 +26,19 @@ def print_table(rows: Iterable[StaticRow]) -> list[StaticRow]:
         print(
             _line(
                 (
-                    row.target, row.variant, row.dtype, row.kernel, row.registers, row.spills, row.shared_bytes,
-                    "-" if row.resident is None else row.resident, row.fill, matrix,
+                    row.target,
+                    row.variant,
+                    row.dtype,
+                    row.kernel,
+                    row.registers,
+                    row.spills,
+                    row.shared_bytes,
+                    "-" if row.resident is None else row.resident,
+                    row.fill,
+                    matrix,
                 )
             )
-        )  # fmt: skip
+        )
         for loop in row.loops:
             print("    " + _loop(loop), flush=True)
         shown.append(row)

@@ -1,8 +1,8 @@
 """Reads the machine code of NVIDIA GPUs (SASS) as `nvdisasm -c` prints it: control flow, loops, and what a loop does.
 
 Only what a budget of instructions needs. A loop is a strongly connected part of the graph of basic blocks, found from
-the outside inwards, so loops that the compiler entered in the middle, and blocks that it laid out elsewhere (Blackwell's
-waits), count where they run.
+the outside inwards, so loops that the compiler entered in the middle, and blocks that it laid out elsewhere
+(Blackwell's waits), count where they run.
 """
 
 from __future__ import annotations
@@ -78,10 +78,7 @@ class Loop:
     def without(self, taken: Callable[[Loop], bool]) -> tuple[Instruction, ...]:
         """The body less the loops inside, however deep, for which `taken` is true."""
         gone = {
-            instruction.address
-            for loop in self.all()
-            if loop is not self and taken(loop)
-            for instruction in loop.body
+            instruction.address for loop in self.all() if loop is not self and taken(loop) for instruction in loop.body
         }
         return tuple(instruction for instruction in self.body if instruction.address not in gone)
 
@@ -121,9 +118,7 @@ def blocks(text: str) -> list[Block]:
         targets = [] if last is None else _targets(last, joins)
         unknown = [target for target in targets if target not in labels]
         if unknown:
-            raise ValueError(
-                f"a branch at {last.address:#x} goes to {unknown[0]}, which is nowhere"
-            )
+            raise ValueError(f"a branch at {last.address:#x} goes to {unknown[0]}, which is nowhere")
         block.successors.update(labels[target] for target in targets)
         if last is None or _goes_on(last):
             block.successors.add(number + 1)
@@ -178,9 +173,7 @@ def loops(text: str) -> list[Loop]:
     return _loops_within(code, reached, 0, {})
 
 
-def _loops_within(
-    code: list[Block], nodes: set[int], depth: int, cut: dict[int, set[int]]
-) -> list[Loop]:
+def _loops_within(code: list[Block], nodes: set[int], depth: int, cut: dict[int, set[int]]) -> list[Loop]:
     """Loops among `nodes`; `cut` holds, by header, the edges that surrounding loops took away."""
 
     def successors(node: int) -> set[int]:
@@ -199,9 +192,7 @@ def _loops_within(
         header = min(entered or component)
         inner_cut = {node: cut.get(node, set()) | {header} for node in component}
         inner = _loops_within(code, component, depth + 1, inner_cut)
-        body = tuple(
-            instruction for node in sorted(component) for instruction in code[node].instructions
-        )
+        body = tuple(instruction for node in sorted(component) for instruction in code[node].instructions)
         if body:
             found.append(Loop(body[0].address, depth, body, tuple(inner)))
     return sorted(found, key=lambda loop: loop.address)

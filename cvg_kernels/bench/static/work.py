@@ -12,9 +12,7 @@ from cvg_kernels.bench.static.model import Work
 _SILENT = ("UPCAST",)
 
 
-def _work(
-    of: str, rows: int, columns: int, depths: tuple[int, int], real: int | None = None
-) -> Work:
+def _work(of: str, rows: int, columns: int, depths: tuple[int, int], real: int | None = None) -> Work:
     """Products of a tile of scores.
 
     Args:
@@ -32,10 +30,7 @@ def _depths(c: dict, keys: int, values: int = 0) -> tuple[int, int]:
     """Summed depth, true and padded, of so many products over the head_dim of keys and of values."""
     if not values:  # a kernel without values does not know their size
         return keys * c["DIM"], keys * c["DIM_PAD"]
-    return (
-        keys * c["DIM"] + values * c["VALUE_DIM"],
-        keys * c["DIM_PAD"] + values * c["VALUE_PAD"],
-    )
+    return (keys * c["DIM"] + values * c["VALUE_DIM"], keys * c["DIM_PAD"] + values * c["VALUE_PAD"])
 
 
 def _tokens(c: dict, a: dict, depths: tuple[int, int]) -> Work:
@@ -101,11 +96,7 @@ _LOOPS: dict[str, Callable[[dict, dict], Iterator[Work]]] = {
 
 def label(launch) -> str:
     """The kernel's name and what is switched on in it, `query_kernel (has_maps, has_out)` for instance."""
-    on = sorted(
-        name.lower()
-        for name, value in launch.constants.items()
-        if value is True and name not in _SILENT
-    )
+    on = sorted(name.lower() for name, value in launch.constants.items() if value is True and name not in _SILENT)
     name = launch.kernel.fn.__name__
     return f"{name} ({', '.join(on)})" if on else name
 
@@ -127,24 +118,20 @@ def work_of(launch, mix: Mix) -> Work | None:
 
 
 _LAYOUT = re.compile(r"^(#\w+) = #ttg\.(?:nvidia|amd)_\w*m\w*<\{(?P<fields>.*)\}>$", re.MULTILINE)
-_RESULT = re.compile(
-    r"(?:tt\.dot|ttng\.warp_group_dot)\b.*-> tensor<(\d+)x(\d+)xf32, (#\w+)>", re.MULTILINE
-)
+_RESULT = re.compile(r"(?:tt\.dot|ttng\.warp_group_dot)\b.*-> tensor<(\d+)x(\d+)xf32, (#\w+)>", re.MULTILINE)
 
 
 def repeated_products(ttgir: str) -> float:
     """How often the warps compute an element of a matrix product, of the worst product in Triton's GPU code.
 
-    Warps that are laid along the rows do `instruction rows · warps` of them at once; a tile with fewer rows is computed
-    several times over. 1 is right.
+    Warps that are laid along the rows do `instruction rows · warps` of them at once; a tile with fewer rows is
+    computed several times over. 1 is right.
     """
     spans = {}
     for match in _LAYOUT.finditer(ttgir):
         fields = {
             name: [int(number) for number in re.findall(r"\d+", values)]
-            for name, values in re.findall(
-                r"(warpsPerCTA|instrShape) = \[([\d, ]+)\]", match["fields"]
-            )
+            for name, values in re.findall(r"(warpsPerCTA|instrShape) = \[([\d, ]+)\]", match["fields"])
         }
         warps, shape = fields["warpsPerCTA"][-2:], fields["instrShape"]
         spans[match[1]] = (warps[0] * shape[0], warps[1] * shape[1])

@@ -79,8 +79,8 @@ def model_by_range(denoiser: nn.Module, text: Any, grid: Any) -> Model:
     kind = type(denoiser).__name__
     if not isinstance(text, slice) or text.step not in (None, 1) or _is_empty(text):
         raise ArgumentError(
-            f"text must be the range of the keys that are the text's in the layers of {kind}, such as slice(0, 226) or "
-            f"slice(-256, None), got {text!r}"
+            f"text must be the range of the keys that are the text's in the layers of {kind}, such as slice(0, 226) "
+            f"or slice(-256, None), got {text!r}"
         )
     numbers = tuple(grid) if isinstance(grid, (tuple, list)) else ()
     if len(numbers) != 3 or not all(is_whole(n, 1) for n in numbers):
@@ -89,9 +89,7 @@ def model_by_range(denoiser: nn.Module, text: Any, grid: Any) -> Model:
         )
     named = [name for name in _LATENTS if name in inspect.signature(denoiser.forward).parameters]
     if not named:
-        raise ArgumentError(
-            f"denoiser must take its latents as one of {', '.join(_LATENTS)}, which {kind} does not"
-        )
+        raise ArgumentError(f"denoiser must take its latents as one of {', '.join(_LATENTS)}, which {kind} does not")
     return Model(
         lambda latents, tokens, network: numbers,
         (Layers("", "cross"),),

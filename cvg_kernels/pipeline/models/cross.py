@@ -35,9 +35,7 @@ def _packed_sizes(arguments: Arguments) -> Grid:
 _LTX = frozenset(("attention_kwargs", "rope_interpolation_scale"))
 
 #: LTX: latents packed into tokens.
-LTX = Model(
-    token_grid, (_TEXT, _VIDEO), axes="BNC", sizes=_packed_sizes, masks_alike=True, shared=_LTX
-)
+LTX = Model(token_grid, (_TEXT, _VIDEO), axes="BNC", sizes=_packed_sizes, masks_alike=True, shared=_LTX)
 
 
 def _ltx2_disturbed(arguments: Arguments) -> bool:

@@ -1,4 +1,6 @@
-"""How the tokens of a layer lie over the latents: rules for `Model.grid`, from the latents' shape `[B, C, F, H, W]`."""
+"""How the tokens of a layer lie over the latents:
+rules for `Model.grid`, from the latents' shape `[B, C, F, H, W]`.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ def patch_grid(latents: tuple[int, ...], tokens: int, denoiser: Any) -> Grid:
 
 
 def frame_patch_grid(latents: tuple[int, ...], tokens: int, denoiser: Any) -> Grid:
-    """Returns that of a transformer with square patches of `patch_size`, of `patch_size_t` frames where it has that."""
+    """Returns that of a transformer with square patches of `patch_size`,
+    of `patch_size_t` frames where it has that.
+    """
     frames, rows, columns = latents[2:]
     patch, together = denoiser.config.patch_size, denoiser.config.get("patch_size_t") or 1
     return frames // together, rows // patch, columns // patch

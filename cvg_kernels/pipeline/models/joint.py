@@ -12,19 +12,13 @@ from cvg_kernels.pipeline.models.grids import frame_patch_grid
 from cvg_kernels.pipeline.models.model import Arguments, Layers, Model, TextOrder
 
 #: CogVideoX and ConsisID: text first, its padding attended to.
-COGVIDEOX = Model(
-    frame_patch_grid,
-    (Layers(r"transformer_blocks\.\d+\.attn1$", "cross", "first"),),
-    axes="BFCHW",
-)
+COGVIDEOX = Model(frame_patch_grid, (Layers(r"transformer_blocks\.\d+\.attn1$", "cross", "first"),), axes="BFCHW")
 
 #: EasyAnimate: text first, the templates of two text encoders in it.
-EASYANIMATE = Model(
-    frame_patch_grid, (Layers(r"transformer_blocks\.\d+\.attn1$", "cross", "first"),)
-)
+EASYANIMATE = Model(frame_patch_grid, (Layers(r"transformer_blocks\.\d+\.attn1$", "cross", "first"),))
 
-#: Double and single blocks, the video first, the padding of the text masked; the attention of the text refiner, which has
-#: no video, takes no part.
+#: Double and single blocks, the video first, the padding of the text masked; the attention of the text refiner, which
+#: has no video, takes no part.
 _VIDEO_THEN_TEXT = Model(
     frame_patch_grid,
     (Layers(r"transformer_blocks\.\d+\.attn$", "cross", "last"),),
@@ -115,10 +109,7 @@ def _decodes(denoiser: nn.Module, name: str) -> bool:
 
 MOTIF = replace(
     _VIDEO_THEN_TEXT,
-    layers=(
-        *_VIDEO_THEN_TEXT.layers,
-        Layers(r"transformer_blocks\.\d+\.cross_attn$", "cross"),
-    ),
+    layers=(*_VIDEO_THEN_TEXT.layers, Layers(r"transformer_blocks\.\d+\.cross_attn$", "cross")),
     text_order=_behind_image_if_any,
     leaves_out=_decodes,
 )

@@ -34,9 +34,7 @@ def known_model(denoiser: nn.Module) -> Model | None:
     network = unwrap(denoiser)
     if _SLOT in vars(network):
         return vars(network)[_SLOT]
-    return next(
-        (MODELS[base.__name__] for base in type(network).__mro__ if base.__name__ in MODELS), None
-    )
+    return next((MODELS[base.__name__] for base in type(network).__mro__ if base.__name__ in MODELS), None)
 
 
 def model_of(denoiser: nn.Module) -> Model:
@@ -51,8 +49,9 @@ def model_of(denoiser: nn.Module) -> Model:
     kind = type(unwrap(denoiser))
     why = next((LEFT_OUT[base.__name__] for base in kind.__mro__ if base.__name__ in LEFT_OUT), "")
     raise ArgumentError(
-        f"denoiser must be one of {', '.join(MODELS)}, got {kind.__name__}{why and f': {why}'}; for others capture must be "
-        "told which keys are the text's in its layers, and how the video's tokens lie: text=slice(…), grid=(F, h, w)"
+        f"denoiser must be one of {', '.join(MODELS)}, got {kind.__name__}{why and f': {why}'}; for others capture "
+        "must be told which keys are the text's in its layers, and how the video's tokens lie: text=slice(…), "
+        "grid=(F, h, w)"
     )
 
 
@@ -83,9 +82,7 @@ def denoisers_of(pipe: Any) -> list[nn.Module]:
     found = [getattr(pipe, name, None) for name in ("unet", "transformer", "transformer_2")]
     found = [denoiser for denoiser in found if denoiser is not None]
     if not found:
-        raise ArgumentError(
-            f"pipe must have a unet or a transformer, got {type(pipe).__name__} without either"
-        )
+        raise ArgumentError(f"pipe must have a unet or a transformer, got {type(pipe).__name__} without either")
     return found
 
 

@@ -69,26 +69,28 @@ class Model:
         channels_of: where its configuration tells the channels that go in and that come out.
         batched_branches: whether pipelines stack [unconditional, conditional] into one call.
         disturbed: (arguments of a call) → whether the network is disturbed in it for the sake of guidance.
-        frames_in_batch: whether cross-attention sees one sample per frame (`[B·F, h·w, C]`), and temporal layers relate
-            the frames; if not, self-attention or joint attention spans the video.
+        frames_in_batch: whether cross-attention sees one sample per frame (`[B·F, h·w, C]`), and temporal layers
+            relate the frames; if not, self-attention or joint attention spans the video.
         text_per_frame: whether the caller repeats the text for every frame.
         text_order: (arguments of a call) → where the tokens of the text stand in that of the layers, if not where the
             denoiser was given them.
-        image_call_first: whether a layer with keys of an image (`add_k_proj`) attends to that first, by a call of its own.
+        image_call_first: whether a layer with keys of an image (`add_k_proj`) attends to that first, by a call of its
+            own.
         call_per_sample: whether a layer attends once for each sample, without the padding of its text.
         masks_alike: whether a layer's mask, whatever its shape, is the same for all heads and all tokens of the video.
-        scaled_by: (arguments of a call, the scheduler's σ) → c, if the pipeline itself scales latents x to c · x for the
-            denoiser and makes the noise for its scheduler of c · x and the answer; 1 if it does not.
+        scaled_by: (arguments of a call, the scheduler's σ) → c, if the pipeline itself scales latents x to c · x for
+            the denoiser and makes the noise for its scheduler of c · x and the answer; 1 if it does not.
         prepares: (arguments of a call) → whether it fills a cache only and predicts nothing: such calls take no part.
-        given: (arguments of a call, configuration) → where latents are given and not to be moved: 1 there and 0 elsewhere,
-            broadcast to `[B, 1, F, H, W]`; `None`: nowhere.
+        given: (arguments of a call, configuration) → where latents are given and not to be moved: 1 there and 0
+            elsewhere, broadcast to `[B, 1, F, H, W]`; `None`: nowhere.
         shared: arguments that all samples of a call share, whatever the length of their first dimension.
-        whole: an argument that holds all samples of a call in a way that cannot be cut, so that no call is made for some.
+        whole: an argument that holds all samples of a call in a way that cannot be cut, so that no call is made for
+            some.
         leaves_out: (denoiser, name of a layer) → whether it takes no part although a pattern fits.
         image_behind_text: whether keys of an image stand behind the text's in the same call.
         text_projection: name of the module that the text passes before it reaches the layers.
-        frame_positions: name of the buffer `[1, F, C]` that is added to the frames before the first temporal layer, in a
-            model that has one in its forward (others have modules for it).
+        frame_positions: name of the buffer `[1, F, C]` that is added to the frames before the first temporal layer, in
+            a model that has one in its forward (others have modules for it).
         range: what the user says of a denoiser that is not in the table.
         temporal_modules: the names of the modules through which alone its frames see each other, each of which adds to
             what it is given; `None` if there are no such modules.
@@ -113,9 +115,7 @@ class Model:
     scaled_by: Callable[[Arguments, float], float] | None = None
     prepares: Callable[[Arguments], bool] | None = None
     given: Callable[[Arguments, Any], torch.Tensor | None] | None = None
-    shared: frozenset[str] = frozenset(
-        ("image_rotary_emb", "attention_kwargs", "cross_attention_kwargs")
-    )
+    shared: frozenset[str] = frozenset(("image_rotary_emb", "attention_kwargs", "cross_attention_kwargs"))
     whole: str | None = None
     leaves_out: Callable[[nn.Module, str], bool] | None = None
     image_behind_text: bool = False

@@ -38,7 +38,8 @@ MODELS: dict[str, Model] = {
 #: Denoisers of videos that are not served: class → what is in the way.
 LEFT_OUT: dict[str, str] = {
     "UNet2DConditionModel": "it makes images, and a pipeline that makes videos of it tells it nothing of their frames",
-    "WanAnimate2Transformer3DModel": "it is called with lists of latents and caches of keys, by modular pipelines only",
+    "WanAnimate2Transformer3DModel": "it is called with lists of latents and caches of keys, by modular pipelines "
+    "only",
     "Cosmos3OmniTransformer": "text, image and video are one packed sequence, which it puts together itself",
     "Kandinsky6Transformer3DModel": "its blocks call parts of their attention by hand, for video and audio together",
     "Kandinsky6SRTransformer3DModel": "it attends to no text, and to the video by flex attention",

@@ -41,9 +41,7 @@ LATTE = Model(
 )
 
 #: I2VGenXL: as ModelScope; its keys are those of the text and then of the image.
-I2VGENXL = Model(
-    unet_grid, UNET_3D.layers, latents="sample", frames_in_batch=True, image_behind_text=True
-)
+I2VGENXL = Model(unet_grid, UNET_3D.layers, latents="sample", frames_in_batch=True, image_behind_text=True)
 
 #: Stable Video Diffusion: no text; its cross-attention, to one token of an image, takes no part.
 UNET_SPATIO_TEMPORAL = Model(

@@ -7,8 +7,8 @@ from dataclasses import replace
 from cvg_kernels.pipeline.models.grids import patch_grid
 from cvg_kernels.pipeline.models.model import Arguments, Layers, Model
 
-#: A call for each branch of guidance. A layer of an image-to-video model attends to the tokens of an image first, by a call
-#: of its own; the attention to a face (Animate) takes no part.
+#: A call for each branch of guidance. A layer of an image-to-video model attends to the tokens of an image first, by a
+#: call of its own; the attention to a face (Animate) takes no part.
 WAN = Model(
     patch_grid,
     (Layers(r"blocks\.\d+\.attn2$", "cross"), Layers(r"blocks\.\d+\.attn1$", "self")),
