@@ -9,8 +9,7 @@ CVG_BUILD decides what is built:
     none  pure Python
 
 CVG_CPU_LEVELS: `native` (default), the best instructions that this machine's processor has and the baseline; `all`,
-    for
-modules that go to other machines.
+for modules that go to other machines.
 
 CVG_CUDA_ARCHITECTURES names the GPUs that the CUDA module is for: `native`, or numbers as CMake takes them
 ("80;90a-real");

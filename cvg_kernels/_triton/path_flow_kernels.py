@@ -6,8 +6,8 @@ A hop takes the flow x of K tokens through a matrix of edges at every position,
 
 and the soft form puts T log Σ exp(·/T) in the place of max, and likewise of min. A tile holds rows × tokens ×
 positions: positions lie next to each other in memory, and one load of an edge serves all tokens of the tile. The
-    min-max product of
-plain matrices is the same with one token, its columns as positions, and edges that do not depend on the position.
+min-max product of plain matrices is the same with one token, its columns as positions, and edges that do not depend on
+the position.
 
 Hops come as `[B, L, F, F]`, and neighbouring positions lie F² numbers apart: a warp's load of an edge at 32 positions
 would touch 32 sectors of 32 bytes, where 4 hold its numbers. `turn_kernel` first writes such a tensor with its

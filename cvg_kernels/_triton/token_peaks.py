@@ -2,8 +2,7 @@
 
 Bytes, in passes over `[B, K, F, h, w]` in float32. Forward: floor 1, here 3 (flow read; shares written, and read).
 Backward: floor 1 (zeros written), here 2 and a quarter (marks of a byte cleared; zeros written, and read) and what
-    lies
-near peaks.
+lies near peaks.
 """
 
 from __future__ import annotations

@@ -53,11 +53,10 @@ def path_flow(
         order: what is multiplied first. The hard form is the same in either; the soft product is not associative.
             `"tokens_first"`, T_n ⊙ (… ⊙ (T_1 ⊙ X)), follows each token through the network and keeps nothing between
             the hops: n · F² · K comparisons a position. `"hops_first"`, (T_n ⊙ (… ⊙ T_1)) ⊙ X, is the order of Vico's
-                released
-            code, whose numbers need it: at T = 0.01 the two flows differ by up to 0.02. It takes (n − 1) · F³ + F² · K
-            comparisons and a product as large as a hop; for two hops it is the faster one where tokens outnumber
-            frames (on a CPU two thirds of the time at 77 tokens and 16 frames) and up to a third slower where they are
-            few.
+            released code, whose numbers need it: at T = 0.01 the two flows differ by up to 0.02. It takes (n − 1) · F³
+            + F² · K comparisons and a product as large as a hop; for two hops it is the faster one where tokens
+            outnumber frames (on a CPU two thirds of the time at 77 tokens and 16 frames) and up to a third slower
+            where they are few.
         backend: `"auto"`; `"reference"`, `"native"` (C++, float32 and float64 CPU tensors) or `"triton"` (float32 GPU
             tensors), which then never falls back.
 

@@ -8,8 +8,7 @@ layer then attends in one of two ways:
 
 so that every process has the whole maps, computes the same loss of them, and differentiates it to its share of the
 tokens: the gradient that reaches the latents is a part of the true one, and the parts of all processes are added up.
-    Every process
-must make the same calls in the same order, with the same latents.
+Every process must make the same calls in the same order, with the same latents.
 """
 
 from __future__ import annotations

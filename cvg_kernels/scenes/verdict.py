@@ -52,9 +52,8 @@ def judge(seen: Sequence[Seen], caption: Caption) -> Verdict:
     A thing is shown if its shape is there in its colour; then its number, size and motion are asked for as far as the
     caption says them. One that is not shown failed by what is seen in its place, and each of these explains one
     failure: a blob of its colour without an outline (merged); its colour with a shape, or its shape with a colour,
-        that the caption
-    names for another thing (swapped); its colour with another shape, or its shape in another colour; or nothing
-    (dropped).
+    that the caption names for another thing (swapped); its colour with another shape, or its shape in another colour;
+    or nothing (dropped).
     """
     named = {(thing.colour, thing.shape) for thing in caption.things}
     unnamed = [one for one in seen if (one.colour, one.shape) not in named]
@@ -111,8 +110,7 @@ def relation_holds(first: Seen, second: Seen, relation: str) -> bool:
     """Whether the first object stands as said to the second in more than half of the frames that show both.
 
     Beside: farther to that side than in the other direction. Behind: it is the smaller, that is the farther one, and
-        the
-    second's bounding square covers some of its own.
+    the second's bounding square covers some of its own.
     """
     way = second.centres - first.centres
     way = way[~np.isnan(way).any(1)]

@@ -112,8 +112,7 @@ def stands(first: Body, second: Body, relation: str) -> bool:
     """Whether the first object is where the relation to the second says, in every frame.
 
     Beside: farther to that side than in the other direction, and clear of the other. Behind: nearer objects hide
-        between a
-    tenth and half of its bounding square.
+    between a tenth and half of its bounding square.
     """
     way = second.centres - first.centres
     if relation == "behind":

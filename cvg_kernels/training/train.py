@@ -83,10 +83,9 @@ def train_classifier(
     """Trains on features and writes `folder/classifier`; a cut-off run goes on.
 
     Loss: the mean over two denoising steps, drawn at random, of −log C(φ(z_t, p))_y. With dual inversion the sum of
-        both
-    prompts' terms of the paper is had in expectation: both inversions of a clip are examples with the same true label.
-    What is drawn at an optimiser step depends on seed and step alone, and each process takes its share of it: any
-    number of processes computes the same, but for dropout.
+    both prompts' terms of the paper is had in expectation: both inversions of a clip are examples with the same true
+    label. What is drawn at an optimiser step depends on seed and step alone, and each process takes its share of it:
+    any number of processes computes the same, but for dropout.
 
     Args:
         folder: the run's.

@@ -95,8 +95,7 @@ def effect(scheduler, timesteps: list[float], at: int, step: int) -> float:
     """By which factor a move at step `at` stands in the latents after `step`, the predictions being what they are.
 
     Flows: x₀ and the noise of z = (1 − s)x₀ + sε are both moved by δ, so z' is. Predicted noise: it stays, x₀ is moved
-        by
-    δ/α, so z' = α'x₀ + σ'ε is by α'δ/α; and over several steps all factors but the first and the last cancel.
+    by δ/α, so z' = α'x₀ + σ'ε is by α'δ/α; and over several steps all factors but the first and the last cancel.
     """
     if not hasattr(scheduler, "alphas_cumprod") or scheduler.config.get("use_flow_sigmas", False):
         return 1.0
