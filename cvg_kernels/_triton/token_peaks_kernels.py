@@ -1,9 +1,10 @@
 """Kernels of Vico's score of tokens: A_k = max (G ∗ softmax_K(sharpness · flow))_k.
 
-The softmax is held as the largest logit and the sum of exponentials below it, two numbers a voxel (their one logarithm
-would cost digits). G is the product of three-tap filters (side, 1, side) / (1 + 2 side) along frames, rows and
-columns, reflected at the ends. A voxel's smoothed share reads 27 neighbours; a program walks through FRAMES frames of
-a block of places and keeps three smoothed planes, so that it loads 9 of them a frame.
+The softmax is held as the flow of the largest logit and the sum of exponentials below it, two numbers a voxel (their
+one logarithm would cost digits). Flows are subtracted, not logits: of huge ones a fused sharpness · flow − logit is no
+longer 0 at the largest, and the exponential ends. G is the product of three-tap filters (side, 1, side) / (1 + 2 side)
+along frames, rows and columns, reflected at the ends. A voxel's smoothed share reads 27 neighbours; a program walks
+through FRAMES frames of a block of places and keeps three smoothed planes, so that it loads 9 of them a frame.
 
 Backward, a score hangs on the 27 voxels around its peak alone. Blocks that do not hold a peak are known by their
 maxima from the forward pass; the gradient of shares is gathered near peaks only, and that of flow written where any
@@ -37,29 +38,29 @@ def pulled_tap(at, step, size, side):
 
 @triton.jit
 def share_of(flow, most, total, sharpness):
-    """Softmax of a logit, from the largest of its voxel and the sum below."""
-    return tl.exp(sharpness * flow - most) / total
+    """Softmax of a logit, from the flow of the largest of its voxel and the sum below."""
+    return tl.exp(sharpness * (flow - most)) / total
 
 
 @triton.jit
 def shares_kernel(flow, shares, sums, tokens, voxels, sharpness, TOKENS: tl.constexpr, VOXELS: tl.constexpr):
-    """Softmax over the tokens of a block of voxels; `sums` gets the largest logit and the sum of exponentials below
-    it.
-    """
+    """Softmax over the tokens of a block of voxels; `sums` gets the flow of the largest logit and the sum below it."""
     b = tl.program_id(0).to(tl.int64)
     v = tl.program_id(1) * VOXELS + tl.arange(0, VOXELS)
+    sign = tl.where(sharpness < 0, -1.0, 1.0)
     most = tl.full([VOXELS], float("-inf"), tl.float32)
     total = tl.zeros([VOXELS], tl.float32)
     for first in range(0, tokens, TOKENS):
         k = first + tl.arange(0, TOKENS)
         inside = (k[:, None] < tokens) & (v[None, :] < voxels)
         at = (b * tokens + k[:, None]) * voxels + v[None, :]
-        x = sharpness * tl.load(flow + at, mask=inside, other=0.0)
-        x = tl.where(inside, x, float("-inf"))
-        above = tl.maximum(most, tl.max(x, 0))
+        x = sign * tl.load(flow + at, mask=inside, other=0.0)
+        above = tl.maximum(most, tl.max(tl.where(inside, x, float("-inf")), 0))
         base = tl.where(above == float("-inf"), 0.0, above)
-        total = total * tl.exp(most - base) + tl.sum(tl.exp(x - base[None, :]), 0)
+        below = tl.where(inside, tl.exp(sign * sharpness * (x - base[None, :])), 0.0)
+        total = tl.where(first == 0, 0.0, total * tl.exp(sign * sharpness * (most - base))) + tl.sum(below, 0)
         most = above
+    most *= sign
     tl.store(sums + 2 * b * voxels + v, most, mask=v < voxels)
     tl.store(sums + (2 * b + 1) * voxels + v, total, mask=v < voxels)
     for first in range(0, tokens, TOKENS):

@@ -1,4 +1,4 @@
-"""`cvg-kernels scenes`: train a model of the world of scenes, see how it fails, and where its maps lie."""
+"""`cvg-kernels scenes`: train a model of the world of scenes, see how it fails, and score guidance on it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cvg_kernels.writing import write_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `scenes train`, `scenes gate` and `scenes attribution`."""
+    """The options of `scenes train`, `scenes gate`, `scenes eval` and `scenes attribution`."""
     from cvg_kernels.scenes.train import Recipe
 
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
@@ -26,6 +26,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     _add_model(gate)
     gate.add_argument("--prompts", type=int, default=30)
     gate.add_argument("--seeds", type=int, default=8, help="clips of each prompt")
+    gate.add_argument("--steps", type=int, help="denoising steps")
+
+    score = actions.add_parser("eval", help="score guidance methods on every kind of prompt")
+    _add_model(score)
+    score.add_argument("--guidance", default="none,vico", help="methods, separated by commas, each as for generate")
+    score.add_argument("--kinds", default="", help="of prompts: things,relation,number,motion; default: all")
+    score.add_argument("--prompts", type=int, default=60, help="of each kind")
+    score.add_argument("--steps", type=int, help="denoising steps")
+    score.add_argument("--device", default="cpu", help="cpu or cuda")
 
     maps = actions.add_parser("attribution", help="which kind of map lies best on true masks")
     _add_model(maps)
@@ -42,28 +51,32 @@ def run(options: argparse.Namespace) -> int:
     """Trains or measures."""
     if options.action == "train":
         return _train(options)
-    count = options.prompts if options.action == "gate" else options.clips
-    if count < 2:
-        name = "prompts" if options.action == "gate" else "clips"
-        raise ArgumentError(f"--{name} must be at least 2, got {count}")
+    name = "clips" if options.action == "attribution" else "prompts"
+    if getattr(options, name) < 2:
+        raise ArgumentError(f"--{name} must be at least 2, got {getattr(options, name)}")
     if options.json is not None and not options.json.resolve().parent.is_dir():
         raise ArgumentError(f"--json must lie in a folder that exists, got {options.json}")
-    report = _gate(options) if options.action == "gate" else _attribution(options)
+    report = {"gate": _gate, "eval": _eval, "attribution": _attribution}[options.action](options)
     if options.json is not None:
         write_json(options.json, report)
     return 0
 
 
-def _train(options: argparse.Namespace) -> int:
+def _device(options: argparse.Namespace):
     import torch
-
-    from cvg_kernels.scenes.train import TRAINED, Recipe, train
 
     try:
         device = torch.device(options.device)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise ArgumentError(f"--device {options.device} cannot be used: {error}") from None
+    return device
+
+
+def _train(options: argparse.Namespace) -> int:
+    from cvg_kernels.scenes.train import TRAINED, Recipe, train
+
+    device = _device(options)
     recipe = Recipe(**{name: getattr(options, name) for name in vars(Recipe())})
     processes = options.processes if device.type == "cpu" else 1
     trained = None if options.from_nothing else TRAINED
@@ -75,7 +88,7 @@ def _gate(options: argparse.Namespace) -> dict:
     from rich.progress import Progress
 
     from cvg_kernels.scenes.gate import failures, presence, print_failures, print_presence, prompts_of_things
-    from cvg_kernels.shapes.pipeline import load_pipeline
+    from cvg_kernels.shapes.pipeline import STEPS, load_pipeline
 
     if options.seeds < 2:
         raise ArgumentError(f"--seeds must be at least 2, got {options.seeds}")
@@ -88,6 +101,7 @@ def _gate(options: argparse.Namespace) -> dict:
             prompts,
             seeds=options.seeds,
             seed=options.seed,
+            steps=options.steps or STEPS,
             progress=lambda done: bar.update(task, completed=done),
         )
     report = {
@@ -100,6 +114,35 @@ def _gate(options: argparse.Namespace) -> dict:
     }
     print_failures(report["failures"])
     print_presence(table)
+    return report
+
+
+def _eval(options: argparse.Namespace) -> dict:
+    from rich.progress import Progress
+
+    from cvg_kernels.guidance.methods import method_named
+    from cvg_kernels.scenes.evaluation import KINDS, evaluate, print_report
+    from cvg_kernels.shapes.pipeline import STEPS, load_pipeline
+
+    kinds = options.kinds.split(",") if options.kinds else list(KINDS)
+    unknown = [kind for kind in kinds if kind not in KINDS]
+    if unknown or len(set(kinds)) < len(kinds):
+        raise ArgumentError(f"--kinds must be different ones of {', '.join(KINDS)}, got {options.kinds}")
+    methods = {name: method_named(name) for name in options.guidance.split(",")}
+    pipe = load_pipeline(options.model, _device(options))
+    with Progress(transient=True) as bar:
+        tasks = {name: bar.add_task(name, total=options.prompts * len(kinds)) for name in methods}
+        report = evaluate(
+            pipe,
+            methods,
+            model=str(options.model),
+            prompts=options.prompts,
+            seed=options.seed,
+            kinds=kinds,
+            steps=options.steps or STEPS,
+            progress=lambda name, done: bar.update(tasks[name], completed=done),
+        )
+    print_report(report)
     return report
 
 

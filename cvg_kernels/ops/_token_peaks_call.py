@@ -3,7 +3,7 @@
     forward(flow, sharpness, sigma) -> (peaks, sums, blocks)
     backward(grad, flow, sums, blocks, sharpness, sigma) -> the gradient of flow
 
-`sums` `[B, 2, F, h, w]` holds the softmax's largest logit (on the CPU the flow of it) and the sum below it. `blocks`
+`sums` `[B, 2, F, h, w]` holds the softmax's largest logit (of kernels the flow of it) and the sum below it. `blocks`
 has the smoothed maxima of blocks of voxels, in which a GPU finds the peaks again; the other backends leave zeros in
 it, and do not read it.
 """

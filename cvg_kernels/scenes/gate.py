@@ -92,6 +92,7 @@ def presence(
     seed: int,
     frames: int = FRAMES,
     progress: Callable[[int], None] = lambda done: None,
+    **options: Any,
 ) -> tuple[list[Verdict], dict[str, Any]]:
     """Makes clips of each prompt from several seeds, judges them, and asks what maps told of them.
 
@@ -102,6 +103,7 @@ def presence(
         seed: of the noise.
         frames: length of the clips.
         progress: called with the number of clips made.
+        **options: of `shapes.pipeline.sample`.
 
     Returns:
         The verdicts, prompt by prompt; and by level of the maps, step and statistic, the share of pairs of clips of
@@ -115,7 +117,7 @@ def presence(
         nouns = [thing.shape for thing in prompt.things]
         numbers = [seed * 1_000_003 + number * seeds + at for at in range(seeds)]
         with cvg.capture(pipe, words=nouns) as captured:
-            clips = sample(pipe, [str(prompt)] * seeds, numbers, frames=frames)
+            clips = sample(pipe, [str(prompt)] * seeds, numbers, frames=frames, **options)
         here = [judge(look(clip), prompt) for clip in clips]
         verdicts += here
         shown.append(np.array([verdict.shown for verdict in here]))

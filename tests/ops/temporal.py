@@ -70,7 +70,8 @@ def assert_right(
     call = (given, options, cotangents, row_max_grad)
     exact, exact_grads, exact_terms, grad_scores = _gradients(torch.float64, *call, True)
     stock, stock_grads, _, _ = _gradients(dtype, *call, False)
-    depth = max(frames, dim, given[2].shape[-1], 32)
+    # a rounding of m reaches the logits `strength` times
+    depth = max(frames, dim, given[2].shape[-1], 32) * (1 + abs(float(options.get("strength", 0)))) ** 2
     out, maps = (None if t is None else t.detach() for t in found)
     if maps is not None:
         bound = 2e-6 if dtype == torch.float32 else 5e-6

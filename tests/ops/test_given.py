@@ -91,11 +91,13 @@ def test_hops_may_be_read_only_once(function, backend):
         assert torch.equal(mine, right)
 
 
-@pytest.mark.parametrize("backend", backends("token_peaks", "reference", "native"))
+@pytest.mark.parametrize("backend", backends("token_peaks", "reference", "native", "triton"))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("sharpness", [100.0, -100.0])
 def test_huge_flows_have_peaks(backend, dtype, sharpness):
     """sharpness · flow − its largest, fused, is off by half an ulp of either: once the exponent of e."""
+    if backend == "triton" and dtype == torch.float64:
+        pytest.skip("its kernel is for 32 bits")
     flow = torch.rand(2, 3, 4, 5, 6, dtype=dtype)
     flow[0, 0, 0, 0, 0], flow[0, 1, 2, 3, 4], flow[1] = 1e30, 3e25, 1e28
     given = flow.requires_grad_()

@@ -154,26 +154,19 @@ def test_fullgraph_compile(backend):
 _LEVEL_CHECK = """
 import torch, cvg_kernels as cvg
 from cvg_kernels import native
+from tests.ops.temporal import assert_right
 assert native.load("cpu").isa() == {level!r}
 for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
     for frames, dim in ((1, 1), (7, 5), (16, 40), (21, 20), (70, 33)):
-        q, k, v = (torch.randn(3, frames, 2, dim).to(dtype).transpose(1, 2).requires_grad_() for _ in range(3))
+        given = [torch.randn(3, frames, 2, dim).to(dtype).transpose(1, 2).requires_grad_() for _ in range(3)]
         bias = torch.randn(frames, frames).to(torch.promote_types(dtype, torch.float32)).requires_grad_()
-        sigma = bias.detach()[0, 0].abs().add(1).requires_grad_()
-        for options in ({{"sigma": sigma}}, {{"bias": bias}}):
-            given = (q, k, v, *options.values())
-            exact = [t.detach().double().requires_grad_() for t in given]
-            mine = cvg.temporal_attention(q, k, v, **options, capture=True, backend="native")
-            wide = dict(zip(options, exact[3:]))
-            want = cvg.temporal_attention(*exact[:3], **wide, capture=True, backend="reference")
-            cotangents = [torch.randn_like(t) for t in mine]
-            grads = torch.autograd.grad(mine, given, cotangents)
-            wanted = torch.autograd.grad(want, exact, [c.double() for c in cotangents])
-            tolerance = {{torch.float64: 1e-12, torch.float32: 2e-5}}.get(dtype, 3e-2)
-            for found, right in zip((*mine, *grads[:3]), (*want, *wanted)):
-                error = ((found.double() - right).abs().max() / right.abs().max().clamp_min(1e-3)).item()
-                assert error < tolerance, (dtype, frames, dim, list(options), error)
-            torch.testing.assert_close(grads[3].double(), wanted[3], rtol=50 * tolerance, atol=50 * tolerance)
+        sigma, strength = (torch.tensor(x, dtype=bias.dtype, requires_grad=True) for x in (1.7, 0.9))
+        for options in ({{"sigma": sigma, "strength": strength}}, {{"bias": bias}}):
+            leaves = [*given, *options.values()]
+            found = cvg.temporal_attention(*given, **options, capture=True, backend="native")
+            cotangents = [torch.randn_like(t) for t in found]
+            grads = list(torch.autograd.grad(found, leaves, cotangents))
+            assert_right(found, grads, given, options, cotangents)
 """
 
 

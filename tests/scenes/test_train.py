@@ -15,8 +15,11 @@ pytest.importorskip("tokenizers")
 
 import cvg_kernels as cvg  # noqa: E402
 from cvg_kernels.cli import main  # noqa: E402
-from cvg_kernels.scenes.captions import all_words  # noqa: E402
+from cvg_kernels.scenes import attribution  # noqa: E402
+from cvg_kernels.scenes.captions import all_words, parse_caption  # noqa: E402
+from cvg_kernels.scenes.evaluation import KINDS, prompts_of  # noqa: E402
 from cvg_kernels.scenes.train import Recipe, train  # noqa: E402
+from cvg_kernels.scenes.verdict import FAILURES  # noqa: E402
 from cvg_kernels.shapes.pipeline import load_pipeline, sample  # noqa: E402
 
 RECIPE = Recipe(autoencoder_steps=2, pictures=6, image_steps=2, clips=6, video_steps=2, decoder_steps=2)
@@ -61,42 +64,56 @@ def test_the_decoder_learns_alone(run):
         assert not torch.equal(first.decode(latents[0]).sample, last.decode(latents[0]).sample)
 
 
-def test_gate_and_attribution(run, tmp_path, capsys):
+def test_gate_and_attribution(run, tmp_path, capsys, monkeypatch):
     pipeline = str(run / "pipeline")
-    assert (
-        main(
-            [
-                "scenes",
-                "gate",
-                "--model",
-                pipeline,
-                "--prompts",
-                "2",
-                "--seeds",
-                "2",
-                "--json",
-                str(tmp_path / "gate.json"),
-            ]
-        )
-        == 0
-    )
+    few = ["--prompts", "2", "--seeds", "2", "--steps", "3"]
+    assert main(["scenes", "gate", "--model", pipeline, *few, "--json", str(tmp_path / "gate.json")]) == 0
     gate = json.loads((tmp_path / "gate.json").read_text())
     beside = ("wrong relation", "extra", "all right")
     shares = [one["rate"] for kind, one in gate["failures"].items() if kind not in beside]
     assert sum(shares) == pytest.approx(1)
     assert set(gate["presence"]) == {"16×16", "8×8", "4×4"}
-    assert (
-        main(["scenes", "attribution", "--model", pipeline, "--clips", "2", "--json", str(tmp_path / "maps.json")])
-        == 0
-    )
+    monkeypatch.setattr(attribution, "NOISE", (0.5,))
+    arguments = ["--model", pipeline, "--clips", "2", "--json", str(tmp_path / "maps.json")]
+    assert main(["scenes", "attribution", *arguments]) == 0
     found = json.loads((tmp_path / "maps.json").read_text())["attribution"]
     assert 0 < found["slow"]["0.5"]["exact flow"]["average_precision"]["mean"] < 1
     assert "hard path flow, A + I" in capsys.readouterr().out
 
 
+def test_methods_are_scored_on_every_kind_of_prompt(run, tmp_path, capsys):
+    arguments = ["--guidance", "none,temporal-band", "--prompts", "2", "--steps", "2", "--kinds", "motion,relation"]
+    out = tmp_path / "eval.json"
+    assert main(["scenes", "eval", "--model", str(run / "pipeline"), *arguments, "--json", str(out)]) == 0
+    report = json.loads(out.read_text())
+    assert list(report["kinds"]) == ["motion", "relation"]
+    for kind, results in report["kinds"].items():
+        assert list(results) == ["none", "temporal-band"]
+        for entry in results.values():
+            ends = ("right", *FAILURES)
+            assert sum(entry[end]["mean"] for end in ends) == pytest.approx(1)
+            assert entry["relation"]["n"] == 0 or kind == "relation"
+        difference = results["temporal-band"]["against_first"]["change"]["difference"]
+        means = [results[name]["change"]["mean"] for name in results]
+        assert difference == pytest.approx(means[1] - means[0]) and difference != 0
+    assert "motion: 2 prompts, seed 0" in capsys.readouterr().out
+
+
+def test_prompts_are_of_their_kind_and_can_be_read_back():
+    for kind in KINDS:
+        for caption in prompts_of(kind, 12, 3):
+            assert parse_caption(str(caption)) == caption
+            assert (caption.relation is not None) == (kind == "relation")
+            assert (caption.things[0].count > 1) == (kind == "number")
+            assert all((thing.speed is not None) == (kind == "motion") for thing in caption.things)
+        assert prompts_of(kind, 12, 3)[:5] == prompts_of(kind, 5, 3) != prompts_of(kind, 5, 4)
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
+        (["eval", "--model", "x", "--kinds", "things,colour"], "--kinds must be different ones of things, relation"),
+        (["eval", "--model", "x", "--guidance", "magic"], "guidance must be one of"),
         (["train", "--image-steps", "0"], "image_steps must be positive"),
         (["train", "--device", "nowhere"], "--device nowhere cannot be used"),
         (["gate", "--model", "x", "--prompts", "1"], "--prompts must be at least 2"),

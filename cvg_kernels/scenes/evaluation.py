@@ -1,0 +1,203 @@
+"""`cvg-kernels scenes eval`: what guidance methods do to each kind of failure, on the same prompts and seeds."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from cvg_kernels.processes import Place, gather
+from cvg_kernels.scenes.captions import Caption, random_things
+from cvg_kernels.scenes.oracle import look
+from cvg_kernels.scenes.verdict import FAILURES, Verdict, judge
+from cvg_kernels.scenes.world import DIRECTIONS, RELATIONS, TRAVEL
+from cvg_kernels.shapes.intervals import mean, paired_differences
+from cvg_kernels.shapes.pipeline import sample
+
+#: What prompts ask for: several things, how two stand, how many there are, how they move.
+KINDS = ("things", "relation", "number", "motion")
+_BATCH = 8
+_ALONE = Place()
+
+
+def prompts_of(kind: str, count: int, seed: int) -> list[Caption]:
+    """Draws prompts of one kind, pairs that training never shows among them.
+
+    Args:
+        kind: of `KINDS`. `things`: two to four. `relation`: two, and how they stand. `number`: two or three alike.
+            `motion`: two, each with direction and speed.
+        count: how many.
+        seed: random seed of the draw.
+    """
+    rng = np.random.default_rng((seed, 7, KINDS.index(kind)))
+    found: list[Caption] = []
+    while len(found) < count:
+        things = random_things(rng, {"things": 2 + len(found) % 3, "number": 1}.get(kind, 2), held_out=None)
+        if len({thing.shape for thing in things}) < len(things):
+            continue
+        if kind == "relation":
+            found.append(Caption(things, str(rng.choice(RELATIONS))))
+        elif kind == "number":
+            found.append(Caption((dataclasses.replace(things[0], count=2 + int(rng.integers(2))),)))
+        elif kind == "motion":
+            found.append(Caption(tuple(_moving(rng, thing) for thing in things)))
+        else:
+            found.append(Caption(things))
+    return found
+
+
+def _moving(rng: np.random.Generator, thing):
+    return dataclasses.replace(thing, direction=str(rng.choice(list(DIRECTIONS))), speed=str(rng.choice(list(TRAVEL))))
+
+
+@dataclasses.dataclass(frozen=True)
+class Judged:
+    """One clip, judged.
+
+    Attributes:
+        verdict: what the oracle says of it.
+        change: how much neighbouring frames differ, mean over pixels, in [0, 1].
+    """
+
+    verdict: Verdict
+    change: float
+
+    def scores(self) -> dict[str, float | None]:
+        """Shares of the things named, by how they ended; whether relation and all are right; how much moves."""
+        ends = Counter(self.verdict.things)
+        shares = {kind: ends[kind] / len(self.verdict.things) for kind in ("right", *FAILURES)}
+        relation = self.verdict.relation
+        return {
+            "shown": sum(self.verdict.shown) / len(self.verdict.things),
+            **shares,
+            "relation": None if relation is None else float(relation),
+            "extra": float(self.verdict.extra > 0),
+            "all right": float(self.verdict.all_right),
+            "change": self.change,
+        }
+
+
+def judge_prompts(
+    pipe: Any,
+    prompts: Sequence[Caption],
+    seed: int,
+    guidance: Any = None,
+    progress: Callable[[int], None] = lambda done: None,
+    place: Place = _ALONE,
+    **options: Any,
+) -> tuple[list[Judged], float]:
+    """Makes a clip for each prompt and judges it; several processes share them, and each returns all.
+
+    Args:
+        pipe: the scenes pipeline.
+        prompts: one a clip.
+        seed: clip number i starts from the noise of seed · 1 000 003 + i.
+        guidance: a method or `None`.
+        progress: called with the number of clips made, by all processes as far as this one can tell.
+        place: which of the processes this one is.
+        **options: of `shapes.pipeline.sample`.
+
+    Returns:
+        The clips in the order of the prompts, and the seconds that it took to make one.
+    """
+    mine, made = {}, 0
+    for start in range(place.rank * _BATCH, len(prompts), place.count * _BATCH):
+        part = prompts[start : start + _BATCH]
+        seeds = [seed * 1_000_003 + start + at for at in range(len(part))]
+        began = time.perf_counter()
+        clips = sample(pipe, list(map(str, part)), seeds, guidance=guidance, **options)
+        seconds = time.perf_counter() - began
+        judged = [Judged(judge(look(clip), prompt), _change(clip)) for clip, prompt in zip(clips, part, strict=True)]
+        mine[start] = judged, seconds
+        made += len(part)
+        progress(min(made * place.count, len(prompts)))
+    batches = {start: one for each in gather(mine, place) for start, one in each.items()}
+    clips = [clip for start in sorted(batches) for clip in batches[start][0]]
+    return clips, sum(seconds for _, seconds in batches.values()) / len(clips)
+
+
+def _change(clip: torch.Tensor) -> float:
+    return float((clip[1:] - clip[:-1]).abs().mean()) if len(clip) > 1 else 0.0
+
+
+def evaluate(
+    pipe: Any,
+    methods: dict[str, Any],
+    *,
+    model: str,
+    prompts: int,
+    seed: int,
+    kinds: Sequence[str] = KINDS,
+    progress: Callable[[str, int], None] = lambda name, done: None,
+    place: Place = _ALONE,
+    **options: Any,
+) -> dict[str, Any]:
+    """Scores methods on every kind of prompt, with the same prompts and seeds.
+
+    Args:
+        pipe: the scenes pipeline.
+        methods: name → method, `None` for the untouched model.
+        model: what is written as the model's name.
+        prompts: how many of each kind.
+        seed: random seed of prompts and noise. Reported results use 0; settings are chosen on others.
+        kinds: of `KINDS`.
+        progress: called with the method's name and the number of clips that it has made.
+        place: which of the processes this one is.
+        **options: of `shapes.pipeline.sample`.
+
+    Returns:
+        model, prompts, seed, and by kind and method: the means of `Judged.scores` over the clips with their 95 %
+        intervals, `seconds_per_clip`, and from the second method on the paired differences to the first.
+    """
+    found: dict[str, dict[str, Any]] = {kind: {} for kind in kinds}
+    first: dict[str, dict[str, list[float | None]]] = {}
+    for name, method in methods.items():
+        for number, kind in enumerate(kinds):
+            told = lambda done, name=name, number=number: progress(name, number * prompts + done)
+            asked = prompts_of(kind, prompts, seed)
+            clips, seconds = judge_prompts(pipe, asked, seed, method, told, place, **options)
+            scores = [clip.scores() for clip in clips]
+            by_score = {score: [one[score] for one in scores] for score in scores[0]}
+            entry: dict[str, Any] = {score: mean(values) for score, values in by_score.items()}
+            entry["seconds_per_clip"] = seconds
+            if kind in first:
+                entry["against_first"] = paired_differences(first[kind], by_score)
+            else:
+                first[kind] = by_score
+            found[kind][name] = entry
+    return {"model": model, "prompts": prompts, "seed": seed, "kinds": found}
+
+
+def print_report(report: dict[str, Any]) -> None:
+    """Prints a table for each kind of prompt: a row for each way that things end, a column for each method.
+
+    Behind the first method stand differences to it; an asterisk marks those whose interval leaves out zero.
+    """
+    for kind, results in report["kinds"].items():
+        first, *others = results
+        print(f"\n{kind}: {report['prompts']} prompts, seed {report['seed']}, {report['model']}; 95 % intervals")
+        print("  ".join(["".ljust(14), first.ljust(22), *(name.ljust(26) for name in others)]))
+        for score, entry in results[first].items():
+            if score == "seconds_per_clip" or entry["mean"] is None:
+                continue
+            cells = [_mean_cell(entry).ljust(22)]
+            cells += [_difference_cell(results[name]["against_first"][score]).ljust(26) for name in others]
+            print("  ".join([score.ljust(14), *cells]))
+
+
+def _mean_cell(entry: dict[str, Any]) -> str:
+    low, high = entry["ci95"]
+    return f"{100 * entry['mean']:5.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _difference_cell(entry: dict[str, Any]) -> str:
+    if entry["difference"] is None:
+        return "–"
+    low, high = entry["ci95"]
+    star = "*" if low > 0 or high < 0 else ""
+    return f"{100 * entry['difference']:+5.1f} [{100 * low:+.1f}, {100 * high:+.1f}]{star}"
