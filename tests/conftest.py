@@ -32,6 +32,9 @@ _device_constructors()
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--seed", type=int, default=None, help="repeat a run with the seed it printed")
+    parser.addoption(
+        "--faults", type=int, default=2, help="calls that fail in each case of tests/pipeline/test_faults.py"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -30,6 +30,7 @@ from cvg_kernels.pipeline.sampling import Sampling
 from cvg_kernels.pipeline.signatures import named_arguments
 from cvg_kernels.pipeline.stepping import Stepping
 from cvg_kernels.pipeline.taps import Tap, keep_taps, tapped
+from cvg_kernels.pipeline.uninterrupted import uninterrupted
 
 _SLOT = "_cvg_hooks"
 
@@ -122,8 +123,10 @@ class PipelineHooks:
 
     def remove(self, subscriber: Subscriber) -> None:
         """Takes a subscriber off; the last one leaves the pipeline as it was before the first."""
-        if subscriber not in self.subscribers:
-            return
+        if subscriber in self.subscribers:
+            uninterrupted(self._remove, subscriber)
+
+    def _remove(self, subscriber: Subscriber) -> None:
         if subscriber is self._loop_of:
             self._end()
         elif id(subscriber) in self._frames:
@@ -153,7 +156,7 @@ class PipelineHooks:
             self._begin(options)
             return stock(*args, **kwargs)
         finally:
-            self._end()
+            uninterrupted(self._end)
 
     def _begin(self, options: dict[str, Any] | None) -> None:
         """Puts everything in its place for the length of a run."""

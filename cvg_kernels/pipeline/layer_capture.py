@@ -18,6 +18,7 @@ from cvg_kernels.pipeline.layers import Layer, attention_layers, frame_maps
 from cvg_kernels.pipeline.models import Grid, arguments_of, model_of, unwrap
 from cvg_kernels.pipeline.parallel import adding_up_gradients
 from cvg_kernels.pipeline.taps import Tap, tapped
+from cvg_kernels.pipeline.uninterrupted import uninterrupted
 from cvg_kernels.prompts.tokens import check_reach
 
 
@@ -95,7 +96,7 @@ class LayerCapture:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._stack.close()
+        uninterrupted(self._stack.close)
 
     def _begin_call(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple:
         arguments = arguments_of(module, args, kwargs)

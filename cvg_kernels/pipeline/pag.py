@@ -13,6 +13,7 @@ from torch import nn
 from cvg_kernels.pipeline.layers import attention_layers, give_processor
 from cvg_kernels.pipeline.models import denoisers_of
 from cvg_kernels.pipeline.taps import keep_taps
+from cvg_kernels.pipeline.uninterrupted import each_of, uninterrupted
 
 
 class Disturbance:
@@ -57,8 +58,7 @@ class Disturbance:
         try:
             yield
         finally:
-            for module, processor in changed:
-                give_processor(module, processor)
+            uninterrupted(each_of, give_processor, changed)
 
     def end(self) -> None:
         """Puts back what a run has left in the place of the processors of before."""

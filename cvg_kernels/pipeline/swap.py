@@ -12,6 +12,7 @@ from cvg_kernels.errors import ArgumentError, GuidanceWarning
 from cvg_kernels.pipeline.layers import Layer, attention_layers
 from cvg_kernels.pipeline.models import denoisers_of
 from cvg_kernels.pipeline.taps import Tap, add_tap, is_tapped, remove_tap
+from cvg_kernels.pipeline.uninterrupted import each_of, uninterrupted
 
 
 class _Swap(Tap):
@@ -47,8 +48,7 @@ class ProcessorSwap:
         warning: they have not computed with our kernels since.
         """
         others = [layer.name for layer, _ in self._swapped if not is_tapped(layer)]
-        for layer, tap in self._swapped:
-            remove_tap(layer, tap)
+        uninterrupted(each_of, remove_tap, self._swapped)
         count, self._swapped = len(self._swapped), []
         if others:
             warnings.warn(
@@ -86,8 +86,12 @@ def use_processors(pipe: Any, *, backend: str = "auto") -> ProcessorSwap:
         kinds = ", ".join(type(denoiser).__name__ for denoiser in denoisers_of(pipe))
         raise ArgumentError(f"pipe must have text or temporal attention layers that are known; none is in {kinds}")
     swapped = [(layer, _Swap(backend)) for layer in chosen]
-    for layer, tap in swapped:
-        add_tap(layer, tap)
+    try:
+        for layer, tap in swapped:
+            add_tap(layer, tap)
+    except BaseException:
+        uninterrupted(each_of, remove_tap, swapped)
+        raise
     return ProcessorSwap(swapped)
 
 

@@ -11,6 +11,7 @@ from cvg_kernels.pipeline.attention import Place
 from cvg_kernels.pipeline.interception import intercepting
 from cvg_kernels.pipeline.layers import Layer, give_processor
 from cvg_kernels.pipeline.tap import SLOT, Plan, Samples, Tap, Turns, backend_of, disturbs_samples, requests_of
+from cvg_kernels.pipeline.uninterrupted import each_of, uninterrupted
 
 
 @dataclass
@@ -73,12 +74,17 @@ def add_tap(layer: Layer, tap: Tap) -> None:
     """
     module = layer.module
     tapped = vars(module).get(SLOT)
-    if tapped is None:
-        tapped = _Tapped(layer, [], [])
-        tapped.intercept()
-        vars(module)[SLOT] = tapped
+    fresh = tapped is None
+    if fresh:
+        tapped = vars(module)[SLOT] = _Tapped(layer, [], [])
     tapped.taps.append(tap)
-    tapped.decide_at_once()
+    try:
+        if fresh:
+            tapped.intercept()
+        tapped.decide_at_once()
+    except BaseException:
+        remove_tap(layer, tap)
+        raise
 
 
 def remove_tap(layer: Layer, tap: Tap) -> None:
@@ -93,10 +99,11 @@ def remove_tap(layer: Layer, tap: Tap) -> None:
     if tapped is None or not any(one is tap for one in tapped.taps):
         return
     tapped.taps = [one for one in tapped.taps if one is not tap]
-    tapped.decide_at_once()
-    if not tapped.taps:
-        del vars(module)[SLOT]
+    if tapped.taps:
+        tapped.decide_at_once()
+    else:
         tapped.release()
+        del vars(module)[SLOT]
 
 
 def is_tapped(layer: Layer) -> bool:
@@ -157,12 +164,9 @@ def tapped(taps: Sequence[tuple[Layer, Tap]]) -> Iterator[None]:
     Args:
         taps: pairs of a layer and what takes part in it.
     """
-    added = []
     try:
         for layer, tap in taps:
             add_tap(layer, tap)
-            added.append((layer, tap))
         yield
     finally:
-        for layer, tap in added:
-            remove_tap(layer, tap)
+        uninterrupted(each_of, remove_tap, list(taps))
