@@ -14,7 +14,7 @@ def dense_like(tensor: torch.Tensor, last: int | None = None) -> torch.Tensor:
     Heads that lie inside frames, `[P, F, H, D].transpose(1, 2)`, give a result that is contiguous as `[P, F, H, D]`.
 
     Args:
-        tensor: of any strides.
+        tensor: tensor of any strides.
         last: the size of the last axis, if it is not that of `tensor`.
     """
     sizes = [*tensor.shape[:-1], tensor.shape[-1] if last is None else last]

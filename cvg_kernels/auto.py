@@ -66,7 +66,7 @@ def traits(operation: str, facts: Facts) -> Traits:
 
     Args:
         operation: a key of `KERNELS`, or one with `_backward` after it.
-        facts: of the call.
+        facts: facts of the call.
     """
     found: Traits = {"bits": 8 * facts.dtype.itemsize}
     if facts.device.type == "cpu":  # a GPU takes as long for one kind of 16 bits as for the other
@@ -205,7 +205,7 @@ def read(path: Path, *, written_by: str | None = None) -> Table:
     """Reads a table.
 
     Args:
-        path: of the file.
+        path: path of the file.
         written_by: the version of this package that must have written it; `None`: any.
 
     Raises:
@@ -264,7 +264,7 @@ def write(path: Path, tables: Mapping[str, Sequence[Rule]], made: Mapping[str, s
     """Writes a table in one step, so that nobody reads half of it, and only if it can be read.
 
     Args:
-        path: of the file; its folder is made.
+        path: path of the file; its folder is made.
         tables: rules by architecture.
         made: when and how, by architecture.
 

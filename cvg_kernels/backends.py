@@ -42,8 +42,8 @@ def unavailable_reason(
     Args:
         operation: a key of `OPERATIONS`, or the backward pass of one.
         backend: which one.
-        device: of the tensors; `None` asks about this machine as a whole.
-        dtype: of the tensors; `None` is float32. Only torch's own attention makes a difference here.
+        device: device of the tensors; `None` asks about this machine as a whole.
+        dtype: dtype of the tensors; `None` is float32. Only torch's own attention makes a difference here.
     """
     there = kernels_of(operation)
     if backend not in there:

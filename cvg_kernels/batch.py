@@ -60,7 +60,7 @@ def run_all(
         items: the prompts.
         folder: for their results and the manifest.
         attempts: how often a prompt may fail, all runs together, before it is left alone.
-        place: of this process among those that share the list; `None` asks the launcher.
+        place: place of this process among those that share the list; `None` asks the launcher.
         told: called at the beginning, after every prompt, and while waiting.
 
     Raises:

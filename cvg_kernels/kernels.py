@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class Backend(str, Enum):
-    """Who computes an operation."""
+    """Implementations of an operation."""
 
     AUTO = "auto"  #: the fastest one that can, by the table of `cvg_kernels.auto`
     REFERENCE = "reference"  #: plain PyTorch, the definition

@@ -83,7 +83,7 @@ def gather(mine: Any, place: Place) -> list[Any]:
 
     Args:
         mine: what this process gives; anything that can be pickled.
-        place: of this process.
+        place: place of this process.
 
     Raises:
         ArgumentError: if nobody said where they meet.

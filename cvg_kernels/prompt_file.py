@@ -40,7 +40,7 @@ class Item:
 
     Attributes:
         line: where it stands, from 1.
-        key: of its settings; the same wherever the line stands. Lines that are equal are told apart by a number.
+        key: key of its settings; the same wherever the line stands. Lines that are equal are told apart by a number.
         job: what is asked for; its output is the folder for the results.
     """
 
@@ -68,7 +68,7 @@ def read_prompts(path: Path, defaults: Job) -> list[Item]:
     with `#`, are left out.
 
     Args:
-        path: of the file, UTF-8.
+        path: path of the file, UTF-8.
         defaults: what lines do not set; its output is the folder in which each prompt gets a folder.
 
     Raises:

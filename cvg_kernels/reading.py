@@ -30,7 +30,7 @@ def read_bytes(path: str | Path, *, most: int = MOST_BYTES, pipes: bool = False)
     """Reads a file that is not too large.
 
     Args:
-        path: of the file; links are followed.
+        path: path of the file; links are followed.
         most: bytes.
         pipes: whether it may be a pipe or a terminal, which would otherwise be waited for in vain.
 
@@ -52,7 +52,7 @@ def text_of(data: bytes, name: str | Path) -> str:
 
     Args:
         data: that was read.
-        name: of the file, for the error.
+        name: name of the file, for the error.
 
     Raises:
         ArgumentError: for any other encoding.
@@ -68,7 +68,7 @@ def parse_json(data: bytes | str, name: str | Path) -> Any:
 
     Args:
         data: UTF-8, or text.
-        name: of where it is from, for the error.
+        name: where it is from, for the error.
 
     Raises:
         ArgumentError: for what is no JSON, names given twice in an object, numbers that are not finite or do not fit
@@ -131,7 +131,7 @@ def read_tensors(
     """Reads the tensors of a safetensors file.
 
     Args:
-        path: of the file.
+        path: path of the file.
         shapes: by name; all of them must be there and no others, which is checked before any is read. `None`:
             anything.
         finite: whether infinite numbers and NaN are refused.
@@ -153,7 +153,7 @@ def check_shapes(path: str | Path, shapes: Mapping[str, tuple[int, ...]], *, par
     """Checks which tensors a safetensors file holds, without reading them.
 
     Args:
-        path: of the file.
+        path: path of the file.
         shapes: by name; all of them must be there and no others.
         part: only tensors whose names begin with this are looked at.
 

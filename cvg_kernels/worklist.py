@@ -64,7 +64,7 @@ class Worklist:
         """Whether a piece of work is done, or has failed so often that it is left alone.
 
         Args:
-            key: of the work.
+            key: key of the work.
             most: attempts.
         """
         tried = self.attempts(key)

@@ -33,7 +33,7 @@ def written(path: str | Path) -> Iterator[Path]:
     A link is followed. A device or a pipe, such as `/dev/stdout`, is written to as it is.
 
     Args:
-        path: of the file; its folder exists.
+        path: path of the file; its folder exists.
 
     Raises:
         WritingError: if the file cannot be written, as on a full disk.
@@ -55,7 +55,7 @@ def written_folder(path: str | Path, *, keep: bool = False) -> Iterator[Path]:
     """Gives a new folder to fill, and puts it in its place when the block ends well; as `written` for one file.
 
     Args:
-        path: of the folder; the one that it lies in exists.
+        path: path of the folder; the one that it lies in exists.
         keep: whether what an older folder of that name has, and the new one has not, is taken over.
 
     Raises:
@@ -86,7 +86,7 @@ def append_line(path: str | Path, line: str) -> None:
     """Adds a line to a log; one that a stopped process left unfinished is ended first.
 
     Args:
-        path: of the log; its folder exists.
+        path: path of the log; its folder exists.
         line: without its end.
 
     Raises:
@@ -118,7 +118,7 @@ def write_tensors(path: str | Path, tensors: dict[str, Any], metadata: dict[str,
     """Writes tensors in the format of safetensors; see `written`.
 
     Args:
-        path: of the file.
+        path: path of the file.
         tensors: by name, contiguous.
         metadata: further text that the file holds.
     """

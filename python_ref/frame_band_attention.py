@@ -20,7 +20,7 @@ def frame_band(query_frames: torch.Tensor, key_frames: torch.Tensor, sigma: floa
         query_frames: integers `[N]`, −1 for a token of no frame.
         key_frames: integers `[M]`.
         sigma: width in frames, above 0.
-        dtype: of the result.
+        dtype: dtype of the result.
     """
     distance = (query_frames[:, None] - key_frames[None, :]).to(dtype) / sigma
     inside = (query_frames[:, None] >= 0) & (key_frames[None, :] >= 0)

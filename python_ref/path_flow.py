@@ -77,7 +77,7 @@ def path_flow(
         residual: how the skip connection enters a hop: `"average"`, `"add"` or `None`.
         spatial: S `[B, F, L, L]`, attention among the positions of a frame, row = attending position: a hop before the
             temporal ones.
-        correct_bias: of every soft product.
+        correct_bias: correct the bias of every soft product.
         order: `"tokens_first"`, T_n ⊙ (… ⊙ (T_1 ⊙ X)), or `"hops_first"`, (T_n ⊙ (… ⊙ T_1)) ⊙ X.
 
     Returns:

@@ -78,8 +78,8 @@ def add_tensor(
     """Adds a tensor `[B, H, N, D]` to the arguments, with its strides and their unit.
 
     Args:
-        arguments: of the launch, changed in place.
-        constants: of the launch, changed in place.
+        arguments: arguments of the launch, changed in place.
+        constants: constants of the launch, changed in place.
         name: the kernel's name of the tensor.
         tensor: the tensor, or `None`.
         as_name: the stem of its strides' names, if it is not `name`.

@@ -141,7 +141,7 @@ def path_flow_backward_launches(grad, flows, hops, temperature, residual, need_t
     """The launches of the gradient, last hop first, and the gradients of cross and of the hops.
 
     Args:
-        grad: of the last flow.
+        grad: grad of the last flow.
         flows: as `path_flow_launches` returns them.
         hops: as `path_flow_launches` returns them.
         temperature: `None` for the hard form.

@@ -78,8 +78,8 @@ def arms_by_backend(
     Args:
         operation: its name in the table of kernels.
         by: the name of a backend → arm.
-        device: of the inputs.
-        dtype: of the inputs.
+        device: device of the inputs.
+        dtype: dtype of the inputs.
     """
     arms = {}
     for backend in OPERATIONS[operation]:
@@ -203,7 +203,7 @@ def assert_agreement(arms: Mapping[str, Arm], tolerance: float) -> None:
 
     Args:
         arms: name → call that returns tensors, of which those that an arm has are compared.
-        tolerance: of the largest difference, relative to the largest number.
+        tolerance: tolerance of the largest difference, relative to the largest number.
     """
     *rivals, (_, ours) = arms.items()
     wanted = [tensor.float() for tensor in ours()]

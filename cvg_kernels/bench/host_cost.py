@@ -23,7 +23,7 @@ def seconds_per_call(
     Args:
         arms: name → call.
         device: where the calls run.
-        rounds: of all arms in turn, after one that is not timed.
+        rounds: rounds of all arms in turn, after one that is not timed.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -55,8 +55,8 @@ def python_cost(
     pass.
 
     Args:
-        ours: of the inputs, gives one tensor.
-        stock: of the same inputs.
+        ours: function of the inputs that gives one tensor.
+        stock: another function of the same inputs.
         inputs: the first of them gets the gradient.
         device: where they lie.
         rounds: as for `seconds_per_call`.

@@ -39,7 +39,7 @@ def run(
     Args:
         benchmark: a module as above.
         device: where.
-        dtype: of the inputs.
+        dtype: dtype of the inputs.
         quick: tiny cases.
         rounds: timed rounds; `None` is what the module says.
         path: JSON file to write, or `None`.

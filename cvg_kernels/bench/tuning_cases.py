@@ -188,7 +188,7 @@ def cases(device: torch.device, operations: Iterable[str], *, quick: bool = Fals
 
     Args:
         device: where.
-        operations: of `OPERATIONS`.
+        operations: some of `OPERATIONS`.
         quick: a quarter of the queries or positions.
     """
     low = (torch.float32, torch.bfloat16) if device.type == "cpu" else (torch.bfloat16, torch.float32)

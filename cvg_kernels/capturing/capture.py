@@ -208,7 +208,7 @@ class Capture:
             captured.write_viewer("maps.html", frames)
 
         Args:
-            path: of the page; it holds everything it shows.
+            path: path of the page; it holds everything it shows.
             frames: `[F, 3, H, W]` in [0, 1], of the last run's first sample.
             prompt: shown above.
             fps: frames a second.

@@ -40,7 +40,7 @@ def write_viewer(
     rank the words there.
 
     Args:
-        path: of the page, in a folder that exists.
+        path: path of the page, in a folder that exists.
         clips: name → frames `[F, 3, H, W]` in [0, 1], and what was captured while they were made, of its last run and
             its first sample. One page takes several, such as with guidance and without.
         prompt: shown above.

@@ -20,9 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     train = actions.add_parser(
         "train",
-        help="make features, train, test; made again, goes on",
+        help="make features, train and test the classifier; run again to resume",
         description="Inverts clips of the shapes world and generates others, keeps the attention maps of the first "
-        "steps in OUTPUT/features, and trains the classifier in OUTPUT/classifier on them. Made again, it goes on "
+        "steps in OUTPUT/features, and trains the classifier in OUTPUT/classifier on them. Run again, it resumes "
         "where it stopped. Several processes or devices: accelerate launch -m cvg_kernels cvg train …",
     )
     train.add_argument("--output", type=path, default=Path("cvg-run"), help="the run's folder")
@@ -40,7 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     train.add_argument("--steps", type=int, default=Recipe.steps, help="of the optimiser")
     train.add_argument("--batch", type=int, default=Recipe.batch, help="entities a step")
     train.add_argument("--seed", type=int, default=Recipe.seed)
-    train.add_argument("--cpu", action="store_true", help="leave a GPU alone")
+    train.add_argument("--cpu", action="store_true", help="run on the CPU even if there is a GPU")
 
 
 def run(options: argparse.Namespace) -> int:

@@ -21,7 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="many prompts: a text file, one a line, or JSON Lines with prompt, words, seed, guidance, model and any "
         "other setting of this command, which go before what is given here. Each gets a folder in OUTPUT, and "
-        "OUTPUT/manifest.jsonl says what became of it; made again, it goes on. Several processes: accelerate launch "
+        "OUTPUT/manifest.jsonl says what became of it; run again to resume. Several processes: accelerate launch "
         "-m cvg_kernels generate …, torchrun -m, or srun",
     )
     parser.add_argument(

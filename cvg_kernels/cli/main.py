@@ -1,4 +1,4 @@
-"""The program: finds the command, runs it, and turns what the user can mend into one line."""
+"""The program: finds the command, runs it, and prints errors that the user can fix as one line."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the program.
 
     Args:
-        arguments: of the command line; `None` takes those of this process.
+        arguments: arguments of the command line; `None` takes those of this process.
 
     Returns:
-        The exit code: 0, 2 for what the user can mend, 130 after an interrupt, or what the command says.
+        The exit code: 0, 2 for an error that the user can fix, 130 after an interrupt, or what the command says.
     """
     arguments = sys.argv[1:] if arguments is None else list(arguments)
     # Progress and errors are ours to print; the libraries' own notices only when asked for.

@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from cvg_kernels.scenes.train import Recipe
 
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    train = actions.add_parser("train", help="train the pipeline from nothing; made again, goes on")
+    train = actions.add_parser("train", help="train the pipeline from scratch; run again to resume")
     train.add_argument("--output", type=Path, default=Path("scenes-run"), help="the run's folder")
     train.add_argument("--device", default="cpu", help="cpu or cuda")
     train.add_argument("--processes", type=int, default=2, help="on a CPU; part of the recipe")

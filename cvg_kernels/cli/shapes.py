@@ -20,7 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from cvg_kernels.shapes.train import Recipe
 
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
-    train = actions.add_parser("train", help="train the pipeline from nothing; made again, goes on")
+    train = actions.add_parser("train", help="train the pipeline from scratch; run again to resume")
     train.add_argument("--output", type=path, default=Path("shapes-run"), help="the run's folder")
     train.add_argument("--device", default="cpu", help="cpu or cuda")
     train.add_argument("--processes", type=int, default=3, help="on a CPU; part of the recipe")

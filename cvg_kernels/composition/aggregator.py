@@ -26,11 +26,11 @@ class Aggregator(nn.Module):
 
     Args:
         selection: which maps.
-        timesteps: of the steps read in training, `[T]`; the statistics are theirs.
+        timesteps: timesteps of the steps read in training, `[T]`; the statistics are theirs.
         channels: c, of the volume.
-        width: of the tokens.
-        depth: of the transformer.
-        heads: of the transformer.
+        width: width of the tokens.
+        depth: depth of the transformer.
+        heads: heads of the transformer.
     """
 
     def __init__(

@@ -21,7 +21,7 @@ class SmallVideoNet(nn.Module):
     Args:
         labels: Y.
         channels: c.
-        width: of the convolutions.
+        width: width of the convolutions.
         dropout: before the head.
     """
 
@@ -61,9 +61,9 @@ class VisionLanguage(nn.Module):
         labels: Y.
         channels: c.
         model: `CLIPModel` or `SiglipModel` of transformers. It is frozen, stays in eval mode, and is not saved.
-        tokenizer: of the model.
+        tokenizer: tokenizer of the model.
         template: sentence of a label.
-        scale: of the cosines.
+        scale: scale of the cosines.
     """
 
     kind = "vision-language"

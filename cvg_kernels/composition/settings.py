@@ -19,7 +19,7 @@ def read_settings(path: Path, form: int) -> dict[str, Any]:
     """Reads the settings of a classifier.
 
     Args:
-        path: of the file.
+        path: path of the file.
         form: number of the format.
 
     Raises:

@@ -50,7 +50,7 @@ def content_tokens(embedding: torch.Tensor, width: int) -> torch.Tensor:
 
     Args:
         embedding: `[B, D]` of length 1, or zeros for no content.
-        width: of a token; D is a multiple of it.
+        width: width of a token; D is a multiple of it.
 
     Returns:
         `[B, D / width, width]`, scaled so that a number has variance 1.
@@ -75,9 +75,9 @@ def predict_image_embedding(
     Args:
         prior: a `diffusers.PriorTransformer`.
         text_embedding: `[B, D]` of length 1.
-        scheduler: of the diffusion prior, which predicts the clean sample; `None` for a regression.
-        steps: of the diffusion.
-        generator: of its noise, one or one a text.
+        scheduler: scheduler of the diffusion prior, which predicts the clean sample; `None` for a regression.
+        steps: number of steps of the diffusion.
+        generator: source of its noise, one or one a text.
 
     Returns:
         `[B, D]` of length 1.

@@ -73,7 +73,7 @@ def gives_distance(model: Any, processor: Any = None) -> bool:
     Nearness: DPT as MiDaS trained it, Depth Anything else, and Depth Pro itself.
 
     Args:
-        model: of `transformers`.
+        model: a model of `transformers`.
         processor: that its output goes through, if any.
 
     Raises:

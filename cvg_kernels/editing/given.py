@@ -105,7 +105,7 @@ def texts_of(name: str, prompt: str | Sequence[str] | None) -> list[str] | None:
     """Makes texts a list; `None` stays.
 
     Args:
-        name: of the argument.
+        name: name of the argument.
         prompt: as somebody gave it.
 
     Raises:

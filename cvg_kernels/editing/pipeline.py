@@ -69,13 +69,13 @@ class StructureContentPipeline(DiffusionPipeline):
     Args:
         vae: the autoencoder of the clips' frames.
         text_encoder: makes of the words the tokens that the denoiser reads.
-        tokenizer: of both text encoders.
+        tokenizer: tokenizer of both text encoders.
         unet: the denoiser; its input has the channels of the latents, of the structure's latents, and 4 of t_s.
         scheduler: any of diffusers' that fits the denoiser's prediction.
         content_encoder: CLIP, of images and texts.
         prior: predicts the embedding of an image from that of a text.
         depth_estimator: a depth model of transformers.
-        prior_scheduler: of a prior that is a diffusion model; `None` where it is a regression.
+        prior_scheduler: scheduler of a prior that is a diffusion model; `None` where it is a regression.
     """
 
     model_cpu_offload_seq = "depth_estimator->text_encoder->content_encoder->prior->unet->vae"
@@ -151,7 +151,7 @@ class StructureContentPipeline(DiffusionPipeline):
         Args:
             prompt: the texts, where there is no image.
             image: `[B, 3, H, W]` in [0, 1].
-            generator: of a diffusion prior, one or one a text.
+            generator: generator of a diffusion prior, one or one a text.
         """
         if image is not None:
             return embed_images(self.content_encoder, image)
@@ -234,11 +234,12 @@ class StructureContentPipeline(DiffusionPipeline):
             depth: tensor or array `[F, H, W]` or `[B, F, H, W]`, larger nearer, in the place of an estimate; video may
                 be left out then.
             negative_prompt: words of the branch without content.
-            height: of the edited clip in pixels; `None` takes what the denoiser was trained on, as does `width`.
+            height: height of the edited clip in pixels; `None` takes what the denoiser was trained on, as does
+                `width`.
             width: likewise.
             num_inference_steps: denoising steps.
             guidance_scale: ω; up to 1 the branch without content is left out.
-            generator: of the noise, one or one a clip.
+            generator: source of the noise, one or one a clip.
             latents: noise `[B, C, F, h, w]` of variance 1 to start from, in the place of drawn noise.
             output_type: "pil", "np", "pt" or "latent".
             return_dict: `False` returns the tuple (frames, structure).

@@ -27,10 +27,10 @@ class Wanted:
         structure: t_s, or `None` for no structure.
         content: PIL images; empty for no content.
         video: the clip whose structure is kept.
-        depth: of the clip, instead of an estimate.
+        depth: depth of the clip, instead of an estimate.
         depth_model: estimates it; see `load_depth_model`.
         distance: what that gives; see `estimate_depth`.
-        height: of the clip to be made; `None` takes that of the clip given, as does `width`.
+        height: height of the clip to be made; `None` takes that of the clip given, as does `width`.
         width: likewise.
         frame_indices: which frames SparseCtrl is told about.
     """

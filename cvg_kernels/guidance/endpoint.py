@@ -28,7 +28,7 @@ def chat_address(url: str) -> str:
     """The address of chat completions.
 
     Args:
-        url: of the API, up to and including its version.
+        url: url of the API, up to and including its version.
 
     Raises:
         ArgumentError: for what is no address of http or https, or holds a name, a password or a query.

@@ -88,8 +88,8 @@ def flow_of(
         group: the graph.
         maps: layer name → maps: cross `[B, K, F, h, w]`, spatial `[B, F, h·w, h·w]`, temporal `[B, h·w, F, F]`.
         form: `"soft"` and `"hard"` widest paths, `"exact"` maximum flow, or `"cross"`, the text layer alone.
-        temperature: of the soft form.
-        order: of the soft form's products, as for `path_flow`.
+        temperature: temperature of the soft form.
+        order: order of the soft form's products, as for `path_flow`.
         residual: skip connections, as for `path_flow`.
         backend: which implementation of the operations to use.
     """

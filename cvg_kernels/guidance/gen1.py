@@ -107,14 +107,14 @@ class Gen1(Guidance):
             pipe: the pipeline that is called with them, attached or not.
             video: the clip whose structure is kept: PIL images, an array `[F, H, W, 3]` or a tensor `[F, 3, H, W]`,
                 bytes or in [0, 1].
-            depth: of the clip, `[F, h, w]`, larger nearer, instead of an estimate; video may be left out then where
-                the pipeline does not start from it.
+            depth: depth of the clip, `[F, h, w]`, larger nearer, instead of an estimate; video may be left out then
+                where the pipeline does not start from it.
             depth_model: estimates depth: a depth model of transformers with its image processor `(model, processor)`,
                 a depth-estimation pipeline, the folder of a saved one, or a name on the Hub, which is downloaded only
                 because it is named here. `StructureContentPipeline` has its own.
             distance: whether that model gives distances; `None` reads it off the model.
-            height: of the clip to be made, in pixels; `None` takes that of the clip given, rounded down to what the
-                pipeline can make. Frames are scaled to cover the size, and what is over is cut off evenly.
+            height: height of the clip to be made, in pixels; `None` takes that of the clip given, rounded down to what
+                the pipeline can make. Frames are scaled to cover the size, and what is over is cut off evenly.
             width: likewise.
             frame_indices: the frames that SparseCtrl is told about; `None`: all.
 

@@ -118,7 +118,7 @@ def diagonal_roughness(maps: torch.Tensor, share: float) -> torch.Tensor:
 
     Args:
         maps: A `[B, positions, F, F]`, row = attending frame.
-        share: of the places, the roughest, in (0, 1]; one at least.
+        share: share of the places, the roughest, in (0, 1]; one at least.
 
     Returns:
         `[B]`. 0 for two frames or fewer.

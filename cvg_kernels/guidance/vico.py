@@ -63,9 +63,9 @@ class Vico(Guidance):
             costs.
         residual: skip connections as `"average"` (A+I)/2 (code), `"add"` A+I (paper) or `None`.
         combine: `"mean"` over groups (code) or `"max"` (paper, eq. 5).
-        loss: of the words' scores `"min"` (both) or `"variance"` (paper's ablation); or of their maps: `"separation"`,
-            how much they overlap, or `"binding"`, how far an attribute's map is from that of the word it stands
-            directly before among `words` ("red circle"), and how much each of the two overlaps others. See
+        loss: what is made of the words' scores, `"min"` (both) or `"variance"` (paper's ablation); or of their maps:
+            `"separation"`, how much they overlap, or `"binding"`, how far an attribute's map is from that of the word
+            it stands directly before among `words` ("red circle"), and how much each of the two overlaps others. See
             `guidance.losses`.
         normalize: token softmax, smoothing and peak of the code (`True`), or the paper's bare flow, largest over
             frames and positions (`False`).

@@ -43,7 +43,7 @@ def run_kernel(operation: str, backend: str | Backend, facts: Facts, call: Calla
     Args:
         operation: a key of `KERNELS`, or one with `_backward` after it.
         backend: as the user named it.
-        facts: of the call.
+        facts: facts of the call.
         call: what to do with the kernel's module; may run more than once.
 
     Raises:
@@ -77,7 +77,7 @@ def kernel_for(operation: str, backend: str | Backend, facts: Facts) -> Choice:
     Args:
         operation: a key of `KERNELS`, or one with `_backward` after it.
         backend: as the user named it.
-        facts: of the call.
+        facts: facts of the call.
 
     Raises:
         ArgumentError: if a named backend does not take the call.
@@ -133,7 +133,8 @@ def _refusal(operation: str, backend: Backend, facts: Facts) -> str | None:
     if refused is None:
         return None
     what, taken = refused
-    return f"{operation} {what} is not served by backend {backend.value!r}; it takes {taken} (the reference takes any)"
+    taken = f"it takes {taken} (the reference takes any)"
+    return f"{operation} {what} is not supported by backend {backend.value!r}; {taken}"
 
 
 @lru_cache(maxsize=4096)

@@ -33,8 +33,8 @@ class FusedOperator:
 
     Attributes:
         name: as in `torch.ops.aten`, without its common beginning.
-        schema: of the forward operator, from its first parenthesis.
-        backward_schema: of the backward operator.
+        schema: signature of the forward operator, from its first parenthesis.
+        backward_schema: signature of the backward operator.
         dtypes: that it takes.
         multiple: of which the head dimension must be one.
         max_head_dim: the largest head dimension.

@@ -27,7 +27,7 @@ def integers_of(name: str, given: torch.Tensor | Sequence, device_of: torch.Tens
     """The integers of an argument.
 
     Args:
-        name: of the argument, for messages.
+        name: name of the argument, for messages.
         given: a tensor, returned as it is, or integers in lists.
         device_of: a tensor of the call, on whose device a list is put.
         shape: what is accepted, for messages.

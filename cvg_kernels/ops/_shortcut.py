@@ -23,7 +23,8 @@ def directly(operation: Callable[..., Any], implementation: Callable[..., Any]) 
 
     Args:
         operation: as registered.
-        implementation: of the operation on the CPU and on GPUs. None of its arguments is a list of tensors.
+        implementation: implementation of the operation on the CPU and on GPUs. None of its arguments is a list of
+            tensors.
     """
 
     def call(*given):

@@ -34,7 +34,7 @@ def backend_under_transforms(
     Args:
         operation: its name in messages.
         backend: as the user named it.
-        tensors: of the call.
+        tensors: tensors of the call.
         kernels: transforms that the kernels can run under.
         reference: those that the reference can run under.
 

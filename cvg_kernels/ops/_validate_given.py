@@ -16,7 +16,7 @@ def number_of(name: str, given: Any, wanted: str = "a number") -> float:
     """An argument that is a number, as a float.
 
     Args:
-        name: of the argument, for the message.
+        name: name of the argument, for the message.
         given: a number, or a tensor with one.
         wanted: what is accepted, for the message.
 
@@ -35,7 +35,7 @@ def check_floating(name: str, given: Any, layout: str, dimensions: int) -> None:
     """Checks that an argument is a tensor of a floating point type that is computed in, with so many axes.
 
     Args:
-        name: of the argument, for the message.
+        name: name of the argument, for the message.
         given: that is to be a tensor.
         layout: its axes, for the message.
         dimensions: how many those are.
@@ -52,7 +52,7 @@ def tensors_of(name: str, given: Any) -> list[torch.Tensor]:
     """An argument that is several tensors, as a list: what can be read only once is read here.
 
     Args:
-        name: of the argument, for the message.
+        name: name of the argument, for the message.
         given: tensors in any sequence.
 
     Raises:

@@ -64,7 +64,7 @@ class Attention(Place):
         query: `[B', heads, N, D]`, as the layer made it; key and value likewise.
         key: `[B', heads, M, D]`.
         value: `[B', heads, M, D]`.
-        mask: of `scaled_dot_product_attention`, or `None`.
+        mask: mask of `scaled_dot_product_attention`, or `None`.
         scale: factor of the logits; `None` is D^-½.
     """
 
@@ -87,14 +87,14 @@ class MapRequest:
     """The maps that somebody wants of a layer.
 
     Attributes:
-        geometry: of the denoiser call.
+        geometry: geometry of the denoiser call.
         receive: is given the maps and the layer's grid (F, h, w): cross `[B, K, F, h, w]` (or
             `[B, heads, K, F, h, w]`), temporal `[B, h·w, F, F]`, and self, of a model whose self-attention stays
             within a frame, `[B, F, h·w, h·w]`, with the attending frame or position first.
-        over_frames: of attention that spans the video, whether the temporal maps are wanted and not those of words:
+        over_frames: for attention that spans the video, whether the temporal maps are wanted and not those of words:
             `"whole"`: probabilities of that attention; `"alone"`: of the frames alone, whose rows sum to 1.
         token_ids: `[B, K]`, tokens to capture in cross-attention, on the device of the layer.
-        head_reduction: of cross maps, `"mean"` or `"none"`.
+        head_reduction: reduction over the heads of cross maps, `"mean"` or `"none"`.
         backend: which implementation to use.
     """
 
@@ -304,7 +304,7 @@ def hand_over(place: Place, request: MapRequest, maps: torch.Tensor) -> None:
 
     Args:
         place: where they are from.
-        request: of them.
+        request: the request for them.
         maps: as `attend` returned them: cross `[B', (heads,) K, N]`, temporal `[B·h·w, F, F]` (`[B', h·w, F, F]` of
             attention that spans the video), self `[B·F, h·w, h·w]` with the position that is looked at first.
 
@@ -364,7 +364,7 @@ def token_frames(grid: Grid, tokens: int, device: torch.device, begin: int | Non
     Args:
         grid: (F, h, w), filled frame by frame.
         tokens: how many there are.
-        device: of the result.
+        device: device of the result.
         begin: where those of the video begin; `None`: so that they are the last.
 
     Raises:

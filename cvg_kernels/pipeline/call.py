@@ -32,13 +32,13 @@ class Call:
     Attributes:
         pipe: the pipeline that is running.
         denoiser: the network, or what is compiled around it.
-        arguments: of the call, by name.
+        arguments: arguments of the call, by name.
         latents: `[B, C, F, H, W]`, without the channels of a condition. For `Guidance.before_step` they are in float32
             (float64 for float64) and as the scheduler has them, else as the denoiser is given them.
-        branches: of each sample.
+        branches: branches of each sample.
         index: number of the denoising step among those that this run makes, 0 first.
         count: how many steps the run makes.
-        timestep: of the noisy tokens, where a call carries one per token.
+        timestep: timestep of the noisy tokens, where a call carries one per token.
         leading: whether a move of the latents takes effect at this call: it begins a step of the scheduler.
         sampling: the run that the call belongs to; what is remembered of one run is not used in another.
         hooks: through which a method calls the denoiser.
@@ -192,7 +192,7 @@ def timestep_of(arguments: dict[str, Any]) -> float:
     """The timestep of the noisy tokens of a call: the largest, where every token has its own.
 
     Args:
-        arguments: of the call, by name.
+        arguments: arguments of the call, by name.
     """
     return float(torch.as_tensor(arguments["timestep"]).float().max())
 
@@ -202,7 +202,7 @@ def repeated(tensor: torch.Tensor, branches: Sequence[Branch], samples: int) -> 
 
     Args:
         tensor: one entry a video.
-        branches: of the call.
+        branches: branches of the call.
         samples: videos made at once.
     """
     return tensor.repeat(len(branches) // samples, *[1] * (tensor.ndim - 1))

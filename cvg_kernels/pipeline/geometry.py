@@ -47,7 +47,7 @@ class Geometry:
 
         Args:
             denoiser: the network.
-            arguments: of the call, by name.
+            arguments: arguments of the call, by name.
         """
         model, network = model_of(denoiser), unwrap(denoiser)
         latents = model.named(arguments, getattr(network, "config", None))
@@ -79,7 +79,7 @@ class Geometry:
         A branch without the prompt may be given a shorter text.
 
         Args:
-            tokens: of a text.
+            tokens: tokens of a text.
         """
         if tokens <= self.text_length:
             return self

@@ -33,13 +33,14 @@ class LayerCapture:
     and must run the same way.
 
     Args:
-        denoiser: of a class in `models.MODELS`.
+        denoiser: a denoiser of a class in `models.MODELS`.
         token_ids: int64 `[B, K]`, on the host.
         layers: names of text cross-attention layers.
         temporal_layers: names of temporal maps, as `layers.frame_maps` has them. Those of attention that spans the
             video are of the frames alone, so that their rows sum to 1 as those of temporal attention do.
         spatial_layers: names of self-attention layers within a frame.
-        head_reduction: of the cross maps: `"mean"`, or `"none"` to keep the heads, `[B, heads, K, F, h, w]`.
+        head_reduction: reduction over the heads of the cross maps: `"mean"`, or `"none"` to keep the heads,
+            `[B, heads, K, F, h, w]`.
         stop_after_last: end the forward once every chosen layer has run.
         backend: which implementation of the operations to use.
 

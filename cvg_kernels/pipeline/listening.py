@@ -21,7 +21,7 @@ def listening(pipe: Any, prompt: RunPrompt) -> Iterator[Callable[[], None]]:
 
     Args:
         pipe: the pipeline.
-        prompt: of the run.
+        prompt: prompt of the run.
 
     Returns:
         What takes the hooks away again.

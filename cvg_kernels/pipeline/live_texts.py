@@ -67,7 +67,7 @@ class LiveTexts:
 
         Args:
             encoder: name of the component.
-            ids: of one text.
+            ids: ids of one text.
         """
         given = [one.ids for one in self._given if one.encoder == encoder]
         return not given or ids in given
@@ -98,7 +98,7 @@ class LiveTexts:
         """The first texts of the run, if they are as long as the embeddings, which are then taken for theirs in order.
 
         Args:
-            count: of the prompts.
+            count: number of prompts.
             length: tokens of the embeddings.
         """
         first = self._given[:count]
@@ -110,7 +110,7 @@ class LiveTexts:
         """The prompts of a pipeline without `encode_prompt`, as the denoiser is given them.
 
         Args:
-            prompts: of the run.
+            prompts: prompts of the run.
             each: videos of a prompt.
 
         Raises:

@@ -25,7 +25,7 @@ class RunPrompt:
 
     Args:
         pipe: the pipeline.
-        options: of its call, by name; `None` for a loop of the user's own, which encodes its prompt itself.
+        options: options of its call, by name; `None` for a loop of the user's own, which encodes its prompt itself.
         prompt: what the prompt is where the pipeline is given embeddings only.
     """
 
@@ -66,7 +66,7 @@ class RunPrompt:
         """Notes a call of `encode_prompt`: of several, the prompt's is the first that is given the pipeline's prompt.
 
         Args:
-            arguments: of the call, by name.
+            arguments: arguments of the call, by name.
             result: what it returned: embeddings, and perhaps those of the negative prompt.
         """
         if self._rehearsing:
@@ -256,7 +256,7 @@ class RunPrompt:
 
         Args:
             texts: to encode.
-            device: of the result.
+            device: device of the result.
 
         Raises:
             ArgumentError: for a pipeline without `encode_prompt`.

@@ -20,7 +20,7 @@ class Sampling:
 
     Args:
         pipe: the pipeline.
-        number: of the call, 0 first.
+        number: number of the call, 0 first.
         options: its arguments by name; `None` for a loop of the user's own, which encodes its prompt itself.
         prompt: what the prompt is where the pipeline is given embeddings only.
     """
@@ -69,7 +69,7 @@ class Sampling:
         Args:
             model: table entry of the denoiser.
             batch: samples of the call.
-            arguments: of the call, by name.
+            arguments: arguments of the call, by name.
 
         Raises:
             ArgumentError: for a batch that is no known multiple of the number of videos, or whose text is not there

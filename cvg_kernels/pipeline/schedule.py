@@ -42,7 +42,7 @@ class Schedule:
         """Says where a denoiser call stands.
 
         Args:
-            timestep: of the call.
+            timestep: timestep of the call.
 
         Returns:
             The number of its step, 0 first; how many steps the run makes; whether latents may be moved at this call.

@@ -109,7 +109,7 @@ class Stepping:
         """Ends a step whose `scheduler.step` has not been seen when the denoiser is called for the next.
 
         Args:
-            timestep: of the denoiser's call.
+            timestep: timestep of the denoiser's call.
 
         Raises:
             ArgumentError: if its latents were moved: the sample that went on was not.

@@ -59,11 +59,11 @@ class Plan:
     network share their graph.
 
     Attributes:
-        requests: of maps, of those calls of attention that have the text among the keys.
+        requests: requests of maps, of those calls of attention that have the text among the keys.
         computes: whether our kernels compute the layer even if nothing is wanted of it.
         backend: which implementation to use.
         disturbs: as in `Place`.
-        turns: of the call, shared by its layers.
+        turns: turns of the call, shared by its layers.
         turn: which of them this layer was.
         found: (number of the call of attention, maps for each request).
     """
@@ -87,8 +87,8 @@ class Samples:
         """Gives on the maps of a call of attention, or keeps them until there are those of all samples.
 
         Args:
-            place: of the call.
-            requests: of the maps, the same at every call.
+            place: place of the call.
+            requests: requests of the maps, the same at every call.
             found: maps for each, as `attend` returned them.
         """
         for at, (request, maps) in enumerate(zip(requests, found, strict=True)):

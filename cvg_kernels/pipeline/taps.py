@@ -69,7 +69,7 @@ def add_tap(layer: Layer, tap: Tap) -> None:
     """Adds a tap to an attention layer.
 
     Args:
-        layer: of a diffusers model.
+        layer: layer of a diffusers model.
         tap: what takes part from now on.
     """
     module = layer.module

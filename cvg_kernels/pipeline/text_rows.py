@@ -104,6 +104,6 @@ def among(rows: Sequence[int | None], start: int, length: int) -> Rows:
     Args:
         rows: numbers in all sources.
         start: number of the source's first row.
-        length: of the source.
+        length: length of the source.
     """
     return tuple(at - start if at is not None and start <= at < start + length else None for at in rows)

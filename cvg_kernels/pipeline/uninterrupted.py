@@ -16,7 +16,7 @@ def uninterrupted(function: Callable[..., Any], *args: Any) -> Any:
 
     Args:
         function: that takes away what is on a pipeline.
-        *args: of it.
+        *args: its arguments.
     """
     handler = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(handler):

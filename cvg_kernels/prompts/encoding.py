@@ -64,7 +64,7 @@ def without_padding(tokenizer: Any, ids: Sequence[int]) -> tuple[int, tuple[int,
 
     Args:
         tokenizer: that made them.
-        ids: of one text.
+        ids: ids of one text.
     """
     pad, first, last = tokenizer.pad_token_id, 0, len(ids)
     if pad is None:
@@ -83,7 +83,7 @@ def standing(tokenizer: Any, prompt: str, ids: Sequence[int]) -> tuple[int, int]
     Args:
         tokenizer: that made them.
         prompt: to look for; in a template, its first token may be another, and then it is not found.
-        ids: of a text that holds it.
+        ids: ids of a text that holds it.
     """
     own = list(tokenizer(prompt, add_special_tokens=False).input_ids)
     starts = range(len(ids) - len(own), -1, -1)
@@ -194,7 +194,7 @@ def _rebuild(
     Args:
         tokenizer: theirs.
         ids: all.
-        first: of the text's own tokens.
+        first: first of the text's own tokens.
         last: after the last of them.
         unknown: what stands for a token that stands for nothing known; its own name by default.
     """
@@ -287,7 +287,7 @@ def shifted(encoding: Encoding, ids: Sequence[int], tokenizer: Any) -> Encoding 
     """The encoding placed in a longer sequence that is the same but for padding; `None` if it is another.
 
     Args:
-        encoding: of a text.
+        encoding: encoding of a text.
         ids: what a text encoder was given.
         tokenizer: theirs.
     """

@@ -114,9 +114,9 @@ def _part(word: str, before: str, part_before: Part, after: str, parts: Sequence
     Args:
         word: folded.
         before: the word before it in the same clause, "" if it is the first.
-        part_before: of that word.
+        part_before: the part before that word.
         after: the word after it in the same clause, "" if it is the last.
-        parts: of all words before it.
+        parts: parts of all words before it.
         words: all.
     """
     if word in lexicon.FUNCTION_WORDS or not word[0].isalpha():

@@ -81,9 +81,9 @@ def labelled_clips(motion: str, count: int, seed: int) -> list[Labelled]:
     """True clips of two things of different shapes that stand or move, and are mostly seen.
 
     Args:
-        motion: of `MOTIONS`.
+        motion: one of `MOTIONS`.
         count: how many.
-        seed: of the draw.
+        seed: random seed of the draw.
     """
     rng = np.random.default_rng((seed, 6, MOTIONS.index(motion)))
     speed = {"still": None, "slow": "slowly", "quick": "quickly"}[motion]
@@ -113,8 +113,8 @@ def attribution(
 
     Args:
         pipe: the scenes pipeline.
-        clips: of each motion.
-        seed: of clips and noise.
+        clips: number of clips of each motion.
+        seed: random seed of clips and noise.
         progress: called with the number of denoiser calls made, of `clips · len(MOTIONS) · len(NOISE)`.
 
     Returns:
@@ -163,7 +163,7 @@ def noun_maps(pipe: Any, labelled: Sequence[Labelled], noise: float, seed: int) 
         pipe: the pipeline.
         labelled: the clips.
         noise: share of the timesteps.
-        seed: of the noise.
+        seed: random seed of the noise.
     """
     video = render([one.bodies for one in labelled]) * 2 - 1
     batch, frames = video.shape[:2]

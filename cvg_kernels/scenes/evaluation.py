@@ -29,7 +29,7 @@ def prompts_of(kind: str, count: int, seed: int) -> list[Caption]:
     """Draws prompts of one kind, pairs that training never shows among them.
 
     Args:
-        kind: of `KINDS`. `things`: two to four. `relation`: two, and how they stand. `number`: two or three alike.
+        kind: one of `KINDS`. `things`: two to four. `relation`: two, and how they stand. `number`: two or three alike.
             `motion`: two, each with direction and speed.
         count: how many.
         seed: random seed of the draw.
@@ -100,7 +100,7 @@ def judge_prompts(
         guidance: a method or `None`.
         progress: called with the number of clips made, by all processes as far as this one can tell.
         place: which of the processes this one is.
-        **options: of `shapes.pipeline.sample`.
+        **options: options of `shapes.pipeline.sample`.
 
     Returns:
         The clips in the order of the prompts, and the seconds that it took to make one.
@@ -145,10 +145,10 @@ def evaluate(
         model: what is written as the model's name.
         prompts: how many of each kind.
         seed: random seed of prompts and noise. Reported results use 0; settings are chosen on others.
-        kinds: of `KINDS`.
+        kinds: some of `KINDS`.
         progress: called with the method's name and the number of clips that it has made.
         place: which of the processes this one is.
-        **options: of `shapes.pipeline.sample`.
+        **options: options of `shapes.pipeline.sample`.
 
     Returns:
         model, prompts, seed, and by kind and method: the means of `Judged.scores` over the clips with their 95 %

@@ -32,7 +32,7 @@ def prompts_of_things(count: int, seed: int) -> list[Caption]:
 
     Args:
         count: how many.
-        seed: of the draw.
+        seed: random seed of the draw.
     """
     rng = np.random.default_rng((seed, 5))
     found = []
@@ -98,12 +98,12 @@ def presence(
 
     Args:
         pipe: the pipeline.
-        prompts: of things with different shapes, whose nouns are looked at.
+        prompts: prompts of things with different shapes, whose nouns are looked at.
         seeds: clips a prompt.
-        seed: of the noise.
+        seed: random seed of the noise.
         frames: length of the clips.
         progress: called with the number of clips made.
-        **options: of `shapes.pipeline.sample`.
+        **options: options of `shapes.pipeline.sample`.
 
     Returns:
         The verdicts, prompt by prompt; and by level of the maps, step and statistic, the share of pairs of clips of

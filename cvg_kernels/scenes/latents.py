@@ -39,8 +39,8 @@ def encode_shards(
     Args:
         folder: where the shards are.
         autoencoder: makes the latents, of the mean.
-        tokenizer: of the captions.
-        seed: of the run.
+        tokenizer: tokenizer of the captions.
+        seed: random seed of the run.
         clips: how many in all.
         first: number of the first of them.
         whole: all frames of each; if not, one at random, F = 1.

@@ -15,7 +15,7 @@ def average_precision(scores: torch.Tensor, wanted: torch.Tensor) -> float:
     """Mean precision at each wanted place, the places in order of falling score; ties share their mean order.
 
     Args:
-        scores: of any shape.
+        scores: scores of any shape.
         wanted: bool, of that shape, true somewhere.
     """
     order = scores.flatten().argsort(descending=True, stable=True)

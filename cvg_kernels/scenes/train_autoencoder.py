@@ -33,7 +33,7 @@ def train_autoencoder(folder: Path, *, seed: int, steps: int, device: torch.devi
 
     Args:
         folder: the run's folder; holds the checkpoint while training and the result in `autoencoder/`.
-        seed: of initialisation and data; a resumed run sees the data it would have seen.
+        seed: random seed of initialisation and data; a resumed run sees the data it would have seen.
         steps: number of optimiser steps.
         device: where to train.
     """
@@ -65,7 +65,7 @@ def train_decoder(folder: Path, *, seed: int, steps: int, device: torch.device) 
 
     Args:
         folder: the run's folder, with `autoencoder/`; the result is in `vae/`.
-        seed: of data and noise.
+        seed: random seed of data and noise.
         steps: number of optimiser steps.
         device: where to train.
     """

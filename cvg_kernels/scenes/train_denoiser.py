@@ -77,7 +77,7 @@ def train_denoiser(
         stage: `IMAGES` or `VIDEO`.
         name: of what is trained.
         before: where the image model lies that it begins with; `None` begins with fresh networks.
-        seed: of initialisation, order and noise; a resumed run goes on as it would have.
+        seed: random seed of initialisation, order and noise; a resumed run goes on as it would have.
         steps: number of optimiser steps.
         device: where this process trains.
         rank: number of this process.

@@ -20,7 +20,7 @@ class Verdict:
     """What a clip shows of a caption.
 
     Attributes:
-        things: of each thing named, "right" or one of `FAILURES`.
+        things: how each thing named ended, "right" or one of `FAILURES`.
         relation: whether the first stands as the caption says; `None` if it says nothing, or one of both is not shown.
         extra: objects that the caption does not name.
     """

@@ -34,7 +34,7 @@ def edit(pipe: Any, tasks: Sequence[EditTask], seeds: Sequence[int], **options: 
         pipe: the editor.
         tasks: what is asked for.
         seeds: one a clip.
-        **options: of the pipeline's call, instead of the prompts at `STRUCTURE`.
+        **options: options of the pipeline's call, instead of the prompts at `STRUCTURE`.
     """
     defaults = {"prompt": [task.prompt for task in tasks], "structure": STRUCTURE}
     if "depth" not in options:

@@ -37,7 +37,7 @@ def retrieval(pipe: Any, things: int, held_out: bool, frames: int, seed: int) ->
         things: in a frame.
         held_out: asks only for frames with pairs that no training clip shows, among the captions of all.
         frames: how many are asked for.
-        seed: of the frames.
+        seed: random seed of the frames.
 
     Returns:
         `captions`, how many there are, and the rates of `text` (the caption's embedding is nearest) and `prior` (what
@@ -73,7 +73,7 @@ def depth_error(pipe: Any, frames: int, seed: int) -> dict[str, Any]:
     Args:
         pipe: the editor.
         frames: how many.
-        seed: of the frames.
+        seed: random seed of the frames.
     """
     shown, true = depth_frames(np.random.default_rng((seed, 8)), frames)
     error = (estimate_depth(pipe.depth_estimator, shown) - true).abs()
@@ -89,8 +89,8 @@ def measure_encoders(pipe: Any, *, seed: int, frames: int = 400) -> dict[str, An
 
     Args:
         pipe: the editor.
-        seed: of the frames.
-        frames: of each measurement.
+        seed: random seed of the frames.
+        frames: number of frames of each measurement.
     """
     cases = {
         "one thing": (1, False),

@@ -68,9 +68,9 @@ def encode_edit_clips(folder: Path, pipe: Any, *, seed: int, clips: int, rank: i
     Args:
         folder: where the shards go.
         pipe: has the trained `vae`, `depth_estimator`, `content_encoder` and `tokenizer`.
-        seed: of the run.
+        seed: random seed of the run.
         clips: how many there are in all.
-        rank: of this process.
+        rank: number of this process.
         processes: how many share the work.
     """
     folder.mkdir(parents=True, exist_ok=True)

@@ -29,7 +29,7 @@ def train_all_of_the_editor(folder: Path, pipeline: Path, recipe: Any, device: t
     alone.
 
     Args:
-        folder: of the run.
+        folder: folder of the run.
         pipeline: folder of the trained shapes pipeline.
         recipe: steps, clips and seed, a `train.Recipe`.
         device: where to train.
@@ -65,7 +65,7 @@ def trained_otherwise(folder: Path) -> dict[str, Any]:
     """Loads what a run has trained to be compared with the editor's own: a diffusion prior, and denoisers.
 
     Args:
-        folder: of the run; `diffusion-prior/` and each `ablation-<name>-unet/` in it are taken.
+        folder: folder of the run; `diffusion-prior/` and each `ablation-<name>-unet/` in it are taken.
 
     Returns:
         `diffusion_prior`, its `prior_scheduler`, and `denoisers` by name.
@@ -93,9 +93,9 @@ def export_editor(folder: Path, pipeline: Path, name: str = "editor") -> Path:
     others.
 
     Args:
-        folder: of the run.
+        folder: folder of the run.
         pipeline: folder of the shapes pipeline.
-        name: of the stage that trained the denoiser.
+        name: name of the stage that trained the denoiser.
     """
     own = {
         "unet": (UNetMotionModel, folder / f"{name}-unet"),

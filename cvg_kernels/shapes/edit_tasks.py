@@ -24,7 +24,7 @@ class EditTask:
     """A clip and what it shall show instead.
 
     Attributes:
-        scene: of the clip.
+        scene: scene of the clip.
         clip: `[F, 3, H, W]` in [0, 1].
         asked: other things, without a motion.
         picture: `[3, H, W]`, a frame of another scene with the things that are asked for.
@@ -52,7 +52,7 @@ def edit_tasks(count: int, seed: int, *, things: int = 1, held_out: bool = False
 
     Args:
         count: how many; task i depends on the seed and i alone.
-        seed: of the draw. Reported results use seed 0; what was chosen was chosen on others.
+        seed: random seed of the draw. Reported results use seed 0; what was chosen was chosen on others.
         things: in a clip, 1 or 2.
         held_out: whether what is asked for is a pair of colour and shape that no training clip shows.
     """
@@ -92,7 +92,7 @@ class EditVerdict:
         found: something took the thing's place.
         distance: pixels between its centre and that of the thing, a mean over the frames where it is seen; `None` if
             nothing was found.
-        consistency: of neighbouring frames, see `oracle.frame_consistency`.
+        consistency: consistency of neighbouring frames, see `oracle.frame_consistency`.
     """
 
     colour: float

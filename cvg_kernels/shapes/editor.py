@@ -25,7 +25,7 @@ def load_editor(
         folder: what `cvg-kernels shapes train` has put into `RUN/pipeline/editor`, or a saved
             `StructureContentPipeline`; `None` loads the one that ships.
         device: where to put it.
-        dtype: of its weights.
+        dtype: dtype of its weights.
 
     Raises:
         ArgumentError: if the folder holds no such pipeline, or weights that are not those of its networks.

@@ -50,7 +50,7 @@ def run_arm(
         arm: how they are made.
         tasks: what is asked for.
         seed: task i starts from the noise of seed · 1 000 003 + i.
-        place: of this process.
+        place: place of this process.
         progress: called with the number of edits made.
 
     Returns:
@@ -87,7 +87,7 @@ def groups(
         pipe: the editor.
         world: the shapes pipeline, for SDEdit.
         edits: clips an arm.
-        seed: of clips and noise.
+        seed: random seed of clips and noise.
         diffusion_prior: a prior of the other kind, to compare.
         prior_scheduler: its noise schedule.
         denoisers: name → a denoiser trained otherwise, to compare.
@@ -138,10 +138,10 @@ def evaluate_edits(
     """Scores all arms.
 
     Args:
-        measured: of `groups`.
+        measured: the result of `groups`.
         model: what is written as the model's name.
-        seed: of clips and noise.
-        place: of this process.
+        seed: random seed of clips and noise.
+        place: place of this process.
         progress: called with an arm's name and the number of edits made.
 
     Returns:

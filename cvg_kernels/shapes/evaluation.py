@@ -70,7 +70,7 @@ def judge_clips(
         guidance: a method or `None`.
         progress: called with the number of clips made, by all processes as far as this one can tell.
         place: which of the processes this one is.
-        **options: of `pipeline.sample`.
+        **options: options of `pipeline.sample`.
     """
     mine, made = {}, 0
     # Whole batches are shared, so that each is the same whoever makes it.
@@ -128,7 +128,7 @@ def evaluate(
         seed: random seed of prompts and noise.
         progress: called with method and number of clips made.
         place: which of the processes this one is.
-        **options: of `pipeline.sample`.
+        **options: options of `pipeline.sample`.
 
     Returns:
         model, prompts, seed, processes; `real`, the image quality of real clips of the prompts through the

@@ -153,7 +153,7 @@ def assemble_from(kind: Any, folder: Path, parts: dict[str, Any]) -> Any:
 
     Args:
         kind: the pipeline's class.
-        folder: of the pipeline.
+        folder: folder of the pipeline.
         parts: components that are loaded already.
 
     Raises:

@@ -34,15 +34,15 @@ def fit(
 
     Args:
         folder: the run's folder, with the checkpoint `<name>.safetensors` and `metrics.jsonl`.
-        name: of the stage.
+        name: name of the stage.
         model: on its device; trained in place.
         loss: the loss of a step, from the network and the step's own source of randomness; torch's is seeded, too.
         steps: number of optimiser steps.
-        seed: of the run; with the name and the number of the step it decides what a step draws.
+        seed: random seed of the run; with the name and the number of the step it decides what a step draws.
         rate: highest learning rate.
         rates: part of a parameter's name → highest learning rate of such parameters, where it differs.
-        weight_decay: of AdamW.
-        decay: of the moving average of the weights; `None`: no average.
+        weight_decay: weight decay of AdamW.
+        decay: decay of the moving average of the weights; `None`: no average.
         rank: number of this process.
         processes: how many train together, each on samples of its own; `torch.distributed` joins them already.
 

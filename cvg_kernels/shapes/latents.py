@@ -63,7 +63,7 @@ def read_shards(folder: Path, names: Iterable[str]) -> dict[str, torch.Tensor]:
 
     Args:
         folder: with files `NNNNNN.safetensors`.
-        names: of the tensors that each of them holds.
+        names: names of the tensors that each of them holds.
 
     Raises:
         ArgumentError: if there is none, or one that holds something else or does not fit the first.

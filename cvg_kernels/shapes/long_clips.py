@@ -33,7 +33,7 @@ def changing_things(count: int, seed: int) -> list[States]:
 
     Args:
         count: how many.
-        seed: of the draw.
+        seed: random seed of the draw.
     """
     rng = np.random.default_rng((seed, 5))
     pairs = []
@@ -54,7 +54,7 @@ def states_shown(frames: torch.Tensor, states: States) -> tuple[bool, bool]:
 
     Args:
         frames: `[F, 3, 64, 64]` in [0, 1].
-        states: of the first and of the second half.
+        states: states of the first and of the second half.
     """
     halves = frames.split(-(-len(frames) // 2))
     turns = states[0].colour == states[1].colour
@@ -69,8 +69,8 @@ def arms(sigma: Any = 16.0, strength: float = 1.0) -> dict[str, Callable[[States
     """Each ingredient alone, both, neither, and a synopsis whose states are held; frame positions squeezed in all.
 
     Args:
-        sigma: of the band, see `VSTAR`.
-        strength: of the band.
+        sigma: sigma of the band, see `VSTAR`.
+        strength: strength of the band.
     """
 
     def texts(states: States) -> list[str]:
@@ -104,11 +104,11 @@ def evaluate_long(
         pipe: the shapes pipeline.
         frames: length of the clips.
         prompts: how many.
-        seed: of prompts and noise.
+        seed: random seed of prompts and noise.
         methods: name → method for given states; `None` takes `arms()`.
         progress: called with method and number of clips made.
-        place: of this process.
-        **options: of `pipeline.sample`.
+        place: place of this process.
+        **options: options of `pipeline.sample`.
 
     Returns:
         frames, prompts, seed, and per method, with 95 % intervals: how often the clip shows its first state in its

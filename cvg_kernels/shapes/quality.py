@@ -150,8 +150,8 @@ def real_clips(things: Sequence[Sequence[Thing]], seed: int, draw: int = 0, fram
     """Clips `[B, F, 3, 64, 64]` that the world renders for prompts.
 
     Args:
-        things: of each prompt.
-        seed: of places, sizes and speeds.
+        things: things of each prompt.
+        seed: random seed of places, sizes and speeds.
         draw: another number gives another set.
         frames: length of the clips.
     """

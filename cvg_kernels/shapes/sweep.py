@@ -26,7 +26,7 @@ def sweep(
         method: as `method_named` takes it, other options included; of methods joined by a plus, the option is the
             last's.
         option: an attribute of the method that is a number.
-        values: of the option, the one that the others are compared with first.
+        values: values of the option, the one that the others are compared with first.
         progress: called with the method's specification and number of clips made.
         **settings: `model`, `prompts`, `seed`, and options of `pipeline.sample`; see `evaluate`.
 

@@ -31,7 +31,7 @@ def train_autoencoder(folder: Path, *, seed: int, steps: int, device: torch.devi
 
     Args:
         folder: the run's folder; holds the checkpoint while training and the result in `vae/`.
-        seed: of initialisation and data; a resumed run sees the data it would have seen.
+        seed: random seed of initialisation and data; a resumed run sees the data it would have seen.
         steps: number of optimiser steps.
         device: where to train.
     """

@@ -149,7 +149,7 @@ def train_denoiser(
         folder: the run's folder, with `latents-<stage>/` made before.
         tokenizer: the run's tokenizer.
         stage: `IMAGES` or `VIDEO`.
-        seed: of initialisation, order and noise; a resumed run goes on as it would have.
+        seed: random seed of initialisation, order and noise; a resumed run goes on as it would have.
         steps: number of optimiser steps.
         device: where this process trains.
         rank: number of this process.

@@ -33,7 +33,7 @@ def widened(denoiser: UNetMotionModel) -> UNetMotionModel:
     """A text-to-video denoiser that takes structure beside its latents, and as yet makes nothing of it.
 
     Args:
-        denoiser: of the shapes pipeline.
+        denoiser: denoiser of the shapes pipeline.
     """
     channels = denoiser.config.in_channels
     wide = UNetMotionModel.from_config({**denoiser.config, "in_channels": 2 * channels + LEVEL_CHANNELS})
@@ -49,7 +49,7 @@ class Editing:
 
     Args:
         clips: to learn from.
-        text_encoder: of the shapes pipeline, as it is.
+        text_encoder: text encoder of the shapes pipeline, as it is.
         tokenizer: its tokenizer.
         images: share of the steps on single frames, without temporal layers; 0 learns from video alone.
     """
@@ -112,10 +112,10 @@ def train_editor(
     Args:
         folder: the run's folder, with the clips of `encode_edit_clips` in `edit-clips/`.
         pipe: the shapes pipeline.
-        seed: of the run.
+        seed: random seed of the run.
         steps: number of optimiser steps.
         device: where to train.
-        name: of the stage.
+        name: name of the stage.
         images: share of the steps on single frames.
     """
     task = Editing(load_edit_clips(folder / "edit-clips"), pipe.text_encoder, pipe.tokenizer, images)

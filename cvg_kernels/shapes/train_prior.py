@@ -68,7 +68,7 @@ def train_prior(
     Args:
         folder: the run's folder.
         encoder: the trained content encoder.
-        seed: of the run.
+        seed: random seed of the run.
         steps: number of optimiser steps.
         device: where to train.
         diffusion: whether the prior is a diffusion model.

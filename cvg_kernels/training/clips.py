@@ -37,8 +37,8 @@ class Clips:
         dual: invert real clips with a wrong prompt as well (dual inversion).
         noise: noise real clips instead of inverting them.
         read_steps: how many of the first denoising steps are read.
-        steps: of the sampler.
-        seed: of everything.
+        steps: number of steps of the sampler.
+        seed: random seed of everything.
     """
 
     real: int = 300

@@ -51,7 +51,7 @@ def ddim_invert(pipe: Any, latents: torch.Tensor, prompts: list[str], *, steps: 
         pipe: a diffusers pipeline with a DDIM scheduler.
         latents: clean, `[B, C, F, h, w]`.
         prompts: that the denoiser is given, one a clip.
-        steps: of the sampler.
+        steps: number of steps of the sampler.
         refine: fixed-point rounds.
 
     Raises:
@@ -84,8 +84,8 @@ def add_noise(pipe: Any, latents: torch.Tensor, *, steps: int, generator: torch.
     Args:
         pipe: a diffusers pipeline.
         latents: clean, `[B, C, F, h, w]`.
-        steps: of the sampler.
-        generator: of ε.
+        steps: number of steps of the sampler.
+        generator: source of ε.
     """
     level = _levels(pipe, steps)[1][-1]
     noise = torch.randn(latents.shape, generator=generator)

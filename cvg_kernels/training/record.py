@@ -64,7 +64,7 @@ def record(
         selection: which maps.
         steps: how many steps to read.
         video: whether to make the video; `False` ends the run after the last step read.
-        **options: of the pipeline's call.
+        **options: options of the pipeline's call.
 
     Returns:
         Maps `[B, T, E, M, F, h, w]`; the timesteps of the T steps; the frames `[B, F, 3, H, W]` or `None`.

@@ -55,7 +55,7 @@ def settle(path: Path, settings: dict[str, Any]) -> None:
     """Writes how something is made, or checks that it was begun in the same way.
 
     Args:
-        path: of a JSON file in the folder of what is made.
+        path: path of a JSON file in the folder of what is made.
         settings: JSON.
 
     Raises:

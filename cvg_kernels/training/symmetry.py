@@ -36,7 +36,7 @@ def mirrored(
     Args:
         maps: `[N, …, h, w]`, square.
         labels: int64 `[N]`.
-        table: of `permutations`.
+        table: table of `permutations`.
         which: number of the symmetry, int64 `[N]`.
     """
     out = torch.empty_like(maps)

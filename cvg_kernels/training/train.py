@@ -29,14 +29,14 @@ class Recipe:
     """How the classifier is trained. The defaults made the one that ships.
 
     Attributes:
-        steps: of the optimiser.
+        steps: number of steps of the optimiser.
         batch: entities a step, of all processes together.
         rate: highest learning rate of AdamW's one cycle.
         decay: weight decay.
         dual: use the inversions with the wrong prompt too.
         mirror: turn and mirror examples at random (see `symmetry`); needs a square grid.
         read_steps: how many of the steps in the features are used.
-        seed: of initialisation and order.
+        seed: random seed of initialisation and order.
     """
 
     steps: int = 1000
@@ -58,9 +58,9 @@ def new_classifier(index: dict[str, Any], entities: Entities, **options: Any) ->
     """An untrained classifier for the features of a folder, with their statistics.
 
     Args:
-        index: of the folder.
+        index: index of the folder.
         entities: to take the statistics from.
-        **options: of `CompositionClassifier`.
+        **options: options of `CompositionClassifier`.
     """
     selection = Selection(tuple(index["layers"]), tuple(index["heads"]), tuple(index["grid"]))
     classifier = CompositionClassifier(index["labels"], selection, index["timesteps"], index["fingerprint"], **options)
@@ -90,10 +90,10 @@ def train_classifier(
     Args:
         folder: the run's.
         recipe: how.
-        accelerator: of the accelerate library.
+        accelerator: accelerator of the accelerate library.
         features: where they are; `None` takes `folder/features`.
         vision_language: see `CompositionClassifier`.
-        **options: of `CompositionClassifier`.
+        **options: options of `CompositionClassifier`.
 
     Returns:
         The trained classifier, on the CPU in eval mode, its test figures in `report`.

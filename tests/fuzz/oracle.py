@@ -94,7 +94,7 @@ def _written(before: list[tuple[str, torch.Tensor, torch.Tensor]]) -> str | None
 def _judge_refusal(call: Call, error: BaseException) -> Outcome:
     if isinstance(error, BackendUnavailableError):
         return Outcome(refused=True)
-    if re.search(call.refusal or "is not served by backend", str(error)):
+    if re.search(call.refusal or "is not supported by backend", str(error)):
         return Outcome(refused=True)
     try:
         attempt(call, call.arguments, "reference")

@@ -261,7 +261,7 @@ def test_triton_refuses_float64(monkeypatch):
     pytest.importorskip("triton")
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     wide = {name: t.double() if name != "token_ids" else t for name, t in GOOD.items()}
-    with pytest.raises(cvg.ArgumentError, match="float64 is not served by backend 'triton'"):
+    with pytest.raises(cvg.ArgumentError, match="float64 is not supported by backend 'triton'"):
         cvg.attention_with_capture(**wide, backend="triton")
 
 

@@ -311,7 +311,7 @@ def test_triton_refuses_what_it_has_no_kernel_for():
         (draw(2, 2, 3), {"rescale": 0.5}),
     ):
         scales = [2.0] * (len(predictions) - 1)
-        with pytest.raises(cvg.ArgumentError, match="is not served by backend 'triton'"):
+        with pytest.raises(cvg.ArgumentError, match="is not supported by backend 'triton'"):
             cvg.guidance_mix(predictions, scales, backend="triton", **options)
 
 

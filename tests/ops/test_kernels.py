@@ -89,12 +89,12 @@ def test_limits_speak(operation, backend, given, refused, everything_runs):
     facts = Facts(CUDA, dtype, **given)
     with pytest.raises(cvg.ArgumentError, match=refused) as raised:
         kernel_for(operation, backend, facts)
-    assert f"is not served by backend '{backend}'; it takes" in str(raised.value)
+    assert f"is not supported by backend '{backend}'; it takes" in str(raised.value)
     assert kernel_for(operation, "auto", facts).backend.value != backend
 
 
 def test_dtypes_are_refused_by_name(everything_runs):
-    with pytest.raises(cvg.ArgumentError, match="float64 is not served by backend 'triton'; it takes float32, bf"):
+    with pytest.raises(cvg.ArgumentError, match="float64 is not supported by backend 'triton'; it takes float32, bf"):
         kernel_for("attention", "triton", Facts(CUDA, torch.float64))
 
 

@@ -315,7 +315,7 @@ GOOD_CROSS, GOOD_HOP = torch.rand(1, 2, 3, 4), torch.rand(1, 4, 3, 3)
         ({"residual": "mean"}, "residual must be 'average', 'add' or None, got 'mean'"),
         ({"sink": "frames"}, "sink must be 'video' or 'frame', got 'frames'"),
         ({"backend": "gpu"}, "backend must be one of"),
-        ({"temporal": 17 * [GOOD_HOP], "backend": "native"}, "hops 17 is not served .* takes hops 0 to 16"),
+        ({"temporal": 17 * [GOOD_HOP], "backend": "native"}, "hops 17 is not supported .* takes hops 0 to 16"),
     ],
 )
 def test_refused_subgraphs(change, message):
@@ -333,7 +333,7 @@ def test_refused_subgraphs(change, message):
         ({"source": 4}, r"source must be a node in \[0, 4\), got 4"),
         ({"sink": -1}, "sink must be a node"),
         ({"sink": 0}, "source and sink must differ"),
-        ({"capacity": torch.rand(1, 65, 65), "backend": "native"}, "frames .or nodes. 65 is not served"),
+        ({"capacity": torch.rand(1, 65, 65), "backend": "native"}, "frames .or nodes. 65 is not supported"),
     ],
 )
 def test_refused_graphs(change, message):

@@ -140,7 +140,7 @@ def test_backends_say_why_not():
     with pytest.raises(cvg.BackendUnavailableError, match="path_flow has no cuda kernel"):
         cvg.path_flow(torch.rand(1, 2, 4, 5), [], backend="cuda")
     half = torch.rand(1, 2, 4, 5).half()
-    with pytest.raises(cvg.ArgumentError, match="path_flow in dtype torch.float16 is not served"):
+    with pytest.raises(cvg.ArgumentError, match="path_flow in dtype torch.float16 is not supported"):
         cvg.path_flow(half, [], backend="native")
     with cvg.trace_backends() as ran:
         assert cvg.path_flow(half, []).dtype == torch.float16

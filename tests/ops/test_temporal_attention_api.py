@@ -237,7 +237,7 @@ def test_triton_says_what_it_does_not_serve(change, monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     shape = (1, 1, change.get("frames", 4), change.get("dim", 8))
     given = torch.zeros(3, *shape, dtype=change.get("dtype", torch.float32)).unbind(0)
-    with pytest.raises(cvg.ArgumentError, match="not served by backend 'triton'"):
+    with pytest.raises(cvg.ArgumentError, match="not supported by backend 'triton'"):
         cvg.temporal_attention(*given, backend="triton")
 
 

@@ -194,7 +194,7 @@ def test_triton_says_what_it_does_not_serve(change, monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     frames = change.get("frames", 4)
     given = torch.zeros(2, 1, 1, frames, change.get("dim", 8), dtype=change.get("dtype", torch.float32))
-    with pytest.raises(cvg.ArgumentError, match="not served by backend 'triton'"):
+    with pytest.raises(cvg.ArgumentError, match="not supported by backend 'triton'"):
         cvg.temporal_maps(*given, None, (frames, 1, 1), backend="triton")
 
 

@@ -57,9 +57,9 @@ def write(path: Path, rows: list[StaticRow] | list[ObjectRow], versions: dict[st
     """Writes a table, one row a line, sorted, so that a change shows as the lines it changes.
 
     Args:
-        path: of the file.
+        path: path of the file.
         rows: as `collect` or `module_rows` return them.
-        versions: of the compilers.
+        versions: versions of the compilers.
     """
     key = _KEY if rows and isinstance(rows[0], StaticRow) else _OBJECTS_KEY
     plain = [asdict(row) for row in rows]

@@ -30,7 +30,7 @@ class LoopRow:
         depth: 0 for an outermost loop.
         inner: whether no loop inside carries products.
         of: what it goes over, `keys` for instance; `None` where that is not known.
-        instructions: of a warp.
+        instructions: instructions of a warp.
         tensor: tensor instructions by opcode.
         exp2: MUFU.EX2.
         async_copies: LDGSTS and UTMALDG, which fetch the next tile while this one is computed.
@@ -63,14 +63,14 @@ class StaticRow:
 
     Attributes:
         variant: the layer.
-        dtype: of its tensors.
+        dtype: dtype of its tensors.
         target: the GPU, of `TARGETS`.
         kernel: its name and what is switched on in it.
-        warps: of a program.
-        stages: of the software pipeline.
-        registers: of a lane.
+        warps: warps of a program.
+        stages: stages of the software pipeline.
+        registers: registers of a lane.
         spills: LDL and STL, or AMD's spilled registers.
-        shared_bytes: of a program.
+        shared_bytes: shared bytes of a program.
         resident: programs that one multiprocessor holds at once.
         fill: how evenly the programs fall on the processors, at most 1.
         wgmma: HGMMA, Hopper's product of four warps.
@@ -106,7 +106,7 @@ def target_of(name: str):
     """Triton's description of a target.
 
     Args:
-        name: of `TARGETS`.
+        name: one of `TARGETS`.
     """
     from triton.backends.compiler import GPUTarget
 
@@ -120,8 +120,8 @@ def row_of(variant: str, dtype: str, target: str, launch) -> StaticRow:
 
     Args:
         variant: name of the layer.
-        dtype: of its tensors.
-        target: of `TARGETS`.
+        dtype: dtype of its tensors.
+        target: one of `TARGETS`.
         launch: the `Launch`, with tensors on the meta device.
     """
     compiled = launch.compile(target_of(target))

@@ -109,9 +109,9 @@ class Modelled:
 
     Attributes:
         per_element: instructions a lane per score.
-        fraction: of peak, at most.
+        fraction: fraction of peak, at most.
         limit: what is slowest, `issue` for instance.
-        cycles: of a turn, by limit.
+        cycles: cycles of a turn, by limit.
         repeated: products executed per padded product; above 1, some are computed twice.
     """
 

@@ -21,9 +21,9 @@ class ObjectRow:
     Attributes:
         kernel: its mangled name, the same in every build.
         target: the GPU.
-        registers: of a lane.
+        registers: registers of a lane.
         stack_bytes: local memory of a lane: spilled registers, and arrays with indices known at run time only.
-        shared_bytes: of a block, what launches add at run time excepted.
+        shared_bytes: shared bytes of a block, what launches add at run time excepted.
     """
 
     kernel: str
@@ -37,7 +37,7 @@ def usage(text: str) -> list[ObjectRow]:
     """The kernels that a listing names.
 
     Args:
-        text: of `cuobjdump -res-usage`.
+        text: text of `cuobjdump -res-usage`.
     """
     rows, target, kernel = [], "", ""
     for line in text.splitlines():

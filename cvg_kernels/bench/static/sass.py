@@ -58,7 +58,7 @@ class Loop:
     """A loop.
 
     Attributes:
-        address: of its first instruction.
+        address: address of its first instruction.
         depth: 0 for an outermost loop.
         body: every instruction in it, in order; both sides of a branch.
         inner: the loops right inside.

@@ -17,8 +17,8 @@ def _work(of: str, rows: int, columns: int, depths: tuple[int, int], real: int |
 
     Args:
         of: what the loop goes over.
-        rows: of the tile.
-        columns: of the tile.
+        rows: rows of the tile.
+        columns: columns of the tile.
         depths: summed over the products of a score, by the formula and as computed.
         real: columns that there really are, if fewer.
     """

@@ -134,7 +134,7 @@ class Model:
 
         Args:
             denoiser: the network.
-            name: of the layer.
+            name: name of the layer.
         """
         if self.leaves_out is not None and self.leaves_out(denoiser, name):
             return None
@@ -148,7 +148,7 @@ class Model:
         """How many of the channels that the denoiser is given are latents.
 
         Args:
-            config: of the denoiser.
+            config: config of the denoiser.
         """
         given, made = (config.get(name) for name in self.channels_of)
         return min(given, made or given)
@@ -157,7 +157,7 @@ class Model:
         """What a denoiser is given of the text, `[B, …, tokens, C]`.
 
         Args:
-            arguments: of the call, by name.
+            arguments: arguments of the call, by name.
         """
         text = arguments.get("encoder_hidden_states")
         if text is None:
@@ -168,8 +168,8 @@ class Model:
         """The latents of a call with their axes as `[B, C, F, H, W]`, without those of a condition.
 
         Args:
-            arguments: of the call, by name.
-            config: of the denoiser.
+            arguments: arguments of the call, by name.
+            config: config of the denoiser.
         """
         latents = arguments[self.latents]
         if self.range is not None:  # whatever its axes
@@ -197,7 +197,7 @@ class Model:
         """What a denoiser is given in the place of its latents; what is given beside them stays.
 
         Args:
-            arguments: of the call, by name.
+            arguments: arguments of the call, by name.
             latents: others, `[B, C, F, H, W]`.
         """
         given = arguments[self.latents]
