@@ -24,7 +24,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["CVG_AUTO_DIR"] = os.path.join(os.path.dirname(__file__), "no-such-folder")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
-pytest_plugins = ("tests.coverage.plugin", "tests.fresh")
+pytest_plugins = ("tests.coverage.plugin", "tests.drawn", "tests.fresh")
 
 # `with torch.device(…)` knows torch's constructors by identity from its first use on: that must not be a poisoned one.
 _device_constructors()

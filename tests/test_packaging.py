@@ -280,7 +280,7 @@ def test_installed_wheel_runs_its_cpu_module(source_tree, tmp_path):
     compiler = tmp_path / "quick-c++"
     compiler.write_text(f'#!/bin/sh\nexec "{shutil.which("c++")}" "$@" -O0\n')
     compiler.chmod(0o755)
-    wheel = wheel_of(source_tree, tmp_path / "wheel", CVG_BUILD="cpu", CXX=str(compiler))
+    wheel = wheel_of(source_tree, tmp_path / "wheel", CVG_BUILD="cpu", CVG_CPU_LEVELS="native", CXX=str(compiler))
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(tmp_path / "site")
     said = run(

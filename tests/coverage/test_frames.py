@@ -87,6 +87,7 @@ def between_frames(row: Row, logits: torch.Tensor, *, alone: bool = False) -> to
 
 
 @pytest.mark.parametrize("row", [*LAST, *FIRST, "framepack"], indirect=True)
+@pytest.mark.drawn(3)
 def test_temporal_maps(row):
     """Of every layer, step and branch; in joint attention with words in the same run; the video is the stock one."""
     words = WORDS if row.case.name in JOINT else None

@@ -94,6 +94,7 @@ def test_the_loss_falls(name):
 
 @pytest.mark.parametrize("of", ["clean", "prediction"])
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.drawn(3)
 def test_the_gradient_is_that_of_finite_differences(name, of):
     pipe, options = BUILDERS[name]()
     pipe.to(dtype=torch.float64)

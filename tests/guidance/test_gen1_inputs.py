@@ -172,6 +172,7 @@ def with_adapter(name: str):
 
 @pytest.mark.parametrize("images", [1, 3])
 @pytest.mark.parametrize("name", ["animatediff", *CONTROLLED[:3]])
+@pytest.mark.drawn(2)
 def test_content_by_an_adapter(name, images):
     pipe, options = with_adapter(name)
     first, other = ([image(40, 30, seed + at) for at in range(images)] for seed in (0, 10))

@@ -58,6 +58,7 @@ def test_the_loss_falls(name):
 
 @pytest.mark.parametrize("spatial", [False, True], ids=["", "spatial"])
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.drawn(3)
 def test_the_gradient_is_that_of_finite_differences(name, spatial):
     """Through the whole of it: denoiser, captured layers, flow, scores, loss."""
     if spatial and name in ("wan", "cogvideox"):
@@ -142,6 +143,7 @@ def test_the_first_step_is_guided_in_every_place(name):
 @pytest.mark.parametrize(
     "scheduler", ["DDIMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"]
 )
+@pytest.mark.drawn(2)
 def test_schedulers(scheduler):
     """Also one that scales the denoiser's input: a step of zero changes nothing, the loss falls."""
     pipe, options = animatediff()
@@ -274,6 +276,7 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.drawn(3)
 def test_every_option_guides(name):
     pipe, options = animatediff()
     stock = run(pipe, options)

@@ -112,6 +112,7 @@ def stock_attention(query, key, value, mask):
 @pytest.mark.parametrize("head_reduction", ["mean", "none"])
 @pytest.mark.parametrize("case", CASES, ids=IDS)
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.drawn(4)
 def test_forward_and_gradients_float32(backend, case, head_reduction):
     check(backend, case, torch.float32, head_reduction, map_bound=2e-6)
 
@@ -119,6 +120,7 @@ def test_forward_and_gradients_float32(backend, case, head_reduction):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 @pytest.mark.parametrize("case", [CASES[0], CASES[11], CASES[14]], ids=lambda case: case.name)
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.drawn(3)
 def test_low_precision(backend, case, dtype):
     check(backend, case, dtype, "mean", map_bound=5e-6)
 
@@ -222,6 +224,7 @@ def test_each_gradient_alone(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("head_reduction", ["mean", "none"])
+@pytest.mark.drawn(2)
 def test_maps_alone_equal_maps_with_values(backend, head_reduction):
     case = CASES[0]
     query, key, value = tensors(case, torch.float32, device_of(backend))

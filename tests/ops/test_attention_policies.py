@@ -61,6 +61,7 @@ def eager(query, key, value, ids, head_mean, *, add=None, band=None):
 @pytest.mark.parametrize("repeats", [False, True], ids=["distinct", "repeats"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.drawn(4)
 def test_token_bias(backend, dtype, repeats, shape):
     device = device_of(backend)
     given = tensors(device, dtype)
@@ -142,6 +143,7 @@ def test_token_bias_beside_a_mask(backend):
 @pytest.mark.parametrize("head_reduction", ["mean", "none"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.drawn(4)
 def test_maps_under_a_band(backend, dtype, head_reduction, row_max_grad):
     """Maps of video tokens, which the band changes, and of text tokens, which it does not, in one pass."""
     device = device_of(backend)

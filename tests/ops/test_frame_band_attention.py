@@ -128,12 +128,14 @@ def check(backend: str, case: Case, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("case", CASES, **by_name)
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.drawn(2)
 def test_forward_and_gradients_float32(backend, case):
     check(backend, case, torch.float32)
 
 
 @pytest.mark.parametrize("case", LONG, **by_name)
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.drawn(3)
 def test_more_keys_than_a_tile(backend, case):
     check(backend, case, torch.float16 if backend == "triton" else torch.float32)
 
@@ -224,6 +226,7 @@ def test_large_logits_do_not_vanish(backend):
 
 @pytest.mark.parametrize("keys", [4, 700], ids=["one-tile", "more-tiles"])
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.drawn(3)
 def test_the_row_maximum_has_a_gradient(backend, keys):
     """It is the difference between the true gradient and the one with m held fixed, and goes to the first of a tie."""
     device = device_of(backend)

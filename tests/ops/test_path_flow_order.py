@@ -62,6 +62,7 @@ def test_up_to_one_hop_there_is_one_order(backend, hops):
 @pytest.mark.parametrize("backend", KERNELS)
 @pytest.mark.parametrize("temperature", [None, 0.5, 0.01])
 @pytest.mark.parametrize("sizes", [(2, 3, 4, 5, 2), (1, 1, 1, 1, 2), (1, 19, 16, 17, 2), (2, 2, 5, 2, 3)], ids=str)
+@pytest.mark.drawn(2)
 def test_kernels(backend, temperature, sizes):
     """Forward and every gradient, against the definition in float64."""
     options = {"temperature": temperature, "residual": ("average", "add", None)[sum(sizes) % 3]}

@@ -105,6 +105,7 @@ def regulariser(case: Case, dtype: torch.dtype, device: torch.device) -> dict[st
 
 @pytest.mark.parametrize("case", CASES, **by_name)
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.drawn(2)
 def test_forward_and_gradients_float32(backend, case):
     check(backend, case, torch.float32)
 

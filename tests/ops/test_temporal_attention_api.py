@@ -123,6 +123,7 @@ class Counter:
 
 
 @pytest.mark.parametrize("backend", ["auto", *CPU_BACKENDS])
+@pytest.mark.drawn(2)
 def test_fullgraph_compile(backend):
     """One graph forward, one backward, equal to eager; other sizes compile once more, then never again."""
 

@@ -82,6 +82,7 @@ def test_second_derivative_of_a_kernel_names_the_reference():
 
 
 @pytest.mark.parametrize("backend", ["auto", *CPU_BACKENDS])
+@pytest.mark.drawn(2)
 def test_fullgraph_compile(backend):
     """One graph forward, one backward, equal to eager; other sizes compile once more, then never again."""
 

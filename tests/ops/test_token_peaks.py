@@ -64,6 +64,7 @@ KERNELS = [one for one in backends("token_peaks") if one.values[0] != "reference
     ],
     ids=str,
 )
+@pytest.mark.drawn(3)
 def test_kernels_against_float64(backend, sharpness, shape):
     flow = torch.rand(shape, device=device_of(backend))
     grad = torch.randn(shape[:2], device=flow.device)

@@ -102,6 +102,7 @@ CASES = [
 @pytest.mark.parametrize(
     ("name", "how", "when"), CASES, ids=[f"{case[0]}-{case[1].__name__}-{case[2]}" for case in CASES]
 )
+@pytest.mark.drawn(3)
 def test_capture_is_part_of_one_graph(name, how, when, coverage_note):
     """`fullgraph=True`: a break would be an error. One graph more, and none for later steps, runs, words or
     attachments.

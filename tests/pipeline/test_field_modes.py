@@ -114,6 +114,7 @@ def fresh_compiler():
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("when", ["before", "while", "between"])
 @pytest.mark.parametrize("how", COMPILING, ids=lambda how: how.__name__)
+@pytest.mark.drawn(4)
 def test_a_compiled_network(how, when, caplog):
     """Compiled before it is attached to, while, or between two runs of a block: the same, and compiled again
     afterwards.
@@ -155,6 +156,7 @@ def test_a_compiled_network(how, when, caplog):
     ],
     ids=lambda one: getattr(one, "__name__", type(one).__name__),
 )
+@pytest.mark.drawn(3)
 def test_methods_on_a_compiled_unet(method, how):
     """Vico's maps and gradient are part of graphs; what the others change runs uncompiled."""
     pipe, options = PIPELINES["animatediff"].build()
@@ -239,6 +241,7 @@ def cast_by_layers(network, folder):
 
 @pytest.mark.parametrize("how", [offloaded_to_disk, offloaded_by_blocks, cast_by_layers], ids=lambda how: how.__name__)
 @pytest.mark.parametrize("name", FIVE)
+@pytest.mark.drawn(4)
 def test_weights_that_are_taken_away_after_the_forward(name, how, tmp_path):
     """The backward pass still has those that the forward used."""
     pipe, options = PIPELINES[name].build()

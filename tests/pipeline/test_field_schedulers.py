@@ -81,6 +81,7 @@ def build(name, kind, settings):
 
 
 @pytest.mark.parametrize("case", [*CASES, *MIXED], ids=ids)
+@pytest.mark.drawn(3)
 def test_a_move_at_the_first_step_is_one_of_the_noise_that_is_begun_with(case):
     """Exactly so, for every scheduler and the real network: there is nothing yet that a scheduler could remember."""
     name, *_ = case
@@ -98,6 +99,7 @@ def test_a_move_at_the_first_step_is_one_of_the_noise_that_is_begun_with(case):
 
 
 @pytest.mark.parametrize("case", CASES, ids=ids)
+@pytest.mark.drawn(3)
 def test_a_move_at_every_step_reaches_the_end(case):
     """With a network that predicts the same whatever it is given, the scheduler carries a move along by a known
     factor.

@@ -103,6 +103,7 @@ def words_at(pipe) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("built", KNOWN, indirect=True)
+@pytest.mark.drawn(4)
 def test_the_maps_of_words(built):
     """One record for each text layer, step and branch; each is that of the stock run."""
     case, pipe = built.case, built.pipe

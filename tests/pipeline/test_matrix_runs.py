@@ -36,6 +36,7 @@ on_families = pytest.mark.parametrize(("built", "name"), accepted(FAMILIES), ind
 
 
 @on_families
+@pytest.mark.drawn(4)
 def test_an_interrupted_run_leaves_nothing_for_the_next(built, name):
     """Ctrl-C in the first call of a layer (a method's own call, or the pipeline's), and in a later one."""
     method = METHODS[name]
@@ -91,6 +92,7 @@ def test_capture_after_an_interrupted_run(built):
     [pair for pair in accepted(SHORTENED) if pair[1] != "synopsis"],  # that is for all steps
     indirect=["built"],
 )
+@pytest.mark.drawn(4)
 def test_the_steps_between_two_shares(built, name):
     with METHODS[name](built, start=1 / 3, stop=2 / 3).attach(built.pipe) as run:
         video = built.run()
@@ -116,6 +118,7 @@ def test_pag_after_a_run_that_failed_without_us():
 
 
 @on_families
+@pytest.mark.drawn(4)
 def test_without_classifier_free_guidance(built, name):
     method = METHODS[name]
     stock = built.run(guidance_scale=1.0)
@@ -141,6 +144,7 @@ def test_capture_without_classifier_free_guidance(built):
 
 
 @on_families
+@pytest.mark.drawn(4)
 def test_in_inference_mode(built, name):
     method = METHODS[name]
     with method(built).attach(built.pipe):
@@ -181,6 +185,7 @@ def test_capture_under_autocast(built):
 
 
 @pytest.mark.parametrize(("built", "name"), accepted(BATCHED), indirect=["built"])
+@pytest.mark.drawn(4)
 def test_each_video_of_a_batch_is_as_alone(built, name):
     """Also where its words stand in another order."""
     prompts = [PROMPT, "a blue dog and a red cat"]

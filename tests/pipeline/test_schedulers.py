@@ -48,6 +48,7 @@ def errors(got: list, without: list, shift: torch.Tensor, sizes: list[float], en
 
 
 @pytest.mark.parametrize("case", MEMORY + GIVEN, ids=str)
+@pytest.mark.drawn(3)
 def test_a_move_goes_on_as_the_equation_says(case: Case):
     """Whichever step it is made before."""
     scheduler = case.build()
