@@ -30,8 +30,8 @@ ALWAYS, OTHERS = "sm_90", 2
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory, pytestconfig) -> list[dict]:
-    """The covering set on some targets or all (see `tests.drawn`), compiled once however many processes test; in a process of its own, since
-    interpreted kernels cannot be compiled."""
+    """The covering set on some targets or all (see `tests.drawn`), compiled once however many processes test; in a
+    process of its own, since interpreted kernels cannot be compiled."""
     folder: Path = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent
