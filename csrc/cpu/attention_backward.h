@@ -272,7 +272,7 @@ class TokenBiasPass {
   void task(int64_t b, int64_t tile) {
     const int64_t first = tile * rows_, count = std::min(rows_, args_.queries - first);
     const int64_t* ids = args_.token_ids + b * args_.tokens;
-    const A share = args_.head_mean ? A{1} / args_.heads : A{1};
+    const A share = args_.head_mean ? A{1} / static_cast<A>(args_.heads) : A{1};
     chosen_.load_rows(b, first, count);
     const int64_t width = chosen_.width();
     for (int64_t h = 0; h < args_.heads; ++h) {

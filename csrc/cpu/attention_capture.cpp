@@ -14,7 +14,7 @@ void capture(const AttentionArgs& args, const void* lse, void* maps) {
   constexpr int64_t kMostRows = 256;
   const int64_t rows = std::min(kMostRows, round_up(args.queries, kLanes<A>));
   const int64_t row_tiles = args.queries ? (args.queries + rows - 1) / rows : 0;
-  const A share = args.head_mean ? A{1} / args.heads : A{1};
+  const A share = args.head_mean ? A{1} / static_cast<A>(args.heads) : A{1};
 #pragma omp parallel num_threads(args.threads)
   {
     Chosen<T, KeyBias> chosen(args, {const_cast<void*>(lse), nullptr, nullptr}, rows);

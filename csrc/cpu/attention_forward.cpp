@@ -182,7 +182,7 @@ class Forward {
         narrow_row<T, A>(out_ + r * value_width_, total_[r], args_.value_dim, out + r * stride[2]);
       }
     }
-    const A share = args_.head_mean ? A{1} / args_.heads : A{1};
+    const A share = args_.head_mean ? A{1} / static_cast<A>(args_.heads) : A{1};
     const bool add = args_.head_mean && h > 0;
     const int64_t entry = args_.head_mean ? b : b * args_.heads + h;
     for (int64_t k = 0; k < args_.tokens; ++k) {

@@ -130,7 +130,7 @@ class BackwardTile {
     const int64_t entry = args_.head_mean ? b : b * args_.heads + h;
     return static_cast<const A*>(in_.grad_maps) + (entry * args_.tokens + token) * args_.queries;
   }
-  A map_share() const { return args_.head_mean ? A{1} / args_.heads : A{1}; }
+  A map_share() const { return args_.head_mean ? A{1} / static_cast<A>(args_.heads) : A{1}; }
 
   // factor · sums are a gradient.
   static void write(const A* sum, int64_t width, A factor, const Target4& to, int64_t b, int64_t h,

@@ -109,7 +109,7 @@ class Forward : Temporal<T> {
 
  private:
   void add_maps(int64_t h) {
-    const A share = A{1} / args_.heads;
+    const A share = A{1} / static_cast<A>(args_.heads);
     for (int64_t at = 0; at < frames_ * width_; at += lanes) {
       const Vec<A> p = load(weights_ + at) * share;
       store(maps_ + at, h ? load(maps_ + at) + p : p);
@@ -151,7 +151,7 @@ class Backward : Temporal<T> {
     if (in_.grad_maps) {
       const A* grads = static_cast<const A*>(in_.grad_maps);
       transpose<A>({grads + (b * args_.positions + p) * frames_ * frames_, frames_}, frames_,
-                   frames_, A{1} / args_.heads, {map_grads_, width_});
+                   frames_, A{1} / static_cast<A>(args_.heads), {map_grads_, width_});
     }
     for (int64_t h = 0; h < args_.heads; ++h) {
       head(b, p, h, sums);

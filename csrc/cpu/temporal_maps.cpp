@@ -128,7 +128,7 @@ class MapsForward : Maps<T> {
 
  private:
   void add(int64_t h) {
-    const A share = A{1} / args_.heads;
+    const A share = A{1} / static_cast<A>(args_.heads);
     for (int64_t at = 0; at < frames_ * width_; at += lanes) {
       const Vec<A> p = load(weights_ + at) * share;
       store(sum_ + at, h ? load(sum_ + at) + p : p);
@@ -164,7 +164,7 @@ class MapsBackward : Maps<T> {
   void place(int64_t b, int64_t p) {
     for (int64_t h = 0; h < args_.heads; ++h) {
       if (h == 0 || !args_.head_mean) {
-        const A share = args_.head_mean ? A{1} / args_.heads : A{1};
+        const A share = args_.head_mean ? A{1} / static_cast<A>(args_.heads) : A{1};
         transpose<A>({grad_maps_ + this->maps_at(b, p, h), frames_}, frames_, frames_, share,
                      {map_grads_, width_});
       }
