@@ -35,6 +35,7 @@ from cvg_kernels.pipeline.models import (
 from cvg_kernels.pipeline.parallel import check_maps
 from cvg_kernels.pipeline.sampling import Sampling
 from cvg_kernels.pipeline.taps import Tap
+from cvg_kernels.pipeline.video_pipeline import VideoPipeline
 from cvg_kernels.prompts.token_table import TokenTable
 from cvg_kernels.prompts.tokens import TokenSpan, Word, check_prompt, check_reach, checked_words
 
@@ -58,7 +59,7 @@ class Capture:
 
     def __init__(
         self,
-        pipe: Any,
+        pipe: VideoPipeline,
         words: Sequence[Word] | Literal["all"] | None,
         *,
         prompt: str | list[str] | None,
@@ -378,7 +379,7 @@ class _Recorder(Tap):
 
 
 def capture(
-    pipe: Any,
+    pipe: VideoPipeline,
     words: Sequence[Word] | Literal["all"] | None = None,
     *,
     prompt: str | list[str] | None = None,

@@ -27,6 +27,7 @@ from cvg_kernels.pipeline.call import Call
 from cvg_kernels.pipeline.compiled import uncompiled
 from cvg_kernels.pipeline.models import denoisers_of
 from cvg_kernels.pipeline.temporal_layers import temporal_layers_off, temporal_modules
+from cvg_kernels.pipeline.video_pipeline import VideoPipeline
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Gen1(Guidance):
 
     def inputs(
         self,
-        pipe: Any,
+        pipe: VideoPipeline,
         video: Any = None,
         depth: Any = None,
         *,
@@ -149,7 +150,7 @@ class Gen1(Guidance):
         """Whether the pipeline is left as it is."""
         return super().idle or self.temporal_scale == 1
 
-    def check(self, pipe: Any) -> None:
+    def check(self, pipe: VideoPipeline) -> None:
         """Checks that the pipeline takes structure and content, and has temporal modules to leave out, as far as asked
         for.
 
@@ -167,7 +168,7 @@ class Gen1(Guidance):
                     f"{error}; without them temporal_scale must be 1, not {self.temporal_scale!r}"
                 ) from None
 
-    def check_call(self, pipe: Any, given: dict[str, Any]) -> None:
+    def check_call(self, pipe: VideoPipeline, given: dict[str, Any]) -> None:
         """Checks that structure and content are in the call, which the pipeline would else run without; see
         `Guidance`.
         """

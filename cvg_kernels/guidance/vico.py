@@ -29,6 +29,7 @@ from cvg_kernels.pipeline.layer_capture import LayerCapture
 from cvg_kernels.pipeline.layers import check_undivided
 from cvg_kernels.pipeline.models import denoisers_of
 from cvg_kernels.pipeline.session import Run
+from cvg_kernels.pipeline.video_pipeline import VideoPipeline
 from cvg_kernels.prompts.token_table import TokenTable
 from cvg_kernels.prompts.tokens import Word, checked_words
 from cvg_kernels.prompts.words import content_words, nouns_and_verbs
@@ -202,7 +203,7 @@ class Vico(Guidance):
         """Whether no update is asked for."""
         return super().idle or self.iterations == 0
 
-    def check(self, pipe: Any) -> None:
+    def check(self, pipe: VideoPipeline) -> None:
         """Checks that the pipeline has text layers whose maps can be had.
 
         Raises:

@@ -24,6 +24,7 @@ from cvg_kernels.pipeline.layers import Layer, attention_layers, check_undivided
 from cvg_kernels.pipeline.models import denoisers_of, model_of, unwrap
 from cvg_kernels.pipeline.session import PipelineSession, Run
 from cvg_kernels.pipeline.taps import Tap
+from cvg_kernels.pipeline.video_pipeline import VideoPipeline
 
 _INPUT_LAYER = "transformer_in"  # the released code leaves a network's first temporal layer alone
 
@@ -142,7 +143,7 @@ class VSTAR(Guidance):
             return None
         return f"sigma names the widths {sorted(self.sigma)}, the layers' grids have {sorted(widths)}"
 
-    def check(self, pipe: Any) -> None:
+    def check(self, pipe: VideoPipeline) -> None:
         """Checks that the settings are for such a network.
 
         Raises:

@@ -30,6 +30,7 @@ from cvg_kernels.pipeline.sampling import Sampling
 from cvg_kernels.pipeline.signatures import named_arguments
 from cvg_kernels.pipeline.stepping import Stepping
 from cvg_kernels.pipeline.taps import Tap, keep_taps, tapped
+from cvg_kernels.pipeline.video_pipeline import VideoPipeline
 
 _SLOT = "_cvg_hooks"
 
@@ -73,7 +74,7 @@ class PipelineHooks:
         pipe: a diffusers pipeline.
     """
 
-    def __init__(self, pipe: Any) -> None:
+    def __init__(self, pipe: VideoPipeline) -> None:
         self.pipe = pipe
         self.subscribers: list[Subscriber] = []
         self.runs = 0
@@ -83,7 +84,7 @@ class PipelineHooks:
         return type(None), ()  # a copy of the pipeline has none
 
     @classmethod
-    def of(cls, pipe: Any) -> PipelineHooks:
+    def of(cls, pipe: VideoPipeline) -> PipelineHooks:
         """The hooks of a pipeline, those that it has or new ones."""
         hooks = vars(pipe).get(_SLOT)
         return cls(pipe) if hooks is None or hooks.pipe is not pipe else hooks

@@ -199,7 +199,7 @@ def random_scene(
             return Scene(tuple(things), tuple(motions))
 
 
-def signed_distance(shape: str, x: torch.Tensor, y: torch.Tensor, radius: torch.Tensor):
+def signed_distance(shape: str, x: torch.Tensor, y: torch.Tensor, radius: torch.Tensor) -> torch.Tensor:
     """Signed distance in pixels to a shape's outline, negative inside, `x` and `y` measured from its centre."""
     if shape == "circle":
         return torch.hypot(x, y) - radius
