@@ -46,6 +46,12 @@ def entities_of(prompt: str, labels: Sequence[str]) -> list[Entity]:
 
     Raises:
         ArgumentError: if there is no entity.
+
+    Examples:
+        >>> from cvg_kernels.composition import entities_of
+        >>> found = entities_of("a red circle moving left and a blue square moving right", ["left", "right"])
+        >>> [(entity.name, entity.label) for entity in found]
+        [('red circle', 'left'), ('blue square', 'right')]
     """
     entities = []
     at = 0

@@ -111,5 +111,10 @@ def with_context(maps: torch.Tensor) -> torch.Tensor:
 
     Returns:
         `[B, E, 2, M, F, h, w]`.
+
+    Examples:
+        >>> from cvg_kernels.composition import with_context
+        >>> with_context(torch.rand(1, 3, 5, 4, 8, 8)).shape
+        torch.Size([1, 3, 2, 5, 4, 8, 8])
     """
     return torch.stack([maps, maps.sum(1, keepdim=True) - maps], dim=2)

@@ -226,6 +226,12 @@ def structure_frames(depth: torch.Tensor, t_s: int) -> list[Any]:
 
     Raises:
         ArgumentError: if an argument does not fit.
+
+    Examples:
+        >>> from cvg_kernels.guidance import structure_frames
+        >>> frames = structure_frames(torch.rand(8, 24, 32), t_s=3)
+        >>> len(frames), frames[0].size, frames[0].mode
+        (8, (32, 24), 'RGB')
     """
     if not torch.is_tensor(depth) or depth.ndim != 3:
         raise ArgumentError(

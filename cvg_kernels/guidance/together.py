@@ -20,6 +20,11 @@ class Together:
 
     Attributes:
         methods: in the order in which they move; those of another `Together` count one by one.
+
+    Examples:
+        >>> both = cvg.Together((cvg.Vico(), cvg.VSTAR()))
+        >>> [type(method).__name__ for method in both.methods]
+        ['Vico', 'VSTAR']
     """
 
     methods: tuple[Guidance, ...]

@@ -96,6 +96,12 @@ def attention_with_capture(
         BackendUnavailableError: if the named backend cannot run here; names the reason and the way to get it.
 
     Maps of cross-attention as guidance signals: Vico (flow equalization) and CVG (composition classifier).
+
+    Examples:
+        >>> query, (key, value) = torch.randn(1, 8, 64, 32), torch.randn(2, 1, 8, 77, 32)
+        >>> out, maps, lse = cvg.attention_with_capture(query, key, value, token_ids=[2, 5])
+        >>> out.shape, maps.shape, lse.shape
+        (torch.Size([1, 8, 64, 32]), torch.Size([1, 2, 64]), torch.Size([1, 8, 64]))
     """
     found = _attend(
         query,
@@ -145,6 +151,11 @@ def capture_maps(
     Raises:
         ArgumentError: if an argument does not fit.
         BackendUnavailableError: if the named backend cannot run here.
+
+    Examples:
+        >>> query, key = torch.randn(1, 8, 64, 32), torch.randn(1, 8, 77, 32)
+        >>> cvg.capture_maps(query, key, token_ids=[2, 5]).maps.shape
+        torch.Size([1, 2, 64])
     """
     if token_ids is None:
         raise ArgumentError("token_ids must name the keys whose maps are wanted, got None")
@@ -183,6 +194,12 @@ def attention_alone(
         scale: factor of the logits; `None` is `D ** -0.5`.
         key_mask: a mask of torch's own attention with four dimensions, or `None`.
         backend: `"auto"`, or the name of one of `attention_with_capture`.
+
+    Examples:
+        >>> from cvg_kernels.ops import attention_alone
+        >>> query, (key, value) = torch.randn(1, 8, 64, 32), torch.randn(2, 1, 8, 77, 32)
+        >>> attention_alone(query, key, value).shape
+        torch.Size([1, 8, 64, 32])
     """
     if parse_backend(backend) is not Backend.AUTO:
         return attention_with_capture(query, key, value, None, scale=scale, key_mask=key_mask, backend=backend).out

@@ -65,6 +65,12 @@ def coupled_max_flow(
         BackendUnavailableError: if the named backend cannot run here.
 
     ST-Flow of "Compositional Video Generation as Flow Equalization" (Vico), without the paper's restriction to paths.
+
+    Examples:
+        >>> cross = torch.full((1, 1, 2, 4), 0.5)
+        >>> hop = torch.eye(2).expand(1, 4, 2, 2)
+        >>> cvg.coupled_max_flow(cross, [hop]).flow
+        tensor([[4.]])
     """
     check_capacities("cross", cross, "[B, K, F, L]", 4)
     temporal = tensors_of("temporal", temporal)

@@ -31,6 +31,13 @@ class FrameBand(NamedTuple):
     """A band by the distance of frames: strength · m · exp(−(f_i − f_j)² / 2σ²) is added to the logits.
 
     See `frame_band_attention` for what the fields mean.
+
+    Examples:
+        >>> query, key, value = torch.randn(3, 1, 8, 24, 32)
+        >>> frames = torch.arange(4).repeat_interleave(6)  # 4 frames of 6 tokens
+        >>> band = cvg.FrameBand(frames, frames, sigma=1.5)
+        >>> cvg.attention_with_capture(query, key, value, [0, 6], band=band).maps.shape
+        torch.Size([1, 2, 24])
     """
 
     query_frames: torch.Tensor | Sequence[int]  #: the frame of each query, `[N]`, −1 for a token of no frame
@@ -97,6 +104,12 @@ def frame_band_attention(
 
     An extension to networks without temporal layers of "VSTAR: Generative Temporal Nursing for Longer Dynamic Video
     Synthesis", which regularises temporal attention only.
+
+    Examples:
+        >>> query, key, value = torch.randn(3, 1, 8, 24, 32)
+        >>> frames = torch.arange(4).repeat_interleave(6)  # 4 frames of 6 tokens
+        >>> cvg.frame_band_attention(query, key, value, frames, frames, sigma=1.5).out.shape
+        torch.Size([1, 8, 24, 32])
     """
     query, key, value = cast_inputs(query, key, value)
     check_tensors(query, key, value, values=True)
@@ -128,6 +141,12 @@ def first_highest_keys(
     Raises:
         ArgumentError: if an argument does not fit.
         BackendUnavailableError: if the named backend cannot run here.
+
+    Examples:
+        >>> from cvg_kernels.ops import first_highest_keys
+        >>> query, key = torch.ones(1, 1, 2, 1), torch.tensor([0.0, 1.0, 1.0]).view(1, 1, 3, 1)
+        >>> first_highest_keys(query, key, scale=1.0)
+        tensor([[[1, 1]]])
     """
     check_tensors(query, key, None, values=False)
     scale = scale_of(scale, query)

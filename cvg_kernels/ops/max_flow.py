@@ -72,6 +72,12 @@ def subgraph_max_flow(
 
     The maximum flow of "Compositional Video Generation as Flow Equalization" (Vico), which its code replaces by the
     widest path (`path_flow`, a lower bound).
+
+    Examples:
+        >>> cross = torch.tensor([0.25, 0.75]).view(1, 1, 2, 1)  # a word is seen in the second of two frames
+        >>> hop = torch.tensor([[[[0.5, 0.5], [0.0, 0.125]]]])
+        >>> cvg.subgraph_max_flow(cross, [hop], residual=None).flow
+        tensor([[[0.8750]]])
     """
     check_capacities("cross", cross, "[B, K, F, L]", 4)
     batch, _, frames, positions = cross.shape
@@ -125,6 +131,11 @@ def max_flow(capacity: torch.Tensor, source: int, sink: int, *, backend: str | B
     Raises:
         ArgumentError: if an argument does not fit, or an entry is NaN, infinite or negative; names the entry.
         BackendUnavailableError: if the named backend cannot run here.
+
+    Examples:
+        >>> capacity = torch.tensor([[[0.0, 2.0, 0.5], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]]])
+        >>> cvg.max_flow(capacity, source=0, sink=2)
+        MaxFlow(flow=tensor([1.5000]), source_side=tensor([[ True,  True, False]]))
     """
     check_capacities("capacity", capacity, "[G, n, n]", 3)
     nodes = capacity.shape[1]

@@ -79,6 +79,12 @@ def temporal_attention(
         BackendUnavailableError: if the named backend cannot run here; names the reason and the way to get it.
 
     Temporal attention regularisation of "VSTAR: Generative Temporal Nursing for Longer Dynamic Video Synthesis".
+
+    Examples:
+        >>> query, key, value = torch.randn(3, 64, 8, 16, 40)  # 64 positions, 8 heads, 16 frames
+        >>> out, maps = cvg.temporal_attention(query, key, value, sigma=4.0, capture=True)
+        >>> out.shape, maps.shape
+        (torch.Size([64, 8, 16, 40]), torch.Size([64, 16, 16]))
     """
     query, key, value = cast_inputs(query, key, value)
     check_tensors(query, key, value)

@@ -77,6 +77,11 @@ def temporal_maps(
         BackendUnavailableError: if the named backend cannot run here; names the reason and the way to get it.
 
     The F × F maps in which Vico's flow and VSTAR's analysis are defined, for models without temporal layers.
+
+    Examples:
+        >>> query, key = torch.randn(2, 1, 8, 4 * 2 * 3, 32)
+        >>> cvg.temporal_maps(query, key, None, grid=(4, 2, 3)).shape
+        torch.Size([1, 6, 4, 4])
     """
     query, key, _ = cast_inputs(query, key, key)
     check_tensors(query, key, None, values=False)

@@ -27,6 +27,10 @@ class TokenSpan:
         word: as the caller gave it.
         occurrence: which of its occurrences.
         ids: positions in the text that the denoiser is given, or in a text encoder's sequence.
+
+    Examples:
+        >>> cvg.TokenSpan("cat", 1, (4, 5)).label
+        'cat#1'
     """
 
     word: str

@@ -78,7 +78,13 @@ class Scene:
 
 
 def caption(things: Sequence[Thing]) -> str:
-    """Joins what is seen into one sentence, in the order given."""
+    """Joins what is seen into one sentence, in the order given.
+
+    Examples:
+        >>> things = [cvg.shapes.Thing("red", "circle", "left"), cvg.shapes.Thing("blue", "square", "right")]
+        >>> cvg.shapes.caption(things)
+        'a red circle moving left and a blue square moving right'
+    """
     return " and ".join(str(thing) for thing in things)
 
 
@@ -91,6 +97,10 @@ def parse_caption(text: str, *, motion: bool = True) -> tuple[Thing, ...]:
 
     Raises:
         ValueError: if a part is not of the form "a COLOUR SHAPE moving DIRECTION".
+
+    Examples:
+        >>> cvg.shapes.parse_caption("a red circle moving left")
+        (Thing(colour='red', shape='circle', direction='left'),)
     """
     things = []
     for part in text.strip().lower().rstrip(".").split(" and "):
@@ -189,6 +199,12 @@ def random_scene(
         speed: in pixels a frame, see `random_motion`.
         apart: things never touch; if not, they may pass in front of each other, each seen in half of the frames at
             least.
+
+    Examples:
+        >>> import numpy
+        >>> things = cvg.shapes.parse_caption("a red circle moving left")
+        >>> cvg.shapes.random_scene(numpy.random.default_rng(1), things).caption
+        'a red circle moving left'
     """
     if things is None:
         things = random_things(rng, 2 if rng.random() < 0.65 else 1)
@@ -231,7 +247,14 @@ def _axis(size: int) -> torch.Tensor:
 
 
 def render(scenes: Sequence[Scene], size: int = SIZE) -> torch.Tensor:
-    """Draws scenes as float32 `[B, F, 3, size, size]` in [0, 1]."""
+    """Draws scenes as float32 `[B, F, 3, size, size]` in [0, 1].
+
+    Examples:
+        >>> import numpy
+        >>> scene = cvg.shapes.random_scene(numpy.random.default_rng(1), frames=8)
+        >>> cvg.shapes.render([scene]).shape
+        torch.Size([1, 8, 3, 64, 64])
+    """
     frames = len(scenes[0].motions[0].centres)
     video = torch.full((len(scenes), frames, 3, size, size), BACKGROUND)
     for clip, scene in zip(video, scenes, strict=True):

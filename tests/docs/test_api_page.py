@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import inspect
 import re
+import sys
 import types
 
 import pytest
@@ -12,7 +14,7 @@ import pytest
 pytest.importorskip("diffusers")  # the editing pipeline derives from one of its classes
 
 import cvg_kernels  # noqa: E402
-from tests.docs.pages import ROOT  # noqa: E402
+from tests.docs.pages import ROOT, entries  # noqa: E402
 
 PACKAGES = (
     "cvg_kernels",
@@ -35,16 +37,6 @@ def public(module: types.ModuleType) -> dict[str, object]:
         for name, value in vars(module).items()
         if not name.startswith("_") and getattr(value, "__module__", None) == module.__name__
     }
-
-
-@pytest.fixture(scope="module")
-def entries() -> dict[str, str]:
-    """Where an entry is defined → the name that the page gives it."""
-    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
-    found = re.findall(r"^::: (\S+)\n    options:\n      heading: (\S+)$", page, re.MULTILINE)
-    assert len(found) == len(re.findall("^:::", page, re.MULTILINE))
-    assert len(dict(found)) == len(found)
-    return dict(found)
 
 
 @pytest.mark.parametrize("package", PACKAGES)
