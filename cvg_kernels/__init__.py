@@ -161,3 +161,4 @@ if TYPE_CHECKING:
     )
     from cvg_kernels.pipeline.swap import processors, use_processors
     from cvg_kernels.pipeline.video_pipeline import VideoPipeline
+    from cvg_kernels.prompts.tokens import TokenSpan

@@ -55,6 +55,8 @@ class Capture:
     Attributes:
         records: the maps, in the order of the calls.
         tokens: for each prompt of the last run, what each word resolved to.
+        prompt: as it was given to `capture`.
+        changes_modules: `False`: a compiled denoiser stays compiled.
     """
 
     def __init__(
@@ -66,7 +68,7 @@ class Capture:
         layers: str | Sequence[str] | Callable[[str], bool] | None,
         temporal: bool,
         head_reduction: str,
-        steps: Collection[int] | None,
+        steps: Collection[int] | int | None,
         gradients: bool,
         own_loop: bool,
         keep: str,
@@ -153,7 +155,8 @@ class Capture:
                 raise ArgumentError(f"layers={self._layers!r} selects no layer of the denoiser")
 
     def __exit__(self, kind: Any, *error: object) -> None:
-        self._hooks.remove(self)
+        if self._hooks is not None:
+            self._hooks.remove(self)
         self._named.close()
         if kind is None and not self.records:
             self._say_why_nothing()
@@ -316,7 +319,7 @@ class Capture:
     def record(self, layer: Layer, kind: Kind, recorded: _Recorded, maps: torch.Tensor, grid: Grid) -> None:
         """Keeps the maps of a layer, one record a branch."""
         call = recorded.call
-        words = recorded.table.labels[0] if kind == "cross" else ()
+        words = recorded.table.labels[0] if kind == "cross" and recorded.table is not None else ()
         if not self._gradients:
             maps = maps.detach()
         for branch in dict.fromkeys(call.branches):
@@ -366,7 +369,9 @@ class _Recorder(Tap):
         self.last = recorded
 
         def receive(maps: torch.Tensor, grid: Grid) -> None:
-            if self.kind == "cross":  # in a replay too: it must save what the call saved
+            if (
+                self.kind == "cross" and recorded.table is not None
+            ):  # in a replay too: it must save what the call saved
                 maps = recorded.table.by_word(maps)
             if capture.recorded() is not None:
                 capture.record(self.layer, self.kind, recorded, maps, grid)

@@ -42,6 +42,10 @@ class CompositionClassifier(nn.Module):
         vision_language: the pair (model, tokenizer) of a backbone that needs it.
         training: figures of the training, kept with the weights.
 
+    Attributes:
+        fingerprint: that of the denoiser.
+        report: the figures of the training.
+
     Raises:
         ArgumentError: for labels that are fewer than two or repeat, or a backbone that cannot be made.
     """

@@ -23,10 +23,15 @@ _VERB = re.compile(
 
 @dataclass(frozen=True)
 class Entity:
-    """A thing of a prompt."""
+    """A thing of a prompt.
 
-    phrase: Word  #: its words, and which of their occurrences
-    label: str | None  #: what the prompt says of it; `None`: nothing that is a label
+    Attributes:
+        phrase: its words, and which of their occurrences.
+        label: what the prompt says of it; `None`: nothing that is a label.
+    """
+
+    phrase: Word
+    label: str | None
 
     @property
     def name(self) -> str:

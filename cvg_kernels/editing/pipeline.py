@@ -76,6 +76,11 @@ class StructureContentPipeline(DiffusionPipeline):
         prior: predicts the embedding of an image from that of a text.
         depth_estimator: a depth model of transformers.
         prior_scheduler: of a prior that is a diffusion model; `None` where it is a regression.
+
+    Attributes:
+        vae_scale_factor: pixels a side of one latent.
+        video_processor: makes pictures of tensors.
+        model_cpu_offload_seq: the order of the models for diffusers' offloading.
     """
 
     model_cpu_offload_seq = "depth_estimator->text_encoder->content_encoder->prior->unet->vae"
@@ -106,7 +111,7 @@ class StructureContentPipeline(DiffusionPipeline):
             depth_estimator=depth_estimator,
             prior_scheduler=prior_scheduler,
         )
-        self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        self.vae_scale_factor = 2 ** (len(vae.config["block_out_channels"]) - 1)
         self.video_processor = VideoProcessor(vae_scale_factor=self.vae_scale_factor)
 
     # -- what the denoiser is told
@@ -155,6 +160,8 @@ class StructureContentPipeline(DiffusionPipeline):
         """
         if image is not None:
             return embed_images(self.content_encoder, image)
+        if prompt is None:
+            raise ArgumentError("prompt must be given where there is no image")
         texts = embed_texts(self.content_encoder, self._tokens(prompt).to(self._execution_device))
         return predict_image_embedding(self.prior, texts, self.prior_scheduler, generator=generator)
 
@@ -173,6 +180,8 @@ class StructureContentPipeline(DiffusionPipeline):
             return depth
         if self.depth_estimator is None:
             raise ArgumentError("depth must be given, since the pipeline has no depth_estimator")
+        if video is None:
+            raise ArgumentError("video must be given where there is no depth")
         return torch.stack([estimate_depth(self.depth_estimator, clip) for clip in video])
 
     def _warn_of_long(self, texts: Sequence[str]) -> None:
@@ -289,7 +298,7 @@ class StructureContentPipeline(DiffusionPipeline):
         texts = prompt * batch if texts_in(prompt) == 1 and prompt else prompt
         content = self.encode_content(texts, pictures, generator).to(words.dtype)
         text = torch.cat([words, content_tokens(content, words.shape[-1])], 1)
-        if guided:
+        if no_words is not None:
             nothing = content_tokens(torch.zeros_like(content), words.shape[-1])
             text = torch.cat([torch.cat([no_words, nothing], 1), text])
             channels = torch.cat([channels] * 2)

@@ -50,8 +50,7 @@ class Guidance:
             )
             object.__setattr__(self, "stop", self.until)
             object.__setattr__(self, "until", None)
-        if hasattr(self, "backend"):
-            parse_backend(self.backend)
+        parse_backend(getattr(self, "backend", "auto"))  # not every method has one
         check_flag("checkpointing", self.checkpointing)
         if self.checkpointing and not self.moves_latents:
             raise ArgumentError(

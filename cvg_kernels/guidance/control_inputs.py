@@ -103,7 +103,7 @@ def check_given(pipe: VideoPipeline, structure: int | None, content: Sequence[An
     """
     kind = _kind(pipe)
     missing = []
-    if structure is not None and given.get(kind.structure) is None:
+    if structure is not None and kind is not None and given.get(kind.structure) is None:
         missing.append((f"structure={structure}", kind.structure))
     level = given.get("structure")  # of an editor, the level itself; others are given frames
     if structure is not None and level not in (None, structure):
@@ -135,7 +135,7 @@ def control_inputs(pipe: VideoPipeline, wanted: Wanted) -> dict[str, Any]:
     check_takes(pipe, wanted.structure, wanted.content)
     kind = _kind(pipe)
     arguments: dict[str, Any] = {}
-    if wanted.structure is not None:
+    if wanted.structure is not None and kind is not None:
         if wanted.frame_indices is not None and kind.make is not _sparse:
             raise ArgumentError(
                 f"frame_indices must be None on {_name(pipe)}: they are for AnimateDiffSparseControlNetPipeline"
@@ -281,13 +281,15 @@ def _structure(
     source = frames if depth is None else depth
     if source is None:
         raise ArgumentError(f"video or depth must be given for {_name(pipe)}, got neither")
-    size = _size(wanted.height, wanted.width, tuple(source.shape[-2:]), multiple)
+    high, wide = source.shape[-2:]
+    size = _size(wanted.height, wanted.width, (high, wide), multiple)
     if frames is not None:
         frames = cropped(frames, size)
-    if depth is None:
-        depth = _estimated(pipe, wanted, frames)
-    else:
+    if depth is not None:
         depth = cropped(depth[:, None], size)[:, 0]
+    else:
+        assert frames is not None  # else there were no source
+        depth = _estimated(pipe, wanted, frames)
     seen = structure_maps(depth[None], wanted.structure)[0]
     return frames, grey_pictures(seen), dict(zip(("height", "width"), size, strict=True))
 
@@ -331,9 +333,9 @@ def _size(height: int | None, width: int | None, source: tuple[int, int], multip
     high, wide = source
     if height is None and width is None:
         height, width = high // multiple * multiple, wide // multiple * multiple
-    elif height is None:
+    elif height is None and width is not None:
         height = round(width * high / wide / multiple) * multiple
-    elif width is None:
+    elif width is None and height is not None:
         width = round(height * wide / high / multiple) * multiple
     if not height or not width:
         raise ArgumentError(

@@ -319,7 +319,8 @@ class Vico(Guidance):
         """Flow of all tokens of the prompts, `[B, T, F, h, w]` for each level; see `scores`."""
         by_grid: dict[tuple[int, int], list[torch.Tensor]] = {}
         for group in groups:
-            grid = tuple(maps[group.cross].shape[-2:])
+            rows, columns = maps[group.cross].shape[-2:]
+            grid = (rows, columns)
             if self.levels != "auto" and grid not in {tuple(level) for level in self.levels}:
                 continue
             flow = flow_of(group, maps, self.flow, self.temperature, self.order, self.residual, self.backend)

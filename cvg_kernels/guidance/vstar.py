@@ -271,7 +271,7 @@ class _Band(Tap):
         return options
 
 
-def _squeezed(module: nn.Module, stock: Any, known: int, session: PipelineSession, x: torch.Tensor) -> torch.Tensor:
+def _squeezed(module: Any, stock: Any, known: int, session: PipelineSession, x: torch.Tensor) -> torch.Tensor:
     """Adds the positions of a squeezed clip instead of its own, of which the table may have too few."""
     if x.shape[1] <= known:
         return stock(x)

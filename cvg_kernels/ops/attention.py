@@ -25,18 +25,29 @@ HeadReduction = Literal["mean", "none"]
 
 
 class CapturedAttention(NamedTuple):
-    """What `attention_with_capture` returns."""
+    """What `attention_with_capture` returns.
 
-    out: torch.Tensor  #: `[B, H, N, Dv]`, the dtype of the query
-    maps: torch.Tensor | None  #: `[B, K, N]` (mean over heads) or `[B, H, K, N]`, float32; `None` without token ids
-    lse: torch.Tensor  #: `[B, H, N]`, float32, natural logarithm
+    Attributes:
+        out: `[B, H, N, Dv]`, the dtype of the query.
+        maps: `[B, K, N]` (mean over heads) or `[B, H, K, N]`, float32; `None` without token ids.
+        lse: `[B, H, N]`, float32, natural logarithm.
+    """
+
+    out: torch.Tensor
+    maps: torch.Tensor | None
+    lse: torch.Tensor
 
 
 class CapturedMaps(NamedTuple):
-    """What `capture_maps` returns."""
+    """What `capture_maps` returns.
 
-    maps: torch.Tensor  #: `[B, K, N]` (mean over heads) or `[B, H, K, N]`, float32
-    lse: torch.Tensor  #: `[B, H, N]`, float32, natural logarithm
+    Attributes:
+        maps: `[B, K, N]` (mean over heads) or `[B, H, K, N]`, float32.
+        lse: `[B, H, N]`, float32, natural logarithm.
+    """
+
+    maps: torch.Tensor
+    lse: torch.Tensor
 
 
 def attention_with_capture(

@@ -21,10 +21,15 @@ from python_ref.path_flow import residual_hop
 
 
 class CoupledFlow(NamedTuple):
-    """What `coupled_max_flow` returns."""
+    """What `coupled_max_flow` returns.
 
-    flow: torch.Tensor  #: `[B, K]`, the dtype of cross
-    cut: torch.Tensor  #: bool `[B, K, layers, F, L]`: on the token's side?
+    Attributes:
+        flow: `[B, K]`, the dtype of cross.
+        cut: bool `[B, K, layers, F, L]`: on the token's side?
+    """
+
+    flow: torch.Tensor
+    cut: torch.Tensor
 
 
 def coupled_max_flow(

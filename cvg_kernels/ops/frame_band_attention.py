@@ -32,6 +32,13 @@ class FrameBand(NamedTuple):
 
     See `frame_band_attention` for what the fields mean.
 
+    Attributes:
+        query_frames: the frame of each query, `[N]`, −1 for a token of no frame.
+        key_frames: the frame of each key, `[M]`.
+        sigma: width in frames, above 0.
+        strength: factor of the band.
+        row_max_grad: whether a gradient flows through m.
+
     Examples:
         >>> query, key, value = torch.randn(3, 1, 8, 24, 32)
         >>> frames = torch.arange(4).repeat_interleave(6)  # 4 frames of 6 tokens
@@ -40,18 +47,23 @@ class FrameBand(NamedTuple):
         torch.Size([1, 2, 24])
     """
 
-    query_frames: torch.Tensor | Sequence[int]  #: the frame of each query, `[N]`, −1 for a token of no frame
-    key_frames: torch.Tensor | Sequence[int]  #: the frame of each key, `[M]`
-    sigma: float  #: width in frames, above 0
-    strength: float = 1.0  #: factor of the band
-    row_max_grad: bool = True  #: whether a gradient flows through m
+    query_frames: torch.Tensor | Sequence[int]
+    key_frames: torch.Tensor | Sequence[int]
+    sigma: float
+    strength: float = 1.0
+    row_max_grad: bool = True
 
 
 class FrameBandAttention(NamedTuple):
-    """What `frame_band_attention` returns."""
+    """What `frame_band_attention` returns.
 
-    out: torch.Tensor  #: `[B, H, N, Dv]`, the dtype of the query
-    lse: torch.Tensor  #: `[B, H, N]`, float32, natural logarithm
+    Attributes:
+        out: `[B, H, N, Dv]`, the dtype of the query.
+        lse: `[B, H, N]`, float32, natural logarithm.
+    """
+
+    out: torch.Tensor
+    lse: torch.Tensor
 
 
 def frame_band_attention(

@@ -21,17 +21,27 @@ Sink = Literal["video", "frame"]
 
 
 class SubgraphFlow(NamedTuple):
-    """What `subgraph_max_flow` returns."""
+    """What `subgraph_max_flow` returns.
 
-    flow: torch.Tensor  #: `[B, K, L]`, or `[B, K, F, L]` for single frames; the dtype of cross
-    cut: torch.Tensor  #: bool `[B, K, L, n + 1, F]`, or `[B, K, L, F, n + 1, F]`: on the token's side?
+    Attributes:
+        flow: `[B, K, L]`, or `[B, K, F, L]` for single frames; the dtype of cross.
+        cut: bool `[B, K, L, n + 1, F]`, or `[B, K, L, F, n + 1, F]`: on the token's side?
+    """
+
+    flow: torch.Tensor
+    cut: torch.Tensor
 
 
 class MaxFlow(NamedTuple):
-    """What `max_flow` returns."""
+    """What `max_flow` returns.
 
-    flow: torch.Tensor  #: `[G]`, the dtype of the capacities
-    source_side: torch.Tensor  #: bool `[G, n]`
+    Attributes:
+        flow: `[G]`, the dtype of the capacities.
+        source_side: bool `[G, n]`.
+    """
+
+    flow: torch.Tensor
+    source_side: torch.Tensor
 
 
 def subgraph_max_flow(

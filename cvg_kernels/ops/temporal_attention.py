@@ -21,10 +21,15 @@ from cvg_kernels.ops._validate_temporal import added_logits, check_tensors
 
 
 class TemporalAttention(NamedTuple):
-    """What `temporal_attention` returns."""
+    """What `temporal_attention` returns.
 
-    out: torch.Tensor  #: `[P, H, F, Dv]`, the dtype of the query
-    maps: torch.Tensor | None  #: `[P, F, F]` (mean over heads), float32; `None` without capture
+    Attributes:
+        out: `[P, H, F, Dv]`, the dtype of the query.
+        maps: `[P, F, F]` (mean over heads), float32; `None` without capture.
+    """
+
+    out: torch.Tensor
+    maps: torch.Tensor | None
 
 
 def temporal_attention(

@@ -92,7 +92,7 @@ def temporal_maps(
     mask = mask_of(key_mask, query, key)
     lse = _checked_lse(lse, mask, query)
     backend = backend_under_transforms("temporal_maps", backend, (query, key, lse, key_mask))
-    if mask is not None and mask.dense and backend not in (Backend.AUTO, Backend.REFERENCE):
+    if key_mask is not None and mask is not None and mask.dense and backend not in (Backend.AUTO, Backend.REFERENCE):
         raise ArgumentError(
             f"key_mask of shape {tuple(key_mask.shape)} depends on the query or the head; backend {backend.value!r} "
             "takes bool [B, M] or additive [B, 1, 1, M] only (the reference takes any)"

@@ -70,6 +70,9 @@ class PipelineSession:
         prompt: says what the prompt is if the pipeline is called with `prompt_embeds`.
         own_loop: the caller runs the denoiser and the scheduler, not the pipeline's call: the block is one run.
 
+    Attributes:
+        run: what happened in the last `with` block.
+
     Raises:
         ArgumentError: for a pipeline that one of the methods cannot guide.
     """

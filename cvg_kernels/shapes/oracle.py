@@ -27,12 +27,19 @@ _MIN_FRAMES = 0.5  # share of the frames in which an object must be seen
 
 @dataclass(frozen=True)
 class Seen:
-    """An object that the oracle found."""
+    """An object that the oracle found.
+
+    Attributes:
+        colour: one of the world's.
+        shape: `None`: no outline fits.
+        direction: `None`: it does not move clearly.
+        centres: `[F, 2]` as (x, y), NaN where it is not seen.
+    """
 
     colour: str
-    shape: str | None  #: `None`: no outline fits
-    direction: str | None  #: `None`: it does not move clearly
-    centres: np.ndarray  #: `[F, 2]` as (x, y), NaN where it is not seen
+    shape: str | None
+    direction: str | None
+    centres: np.ndarray
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from cvg_kernels.errors import ArgumentError
+
 FRAMES = 8
 SIZE = 64
 BACKGROUND = 0.08
@@ -40,11 +42,17 @@ _MARGIN = 1.0  # pixels kept free at the border and between two objects
 
 @dataclass(frozen=True)
 class Thing:
-    """One object as the caption tells it."""
+    """One object as the caption tells it.
+
+    Attributes:
+        colour: one of `COLOURS`.
+        shape: one of `SHAPES`.
+        direction: `None`: the caption says what it is and not where it goes.
+    """
 
     colour: str
     shape: str
-    direction: str | None  #: `None`: the caption says what it is and not where it goes
+    direction: str | None
 
     def __str__(self) -> str:
         motion = "" if self.direction is None else f" moving {self.direction}"
@@ -66,7 +74,12 @@ class Motion:
 
 @dataclass(frozen=True)
 class Scene:
-    """A clip before it is drawn."""
+    """A clip before it is drawn.
+
+    Attributes:
+        things: as the caption tells them.
+        motions: of each thing, as it is drawn.
+    """
 
     things: tuple[Thing, ...]
     motions: tuple[Motion, ...]
@@ -200,6 +213,9 @@ def random_scene(
         apart: things never touch; if not, they may pass in front of each other, each seen in half of the frames at
             least.
 
+    Raises:
+        ArgumentError: for a thing without a direction.
+
     Examples:
         >>> import numpy
         >>> things = cvg.shapes.parse_caption("a red circle moving left")
@@ -208,9 +224,12 @@ def random_scene(
     """
     if things is None:
         things = random_things(rng, 2 if rng.random() < 0.65 else 1)
+    directions = [thing.direction for thing in things if thing.direction is not None]
+    if len(directions) < len(things):
+        raise ArgumentError(f"things must say where they move, got {caption(things)!r}")
     fit = _apart if apart else _mostly_seen
     while True:
-        motions = [random_motion(rng, thing.direction, frames, speed) for thing in things]
+        motions = [random_motion(rng, direction, frames, speed) for direction in directions]
         if all(fit(a, b) for a, b in itertools.combinations(motions, 2)):
             return Scene(tuple(things), tuple(motions))
 
