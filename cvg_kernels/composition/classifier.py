@@ -50,6 +50,8 @@ class CompositionClassifier(nn.Module):
         ArgumentError: for labels that are fewer than two or repeat, or a backbone that cannot be made.
     """
 
+    backbone: Any  # one of `backbones`, which have `kind` and `settings`
+
     def __init__(
         self,
         labels: Sequence[str],

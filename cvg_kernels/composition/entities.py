@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cvg_kernels.errors import ArgumentError
-from cvg_kernels.prompts.tokens import Word
+from cvg_kernels.prompts.tokens import TokenSpan, Word
 
 _PARTS = re.compile(r"\s*(?:,|;|\.|\band\b|\bwhile\b)\s*", re.IGNORECASE)
 _ARTICLE = re.compile(r"^(?:a|an|the|one)\s+", re.IGNORECASE)
@@ -36,6 +36,8 @@ class Entity:
     @property
     def name(self) -> str:
         """The words."""
+        if isinstance(self.phrase, TokenSpan):
+            return self.phrase.word
         return self.phrase if isinstance(self.phrase, str) else self.phrase[0]
 
 

@@ -47,7 +47,8 @@ class Selection:
         if not chosen:
             raise ArgumentError("layers selects no text cross-attention layer of the denoiser")
         names = tuple(layer.name for layer in chosen)
-        return cls(names, tuple(layer.heads for layer in chosen), tuple(grid))
+        frames, rows, columns = grid
+        return cls(names, tuple(layer.heads for layer in chosen), (frames, rows, columns))
 
     @property
     def maps(self) -> int:

@@ -311,14 +311,14 @@ class StructureContentPipeline(DiffusionPipeline):
         elif not torch.is_tensor(latents) or tuple(latents.shape) != shape:
             given = getattr(latents, "shape", type(latents).__name__)
             raise ArgumentError(f"latents must be a tensor {shape}, got {given}")
-        latents = latents.to(device, dtype) * self.scheduler.init_noise_sigma
+        noise: torch.Tensor = latents.to(device, dtype) * self.scheduler.init_noise_sigma
         # a single frame is an image, as in training: time has nothing to add
         with temporal_layers_off(self.unet) if frames == 1 else nullcontext():
-            latents = self._denoise(latents, channels, text, generator, callback_on_step_end, shown)
+            clean = self._denoise(noise, channels, text, generator, callback_on_step_end, shown)
         if output_type == "latent":
-            result = latents
+            result = clean
         else:
-            result = self.video_processor.postprocess_video(self._decode(latents), output_type)
+            result = self.video_processor.postprocess_video(self._decode(clean), output_type)
         self.maybe_free_model_hooks()
         if not return_dict:
             return result, seen
@@ -338,7 +338,8 @@ class StructureContentPipeline(DiffusionPipeline):
         takes = inspect.signature(type(self.scheduler).step).parameters
         options = {"generator": generator} if "generator" in takes else {}  # of their fresh noise
         self._num_timesteps = len(timesteps)
-        with self.progress_bar(total=len(timesteps)) as bar:
+        # torch.compiler.disable, which diffusers has on it, hides what it takes
+        with self.progress_bar(total=len(timesteps)) as bar:  # pyright: ignore[reportCallIssue]
             for index, timestep in enumerate(timesteps):
                 noisy = torch.cat([latents] * (len(channels) // len(latents)))
                 noisy = self.scheduler.scale_model_input(noisy, timestep)

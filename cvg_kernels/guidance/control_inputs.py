@@ -183,6 +183,7 @@ def _control_beside_video(pipe: VideoPipeline, wanted: Wanted) -> dict[str, Any]
         raise ArgumentError(f"video must be given for {_name(pipe)}, which starts from it")
     frames, pictures, size = _structure(pipe, wanted, pipe.vae_scale_factor)
     _check_frames(pipe, len(pictures))
+    assert frames is not None  # of the video
     return {"video": to_pil(frames), "conditioning_frames": pictures, **size}
 
 
@@ -206,7 +207,8 @@ def _sparse(pipe: VideoPipeline, wanted: Wanted) -> dict[str, Any]:
 
 def _vace(pipe: VideoPipeline, wanted: Wanted) -> dict[str, Any]:
     """Wan-VACE takes depth as its `video`; where it has no mask, all of the clip is made anew."""
-    patch = next(one.config.patch_size for one in denoisers_of(pipe))
+    denoiser: Any = denoisers_of(pipe)[0]
+    patch = denoiser.config.patch_size
     _, pictures, size = _structure(pipe, wanted, pipe.vae_scale_factor_spatial * patch[1])
     count, group = len(pictures), pipe.vae_scale_factor_temporal
     if count % group != 1 % group:
@@ -290,7 +292,7 @@ def _structure(
     else:
         assert frames is not None  # else there were no source
         depth = _estimated(pipe, wanted, frames)
-    seen = structure_maps(depth[None], wanted.structure)[0]
+    seen = structure_maps(depth[None], wanted.structure or 0)[0]
     return frames, grey_pictures(seen), dict(zip(("height", "width"), size, strict=True))
 
 

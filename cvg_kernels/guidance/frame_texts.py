@@ -31,6 +31,8 @@ class FrameTexts:
         """Before a text layer: puts the text of each frame in the place of the prompt's, for conditional samples."""
         given = kwargs["encoder_hidden_states"] if "encoder_hidden_states" in kwargs else args[1]
         call = self._session.call_now()
+        if call is None:
+            return None
         conditional = [at for at, branch in enumerate(call.branches) if branch != "uncond"]
         if not conditional:
             return None

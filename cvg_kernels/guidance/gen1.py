@@ -188,7 +188,7 @@ class Gen1(Guidance):
 
     def after_prediction(self, call: Call, output: Any) -> Any | None:
         """Moves a prediction, in all branches alike, along what the temporal layers add; see `Guidance`."""
-        if self.temporal_scale == 1:
+        if self.temporal_scale is None or self.temporal_scale == 1:  # never `None`: see `__post_init__`
             return None
         prediction = output[0]  # [B, C, F, h, w]
         samples = call.samples("uncond" if "uncond" in call.branches else "cond")

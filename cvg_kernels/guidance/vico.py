@@ -267,11 +267,12 @@ class Vico(Guidance):
             ArgumentError: for a word that is not there, or prompts with different numbers of words.
         """
         words = "content" if self.words is None else self.words
-        choose = _WORDS[words] if isinstance(words, str) else words if callable(words) else None
-        given = [
-            words if choose is None else checked_words(choose(prompt), "what words returned")
-            for prompt in call.prompts
-        ]
+        given: list[Sequence[Word]]
+        if isinstance(words, str) or callable(words):
+            choose = _WORDS[words] if isinstance(words, str) else words
+            given = [checked_words(choose(prompt), "what words returned") for prompt in call.prompts]
+        else:
+            given = [words] * len(call.prompts)
         spans = call.find(given)
         if len({len(each) for each in spans}) > 1:
             raise ArgumentError(

@@ -183,7 +183,7 @@ class VSTAR(Guidance):
         with ExitStack() as stack:
             if self.prompts is not None:
                 reads_prompt = callable(self.prompts) or self.prompts == "then"
-                texts = FrameTexts(self.states, reads_prompt, session)
+                texts = FrameTexts(lambda prompt: self.states(prompt) or [prompt], reads_prompt, session)
                 for layer in attention_layers(denoiser):
                     if layer.kind == "cross":
                         hook = layer.module.register_forward_pre_hook(texts.give, with_kwargs=True)
@@ -194,8 +194,9 @@ class VSTAR(Guidance):
                     for module in frame_positions(denoiser)
                 }
                 stack.enter_context(replaced_forwards(forwards))
-                if model_of(denoiser).frame_positions is not None:
-                    stack.enter_context(_table(denoiser, self.trained_frames, session))
+                name = model_of(denoiser).frame_positions
+                if name is not None:
+                    stack.enter_context(_table(denoiser, name, self.trained_frames, session))
             yield
 
     def attach_videocrafter(self, unet: nn.Module, *, train_steps: int = 1000) -> AbstractContextManager[None]:
@@ -247,6 +248,8 @@ class _Band(Tap):
 
     def band(self, attention: Attention) -> dict[str, Any]:
         call = self.session.call_now()
+        if call is None:
+            return {}
         if self.layer.kind == "temporal":
             size = tuple(call.latents.shape[2:])
             if size not in self.columns:  # a layer that is replayed has fewer samples than the call around
@@ -288,9 +291,8 @@ def _mark(session: PipelineSession) -> None:
 
 
 @contextmanager
-def _table(denoiser: nn.Module, known: int, session: PipelineSession) -> Iterator[None]:
+def _table(denoiser: nn.Module, name: str, known: int, session: PipelineSession) -> Iterator[None]:
     """Lets a denoiser that adds one table of positions add that of a squeezed clip, of the length of each call."""
-    name = model_of(denoiser).frame_positions
     table = getattr(denoiser, name)
 
     def put(positions: torch.Tensor) -> None:
@@ -298,7 +300,10 @@ def _table(denoiser: nn.Module, known: int, session: PipelineSession) -> Iterato
         setattr(denoiser, name, positions.to(getattr(denoiser, name)))
 
     def fit(*_: Any) -> None:
-        frames = session.call_now().latents.shape[2]
+        call = session.call_now()
+        if call is None:
+            return
+        frames = call.latents.shape[2]
         positions = table[:, : min(known, frames)]
         if frames > known:
             _mark(session)

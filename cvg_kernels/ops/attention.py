@@ -128,6 +128,7 @@ def attention_with_capture(
         deterministic=deterministic,
         backend=backend,
     )
+    assert found.out is not None  # of the values
     return CapturedAttention(found.out, None if token_ids is None else found.maps, found.lse)
 
 
@@ -184,6 +185,7 @@ def capture_maps(
         deterministic=None,
         backend=backend,
     )
+    assert found.maps is not None  # of the tokens
     return CapturedMaps(found.maps, found.lse)
 
 

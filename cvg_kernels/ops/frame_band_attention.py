@@ -136,6 +136,7 @@ def frame_band_attention(
         found = reference.attend(call)
     else:
         found = operation.attend(call, True, backend)
+    assert found.out is not None  # of the values
     return FrameBandAttention(found.out, found.lse)
 
 
@@ -163,10 +164,14 @@ def first_highest_keys(
     check_tensors(query, key, None, values=False)
     scale = scale_of(scale, query)
     query, key, _ = cast_inputs(query.detach(), key.detach(), None)
-    none = [torch.full((n,), -1, dtype=torch.int32, device=query.device) for n in (query.shape[2], key.shape[2])]
-    call = AttentionCall(query, key, None, None, None, None, Band(*none, 1.0, 0.0, False), scale, True)
+    no_frames, none = (
+        torch.full((n,), -1, dtype=torch.int32, device=query.device) for n in (query.shape[2], key.shape[2])
+    )
+    call = AttentionCall(query, key, None, None, None, None, Band(no_frames, none, 1.0, 0.0, False), scale, True)
     with torch.no_grad():
-        return operation.attend(call, True, parse_backend(backend)).place.long()
+        place = operation.attend(call, True, parse_backend(backend)).place
+    assert place is not None  # of the band
+    return place.long()
 
 
 def checked_band(band: FrameBand, query: torch.Tensor, key: torch.Tensor) -> Band:

@@ -39,8 +39,11 @@ class Subscriber(Protocol):
     """What is told of a pipeline's calls; see `PipelineSession` and `Capture`."""
 
     prompt: str | list[str] | None
-    #: Whether `modules` may change what a compiled network would not see.
-    changes_modules: bool
+
+    @property
+    def changes_modules(self) -> bool:
+        """Whether `modules` may change what a compiled network would not see."""
+        ...
 
     def begin_run(self, sampling: Sampling) -> None:
         """A call of the pipeline begins."""

@@ -87,7 +87,7 @@ def use_processors(pipe: VideoPipeline | nn.Module, *, backend: str = "auto") ->
     if not chosen:
         kinds = ", ".join(type(denoiser).__name__ for denoiser in denoisers_of(pipe))
         raise ArgumentError(f"pipe must have text or temporal attention layers that are known; none is in {kinds}")
-    swapped = [(layer, _Swap(backend)) for layer in chosen]
+    swapped: list[tuple[Layer, Tap]] = [(layer, _Swap(backend)) for layer in chosen]
     for layer, tap in swapped:
         add_tap(layer, tap)
     return ProcessorSwap(swapped)

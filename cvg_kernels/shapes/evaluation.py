@@ -23,7 +23,7 @@ _BATCH = 10
 _ALONE = Place()
 
 
-def two_object_prompts(count: int, seed: int) -> list[tuple[Thing, Thing]]:
+def two_object_prompts(count: int, seed: int) -> list[tuple[Thing, ...]]:
     """Prompts of two things that differ in colour and in shape, from all pairs, held-out ones included.
 
     Args:
