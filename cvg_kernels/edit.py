@@ -21,6 +21,7 @@ from cvg_kernels.generate import DTYPES, check_device, check_output, peak_memory
 from cvg_kernels.guidance import CVG, Gen1, Together
 from cvg_kernels.guidance.methods import method_named
 from cvg_kernels.image_files import fit_square, read_image
+from cvg_kernels.pipeline.video_pipeline import VideoPipeline
 from cvg_kernels.prompts.tokens import EncodedText
 from cvg_kernels.video_files import check_video, read_video
 from cvg_kernels.writing import write_json, written_folder
@@ -134,7 +135,7 @@ class _Input:
     indices: tuple[int, ...] | None = None
 
 
-def run(job: EditJob, pipe: Any = None, *, bars: bool = True) -> dict[str, Any]:
+def run(job: EditJob, pipe: VideoPipeline | None = None, *, bars: bool = True) -> dict[str, Any]:
     """Does the job and returns the report; the output folder is filled at the end, or not at all.
 
     Args:
@@ -203,7 +204,7 @@ def run(job: EditJob, pipe: Any = None, *, bars: bool = True) -> dict[str, Any]:
     return report
 
 
-def _fitted(method: Any, job: EditJob, pipe: Any) -> Any:
+def _fitted(method: Any, job: EditJob, pipe: VideoPipeline) -> Any:
     """A method for the editor: CVG's classifier learnt to read the shapes pipeline,
     which the shipped editor began as.
     """

@@ -27,6 +27,7 @@ from cvg_kernels.guidance.methods import method_named
 from cvg_kernels.guidance.synopsis import split_at_then
 from cvg_kernels.model_folders import check_pipeline, options_for, reason_of
 from cvg_kernels.pipeline.session import Run
+from cvg_kernels.pipeline.video_pipeline import VideoPipeline
 from cvg_kernels.prompts.tokens import EncodedText, Word
 from cvg_kernels.prompts.words import content_words
 
@@ -236,7 +237,7 @@ def load_pipeline(job: Job) -> Any:
     return pipe.to(job.device)
 
 
-def _call(pipe: Any, job: Job) -> torch.Tensor:
+def _call(pipe: VideoPipeline, job: Job) -> torch.Tensor:
     """Runs the pipeline and returns frames `[F, 3, H, W]` in [0, 1] on the CPU."""
     if job.model is None:
         from cvg_kernels.shapes.world import SIZE

@@ -16,15 +16,25 @@ if TYPE_CHECKING:
 
 
 class Backend(str, Enum):
-    """Implementations of an operation."""
+    """Implementations of an operation.
 
-    AUTO = "auto"  #: the fastest one that can, by the table of `cvg_kernels.auto`
-    REFERENCE = "reference"  #: plain PyTorch, the definition
-    STOCK = "stock"  #: torch's own fused attention; the maps by our capture kernel
-    NATIVE = "native"  #: C++ on CPU tensors
-    TRITON = "triton"  #: Triton on GPU tensors
-    TRITON_SPECIALISED = "triton_specialised"  #: Triton with specialised warps, on Hopper
-    CUDA = "cuda"  #: CUDA C++ on NVIDIA GPU tensors
+    Attributes:
+        AUTO: the fastest one that can, by the table of `cvg_kernels.auto`.
+        REFERENCE: plain PyTorch, the definition.
+        STOCK: torch's own fused attention; the maps by our capture kernel.
+        NATIVE: C++ on CPU tensors.
+        TRITON: Triton on GPU tensors.
+        TRITON_SPECIALISED: Triton with specialised warps, on Hopper.
+        CUDA: CUDA C++ on NVIDIA GPU tensors.
+    """
+
+    AUTO = "auto"
+    REFERENCE = "reference"
+    STOCK = "stock"
+    NATIVE = "native"
+    TRITON = "triton"
+    TRITON_SPECIALISED = "triton_specialised"
+    CUDA = "cuda"
 
 
 #: Those that Triton compiles; its interpreter runs them on CPU tensors.

@@ -18,7 +18,12 @@ _MIN_TILE = 128  # pixels; smaller frames are enlarged
 
 
 def to_uint8(frames: torch.Tensor) -> np.ndarray:
-    """Frames `[F, 3, H, W]` in [0, 1] as `[F, H, W, 3]` bytes."""
+    """Frames `[F, 3, H, W]` in [0, 1] as `[F, H, W, 3]` bytes.
+
+    Examples:
+        >>> cvg.viz.to_uint8(torch.ones(1, 3, 2, 4)).shape
+        (1, 2, 4, 3)
+    """
     return (frames.detach().float().clamp(0, 1) * 255).round().byte().cpu().permute(0, 2, 3, 1).numpy()
 
 
@@ -35,6 +40,10 @@ def overlay(frames: torch.Tensor, heat: torch.Tensor) -> torch.Tensor:
         frames: `[F, 3, H, W]` in [0, 1].
         heat: `[f, h, w]`; scaled to its own range, resized bicubically, and, where the latents have fewer frames than
             the video, shown for the frames nearest to each.
+
+    Examples:
+        >>> cvg.viz.overlay(torch.rand(8, 3, 32, 32), torch.rand(8, 4, 4)).shape
+        torch.Size([8, 3, 32, 32])
     """
     from matplotlib import colormaps
 
@@ -52,6 +61,11 @@ def contact_sheet(rows: Mapping[str, torch.Tensor]) -> Any:
 
     Args:
         rows: label → frames `[F, 3, H, W]` in [0, 1].
+
+    Examples:
+        >>> sheet = cvg.viz.contact_sheet({"before": torch.rand(4, 3, 32, 32), "after": torch.rand(4, 3, 32, 32)})
+        >>> sheet.mode
+        'RGB'
     """
     from PIL import Image, ImageDraw, ImageFont
 

@@ -14,6 +14,7 @@ import torch
 
 from cvg_kernels.bench.harness import median_seconds
 from cvg_kernels.guidance.methods import method_named
+from cvg_kernels.pipeline.video_pipeline import VideoPipeline
 from cvg_kernels.shapes.pipeline import GUIDANCE_SCALE, STEPS, load_pipeline
 from cvg_kernels.shapes.world import FRAMES, SIZE
 
@@ -38,7 +39,7 @@ class _StepDone(Exception):
     """Ends a pipeline's call after its first step."""
 
 
-def first_step(pipe: Any, method: Any) -> Callable[[], None]:
+def first_step(pipe: VideoPipeline, method: Any) -> Callable[[], None]:
     """The call of a pipeline up to the end of its first denoising step."""
 
     def stop(*_: Any) -> dict[str, Any]:

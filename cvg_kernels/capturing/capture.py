@@ -23,7 +23,6 @@ from cvg_kernels.pipeline.hooks import PipelineHooks
 from cvg_kernels.pipeline.layers import Layer, attention_layers, check_undivided, frame_layers
 from cvg_kernels.pipeline.models import (
     Grid,
-    Kind,
     Model,
     denoisers_of,
     known_model,
@@ -35,8 +34,11 @@ from cvg_kernels.pipeline.models import (
 from cvg_kernels.pipeline.parallel import check_maps
 from cvg_kernels.pipeline.sampling import Sampling
 from cvg_kernels.pipeline.taps import Tap
+from cvg_kernels.pipeline.video_pipeline import VideoPipeline
 from cvg_kernels.prompts.token_table import TokenTable
 from cvg_kernels.prompts.tokens import TokenSpan, Word, check_prompt, check_reach, checked_words
+
+_Kind = Literal["cross", "temporal"]
 
 
 @dataclass(frozen=True)
@@ -54,18 +56,20 @@ class Capture:
     Attributes:
         records: the maps, in the order of the calls.
         tokens: for each prompt of the last run, what each word resolved to.
+        prompt: as it was given to `capture`.
+        changes_modules: `False`: a compiled denoiser stays compiled.
     """
 
     def __init__(
         self,
-        pipe: Any,
+        pipe: VideoPipeline,
         words: Sequence[Word] | Literal["all"] | None,
         *,
         prompt: str | list[str] | None,
         layers: str | Sequence[str] | Callable[[str], bool] | None,
         temporal: bool,
-        head_reduction: str,
-        steps: Collection[int] | None,
+        head_reduction: Literal["mean", "none"],
+        steps: Collection[int] | int | None,
         gradients: bool,
         own_loop: bool,
         keep: str,
@@ -98,7 +102,7 @@ class Capture:
         self._chosen = chosen_layers(layers)
         self._layers = layers
         self._kinds = ({"temporal"} if temporal else set()) | ({"cross"} if words else set())
-        self._head_reduction = head_reduction
+        self._head_reduction: Literal["mean", "none"] = head_reduction
         self._steps = chosen_steps(steps)
         self._gradients = gradients
         self._own_loop = own_loop or gradients
@@ -152,7 +156,8 @@ class Capture:
                 raise ArgumentError(f"layers={self._layers!r} selects no layer of the denoiser")
 
     def __exit__(self, kind: Any, *error: object) -> None:
-        self._hooks.remove(self)
+        if self._hooks is not None:
+            self._hooks.remove(self)
         self._named.close()
         if kind is None and not self.records:
             self._say_why_nothing()
@@ -249,11 +254,11 @@ class Capture:
 
     def taps(self, denoiser: nn.Module) -> list[tuple[Layer, Tap]]:
         """What asks the chosen layers for their maps."""
-        wanted: list[tuple[Layer, Kind]] = []
+        wanted: list[tuple[Layer, _Kind]] = []
         if "cross" in self._kinds:
-            wanted += [(one, "cross") for one in attention_layers(denoiser) if one.kind == "cross"]
+            wanted.extend((one, "cross") for one in attention_layers(denoiser) if one.kind == "cross")
         if "temporal" in self._kinds:
-            wanted += [(layer, "temporal") for layer in frame_layers(denoiser)]
+            wanted.extend((layer, "temporal") for layer in frame_layers(denoiser))
         return [(layer, _Recorder(self, layer, kind)) for layer, kind in wanted if self._chosen(layer.name)]
 
     changes_modules = False
@@ -288,10 +293,11 @@ class Capture:
         """
 
         def find() -> TokenTable:
-            if self._words == "all":
+            words = self._words
+            if isinstance(words, str):  # "all"
                 self.tokens = [text.all_words() for text in call.texts]
-            else:
-                self.tokens = call.find([self._words] * call.sampling.samples)
+            elif words is not None:
+                self.tokens = call.find([words] * call.sampling.samples)
             if len({len(spans) for spans in self.tokens}) > 1:
                 raise ArgumentError("words='all' needs prompts of the same number of tokens")
             return TokenTable.of(self.tokens)
@@ -312,10 +318,10 @@ class Capture:
         call = None if self._hooks is None else self._hooks.call_now()
         return self._now if call is not None and not call.own else None
 
-    def record(self, layer: Layer, kind: Kind, recorded: _Recorded, maps: torch.Tensor, grid: Grid) -> None:
+    def record(self, layer: Layer, kind: _Kind, recorded: _Recorded, maps: torch.Tensor, grid: Grid) -> None:
         """Keeps the maps of a layer, one record a branch."""
         call = recorded.call
-        words = recorded.table.labels[0] if kind == "cross" else ()
+        words = recorded.table.labels[0] if kind == "cross" and recorded.table is not None else ()
         if not self._gradients:
             maps = maps.detach()
         for branch in dict.fromkeys(call.branches):
@@ -345,10 +351,10 @@ class _Recorder(Tap):
 
     foreseen = True
 
-    def __init__(self, capture: Capture, layer: Layer, kind: Kind) -> None:
+    def __init__(self, capture: Capture, layer: Layer, kind: _Kind) -> None:
         self.capture = capture
         self.layer = layer
-        self.kind = kind
+        self.kind: _Kind = kind
         self.last: _Recorded | None = None  # a replayed layer computes as it did in its call
 
     def _wanted(self) -> _Recorded | None:
@@ -365,7 +371,9 @@ class _Recorder(Tap):
         self.last = recorded
 
         def receive(maps: torch.Tensor, grid: Grid) -> None:
-            if self.kind == "cross":  # in a replay too: it must save what the call saved
+            if (
+                self.kind == "cross" and recorded.table is not None
+            ):  # in a replay too: it must save what the call saved
                 maps = recorded.table.by_word(maps)
             if capture.recorded() is not None:
                 capture.record(self.layer, self.kind, recorded, maps, grid)
@@ -378,7 +386,7 @@ class _Recorder(Tap):
 
 
 def capture(
-    pipe: Any,
+    pipe: VideoPipeline,
     words: Sequence[Word] | Literal["all"] | None = None,
     *,
     prompt: str | list[str] | None = None,

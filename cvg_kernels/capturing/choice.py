@@ -26,7 +26,7 @@ def chosen_layers(layers: Any) -> Callable[[str], bool]:
         except re.error as error:
             raise ArgumentError(f"layers must be a regular expression, got {layers!r}: {error}") from None
     if callable(layers):
-        return layers
+        return lambda name: bool(layers(name))
     if isinstance(layers, (list, tuple, set, frozenset)) and all(isinstance(n, str) for n in layers):
         return frozenset(layers).__contains__
     raise ArgumentError(

@@ -114,8 +114,7 @@ def _of_section(records: list[Record], section: int | None) -> list[Record]:
 
 
 def _is_size(size: object) -> bool:
-    pair = isinstance(size, (tuple, list)) and len(size) == 2
-    return pair and all(is_whole(n, 1) for n in size)
+    return isinstance(size, (tuple, list)) and len(size) == 2 and all(is_whole(n, 1) for n in size)
 
 
 def _place(words: tuple[str, ...], label: str, branch: Branch) -> int:

@@ -28,7 +28,13 @@ _PAGE = Path(__file__).with_name("viewer.html")
 _MOST_BYTES = 6 * 2**20  # of all maps of a page
 ALL_STEPS, ALL_LAYERS = "all, mean", "all, mean"
 #: How much of the maps is kept, from all of it on: steps at most, each layer by itself, cells a side at most.
-_DETAIL = ((None, True, None), (8, True, None), (8, False, None), (4, False, 32), (1, False, 16))
+_DETAIL: tuple[tuple[int | None, bool, int | None], ...] = (
+    (None, True, None),
+    (8, True, None),
+    (8, False, None),
+    (4, False, 32),
+    (1, False, 16),
+)
 
 
 def write_viewer(
@@ -125,7 +131,8 @@ def _pooled(maps: torch.Tensor, side: int | None) -> torch.Tensor:
     largest = max(maps.shape[-2:])
     if side is None or largest <= side:
         return maps
-    return adaptive_avg_pool2d(maps, [max(1, round(n * side / largest)) for n in maps.shape[-2:]])
+    rows, columns = (max(1, round(n * side / largest)) for n in maps.shape[-2:])
+    return adaptive_avg_pool2d(maps, (rows, columns))
 
 
 def _resized(maps: torch.Tensor, frames: int, grid: Sequence[int]) -> torch.Tensor:

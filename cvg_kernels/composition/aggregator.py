@@ -33,6 +33,12 @@ class Aggregator(nn.Module):
         heads: heads of the transformer.
     """
 
+    layer: torch.Tensor
+    head: torch.Tensor
+    timesteps: torch.Tensor
+    mean: torch.Tensor
+    spread: torch.Tensor
+
     def __init__(
         self,
         selection: Selection,

@@ -67,6 +67,8 @@ class VisionLanguage(nn.Module):
     """
 
     kind = "vision-language"
+    model: Any  # a class of transformers
+    text: torch.Tensor
 
     def __init__(
         self,

@@ -17,6 +17,7 @@ from cvg_kernels.composition.fingerprint import difference, fingerprint
 from cvg_kernels.composition.settings import read_settings
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.pipeline.models import denoisers_of
+from cvg_kernels.pipeline.video_pipeline import VideoPipeline
 from cvg_kernels.reading import check_shapes, digest, read_tensors
 from cvg_kernels.writing import write_json, write_tensors
 
@@ -41,9 +42,15 @@ class CompositionClassifier(nn.Module):
         vision_language: the pair (model, tokenizer) of a backbone that needs it.
         training: figures of the training, kept with the weights.
 
+    Attributes:
+        fingerprint: that of the denoiser.
+        report: the figures of the training.
+
     Raises:
         ArgumentError: for labels that are fewer than two or repeat, or a backbone that cannot be made.
     """
+
+    backbone: Any  # one of `backbones`, which have `kind` and `settings`
 
     def __init__(
         self,
@@ -128,7 +135,7 @@ class CompositionClassifier(nn.Module):
         other.load_state_dict(state, strict=False)
         return other.to(next(self.parameters()).device).train(self.training)
 
-    def taken_to(self, pipe: Any) -> CompositionClassifier:
+    def taken_to(self, pipe: VideoPipeline | nn.Module) -> CompositionClassifier:
         """The same classifier for a pipeline that it was not trained on, whose denoiser has the same attention layers.
 
         A denoiser that was trained on from another may attend much alike. Whether the classifier still reads its maps
@@ -148,7 +155,7 @@ class CompositionClassifier(nn.Module):
         other.fingerprint = found
         return other
 
-    def check(self, pipe: Any) -> None:
+    def check(self, pipe: VideoPipeline | nn.Module) -> None:
         """Checks that a pipeline's denoiser is the one whose maps the classifier learnt to read.
 
         Args:
@@ -185,7 +192,9 @@ class CompositionClassifier(nn.Module):
         write_json(folder / _SETTINGS, settings | {"weights": digest(folder / _WEIGHTS)})
 
     @classmethod
-    def load(cls, folder: str | Path, pipe: Any = None, *, vision_language: Any = None) -> CompositionClassifier:
+    def load(
+        cls, folder: str | Path, pipe: VideoPipeline | nn.Module | None = None, *, vision_language: Any = None
+    ) -> CompositionClassifier:
         """Reads what `save` wrote, in eval mode.
 
         Args:

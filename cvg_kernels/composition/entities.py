@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cvg_kernels.errors import ArgumentError
-from cvg_kernels.prompts.tokens import Word
+from cvg_kernels.prompts.tokens import TokenSpan, Word
 
 _PARTS = re.compile(r"\s*(?:,|;|\.|\band\b|\bwhile\b)\s*", re.IGNORECASE)
 _ARTICLE = re.compile(r"^(?:a|an|the|one)\s+", re.IGNORECASE)
@@ -23,14 +23,21 @@ _VERB = re.compile(
 
 @dataclass(frozen=True)
 class Entity:
-    """A thing of a prompt."""
+    """A thing of a prompt.
 
-    phrase: Word  #: its words, and which of their occurrences
-    label: str | None  #: what the prompt says of it; `None`: nothing that is a label
+    Attributes:
+        phrase: its words, and which of their occurrences.
+        label: what the prompt says of it; `None`: nothing that is a label.
+    """
+
+    phrase: Word
+    label: str | None
 
     @property
     def name(self) -> str:
         """The words."""
+        if isinstance(self.phrase, TokenSpan):
+            return self.phrase.word
         return self.phrase if isinstance(self.phrase, str) else self.phrase[0]
 
 
@@ -46,6 +53,12 @@ def entities_of(prompt: str, labels: Sequence[str]) -> list[Entity]:
 
     Raises:
         ArgumentError: if there is no entity.
+
+    Examples:
+        >>> from cvg_kernels.composition import entities_of
+        >>> found = entities_of("a red circle moving left and a blue square moving right", ["left", "right"])
+        >>> [(entity.name, entity.label) for entity in found]
+        [('red circle', 'left'), ('blue square', 'right')]
     """
     entities = []
     at = 0

@@ -47,7 +47,8 @@ class Selection:
         if not chosen:
             raise ArgumentError("layers selects no text cross-attention layer of the denoiser")
         names = tuple(layer.name for layer in chosen)
-        return cls(names, tuple(layer.heads for layer in chosen), tuple(grid))
+        frames, rows, columns = grid
+        return cls(names, tuple(layer.heads for layer in chosen), (frames, rows, columns))
 
     @property
     def maps(self) -> int:
@@ -111,5 +112,10 @@ def with_context(maps: torch.Tensor) -> torch.Tensor:
 
     Returns:
         `[B, E, 2, M, F, h, w]`.
+
+    Examples:
+        >>> from cvg_kernels.composition import with_context
+        >>> with_context(torch.rand(1, 3, 5, 4, 8, 8)).shape
+        torch.Size([1, 3, 2, 5, 4, 8, 8])
     """
     return torch.stack([maps, maps.sum(1, keepdim=True) - maps], dim=2)

@@ -38,7 +38,7 @@ def fingerprint(denoiser: nn.Module, layers: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _projections(module: nn.Module) -> tuple[nn.Module, nn.Module]:
+def _projections(module: Any) -> tuple[Any, Any]:
     """Those of queries and keys; Kandinsky's layers have other names for them."""
     if hasattr(module, "to_query"):
         return module.to_query, module.to_key

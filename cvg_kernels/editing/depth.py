@@ -113,12 +113,13 @@ def load_depth_model(source: Any, device: torch.device | None = None) -> tuple[A
     if isinstance(source, (str, os.PathLike)):
         return _loaded(source, device)
     if isinstance(source, (tuple, list)) and len(source) == 2 and isinstance(source[0], nn.Module):
-        return tuple(source)
+        return source[0], source[1]
     if isinstance(source, nn.Module):
         return source, _processor_of(source)
     model = getattr(source, "model", None)
-    if isinstance(model, nn.Module) and getattr(source, "image_processor", None) is not None:
-        return model, source.image_processor
+    processor = getattr(source, "image_processor", None)
+    if isinstance(model, nn.Module) and processor is not None:
+        return model, processor
     raise ArgumentError(
         "depth_model must be a depth model of transformers, a pair (model, image processor), a depth-estimation "
         f"pipeline, or the folder or name of one, got {type(source).__name__}"
@@ -173,10 +174,11 @@ def _fitting(model: Any, size: Sequence[int]) -> tuple[int, ...]:
     """The size nearest to that of the frames which a network can take."""
     config = getattr(model, "config", None)
     kind, backbone = getattr(config, "model_type", None), getattr(config, "backbone_config", None)
-    if kind == "dpt" and (backbone is None or config.is_hybrid):
+    if config is not None and kind == "dpt" and (backbone is None or config.is_hybrid):
         return (config.image_size,) * 2  # MiDaS' own takes squares only
     patches = (getattr(part, "patch_size", None) for part in (backbone, config))
-    patch = next((one for one in patches if is_whole(one, 1)), _MULTIPLES.get(kind, 1))
+    whole = [int(one) for one in patches if one is not None and is_whole(one, 1)]
+    patch = whole[0] if whole else _MULTIPLES.get(kind or "", 1)
     return tuple(max(patch, round(side / patch) * patch) for side in size)
 
 

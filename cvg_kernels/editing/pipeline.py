@@ -76,6 +76,11 @@ class StructureContentPipeline(DiffusionPipeline):
         prior: predicts the embedding of an image from that of a text.
         depth_estimator: a depth model of transformers.
         prior_scheduler: scheduler of a prior that is a diffusion model; `None` where it is a regression.
+
+    Attributes:
+        vae_scale_factor: pixels a side of one latent.
+        video_processor: makes pictures of tensors.
+        model_cpu_offload_seq: the order of the models for diffusers' offloading.
     """
 
     model_cpu_offload_seq = "depth_estimator->text_encoder->content_encoder->prior->unet->vae"
@@ -106,7 +111,7 @@ class StructureContentPipeline(DiffusionPipeline):
             depth_estimator=depth_estimator,
             prior_scheduler=prior_scheduler,
         )
-        self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1)
+        self.vae_scale_factor = 2 ** (len(vae.config["block_out_channels"]) - 1)
         self.video_processor = VideoProcessor(vae_scale_factor=self.vae_scale_factor)
 
     # -- what the denoiser is told
@@ -155,6 +160,8 @@ class StructureContentPipeline(DiffusionPipeline):
         """
         if image is not None:
             return embed_images(self.content_encoder, image)
+        if prompt is None:
+            raise ArgumentError("prompt must be given where there is no image")
         texts = embed_texts(self.content_encoder, self._tokens(prompt).to(self._execution_device))
         return predict_image_embedding(self.prior, texts, self.prior_scheduler, generator=generator)
 
@@ -173,6 +180,8 @@ class StructureContentPipeline(DiffusionPipeline):
             return depth
         if self.depth_estimator is None:
             raise ArgumentError("depth must be given, since the pipeline has no depth_estimator")
+        if video is None:
+            raise ArgumentError("video must be given where there is no depth")
         return torch.stack([estimate_depth(self.depth_estimator, clip) for clip in video])
 
     def _warn_of_long(self, texts: Sequence[str]) -> None:
@@ -290,7 +299,7 @@ class StructureContentPipeline(DiffusionPipeline):
         texts = prompt * batch if texts_in(prompt) == 1 and prompt else prompt
         content = self.encode_content(texts, pictures, generator).to(words.dtype)
         text = torch.cat([words, content_tokens(content, words.shape[-1])], 1)
-        if guided:
+        if no_words is not None:
             nothing = content_tokens(torch.zeros_like(content), words.shape[-1])
             text = torch.cat([torch.cat([no_words, nothing], 1), text])
             channels = torch.cat([channels] * 2)
@@ -303,14 +312,14 @@ class StructureContentPipeline(DiffusionPipeline):
         elif not torch.is_tensor(latents) or tuple(latents.shape) != shape:
             given = getattr(latents, "shape", type(latents).__name__)
             raise ArgumentError(f"latents must be a tensor {shape}, got {given}")
-        latents = latents.to(device, dtype) * self.scheduler.init_noise_sigma
+        noise: torch.Tensor = latents.to(device, dtype) * self.scheduler.init_noise_sigma
         # a single frame is an image, as in training: time has nothing to add
         with temporal_layers_off(self.unet) if frames == 1 else nullcontext():
-            latents = self._denoise(latents, channels, text, generator, callback_on_step_end, shown)
+            clean = self._denoise(noise, channels, text, generator, callback_on_step_end, shown)
         if output_type == "latent":
-            result = latents
+            result = clean
         else:
-            result = self.video_processor.postprocess_video(self._decode(latents), output_type)
+            result = self.video_processor.postprocess_video(self._decode(clean), output_type)
         self.maybe_free_model_hooks()
         if not return_dict:
             return result, seen
@@ -330,7 +339,8 @@ class StructureContentPipeline(DiffusionPipeline):
         takes = inspect.signature(type(self.scheduler).step).parameters
         options = {"generator": generator} if "generator" in takes else {}  # of their fresh noise
         self._num_timesteps = len(timesteps)
-        with self.progress_bar(total=len(timesteps)) as bar:
+        # torch.compiler.disable, which diffusers has on it, hides what it takes
+        with self.progress_bar(total=len(timesteps)) as bar:  # pyright: ignore[reportCallIssue]
             for index, timestep in enumerate(timesteps):
                 noisy = torch.cat([latents] * (len(channels) // len(latents)))
                 noisy = self.scheduler.scale_model_input(noisy, timestep)

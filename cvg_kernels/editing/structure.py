@@ -28,6 +28,11 @@ def structure_maps(depth: torch.Tensor, rounds: int | torch.Tensor) -> torch.Ten
 
     Returns:
         float32 `[B, F, H, W]` in [0, 1].
+
+    Examples:
+        >>> from cvg_kernels.editing import structure_maps
+        >>> structure_maps(torch.rand(1, 8, 32, 32), 2).shape
+        torch.Size([1, 8, 32, 32])
     """
     depth = depth.float()
     low, high = depth.amin((1, 2, 3), True), depth.amax((1, 2, 3), True)

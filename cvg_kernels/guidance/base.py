@@ -18,6 +18,7 @@ from cvg_kernels.pipeline.call import Call
 from cvg_kernels.pipeline.layers import Layer
 from cvg_kernels.pipeline.session import PipelineSession, Run
 from cvg_kernels.pipeline.taps import Tap
+from cvg_kernels.pipeline.video_pipeline import VideoPipeline
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,7 @@ class Guidance:
             )
             object.__setattr__(self, "stop", self.until)
             object.__setattr__(self, "until", None)
-        if hasattr(self, "backend"):
-            parse_backend(self.backend)
+        parse_backend(getattr(self, "backend", "auto"))  # not every method has one
         check_flag("checkpointing", self.checkpointing)
         if self.checkpointing and not self.moves_latents:
             raise ArgumentError(
@@ -62,7 +62,9 @@ class Guidance:
         if self.start > self.stop:
             raise ArgumentError(f"start must not be larger than stop, got {self.start!r} and {self.stop!r}")
 
-    def attach(self, pipe: Any, prompt: str | list[str] | None = None, *, own_loop: bool = False) -> PipelineSession:
+    def attach(
+        self, pipe: VideoPipeline, prompt: str | list[str] | None = None, *, own_loop: bool = False
+    ) -> PipelineSession:
         """Connects to a pipeline; a context manager that yields the `Run`, with its history.
 
         Args:
@@ -102,7 +104,7 @@ class Guidance:
         """Whether the method has `modules`, for which a compiled denoiser runs uncompiled."""
         return type(self).modules is not Guidance.modules
 
-    def check(self, pipe: Any) -> None:
+    def check(self, pipe: VideoPipeline) -> None:
         """Checks that a pipeline can be guided, before anything runs.
 
         Args:
@@ -112,7 +114,7 @@ class Guidance:
             ArgumentError: if it cannot.
         """
 
-    def check_call(self, pipe: Any, given: dict[str, Any]) -> None:
+    def check_call(self, pipe: VideoPipeline, given: dict[str, Any]) -> None:
         """Checks what a pipeline is called with, before it runs.
 
         Args:

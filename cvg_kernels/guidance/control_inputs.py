@@ -17,6 +17,7 @@ from cvg_kernels.errors import ArgumentError, is_whole
 from cvg_kernels.guidance.pictures import clip_frames, depth_maps, grey_pictures, to_pil
 from cvg_kernels.pipeline.models import denoisers_of
 from cvg_kernels.pipeline.signatures import naming_signature
+from cvg_kernels.pipeline.video_pipeline import VideoPipeline
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Wanted:
     frame_indices: Sequence[int] | None = None
 
 
-def check_takes(pipe: Any, structure: int | None, content: Sequence[Any]) -> None:
+def check_takes(pipe: VideoPipeline, structure: int | None, content: Sequence[Any]) -> None:
     """Checks that a pipeline can take what is wanted.
 
     Args:
@@ -88,7 +89,7 @@ def check_takes(pipe: Any, structure: int | None, content: Sequence[Any]) -> Non
             )
 
 
-def check_given(pipe: Any, structure: int | None, content: Sequence[Any], given: dict[str, Any]) -> None:
+def check_given(pipe: VideoPipeline, structure: int | None, content: Sequence[Any], given: dict[str, Any]) -> None:
     """Checks that a pipeline was called with what was prepared for it, which it would else make its clip without.
 
     Args:
@@ -102,7 +103,7 @@ def check_given(pipe: Any, structure: int | None, content: Sequence[Any], given:
     """
     kind = _kind(pipe)
     missing = []
-    if structure is not None and given.get(kind.structure) is None:
+    if structure is not None and kind is not None and given.get(kind.structure) is None:
         missing.append((f"structure={structure}", kind.structure))
     level = given.get("structure")  # of an editor, the level itself; others are given frames
     if structure is not None and level not in (None, structure):
@@ -121,7 +122,7 @@ def check_given(pipe: Any, structure: int | None, content: Sequence[Any], given:
         )
 
 
-def control_inputs(pipe: Any, wanted: Wanted) -> dict[str, Any]:
+def control_inputs(pipe: VideoPipeline, wanted: Wanted) -> dict[str, Any]:
     """Prepares the arguments of a pipeline's call.
 
     Args:
@@ -134,7 +135,7 @@ def control_inputs(pipe: Any, wanted: Wanted) -> dict[str, Any]:
     check_takes(pipe, wanted.structure, wanted.content)
     kind = _kind(pipe)
     arguments: dict[str, Any] = {}
-    if wanted.structure is not None:
+    if wanted.structure is not None and kind is not None:
         if wanted.frame_indices is not None and kind.make is not _sparse:
             raise ArgumentError(
                 f"frame_indices must be None on {_name(pipe)}: they are for AnimateDiffSparseControlNetPipeline"
@@ -154,7 +155,7 @@ def control_inputs(pipe: Any, wanted: Wanted) -> dict[str, Any]:
 # -- what each kind is called with
 
 
-def _editor(pipe: Any, wanted: Wanted) -> dict[str, Any]:
+def _editor(pipe: VideoPipeline, wanted: Wanted) -> dict[str, Any]:
     """`StructureContentPipeline`, which estimates depth and takes detail out of it itself."""
     if wanted.video is None and wanted.depth is None:
         raise ArgumentError(f"video or depth must be given for {_name(pipe)}, got neither")
@@ -169,23 +170,24 @@ def _editor(pipe: Any, wanted: Wanted) -> dict[str, Any]:
     return made | {name: size for name, size in sizes.items() if size is not None}
 
 
-def _control(pipe: Any, wanted: Wanted) -> dict[str, Any]:
+def _control(pipe: VideoPipeline, wanted: Wanted) -> dict[str, Any]:
     """A ControlNet sees every frame."""
     _, pictures, size = _structure(pipe, wanted, pipe.vae_scale_factor)
     _check_frames(pipe, len(pictures))
     return {"conditioning_frames": pictures, "num_frames": len(pictures), **size}
 
 
-def _control_beside_video(pipe: Any, wanted: Wanted) -> dict[str, Any]:
+def _control_beside_video(pipe: VideoPipeline, wanted: Wanted) -> dict[str, Any]:
     """A ControlNet beside the clip itself, which is noised in part."""
     if wanted.video is None:
         raise ArgumentError(f"video must be given for {_name(pipe)}, which starts from it")
     frames, pictures, size = _structure(pipe, wanted, pipe.vae_scale_factor)
     _check_frames(pipe, len(pictures))
+    assert frames is not None  # of the video
     return {"video": to_pil(frames), "conditioning_frames": pictures, **size}
 
 
-def _sparse(pipe: Any, wanted: Wanted) -> dict[str, Any]:
+def _sparse(pipe: VideoPipeline, wanted: Wanted) -> dict[str, Any]:
     """SparseCtrl sees the frames that are told."""
     _, pictures, size = _structure(pipe, wanted, pipe.vae_scale_factor)
     count = len(pictures)
@@ -203,9 +205,10 @@ def _sparse(pipe: Any, wanted: Wanted) -> dict[str, Any]:
     }
 
 
-def _vace(pipe: Any, wanted: Wanted) -> dict[str, Any]:
+def _vace(pipe: VideoPipeline, wanted: Wanted) -> dict[str, Any]:
     """Wan-VACE takes depth as its `video`; where it has no mask, all of the clip is made anew."""
-    patch = next(one.config.patch_size for one in denoisers_of(pipe))
+    denoiser: Any = denoisers_of(pipe)[0]
+    patch = denoiser.config.patch_size
     _, pictures, size = _structure(pipe, wanted, pipe.vae_scale_factor_spatial * patch[1])
     count, group = len(pictures), pipe.vae_scale_factor_temporal
     if count % group != 1 % group:
@@ -242,12 +245,12 @@ _KINDS = {
 }
 
 
-def _kind(pipe: Any) -> _Kind | None:
+def _kind(pipe: VideoPipeline) -> _Kind | None:
     names = (base.__name__ for base in type(pipe).__mro__)
     return next((_KINDS[name] for name in names if name in _KINDS), None)
 
 
-def _name(pipe: Any) -> str:
+def _name(pipe: VideoPipeline) -> str:
     return type(pipe).__name__
 
 
@@ -262,7 +265,7 @@ def _content(kind: _Kind | None, content: Sequence[Any]) -> dict[str, Any]:
     return {"image": pictures[0]}
 
 
-def _adapters(pipe: Any) -> int:
+def _adapters(pipe: VideoPipeline) -> int:
     """How many IP-Adapters the denoiser has."""
     projection = getattr(next(iter(denoisers_of(pipe))), "encoder_hid_proj", None)
     return len(getattr(projection, "image_projection_layers", None) or ())
@@ -271,21 +274,25 @@ def _adapters(pipe: Any) -> int:
 # -- depth
 
 
-def _structure(pipe: Any, wanted: Wanted, multiple: int) -> tuple[torch.Tensor | None, list[Any], dict[str, int]]:
+def _structure(
+    pipe: VideoPipeline, wanted: Wanted, multiple: int
+) -> tuple[torch.Tensor | None, list[Any], dict[str, int]]:
     """The frames, the pictures of their structure, and the size of both, which the pipeline is asked for, too."""
     frames = None if wanted.video is None else clip_frames(wanted.video)
     depth = _given_depth(wanted, frames)
     source = frames if depth is None else depth
     if source is None:
         raise ArgumentError(f"video or depth must be given for {_name(pipe)}, got neither")
-    size = _size(wanted.height, wanted.width, tuple(source.shape[-2:]), multiple)
+    high, wide = source.shape[-2:]
+    size = _size(wanted.height, wanted.width, (high, wide), multiple)
     if frames is not None:
         frames = cropped(frames, size)
-    if depth is None:
-        depth = _estimated(pipe, wanted, frames)
-    else:
+    if depth is not None:
         depth = cropped(depth[:, None], size)[:, 0]
-    seen = structure_maps(depth[None], wanted.structure)[0]
+    else:
+        assert frames is not None  # else there were no source
+        depth = _estimated(pipe, wanted, frames)
+    seen = structure_maps(depth[None], wanted.structure or 0)[0]
     return frames, grey_pictures(seen), dict(zip(("height", "width"), size, strict=True))
 
 
@@ -306,7 +313,7 @@ def _given_depth(wanted: Wanted, frames: torch.Tensor | None) -> torch.Tensor | 
     return cropped(depth[:, None], (high, wide))[:, 0]
 
 
-def _estimated(pipe: Any, wanted: Wanted, frames: torch.Tensor) -> torch.Tensor:
+def _estimated(pipe: VideoPipeline, wanted: Wanted, frames: torch.Tensor) -> torch.Tensor:
     """Depth `[F, H, W]` by the model that is named."""
     if wanted.depth_model is None:
         raise ArgumentError(
@@ -328,9 +335,9 @@ def _size(height: int | None, width: int | None, source: tuple[int, int], multip
     high, wide = source
     if height is None and width is None:
         height, width = high // multiple * multiple, wide // multiple * multiple
-    elif height is None:
+    elif height is None and width is not None:
         height = round(width * high / wide / multiple) * multiple
-    elif width is None:
+    elif width is None and height is not None:
         width = round(height * wide / high / multiple) * multiple
     if not height or not width:
         raise ArgumentError(
@@ -339,7 +346,7 @@ def _size(height: int | None, width: int | None, source: tuple[int, int], multip
     return height, width
 
 
-def _check_frames(pipe: Any, count: int) -> None:
+def _check_frames(pipe: VideoPipeline, count: int) -> None:
     longest = getattr(pipe.unet.config, "motion_max_seq_length", None)
     if longest and count > longest and not getattr(pipe, "free_noise_enabled", False):
         raise ArgumentError(

@@ -29,6 +29,7 @@ from cvg_kernels.pipeline.guards import check_extra_forwards
 from cvg_kernels.pipeline.layers import check_undivided
 from cvg_kernels.pipeline.models import denoisers_of
 from cvg_kernels.pipeline.session import Run
+from cvg_kernels.pipeline.video_pipeline import VideoPipeline
 from cvg_kernels.prompts.token_table import TokenTable
 
 #: The classifier that ships, of the shapes pipeline.
@@ -117,7 +118,7 @@ class CVG(Guidance):
             return self.classifier.eval()
         return CompositionClassifier.load(SHIPPED if self.classifier is None else self.classifier)
 
-    def check(self, pipe: Any) -> None:
+    def check(self, pipe: VideoPipeline) -> None:
         """Checks that the classifier was trained on maps of this pipeline.
 
         Raises:

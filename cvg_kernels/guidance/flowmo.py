@@ -23,6 +23,7 @@ from cvg_kernels.pipeline.guards import check_extra_forwards
 from cvg_kernels.pipeline.layers import check_undivided
 from cvg_kernels.pipeline.models import denoisers_of
 from cvg_kernels.pipeline.session import Run
+from cvg_kernels.pipeline.video_pipeline import VideoPipeline
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class FlowMo(Guidance):
         """Whether no update is asked for."""
         return super().idle or self.iterations == 0
 
-    def check(self, pipe: Any) -> None:
+    def check(self, pipe: VideoPipeline) -> None:
         """Checks that the denoiser sees a video as a whole, and that clean latents can be told from its answer.
 
         Raises:

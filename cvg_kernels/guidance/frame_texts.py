@@ -27,10 +27,12 @@ class FrameTexts:
         self._reads_prompt = reads_prompt
         self._session = session
 
-    def give(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]):
+    def give(self, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
         """Before a text layer: puts the text of each frame in the place of the prompt's, for conditional samples."""
         given = kwargs["encoder_hidden_states"] if "encoder_hidden_states" in kwargs else args[1]
         call = self._session.call_now()
+        if call is None:
+            return None
         conditional = [at for at, branch in enumerate(call.branches) if branch != "uncond"]
         if not conditional:
             return None

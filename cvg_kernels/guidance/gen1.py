@@ -27,6 +27,7 @@ from cvg_kernels.pipeline.call import Call
 from cvg_kernels.pipeline.compiled import uncompiled
 from cvg_kernels.pipeline.models import denoisers_of
 from cvg_kernels.pipeline.temporal_layers import temporal_layers_off, temporal_modules
+from cvg_kernels.pipeline.video_pipeline import VideoPipeline
 
 
 @dataclass(frozen=True)
@@ -84,7 +85,7 @@ class Gen1(Guidance):
 
     def inputs(
         self,
-        pipe: Any,
+        pipe: VideoPipeline,
         video: Any = None,
         depth: Any = None,
         *,
@@ -149,7 +150,7 @@ class Gen1(Guidance):
         """Whether the pipeline is left as it is."""
         return super().idle or self.temporal_scale == 1
 
-    def check(self, pipe: Any) -> None:
+    def check(self, pipe: VideoPipeline) -> None:
         """Checks that the pipeline takes structure and content, and has temporal modules to leave out, as far as asked
         for.
 
@@ -167,7 +168,7 @@ class Gen1(Guidance):
                     f"{error}; without them temporal_scale must be 1, not {self.temporal_scale!r}"
                 ) from None
 
-    def check_call(self, pipe: Any, given: dict[str, Any]) -> None:
+    def check_call(self, pipe: VideoPipeline, given: dict[str, Any]) -> None:
         """Checks that structure and content are in the call, which the pipeline would else run without; see
         `Guidance`.
         """
@@ -187,7 +188,7 @@ class Gen1(Guidance):
 
     def after_prediction(self, call: Call, output: Any) -> Any | None:
         """Moves a prediction, in all branches alike, along what the temporal layers add; see `Guidance`."""
-        if self.temporal_scale == 1:
+        if self.temporal_scale is None or self.temporal_scale == 1:  # never `None`: see `__post_init__`
             return None
         prediction = output[0]  # [B, C, F, h, w]
         samples = call.samples("uncond" if "uncond" in call.branches else "cond")
@@ -225,6 +226,12 @@ def structure_frames(depth: torch.Tensor, t_s: int) -> list[Any]:
 
     Raises:
         ArgumentError: if an argument does not fit.
+
+    Examples:
+        >>> from cvg_kernels.guidance import structure_frames
+        >>> frames = structure_frames(torch.rand(8, 24, 32), t_s=3)
+        >>> len(frames), frames[0].size, frames[0].mode
+        (8, (32, 24), 'RGB')
     """
     if not torch.is_tensor(depth) or depth.ndim != 3:
         raise ArgumentError(

@@ -17,6 +17,10 @@ def fairness_loss(peaks: torch.Tensor, kind: str = "min") -> torch.Tensor:
 
     Returns:
         `[B]`.
+
+    Examples:
+        >>> cvg.guidance.fairness_loss(torch.tensor([[0.9, 0.4]]))
+        tensor([0.6000])
     """
     if kind == "min":
         return (1 - peaks).clamp_min(0).amax(1)
@@ -50,6 +54,11 @@ def separation_loss(maps: torch.Tensor, pairs: Sequence[tuple[int, int]] = ()) -
         `[B]` in [0, 1].
 
     The idea of A-STAR's segregation loss ("A-STAR: Test-time Attention Segregation and Retention"), on video.
+
+    Examples:
+        >>> apart = torch.eye(2).view(1, 2, 1, 1, 2)  # two words, each at a place of its own
+        >>> cvg.guidance.separation_loss(apart)
+        tensor([0.])
     """
     words = maps.shape[1]
     between = overlaps(maps).sum((1, 2)) - words
@@ -70,6 +79,11 @@ def binding_loss(maps: torch.Tensor, pairs: Sequence[tuple[int, int]]) -> torch.
 
     The idea of "Linguistic Binding in Diffusion Models" (SynGen), with the overlap in place of its Kullback-Leibler
     divergences, which have no bound.
+
+    Examples:
+        >>> apart = torch.eye(2).view(1, 2, 1, 1, 2)  # an attribute and its word, each at a place of its own
+        >>> cvg.guidance.binding_loss(apart, [(0, 1)])
+        tensor([1.])
     """
     overlap, losses = overlaps(maps), []
     joined = {tuple(sorted(pair)) for pair in pairs}
@@ -104,6 +118,10 @@ def band_distance(maps: torch.Tensor, sigma: float) -> torch.Tensor:
         `[B]`.
 
     The regularisation of "VSTAR: Generative Temporal Nursing" as a loss, for guidance by its gradient.
+
+    Examples:
+        >>> cvg.guidance.band_distance(torch.eye(4).view(1, 1, 4, 4), sigma=0.05)
+        tensor([0.])
     """
     frames = torch.arange(maps.shape[-1], device=maps.device, dtype=maps.dtype)
     band = (-(frames[:, None] - frames).square() / (2 * sigma**2)).softmax(-1)
@@ -125,6 +143,10 @@ def diagonal_roughness(maps: torch.Tensor, share: float) -> torch.Tensor:
 
     Our reading of the abstract of "TeDiO: Temporal Diagonal Optimization for Training-Free Coherent Video Diffusion"
     (arXiv 2605.14136), whose equations we have not seen.
+
+    Examples:
+        >>> cvg.guidance.diagonal_roughness(torch.eye(8).view(1, 1, 8, 8), share=0.5)
+        tensor([0.])
     """
     frames = maps.shape[-1]
     steps = [maps.diagonal(k, -2, -1).diff(dim=-1).square() for k in range(-2, 3) if frames - abs(k) > 1]
@@ -148,6 +170,11 @@ def motion_variance(video: torch.Tensor, over: str = "max") -> torch.Tensor:
 
     The loss of "FlowMo: Variance-Based Flow Guidance for Coherent Motion in Video Generation", as released; the
     variance is that over the F − 1 changes, not corrected for their number.
+
+    Examples:
+        >>> brighter = torch.arange(4.0).view(1, 1, 4, 1, 1).expand(1, 3, 4, 8, 8)  # by as much in every frame
+        >>> cvg.guidance.motion_variance(brighter)
+        tensor([0.])
     """
     change = video.diff(dim=2).abs()
     each = change.var(dim=2, unbiased=False).mean(1)  # [B, H, W]
@@ -162,6 +189,10 @@ def diagonality(maps: torch.Tensor) -> torch.Tensor:
 
     Returns:
         `[...]` in [−1, 1]; 1 for a diagonal, 0 for even attention. 0 for a single frame.
+
+    Examples:
+        >>> cvg.guidance.diagonality(torch.full((4, 4), 0.25))
+        tensor(0.)
     """
     frames = torch.arange(maps.shape[-1], device=maps.device, dtype=maps.dtype)
     weights = maps / maps.sum((-2, -1), keepdim=True)

@@ -60,12 +60,12 @@ def checked_states(states: Sequence[str], source: str) -> list[str]:
     Raises:
         ArgumentError: unless they are strings, and at least one.
     """
-    listed = isinstance(states, Iterable) and not isinstance(states, (str, bytes, Mapping))
-    states = list(states) if listed else states
-    good = listed and all(isinstance(state, str) and state.strip() for state in states)
-    if not good or not states:
-        raise ArgumentError(f"prompts must be strings and at least one, got {states!r} from {source}")
-    return states
+    several = isinstance(states, Iterable) and not isinstance(states, (str, bytes, Mapping))
+    listed = list(states) if several else []
+    if not listed or not all(isinstance(state, str) and state.strip() for state in listed):
+        given = listed if several else states
+        raise ArgumentError(f"prompts must be strings and at least one, got {given!r} from {source}")
+    return listed
 
 
 def split_at_then(prompt: str) -> list[str]:

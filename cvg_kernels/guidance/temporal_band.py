@@ -5,7 +5,7 @@ the gradient of the distance between temporal maps and a band moves the latents.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 
@@ -20,6 +20,7 @@ from cvg_kernels.pipeline.layer_capture import LayerCapture
 from cvg_kernels.pipeline.layers import check_undivided, frame_maps
 from cvg_kernels.pipeline.models import denoisers_of
 from cvg_kernels.pipeline.session import Run
+from cvg_kernels.pipeline.video_pipeline import VideoPipeline
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ class TemporalBand(Guidance):
         """Whether no update is asked for."""
         return super().idle or self.iterations == 0
 
-    def check(self, pipe: Any) -> None:
+    def check(self, pipe: VideoPipeline) -> None:
         """Checks that the pipeline has temporal attention, and sees a video as a whole.
 
         Raises:

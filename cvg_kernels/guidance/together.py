@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.guidance.base import Guidance
 from cvg_kernels.pipeline.session import PipelineSession
+from cvg_kernels.pipeline.video_pipeline import VideoPipeline
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,11 @@ class Together:
 
     Attributes:
         methods: in the order in which they move; those of another `Together` count one by one.
+
+    Examples:
+        >>> both = cvg.Together((cvg.Vico(), cvg.VSTAR()))
+        >>> [type(method).__name__ for method in both.methods]
+        ['Vico', 'VSTAR']
     """
 
     methods: tuple[Guidance, ...]
@@ -36,6 +41,8 @@ class Together:
             raise ArgumentError("methods must hold at least one method, got none")
         object.__setattr__(self, "methods", tuple(methods))
 
-    def attach(self, pipe: Any, prompt: str | list[str] | None = None, *, own_loop: bool = False) -> PipelineSession:
+    def attach(
+        self, pipe: VideoPipeline, prompt: str | list[str] | None = None, *, own_loop: bool = False
+    ) -> PipelineSession:
         """Connects to a pipeline; a context manager that yields one `Run` for all. See `Guidance.attach`."""
         return PipelineSession(pipe, self.methods, prompt, own_loop=own_loop)

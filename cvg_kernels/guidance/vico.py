@@ -29,6 +29,7 @@ from cvg_kernels.pipeline.layer_capture import LayerCapture
 from cvg_kernels.pipeline.layers import check_undivided
 from cvg_kernels.pipeline.models import denoisers_of
 from cvg_kernels.pipeline.session import Run
+from cvg_kernels.pipeline.video_pipeline import VideoPipeline
 from cvg_kernels.prompts.token_table import TokenTable
 from cvg_kernels.prompts.tokens import Word, checked_words
 from cvg_kernels.prompts.words import content_words, nouns_and_verbs
@@ -202,7 +203,7 @@ class Vico(Guidance):
         """Whether no update is asked for."""
         return super().idle or self.iterations == 0
 
-    def check(self, pipe: Any) -> None:
+    def check(self, pipe: VideoPipeline) -> None:
         """Checks that the pipeline has text layers whose maps can be had.
 
         Raises:
@@ -266,11 +267,12 @@ class Vico(Guidance):
             ArgumentError: for a word that is not there, or prompts with different numbers of words.
         """
         words = "content" if self.words is None else self.words
-        choose = _WORDS[words] if isinstance(words, str) else words if callable(words) else None
-        given = [
-            words if choose is None else checked_words(choose(prompt), "what words returned")
-            for prompt in call.prompts
-        ]
+        given: list[Sequence[Word]]
+        if isinstance(words, str) or callable(words):
+            choose = _WORDS[words] if isinstance(words, str) else words
+            given = [checked_words(choose(prompt), "what words returned") for prompt in call.prompts]
+        else:
+            given = [words] * len(call.prompts)
         spans = call.find(given)
         if len({len(each) for each in spans}) > 1:
             raise ArgumentError(
@@ -318,7 +320,8 @@ class Vico(Guidance):
         """Flow of all tokens of the prompts, `[B, T, F, h, w]` for each level; see `scores`."""
         by_grid: dict[tuple[int, int], list[torch.Tensor]] = {}
         for group in groups:
-            grid = tuple(maps[group.cross].shape[-2:])
+            rows, columns = maps[group.cross].shape[-2:]
+            grid = (rows, columns)
             if self.levels != "auto" and grid not in {tuple(level) for level in self.levels}:
                 continue
             flow = flow_of(group, maps, self.flow, self.temperature, self.order, self.residual, self.backend)

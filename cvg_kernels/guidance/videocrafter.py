@@ -108,7 +108,7 @@ def _regularised(
 
 
 def _forward(
-    attention: nn.Module,
+    attention: Any,  # a class of VideoCrafter
     stock: Callable[..., torch.Tensor],
     options: Callable[[int], dict[str, Any]],
     backend: str,

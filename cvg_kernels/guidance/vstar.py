@@ -24,6 +24,7 @@ from cvg_kernels.pipeline.layers import Layer, attention_layers, check_undivided
 from cvg_kernels.pipeline.models import denoisers_of, model_of, unwrap
 from cvg_kernels.pipeline.session import PipelineSession, Run
 from cvg_kernels.pipeline.taps import Tap
+from cvg_kernels.pipeline.video_pipeline import VideoPipeline
 
 _INPUT_LAYER = "transformer_in"  # the released code leaves a network's first temporal layer alone
 
@@ -142,7 +143,7 @@ class VSTAR(Guidance):
             return None
         return f"sigma names the widths {sorted(self.sigma)}, the layers' grids have {sorted(widths)}"
 
-    def check(self, pipe: Any) -> None:
+    def check(self, pipe: VideoPipeline) -> None:
         """Checks that the settings are for such a network.
 
         Raises:
@@ -182,7 +183,7 @@ class VSTAR(Guidance):
         with ExitStack() as stack:
             if self.prompts is not None:
                 reads_prompt = callable(self.prompts) or self.prompts == "then"
-                texts = FrameTexts(self.states, reads_prompt, session)
+                texts = FrameTexts(lambda prompt: self.states(prompt) or [prompt], reads_prompt, session)
                 for layer in attention_layers(denoiser):
                     if layer.kind == "cross":
                         hook = layer.module.register_forward_pre_hook(texts.give, with_kwargs=True)
@@ -193,8 +194,9 @@ class VSTAR(Guidance):
                     for module in frame_positions(denoiser)
                 }
                 stack.enter_context(replaced_forwards(forwards))
-                if model_of(denoiser).frame_positions is not None:
-                    stack.enter_context(_table(denoiser, self.trained_frames, session))
+                name = model_of(denoiser).frame_positions
+                if name is not None:
+                    stack.enter_context(_table(denoiser, name, self.trained_frames, session))
             yield
 
     def attach_videocrafter(self, unet: nn.Module, *, train_steps: int = 1000) -> AbstractContextManager[None]:
@@ -246,6 +248,8 @@ class _Band(Tap):
 
     def band(self, attention: Attention) -> dict[str, Any]:
         call = self.session.call_now()
+        if call is None:
+            return {}
         if self.layer.kind == "temporal":
             size = tuple(call.latents.shape[2:])
             if size not in self.columns:  # a layer that is replayed has fewer samples than the call around
@@ -270,7 +274,7 @@ class _Band(Tap):
         return options
 
 
-def _squeezed(module: nn.Module, stock: Any, known: int, session: PipelineSession, x: torch.Tensor) -> torch.Tensor:
+def _squeezed(module: Any, stock: Any, known: int, session: PipelineSession, x: torch.Tensor) -> torch.Tensor:
     """Adds the positions of a squeezed clip instead of its own, of which the table may have too few."""
     if x.shape[1] <= known:
         return stock(x)
@@ -287,9 +291,8 @@ def _mark(session: PipelineSession) -> None:
 
 
 @contextmanager
-def _table(denoiser: nn.Module, known: int, session: PipelineSession) -> Iterator[None]:
+def _table(denoiser: nn.Module, name: str, known: int, session: PipelineSession) -> Iterator[None]:
     """Lets a denoiser that adds one table of positions add that of a squeezed clip, of the length of each call."""
-    name = model_of(denoiser).frame_positions
     table = getattr(denoiser, name)
 
     def put(positions: torch.Tensor) -> None:
@@ -297,7 +300,10 @@ def _table(denoiser: nn.Module, known: int, session: PipelineSession) -> Iterato
         setattr(denoiser, name, positions.to(getattr(denoiser, name)))
 
     def fit(*_: Any) -> None:
-        frames = session.call_now().latents.shape[2]
+        call = session.call_now()
+        if call is None:
+            return
+        frames = call.latents.shape[2]
         positions = table[:, : min(known, frames)]
         if frames > known:
             _mark(session)

@@ -62,7 +62,7 @@ def backward(
     if call.query.numel() == 0:
         return reference.backward(call, result, grads, needed)
     operator, dim = _operator(call), call.query.shape[-1]
-    given = [_dense_last(tensor) for tensor in (call.query, call.key, call.value)]
+    given = (_dense_last(call.query), _dense_last(call.key), _dense_last(call.value))
     out, lse = result.out, result.lse
     grad_out = torch.zeros_like(out) if grads.out is None else _dense_last(grads.out)
     if grads.maps is not None or grads.lse is not None:
@@ -136,7 +136,7 @@ def _columns(
 
 
 def _with_spare_columns(operator, query, key, value, out, grad_out, through):
-    """[query, key, value], out and grad_out with the columns that carry x."""
+    """(query, key, value), out and grad_out with the columns that carry x."""
     halves = [through.to(query.dtype)]
     if query.element_size() == 2:
         halves.append((through - halves[0]).to(query.dtype))
@@ -145,7 +145,7 @@ def _with_spare_columns(operator, query, key, value, out, grad_out, through):
     more = spare - len(halves)
     grad_out = pad(torch.cat([grad_out, torch.stack(halves, -1)], -1), (0, more))
     value = pad(torch.cat([value, ones], -1), (0, more))
-    given = [pad(query, (0, spare)), pad(key, (0, spare)), value]
+    given = (pad(query, (0, spare)), pad(key, (0, spare)), value)
     return given, pad(out, (0, spare)), grad_out
 
 
@@ -159,11 +159,11 @@ def _add_columns(call, lse, grad_maps, found, needed) -> None:
         with autocast_off(lse.device):
             if needed.query:
                 grad_query[:, block] += call.scale * (shares.mT @ keys)
-            if needed.key:
+            if pulled is not None:
                 rows = call.scale * (shares @ call.query[:, block].to(lse.dtype))
                 ids = call.token_ids[:, None, :, None].expand(rows.shape)
                 pulled[:, block].scatter_add_(2, ids, rows)
-    if needed.key:
+    if pulled is not None:
         grad_key += pulled
 
 

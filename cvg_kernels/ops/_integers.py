@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -57,7 +57,7 @@ def _kept(numbers: tuple, device: torch.device) -> Integers:
         return Integers(listed.to(device), _bounds(listed))
 
 
-def _frozen(given: Sequence) -> tuple | None:
+def _frozen(given: Any) -> tuple | None:
     """Lists of integers as tuples; `None` for anything else: `True` and `1.0` would be found in the cache as 1."""
     if not isinstance(given, (list, tuple, range)):
         return None

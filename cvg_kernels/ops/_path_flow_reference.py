@@ -19,7 +19,7 @@ def path_flow_backward(grad, cross, temporal, temperature, residual, need_tempor
     def flow(cross, *hops):
         return reference.path_flow(cross, hops, temperature=temperature, residual=residual)
 
-    _, pull_back = torch.func.vjp(flow, cross, *temporal)
+    pull_back = torch.func.vjp(flow, cross, *temporal)[1]
     grad_cross, *grads = pull_back(grad)
     hops = [hop.contiguous() if need else None for hop, need in zip(grads, need_temporal, strict=True)]
     return grad_cross.contiguous() if temporal else grad_cross.clone(), hops
@@ -32,6 +32,6 @@ def min_max_matmul(a, b, temperature):
 
 def min_max_matmul_backward(grad, a, b, temperature, need_a, need_b):
     """The gradients of a and b, `None` where not needed."""
-    _, pull_back = torch.func.vjp(lambda a, b: reference.min_max_matmul(a, b, temperature), a, b)
+    pull_back = torch.func.vjp(lambda a, b: reference.min_max_matmul(a, b, temperature), a, b)[1]
     grads = zip(pull_back(grad), (need_a, need_b), strict=True)
     return [found.contiguous() if need else None for found, need in grads]

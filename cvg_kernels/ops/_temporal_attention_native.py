@@ -62,7 +62,7 @@ def backward(
         address(shares),
     )
     # Float64, and always in the same order.
-    grad_added = shares.sum(0, dtype=torch.float64).to(added.dtype) if need_added else None
+    grad_added = None if shares is None else shares.sum(0, dtype=torch.float64).to(added.dtype)
     return (*grads, grad_added)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
 from cvg_kernels.ops._token_peaks_call import blocks_shape
@@ -19,5 +21,6 @@ def forward(flow, sharpness, sigma):
 
 def backward(grad, flow, sums, blocks, sharpness, sigma):
     """The gradient of flow."""
-    _, pull_back = torch.func.vjp(lambda flow: reference.token_peaks(flow, sharpness=sharpness, sigma=sigma), flow)
+    peaks = functools.partial(reference.token_peaks, sharpness=sharpness, sigma=sigma)
+    pull_back = torch.func.vjp(peaks, flow)[1]
     return pull_back(grad)[0].contiguous()

@@ -28,6 +28,12 @@ def trace_backends() -> Iterator[list[tuple[str, str]]]:
     A backward pass is an operation of its own, `attention_backward`. On a GPU autograd runs it in threads of its own,
     which know nothing of this block: it is seen there if its forward pass ran inside the block and was not compiled.
     Kernels called by compiled code are seen; the reference, once compiled, is not: nothing of it is left to call.
+
+    Examples:
+        >>> with cvg.trace_backends() as calls:
+        ...     product = cvg.min_max_matmul(torch.rand(1, 2, 3), torch.rand(1, 3, 4), backend="reference")
+        >>> calls
+        [('min_max_matmul', 'reference')]
     """
     record = _Record()
     token = _record.set(record)

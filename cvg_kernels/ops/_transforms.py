@@ -8,13 +8,16 @@ tensors.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch.autograd import forward_ad
 
 from cvg_kernels.backends import Backend, parse_backend
 from cvg_kernels.errors import BackendUnavailableError
+
+if TYPE_CHECKING:
+    import torch._C._functorch  # which torch has loaded; checkers must be told
 
 Transform = Literal["vmap", "derivative"]
 

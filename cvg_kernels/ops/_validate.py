@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from cvg_kernels.errors import ArgumentError
+
+if TYPE_CHECKING:
+    import torch._C._functorch  # which torch has loaded; checkers must be told
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 MAX_HEAD_DIM = 256

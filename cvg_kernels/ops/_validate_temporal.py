@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import torch
 
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.ops._validate import MAX_HEAD_DIM, can_look_at, check_operand
 from python_ref.temporal_attention import gaussian_band
+
+if TYPE_CHECKING:
+    import torch._C._functorch  # which torch has loaded; checkers must be told
 
 _MAX_FRAMES = 256
 _KEPT_BANDS = 64  # of at most 256 × 256 numbers each

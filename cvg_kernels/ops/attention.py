@@ -25,18 +25,29 @@ HeadReduction = Literal["mean", "none"]
 
 
 class CapturedAttention(NamedTuple):
-    """What `attention_with_capture` returns."""
+    """What `attention_with_capture` returns.
 
-    out: torch.Tensor  #: `[B, H, N, Dv]`, the dtype of the query
-    maps: torch.Tensor | None  #: `[B, K, N]` (mean over heads) or `[B, H, K, N]`, float32; `None` without token ids
-    lse: torch.Tensor  #: `[B, H, N]`, float32, natural logarithm
+    Attributes:
+        out: `[B, H, N, Dv]`, the dtype of the query.
+        maps: `[B, K, N]` (mean over heads) or `[B, H, K, N]`, float32; `None` without token ids.
+        lse: `[B, H, N]`, float32, natural logarithm.
+    """
+
+    out: torch.Tensor
+    maps: torch.Tensor | None
+    lse: torch.Tensor
 
 
 class CapturedMaps(NamedTuple):
-    """What `capture_maps` returns."""
+    """What `capture_maps` returns.
 
-    maps: torch.Tensor  #: `[B, K, N]` (mean over heads) or `[B, H, K, N]`, float32
-    lse: torch.Tensor  #: `[B, H, N]`, float32, natural logarithm
+    Attributes:
+        maps: `[B, K, N]` (mean over heads) or `[B, H, K, N]`, float32.
+        lse: `[B, H, N]`, float32, natural logarithm.
+    """
+
+    maps: torch.Tensor
+    lse: torch.Tensor
 
 
 def attention_with_capture(
@@ -96,6 +107,12 @@ def attention_with_capture(
         BackendUnavailableError: if the named backend cannot run here; names the reason and the way to get it.
 
     Maps of cross-attention as guidance signals: Vico (flow equalization) and CVG (composition classifier).
+
+    Examples:
+        >>> query, (key, value) = torch.randn(1, 8, 64, 32), torch.randn(2, 1, 8, 77, 32)
+        >>> out, maps, lse = cvg.attention_with_capture(query, key, value, token_ids=[2, 5])
+        >>> out.shape, maps.shape, lse.shape
+        (torch.Size([1, 8, 64, 32]), torch.Size([1, 2, 64]), torch.Size([1, 8, 64]))
     """
     found = _attend(
         query,
@@ -111,6 +128,7 @@ def attention_with_capture(
         deterministic=deterministic,
         backend=backend,
     )
+    assert found.out is not None  # of the values
     return CapturedAttention(found.out, None if token_ids is None else found.maps, found.lse)
 
 
@@ -145,6 +163,11 @@ def capture_maps(
     Raises:
         ArgumentError: if an argument does not fit.
         BackendUnavailableError: if the named backend cannot run here.
+
+    Examples:
+        >>> query, key = torch.randn(1, 8, 64, 32), torch.randn(1, 8, 77, 32)
+        >>> cvg.capture_maps(query, key, token_ids=[2, 5]).maps.shape
+        torch.Size([1, 2, 64])
     """
     if token_ids is None:
         raise ArgumentError("token_ids must name the keys whose maps are wanted, got None")
@@ -162,6 +185,7 @@ def capture_maps(
         deterministic=None,
         backend=backend,
     )
+    assert found.maps is not None  # of the tokens
     return CapturedMaps(found.maps, found.lse)
 
 
@@ -183,6 +207,12 @@ def attention_alone(
         scale: factor of the logits; `None` is `D ** -0.5`.
         key_mask: a mask of torch's own attention with four dimensions, or `None`.
         backend: `"auto"`, or the name of one of `attention_with_capture`.
+
+    Examples:
+        >>> from cvg_kernels.ops import attention_alone
+        >>> query, (key, value) = torch.randn(1, 8, 64, 32), torch.randn(2, 1, 8, 77, 32)
+        >>> attention_alone(query, key, value).shape
+        torch.Size([1, 8, 64, 32])
     """
     if parse_backend(backend) is not Backend.AUTO:
         return attention_with_capture(query, key, value, None, scale=scale, key_mask=key_mask, backend=backend).out

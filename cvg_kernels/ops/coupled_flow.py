@@ -21,10 +21,15 @@ from python_ref.path_flow import residual_hop
 
 
 class CoupledFlow(NamedTuple):
-    """What `coupled_max_flow` returns."""
+    """What `coupled_max_flow` returns.
 
-    flow: torch.Tensor  #: `[B, K]`, the dtype of cross
-    cut: torch.Tensor  #: bool `[B, K, layers, F, L]`: on the token's side?
+    Attributes:
+        flow: `[B, K]`, the dtype of cross.
+        cut: bool `[B, K, layers, F, L]`: on the token's side?
+    """
+
+    flow: torch.Tensor
+    cut: torch.Tensor
 
 
 def coupled_max_flow(
@@ -65,6 +70,12 @@ def coupled_max_flow(
         BackendUnavailableError: if the named backend cannot run here.
 
     ST-Flow of "Compositional Video Generation as Flow Equalization" (Vico), without the paper's restriction to paths.
+
+    Examples:
+        >>> cross = torch.full((1, 1, 2, 4), 0.5)
+        >>> hop = torch.eye(2).expand(1, 4, 2, 2)
+        >>> cvg.coupled_max_flow(cross, [hop]).flow
+        tensor([[4.]])
     """
     check_capacities("cross", cross, "[B, K, F, L]", 4)
     temporal = tensors_of("temporal", temporal)

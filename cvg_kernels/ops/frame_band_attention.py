@@ -31,20 +31,39 @@ class FrameBand(NamedTuple):
     """A band by the distance of frames: strength · m · exp(−(f_i − f_j)² / 2σ²) is added to the logits.
 
     See `frame_band_attention` for what the fields mean.
+
+    Attributes:
+        query_frames: the frame of each query, `[N]`, −1 for a token of no frame.
+        key_frames: the frame of each key, `[M]`.
+        sigma: width in frames, above 0.
+        strength: factor of the band.
+        row_max_grad: whether a gradient flows through m.
+
+    Examples:
+        >>> query, key, value = torch.randn(3, 1, 8, 24, 32)
+        >>> frames = torch.arange(4).repeat_interleave(6)  # 4 frames of 6 tokens
+        >>> band = cvg.FrameBand(frames, frames, sigma=1.5)
+        >>> cvg.attention_with_capture(query, key, value, [0, 6], band=band).maps.shape
+        torch.Size([1, 2, 24])
     """
 
-    query_frames: torch.Tensor | Sequence[int]  #: the frame of each query, `[N]`, −1 for a token of no frame
-    key_frames: torch.Tensor | Sequence[int]  #: the frame of each key, `[M]`
-    sigma: float  #: width in frames, above 0
-    strength: float = 1.0  #: factor of the band
-    row_max_grad: bool = True  #: whether a gradient flows through m
+    query_frames: torch.Tensor | Sequence[int]
+    key_frames: torch.Tensor | Sequence[int]
+    sigma: float
+    strength: float = 1.0
+    row_max_grad: bool = True
 
 
 class FrameBandAttention(NamedTuple):
-    """What `frame_band_attention` returns."""
+    """What `frame_band_attention` returns.
 
-    out: torch.Tensor  #: `[B, H, N, Dv]`, the dtype of the query
-    lse: torch.Tensor  #: `[B, H, N]`, float32, natural logarithm
+    Attributes:
+        out: `[B, H, N, Dv]`, the dtype of the query.
+        lse: `[B, H, N]`, float32, natural logarithm.
+    """
+
+    out: torch.Tensor
+    lse: torch.Tensor
 
 
 def frame_band_attention(
@@ -97,6 +116,12 @@ def frame_band_attention(
 
     An extension to networks without temporal layers of "VSTAR: Generative Temporal Nursing for Longer Dynamic Video
     Synthesis", which regularises temporal attention only.
+
+    Examples:
+        >>> query, key, value = torch.randn(3, 1, 8, 24, 32)
+        >>> frames = torch.arange(4).repeat_interleave(6)  # 4 frames of 6 tokens
+        >>> cvg.frame_band_attention(query, key, value, frames, frames, sigma=1.5).out.shape
+        torch.Size([1, 8, 24, 32])
     """
     query, key, value = cast_inputs(query, key, value)
     check_tensors(query, key, value, values=True)
@@ -111,6 +136,7 @@ def frame_band_attention(
         found = reference.attend(call)
     else:
         found = operation.attend(call, True, backend)
+    assert found.out is not None  # of the values
     return FrameBandAttention(found.out, found.lse)
 
 
@@ -128,14 +154,24 @@ def first_highest_keys(
     Raises:
         ArgumentError: if an argument does not fit.
         BackendUnavailableError: if the named backend cannot run here.
+
+    Examples:
+        >>> from cvg_kernels.ops import first_highest_keys
+        >>> query, key = torch.ones(1, 1, 2, 1), torch.tensor([0.0, 1.0, 1.0]).view(1, 1, 3, 1)
+        >>> first_highest_keys(query, key, scale=1.0)
+        tensor([[[1, 1]]])
     """
     check_tensors(query, key, None, values=False)
     scale = scale_of(scale, query)
     query, key, _ = cast_inputs(query.detach(), key.detach(), None)
-    none = [torch.full((n,), -1, dtype=torch.int32, device=query.device) for n in (query.shape[2], key.shape[2])]
-    call = AttentionCall(query, key, None, None, None, None, Band(*none, 1.0, 0.0, False), scale, True)
+    no_frames, none = (
+        torch.full((n,), -1, dtype=torch.int32, device=query.device) for n in (query.shape[2], key.shape[2])
+    )
+    call = AttentionCall(query, key, None, None, None, None, Band(no_frames, none, 1.0, 0.0, False), scale, True)
     with torch.no_grad():
-        return operation.attend(call, True, parse_backend(backend)).place.long()
+        place = operation.attend(call, True, parse_backend(backend)).place
+    assert place is not None  # of the band
+    return place.long()
 
 
 def checked_band(band: FrameBand, query: torch.Tensor, key: torch.Tensor) -> Band:

@@ -59,6 +59,11 @@ def guidance_mix(
 
     "Structure and Content-Guided Video Synthesis with Diffusion Models" (Gen-1), equations 8 and 9; the rescale is
     that of "Common Diffusion Noise Schedules and Sample Steps are Flawed", section 3.4, as diffusers has it.
+
+    Examples:
+        >>> uncond, cond = torch.zeros(1, 3), torch.ones(1, 3)
+        >>> cvg.guidance_mix([uncond, cond], [7.5])
+        tensor([[7.5000, 7.5000, 7.5000]])
     """
     predictions = tensors_of("predictions", predictions)
     try:

@@ -21,17 +21,27 @@ Sink = Literal["video", "frame"]
 
 
 class SubgraphFlow(NamedTuple):
-    """What `subgraph_max_flow` returns."""
+    """What `subgraph_max_flow` returns.
 
-    flow: torch.Tensor  #: `[B, K, L]`, or `[B, K, F, L]` for single frames; the dtype of cross
-    cut: torch.Tensor  #: bool `[B, K, L, n + 1, F]`, or `[B, K, L, F, n + 1, F]`: on the token's side?
+    Attributes:
+        flow: `[B, K, L]`, or `[B, K, F, L]` for single frames; the dtype of cross.
+        cut: bool `[B, K, L, n + 1, F]`, or `[B, K, L, F, n + 1, F]`: on the token's side?
+    """
+
+    flow: torch.Tensor
+    cut: torch.Tensor
 
 
 class MaxFlow(NamedTuple):
-    """What `max_flow` returns."""
+    """What `max_flow` returns.
 
-    flow: torch.Tensor  #: `[G]`, the dtype of the capacities
-    source_side: torch.Tensor  #: bool `[G, n]`
+    Attributes:
+        flow: `[G]`, the dtype of the capacities.
+        source_side: bool `[G, n]`.
+    """
+
+    flow: torch.Tensor
+    source_side: torch.Tensor
 
 
 def subgraph_max_flow(
@@ -72,6 +82,12 @@ def subgraph_max_flow(
 
     The maximum flow of "Compositional Video Generation as Flow Equalization" (Vico), which its code replaces by the
     widest path (`path_flow`, a lower bound).
+
+    Examples:
+        >>> cross = torch.tensor([0.25, 0.75]).view(1, 1, 2, 1)  # a word is seen in the second of two frames
+        >>> hop = torch.tensor([[[[0.5, 0.5], [0.0, 0.125]]]])
+        >>> cvg.subgraph_max_flow(cross, [hop], residual=None).flow
+        tensor([[[0.8750]]])
     """
     check_capacities("cross", cross, "[B, K, F, L]", 4)
     batch, _, frames, positions = cross.shape
@@ -125,6 +141,11 @@ def max_flow(capacity: torch.Tensor, source: int, sink: int, *, backend: str | B
     Raises:
         ArgumentError: if an argument does not fit, or an entry is NaN, infinite or negative; names the entry.
         BackendUnavailableError: if the named backend cannot run here.
+
+    Examples:
+        >>> capacity = torch.tensor([[[0.0, 2.0, 0.5], [0.0, 0.0, 1.0], [0.0, 0.0, 0.0]]])
+        >>> cvg.max_flow(capacity, source=0, sink=2)
+        MaxFlow(flow=tensor([1.5000]), source_side=tensor([[ True,  True, False]]))
     """
     check_capacities("capacity", capacity, "[G, n, n]", 3)
     nodes = capacity.shape[1]

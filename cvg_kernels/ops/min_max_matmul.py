@@ -45,6 +45,11 @@ def min_max_matmul(
         BackendUnavailableError: if the named backend cannot run here.
 
     Definition 2 of "Compositional Video Generation as Flow Equalization" (Vico).
+
+    Examples:
+        >>> a, b = torch.tensor([[[0.2, 0.9]]]), torch.tensor([[[0.5], [0.7]]])
+        >>> cvg.min_max_matmul(a, b)
+        tensor([[[0.7000]]])
     """
     check_floating("a", a, "[B, X, R]", 3)
     check_floating("b", b, "[B, R, Y]", 3)

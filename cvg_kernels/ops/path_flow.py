@@ -70,6 +70,12 @@ def path_flow(
 
     "Compositional Video Generation as Flow Equalization" (Vico); its released code averages the residual, its paper
     adds.
+
+    Examples:
+        >>> cross = torch.tensor([0.25, 0.75]).view(1, 1, 2, 1)  # a word is seen in the second of two frames
+        >>> hop = torch.tensor([[[[0.5, 0.5], [0.0, 1.0]]]])  # the first frame attends to the second
+        >>> cvg.path_flow(cross, [hop], residual=None).flatten()
+        tensor([0.5000, 0.7500])
     """
     check_floating("cross", cross, "[B, K, F, L]", 4)
     temporal = tensors_of("temporal", temporal)

@@ -34,6 +34,13 @@ def depth_structure(depth: torch.Tensor, t_s: int | torch.Tensor, *, backend: st
         BackendUnavailableError: if the named backend cannot run here.
 
     "Structure and Content-Guided Video Synthesis with Diffusion Models" (Gen-1), section on structure representation.
+
+    Examples:
+        >>> depth = torch.rand(1, 8, 32, 32)
+        >>> cvg.depth_structure(depth, t_s=3).shape
+        torch.Size([1, 8, 32, 32])
+        >>> torch.equal(cvg.depth_structure(depth, t_s=0), depth)
+        True
     """
     check_floating("depth", depth, "[B, F, h, w] without empty maps", 4)
     if 0 in depth.shape[2:]:

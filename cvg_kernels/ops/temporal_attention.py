@@ -21,10 +21,15 @@ from cvg_kernels.ops._validate_temporal import added_logits, check_tensors
 
 
 class TemporalAttention(NamedTuple):
-    """What `temporal_attention` returns."""
+    """What `temporal_attention` returns.
 
-    out: torch.Tensor  #: `[P, H, F, Dv]`, the dtype of the query
-    maps: torch.Tensor | None  #: `[P, F, F]` (mean over heads), float32; `None` without capture
+    Attributes:
+        out: `[P, H, F, Dv]`, the dtype of the query.
+        maps: `[P, F, F]` (mean over heads), float32; `None` without capture.
+    """
+
+    out: torch.Tensor
+    maps: torch.Tensor | None
 
 
 def temporal_attention(
@@ -79,6 +84,12 @@ def temporal_attention(
         BackendUnavailableError: if the named backend cannot run here; names the reason and the way to get it.
 
     Temporal attention regularisation of "VSTAR: Generative Temporal Nursing for Longer Dynamic Video Synthesis".
+
+    Examples:
+        >>> query, key, value = torch.randn(3, 64, 8, 16, 40)  # 64 positions, 8 heads, 16 frames
+        >>> out, maps = cvg.temporal_attention(query, key, value, sigma=4.0, capture=True)
+        >>> out.shape, maps.shape
+        (torch.Size([64, 8, 16, 40]), torch.Size([64, 16, 16]))
     """
     query, key, value = cast_inputs(query, key, value)
     check_tensors(query, key, value)

@@ -77,6 +77,11 @@ def temporal_maps(
         BackendUnavailableError: if the named backend cannot run here; names the reason and the way to get it.
 
     The F × F maps in which Vico's flow and VSTAR's analysis are defined, for models without temporal layers.
+
+    Examples:
+        >>> query, key = torch.randn(2, 1, 8, 4 * 2 * 3, 32)
+        >>> cvg.temporal_maps(query, key, None, grid=(4, 2, 3)).shape
+        torch.Size([1, 6, 4, 4])
     """
     query, key, _ = cast_inputs(query, key, key)
     check_tensors(query, key, None, values=False)
@@ -87,7 +92,7 @@ def temporal_maps(
     mask = mask_of(key_mask, query, key)
     lse = _checked_lse(lse, mask, query)
     backend = backend_under_transforms("temporal_maps", backend, (query, key, lse, key_mask))
-    if mask is not None and mask.dense and backend not in (Backend.AUTO, Backend.REFERENCE):
+    if key_mask is not None and mask is not None and mask.dense and backend not in (Backend.AUTO, Backend.REFERENCE):
         raise ArgumentError(
             f"key_mask of shape {tuple(key_mask.shape)} depends on the query or the head; backend {backend.value!r} "
             "takes bool [B, M] or additive [B, 1, 1, M] only (the reference takes any)"

@@ -41,6 +41,12 @@ def token_peaks(
         BackendUnavailableError: if the named backend cannot run here.
 
     Released code of "Compositional Video Generation as Flow Equalization" (Vico), after Attend-and-Excite.
+
+    Examples:
+        >>> flow = torch.zeros(1, 2, 4, 8, 8)
+        >>> flow[:, 0] = 1.0  # the first token has every place
+        >>> cvg.token_peaks(flow).round(decimals=2)
+        tensor([[1., 0.]])
     """
     layout = "[B, K, F, h, w] without empty dimensions"
     check_floating("flow", flow, layout, 5)

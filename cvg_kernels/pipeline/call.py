@@ -15,6 +15,7 @@ from cvg_kernels.errors import ArgumentError
 from cvg_kernels.pipeline.geometry import Branch, Geometry
 from cvg_kernels.pipeline.models import Model, model_of, unwrap
 from cvg_kernels.pipeline.sampling import Sampling
+from cvg_kernels.pipeline.video_pipeline import VideoPipeline
 from cvg_kernels.prompts.tokens import EncodedText, TokenSpan, Word
 
 
@@ -47,7 +48,7 @@ class Call:
         section: number of the section of a long video that the run makes, or of a round through the schedule, 0 first.
     """
 
-    pipe: Any
+    pipe: VideoPipeline
     denoiser: nn.Module
     arguments: dict[str, Any]
     latents: torch.Tensor

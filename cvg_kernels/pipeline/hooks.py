@@ -31,6 +31,7 @@ from cvg_kernels.pipeline.signatures import named_arguments
 from cvg_kernels.pipeline.stepping import Stepping
 from cvg_kernels.pipeline.taps import Tap, keep_taps, tapped
 from cvg_kernels.pipeline.uninterrupted import uninterrupted
+from cvg_kernels.pipeline.video_pipeline import VideoPipeline
 
 _SLOT = "_cvg_hooks"
 
@@ -39,8 +40,11 @@ class Subscriber(Protocol):
     """What is told of a pipeline's calls; see `PipelineSession` and `Capture`."""
 
     prompt: str | list[str] | None
-    #: Whether `modules` may change what a compiled network would not see.
-    changes_modules: bool
+
+    @property
+    def changes_modules(self) -> bool:
+        """Whether `modules` may change what a compiled network would not see."""
+        ...
 
     def begin_run(self, sampling: Sampling) -> None:
         """A call of the pipeline begins."""
@@ -74,7 +78,7 @@ class PipelineHooks:
         pipe: a diffusers pipeline.
     """
 
-    def __init__(self, pipe: Any) -> None:
+    def __init__(self, pipe: VideoPipeline) -> None:
         self.pipe = pipe
         self.subscribers: list[Subscriber] = []
         self.runs = 0
@@ -84,7 +88,7 @@ class PipelineHooks:
         return type(None), ()  # a copy of the pipeline has none
 
     @classmethod
-    def of(cls, pipe: Any) -> PipelineHooks:
+    def of(cls, pipe: VideoPipeline) -> PipelineHooks:
         """The hooks of a pipeline, those that it has or new ones."""
         hooks = vars(pipe).get(_SLOT)
         return cls(pipe) if hooks is None or hooks.pipe is not pipe else hooks

@@ -14,9 +14,10 @@ from cvg_kernels.pipeline.prompt import RunPrompt
 from cvg_kernels.pipeline.rehearsal import text_encoders
 from cvg_kernels.pipeline.signatures import named_arguments
 from cvg_kernels.pipeline.text_rows import Rows
+from cvg_kernels.pipeline.video_pipeline import VideoPipeline
 
 
-def listening(pipe: Any, prompt: RunPrompt) -> Iterator[Callable[[], None]]:
+def listening(pipe: VideoPipeline, prompt: RunPrompt) -> Iterator[Callable[[], None]]:
     """Lets a run's prompt hear what its text encoders are given, and where other modules move its tokens.
 
     Args:

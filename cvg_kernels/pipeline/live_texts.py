@@ -10,6 +10,7 @@ import torch
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.pipeline.rehearsal import Reading, tokenizer_of
 from cvg_kernels.pipeline.text_rows import followed
+from cvg_kernels.pipeline.video_pipeline import VideoPipeline
 from cvg_kernels.prompts.tokens import EncodedText
 
 
@@ -32,7 +33,7 @@ class LiveTexts:
         pipe: the pipeline.
     """
 
-    def __init__(self, pipe: Any) -> None:
+    def __init__(self, pipe: VideoPipeline) -> None:
         self.pipe = pipe
         self.keeps = not hasattr(type(pipe), "encode_prompt")
         self._given: list[_Given] = []
@@ -130,7 +131,7 @@ class LiveTexts:
         ]
 
 
-def unknown_places(pipe: Any, reason: str) -> ArgumentError:
+def unknown_places(pipe: VideoPipeline, reason: str) -> ArgumentError:
     """The error for words whose tokens cannot be followed to the denoiser, with the remedy.
 
     Args:

@@ -14,6 +14,7 @@ from cvg_kernels.pipeline.layers import attention_layers, give_processor
 from cvg_kernels.pipeline.models import denoisers_of
 from cvg_kernels.pipeline.taps import keep_taps
 from cvg_kernels.pipeline.uninterrupted import each_of, uninterrupted
+from cvg_kernels.pipeline.video_pipeline import VideoPipeline
 
 
 class Disturbance:
@@ -26,14 +27,14 @@ class Disturbance:
         pipe: the pipeline, before the run.
     """
 
-    def __init__(self, pipe: Any) -> None:
+    def __init__(self, pipe: VideoPipeline) -> None:
         disturbing = getattr(pipe, "_pag_attn_processors", None) or ()
         self._kinds = tuple({type(processor) for processor in disturbing})
         self._stock: dict[nn.Module, Any] = {}  # attention module → its processor before the run
         if self._kinds:
             self._note(pipe)
 
-    def _note(self, pipe: Any) -> None:
+    def _note(self, pipe: VideoPipeline) -> None:
         from diffusers.models.attention_processor import AttnProcessor2_0
 
         for denoiser in denoisers_of(pipe):

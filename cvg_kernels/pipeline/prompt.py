@@ -16,6 +16,7 @@ from cvg_kernels.pipeline.live_texts import LiveTexts, unknown_places
 from cvg_kernels.pipeline.rehearsal import Reading, Rehearsal, tokenizer_of
 from cvg_kernels.pipeline.signatures import naming_signature
 from cvg_kernels.pipeline.text_rows import Rows, flat, followed
+from cvg_kernels.pipeline.video_pipeline import VideoPipeline
 from cvg_kernels.prompts.encoding import Template
 from cvg_kernels.prompts.tokens import EncodedText
 
@@ -29,7 +30,7 @@ class RunPrompt:
         prompt: what the prompt is where the pipeline is given embeddings only.
     """
 
-    def __init__(self, pipe: Any, options: dict[str, Any] | None, prompt: str | list[str] | None) -> None:
+    def __init__(self, pipe: VideoPipeline, options: dict[str, Any] | None, prompt: str | list[str] | None) -> None:
         self.pipe = pipe
         self._own_loop, self._options = options is None, options or {}
         self._prompt = self._options.get("prompt")

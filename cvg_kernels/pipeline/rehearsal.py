@@ -18,6 +18,7 @@ from torch import nn
 
 from cvg_kernels.pipeline.signatures import naming_signature
 from cvg_kernels.pipeline.text_rows import Marks, Rows, among, flat
+from cvg_kernels.pipeline.video_pipeline import VideoPipeline
 from cvg_kernels.prompts.encoding import Template, without_padding
 
 #: Prompts that share neither their first nor their last token: what their ids have in common is the template.
@@ -53,7 +54,7 @@ class Reading:
     rows: Rows
 
 
-def text_encoders(pipe: Any) -> list[str]:
+def text_encoders(pipe: VideoPipeline) -> list[str]:
     """Names of a pipeline's text encoders, also of those that are not loaded."""
     names = ("text_encoder", *(f"text_encoder_{number}" for number in range(2, 5)))
     return [name for name in names if hasattr(pipe, name)]
@@ -67,7 +68,7 @@ class Rehearsal:
         options: arguments by name, as in the call that is rehearsed.
     """
 
-    def __init__(self, pipe: Any, options: dict[str, Any]) -> None:
+    def __init__(self, pipe: VideoPipeline, options: dict[str, Any]) -> None:
         self.pipe = pipe
         kind = type(pipe)
         self._known = naming_signature(kind, "encode_prompt", "prompt").parameters
@@ -226,7 +227,7 @@ class _Output:
         return getattr(self, key) if isinstance(key, str) else self._items[key]
 
 
-def tokenizer_of(pipe: Any, encoder: str) -> Any:
+def tokenizer_of(pipe: VideoPipeline, encoder: str) -> Any:
     """The tokenizer that belongs to a text encoder, `None` if the pipeline has none.
 
     Args:

@@ -12,6 +12,7 @@ from cvg_kernels.pipeline.geometry import Branch
 from cvg_kernels.pipeline.models import Model
 from cvg_kernels.pipeline.prompt import RunPrompt
 from cvg_kernels.pipeline.text_rows import flat
+from cvg_kernels.pipeline.video_pipeline import VideoPipeline
 from cvg_kernels.prompts.tokens import EncodedText
 
 
@@ -25,7 +26,9 @@ class Sampling:
         prompt: what the prompt is where the pipeline is given embeddings only.
     """
 
-    def __init__(self, pipe: Any, number: int, options: dict[str, Any] | None, prompt: str | list[str] | None) -> None:
+    def __init__(
+        self, pipe: VideoPipeline, number: int, options: dict[str, Any] | None, prompt: str | list[str] | None
+    ) -> None:
         self.pipe = pipe
         self.number = number
         self.options = options

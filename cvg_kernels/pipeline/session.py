@@ -20,6 +20,7 @@ from cvg_kernels.pipeline.models import denoisers_of, model_of
 from cvg_kernels.pipeline.sampling import Sampling
 from cvg_kernels.pipeline.schedulers import check_scheduler
 from cvg_kernels.pipeline.taps import Tap
+from cvg_kernels.pipeline.video_pipeline import VideoPipeline
 from cvg_kernels.prompts.tokens import check_prompt
 
 
@@ -69,12 +70,20 @@ class PipelineSession:
         prompt: says what the prompt is if the pipeline is called with `prompt_embeds`.
         own_loop: the caller runs the denoiser and the scheduler, not the pipeline's call: the block is one run.
 
+    Attributes:
+        run: what happened in the last `with` block.
+
     Raises:
         ArgumentError: for a pipeline that one of the methods cannot guide.
     """
 
     def __init__(
-        self, pipe: Any, methods: Sequence[Any], prompt: str | list[str] | None = None, *, own_loop: bool = False
+        self,
+        pipe: VideoPipeline,
+        methods: Sequence[Any],
+        prompt: str | list[str] | None = None,
+        *,
+        own_loop: bool = False,
     ) -> None:
         if not isinstance(methods, (tuple, list)) or not methods:
             raise ArgumentError(f"methods must be a list of at least one method, got {methods!r}")

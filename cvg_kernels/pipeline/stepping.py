@@ -19,6 +19,7 @@ from cvg_kernels.pipeline.schedule import Schedule
 from cvg_kernels.pipeline.scheduler_memory import OwnMemory, moved
 from cvg_kernels.pipeline.schedulers import moved_step
 from cvg_kernels.pipeline.signatures import named_arguments
+from cvg_kernels.pipeline.video_pipeline import VideoPipeline
 
 
 class Stepping:
@@ -33,7 +34,7 @@ class Stepping:
         start: from where: the latents as the denoiser was given them, in the scheduler's scale.
     """
 
-    def __init__(self, pipe: Any, sampling: Sampling) -> None:
+    def __init__(self, pipe: VideoPipeline, sampling: Sampling) -> None:
         self.pipe = pipe
         self._sampling = sampling
         self._scheduler: Any = None  # the one that is listened to

@@ -5,7 +5,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+
+from torch import nn
 
 from cvg_kernels.backends import parse_backend
 from cvg_kernels.errors import ArgumentError, GuidanceWarning
@@ -13,6 +14,7 @@ from cvg_kernels.pipeline.layers import Layer, attention_layers
 from cvg_kernels.pipeline.models import denoisers_of
 from cvg_kernels.pipeline.taps import Tap, add_tap, is_tapped, remove_tap
 from cvg_kernels.pipeline.uninterrupted import each_of, uninterrupted
+from cvg_kernels.pipeline.video_pipeline import VideoPipeline
 
 
 class _Swap(Tap):
@@ -62,7 +64,7 @@ class ProcessorSwap:
         return f"ProcessorSwap({len(self._swapped)} layers)"
 
 
-def use_processors(pipe: Any, *, backend: str = "auto") -> ProcessorSwap:
+def use_processors(pipe: VideoPipeline | nn.Module, *, backend: str = "auto") -> ProcessorSwap:
     """Lets every text and temporal attention layer of a pipeline compute with our kernels: the drop-in swap.
 
     The video is that of the stock pipeline to floating-point tolerance. Joint attention is text attention too. Under
@@ -85,7 +87,7 @@ def use_processors(pipe: Any, *, backend: str = "auto") -> ProcessorSwap:
     if not chosen:
         kinds = ", ".join(type(denoiser).__name__ for denoiser in denoisers_of(pipe))
         raise ArgumentError(f"pipe must have text or temporal attention layers that are known; none is in {kinds}")
-    swapped = [(layer, _Swap(backend)) for layer in chosen]
+    swapped: list[tuple[Layer, Tap]] = [(layer, _Swap(backend)) for layer in chosen]
     try:
         for layer, tap in swapped:
             add_tap(layer, tap)
@@ -96,7 +98,7 @@ def use_processors(pipe: Any, *, backend: str = "auto") -> ProcessorSwap:
 
 
 @contextmanager
-def processors(pipe: Any, *, backend: str = "auto") -> Iterator[ProcessorSwap]:
+def processors(pipe: VideoPipeline | nn.Module, *, backend: str = "auto") -> Iterator[ProcessorSwap]:
     """`use_processors` for the length of a `with` block."""
     swap = use_processors(pipe, backend=backend)
     try:

@@ -27,6 +27,10 @@ class TokenSpan:
         word: as the caller gave it.
         occurrence: which of its occurrences.
         ids: positions in the text that the denoiser is given, or in a text encoder's sequence.
+
+    Examples:
+        >>> cvg.TokenSpan("cat", 1, (4, 5)).label
+        'cat#1'
     """
 
     word: str
@@ -99,7 +103,8 @@ class EncodedText:
         Raises:
             ArgumentError: for ids of another form.
         """
-        ids = ids.tolist() if hasattr(ids, "tolist") else list(ids)
+        tolist = getattr(ids, "tolist", None)
+        ids = list(ids) if tolist is None else tolist()
         if not ids or not all(isinstance(one, int) for one in ids):
             raise ArgumentError(f"ids must be the token ids of one text, a list of integers, got {_shown(ids)}")
         tokenizer = _text_tokenizer(tokenizer)
@@ -151,6 +156,8 @@ class EncodedText:
 
     def _place_of_prompt(self) -> tuple[int, int] | None:
         """Characters of the prompt, or of as much of it as was kept, in the text of a template."""
+        if self.prompt is None:
+            return None
         text = self._folded
         places = text.places([self.prompt])
         if places:
@@ -327,24 +334,27 @@ def word_and_occurrence(given: Any) -> tuple[str, int]:
     Raises:
         ArgumentError: for anything else.
     """
-    word, occurrence = (given, 0) if isinstance(given, str) else (None, None)
-    if isinstance(given, TokenSpan):
+    word: Any = None
+    occurrence: Any = None
+    if isinstance(given, str):
+        word, occurrence = given, 0
+    elif isinstance(given, TokenSpan):
         word, occurrence = given.word, given.occurrence
     elif isinstance(given, (tuple, list)) and len(given) == 2:
         word, occurrence = given
     try:
-        occurrence = -1 if isinstance(occurrence, bool) else operator.index(occurrence)
+        number = -1 if isinstance(occurrence, bool) else operator.index(occurrence)
     except TypeError:
-        word = None
-    if not isinstance(word, str):
+        number = None
+    if number is None or not isinstance(word, str):
         raise ArgumentError(
             f"words must hold words or pairs (word, occurrence), such as 'cat' or ('cat', 1), got {given!r}"
         )
     if not fold(word).strip():
         raise ArgumentError(f"words must not hold an empty word, got {given!r}")
-    if occurrence < 0:
-        raise ArgumentError(f"words: the occurrence of {word!r} must be 0 (the first) or more, got {given[1]!r}")
-    return word, occurrence
+    if number < 0:
+        raise ArgumentError(f"words: the occurrence of {word!r} must be 0 (the first) or more, got {occurrence!r}")
+    return word, number
 
 
 def _too_high(word: str, occurrence: int, count: int) -> ArgumentError:

@@ -126,7 +126,7 @@ def stands(first: Body, second: Body, relation: str) -> bool:
     return bool((along > 1.5 * across).all()) and gap(first, second) > MARGIN
 
 
-def signed_distance(shape: str, x: torch.Tensor, y: torch.Tensor, radius: torch.Tensor):
+def signed_distance(shape: str, x: torch.Tensor, y: torch.Tensor, radius: torch.Tensor) -> torch.Tensor:
     """Signed distance in pixels to a shape's outline, negative inside, `x` and `y` measured from its centre."""
     if shape == "circle":
         return torch.hypot(x, y) - radius

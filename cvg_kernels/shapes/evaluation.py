@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from cvg_kernels.pipeline.video_pipeline import VideoPipeline
 from cvg_kernels.processes import Place, gather
 from cvg_kernels.shapes.intervals import mean, paired_differences, rate
 from cvg_kernels.shapes.oracle import Verdict, compare, frame_consistency, look
@@ -22,7 +23,7 @@ _BATCH = 10
 _ALONE = Place()
 
 
-def two_object_prompts(count: int, seed: int) -> list[tuple[Thing, Thing]]:
+def two_object_prompts(count: int, seed: int) -> list[tuple[Thing, ...]]:
     """Prompts of two things that differ in colour and in shape, from all pairs, held-out ones included.
 
     Args:
@@ -53,7 +54,7 @@ class Judged:
 
 
 def judge_clips(
-    pipe: Any,
+    pipe: VideoPipeline,
     things: Sequence[Sequence[Thing]],
     seed: int,
     guidance: Any = None,
@@ -108,7 +109,7 @@ def _joined(batches: Sequence[Judged]) -> Judged:
 
 
 def evaluate(
-    pipe: Any,
+    pipe: VideoPipeline,
     methods: dict[str, Any],
     *,
     model: str,

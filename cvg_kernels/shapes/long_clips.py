@@ -16,6 +16,7 @@ import torch
 
 from cvg_kernels.capturing import capture
 from cvg_kernels.guidance import VSTAR, diagonality
+from cvg_kernels.pipeline.video_pipeline import VideoPipeline
 from cvg_kernels.processes import Place, gather
 from cvg_kernels.shapes.intervals import mean, paired_differences, rate
 from cvg_kernels.shapes.oracle import frame_consistency, look
@@ -88,7 +89,7 @@ def arms(sigma: Any = 16.0, strength: float = 1.0) -> dict[str, Callable[[States
 
 
 def evaluate_long(
-    pipe: Any,
+    pipe: VideoPipeline,
     *,
     frames: int = 24,
     prompts: int = 60,

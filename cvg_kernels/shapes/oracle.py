@@ -27,12 +27,19 @@ _MIN_FRAMES = 0.5  # share of the frames in which an object must be seen
 
 @dataclass(frozen=True)
 class Seen:
-    """An object that the oracle found."""
+    """An object that the oracle found.
+
+    Attributes:
+        colour: one of the world's.
+        shape: `None`: no outline fits.
+        direction: `None`: it does not move clearly.
+        centres: `[F, 2]` as (x, y), NaN where it is not seen.
+    """
 
     colour: str
-    shape: str | None  #: `None`: no outline fits
-    direction: str | None  #: `None`: it does not move clearly
-    centres: np.ndarray  #: `[F, 2]` as (x, y), NaN where it is not seen
+    shape: str | None
+    direction: str | None
+    centres: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -134,6 +141,13 @@ def look(frames: torch.Tensor) -> list[Seen]:
 
     Args:
         frames: `[F, 3, 64, 64]` in [0, 1].
+
+    Examples:
+        >>> import numpy
+        >>> things = cvg.shapes.parse_caption("a red circle moving left")
+        >>> scene = cvg.shapes.random_scene(numpy.random.default_rng(1), things)
+        >>> [(seen.colour, seen.shape, seen.direction) for seen in cvg.shapes.look(cvg.shapes.render([scene])[0])]
+        [('red', 'circle', 'left')]
     """
     colours = classify_pixels(frames)
     found = []
@@ -175,6 +189,12 @@ def judge(frames: torch.Tensor, things: Sequence[Thing]) -> Verdict:
     Args:
         frames: `[F, 3, 64, 64]` in [0, 1].
         things: the things of its caption, of different colours.
+
+    Examples:
+        >>> import numpy
+        >>> scene = cvg.shapes.random_scene(numpy.random.default_rng(1))
+        >>> cvg.shapes.judge(cvg.shapes.render([scene])[0], scene.things)
+        Verdict(present=True, bound=True, direction=True, all_right=True)
     """
     return compare(look(frames), things)
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from cvg_kernels.errors import ArgumentError
+from cvg_kernels.pipeline.video_pipeline import VideoPipeline
 from cvg_kernels.shapes.world import FRAMES, SIZE
 
 WEIGHTS = Path(__file__).with_name("weights")
@@ -47,7 +48,7 @@ def load_pipeline(
 
 
 def sample(
-    pipe: Any,
+    pipe: VideoPipeline,
     prompts: list[str],
     seeds: list[int],
     *,

@@ -7,11 +7,12 @@ from typing import Any
 
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.guidance.methods import method_named
+from cvg_kernels.pipeline.video_pipeline import VideoPipeline
 from cvg_kernels.shapes.evaluation import evaluate
 
 
 def sweep(
-    pipe: Any,
+    pipe: VideoPipeline,
     method: str,
     option: str,
     values: Sequence[float],

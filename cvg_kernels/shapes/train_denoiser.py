@@ -35,7 +35,7 @@ class TextToLatents(nn.Module):
         self.text_encoder = text_encoder
         self.denoiser = denoiser
 
-    def forward(self, noisy: torch.Tensor, timesteps: torch.Tensor, tokens: torch.Tensor):
+    def forward(self, noisy: torch.Tensor, timesteps: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """Predicts v for `noisy` `[B, C, h, w]` (images) or `[B, C, F, h, w]` (video)."""
         text = self.text_encoder(tokens).last_hidden_state
         if noisy.ndim == 5:  # every frame reads the same words

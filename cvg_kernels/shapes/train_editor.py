@@ -9,10 +9,12 @@ import torch
 from diffusers import UNetMotionModel
 from torch import nn
 from torch.nn.functional import mse_loss
+from transformers import CLIPTokenizer
 
 from cvg_kernels.editing.content import content_tokens
 from cvg_kernels.editing.structure import LEVEL_CHANNELS, structure_channels
 from cvg_kernels.pipeline.temporal_layers import temporal_layers_off
+from cvg_kernels.pipeline.video_pipeline import VideoPipeline
 from cvg_kernels.shapes.edit_latents import EditClips, load_edit_clips
 from cvg_kernels.shapes.files import save_model
 from cvg_kernels.shapes.fit import fit
@@ -54,7 +56,9 @@ class Editing:
         images: share of the steps on single frames, without temporal layers; 0 learns from video alone.
     """
 
-    def __init__(self, clips: EditClips, text_encoder: nn.Module, tokenizer, images: float = _IMAGE_STEPS) -> None:
+    def __init__(
+        self, clips: EditClips, text_encoder: nn.Module, tokenizer: CLIPTokenizer, images: float = _IMAGE_STEPS
+    ) -> None:
         self.clips, self.images = clips, images
         self.text_encoder = text_encoder.eval().requires_grad_(False)
         self.no_words = tokenize(tokenizer, [""])[0]
@@ -99,7 +103,7 @@ class Editing:
 
 def train_editor(
     folder: Path,
-    pipe,
+    pipe: VideoPipeline,
     *,
     seed: int,
     steps: int,

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from diffusers import DDIMScheduler, PriorTransformer
 from torch.nn.functional import mse_loss
+from transformers import CLIPModel
 
 from cvg_kernels.editing.content import embed_texts
 from cvg_kernels.shapes.edit_latents import load_edit_clips
@@ -41,7 +42,7 @@ def build_prior_scheduler() -> DDIMScheduler:
 class _Pairs:
     """Embeddings of captions and of frames that they describe."""
 
-    def __init__(self, folder: Path, encoder) -> None:
+    def __init__(self, folder: Path, encoder: CLIPModel) -> None:
         clips = load_edit_clips(folder / "edit-clips")
         self.images = clips.embeddings.float()
         with torch.no_grad():
@@ -58,7 +59,7 @@ class _Pairs:
 
 
 def train_prior(
-    folder: Path, encoder, *, seed: int, steps: int, device: torch.device, diffusion: bool = False
+    folder: Path, encoder: CLIPModel, *, seed: int, steps: int, device: torch.device, diffusion: bool = False
 ) -> PriorTransformer:
     """Trains a prior on the clips of `encode_edit_clips` and saves it to `folder/prior` or `folder/diffusion-prior`.
 

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from cvg_kernels.errors import ArgumentError
+
 FRAMES = 8
 SIZE = 64
 BACKGROUND = 0.08
@@ -40,11 +42,17 @@ _MARGIN = 1.0  # pixels kept free at the border and between two objects
 
 @dataclass(frozen=True)
 class Thing:
-    """One object as the caption tells it."""
+    """One object as the caption tells it.
+
+    Attributes:
+        colour: one of `COLOURS`.
+        shape: one of `SHAPES`.
+        direction: `None`: the caption says what it is and not where it goes.
+    """
 
     colour: str
     shape: str
-    direction: str | None  #: `None`: the caption says what it is and not where it goes
+    direction: str | None
 
     def __str__(self) -> str:
         motion = "" if self.direction is None else f" moving {self.direction}"
@@ -66,7 +74,12 @@ class Motion:
 
 @dataclass(frozen=True)
 class Scene:
-    """A clip before it is drawn."""
+    """A clip before it is drawn.
+
+    Attributes:
+        things: as the caption tells them.
+        motions: of each thing, as it is drawn.
+    """
 
     things: tuple[Thing, ...]
     motions: tuple[Motion, ...]
@@ -78,7 +91,13 @@ class Scene:
 
 
 def caption(things: Sequence[Thing]) -> str:
-    """Joins what is seen into one sentence, in the order given."""
+    """Joins what is seen into one sentence, in the order given.
+
+    Examples:
+        >>> things = [cvg.shapes.Thing("red", "circle", "left"), cvg.shapes.Thing("blue", "square", "right")]
+        >>> cvg.shapes.caption(things)
+        'a red circle moving left and a blue square moving right'
+    """
     return " and ".join(str(thing) for thing in things)
 
 
@@ -91,6 +110,10 @@ def parse_caption(text: str, *, motion: bool = True) -> tuple[Thing, ...]:
 
     Raises:
         ValueError: if a part is not of the form "a COLOUR SHAPE moving DIRECTION".
+
+    Examples:
+        >>> cvg.shapes.parse_caption("a red circle moving left")
+        (Thing(colour='red', shape='circle', direction='left'),)
     """
     things = []
     for part in text.strip().lower().rstrip(".").split(" and "):
@@ -189,17 +212,29 @@ def random_scene(
         speed: in pixels a frame, see `random_motion`.
         apart: things never touch; if not, they may pass in front of each other, each seen in half of the frames at
             least.
+
+    Raises:
+        ArgumentError: for a thing without a direction.
+
+    Examples:
+        >>> import numpy
+        >>> things = cvg.shapes.parse_caption("a red circle moving left")
+        >>> cvg.shapes.random_scene(numpy.random.default_rng(1), things).caption
+        'a red circle moving left'
     """
     if things is None:
         things = random_things(rng, 2 if rng.random() < 0.65 else 1)
+    directions = [thing.direction for thing in things if thing.direction is not None]
+    if len(directions) < len(things):
+        raise ArgumentError(f"things must say where they move, got {caption(things)!r}")
     fit = _apart if apart else _mostly_seen
     while True:
-        motions = [random_motion(rng, thing.direction, frames, speed) for thing in things]
+        motions = [random_motion(rng, direction, frames, speed) for direction in directions]
         if all(fit(a, b) for a, b in itertools.combinations(motions, 2)):
             return Scene(tuple(things), tuple(motions))
 
 
-def signed_distance(shape: str, x: torch.Tensor, y: torch.Tensor, radius: torch.Tensor):
+def signed_distance(shape: str, x: torch.Tensor, y: torch.Tensor, radius: torch.Tensor) -> torch.Tensor:
     """Signed distance in pixels to a shape's outline, negative inside, `x` and `y` measured from its centre."""
     if shape == "circle":
         return torch.hypot(x, y) - radius
@@ -231,7 +266,14 @@ def _axis(size: int) -> torch.Tensor:
 
 
 def render(scenes: Sequence[Scene], size: int = SIZE) -> torch.Tensor:
-    """Draws scenes as float32 `[B, F, 3, size, size]` in [0, 1]."""
+    """Draws scenes as float32 `[B, F, 3, size, size]` in [0, 1].
+
+    Examples:
+        >>> import numpy
+        >>> scene = cvg.shapes.random_scene(numpy.random.default_rng(1), frames=8)
+        >>> cvg.shapes.render([scene]).shape
+        torch.Size([1, 8, 3, 64, 64])
+    """
     frames = len(scenes[0].motions[0].centres)
     video = torch.full((len(scenes), frames, 3, size, size), BACKGROUND)
     for clip, scene in zip(video, scenes, strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import torch
 from cvg_kernels.composition.entities import entities_of
 from cvg_kernels.composition.features import Selection
 from cvg_kernels.composition.fingerprint import fingerprint
+from cvg_kernels.pipeline.video_pipeline import VideoPipeline
 from cvg_kernels.shapes.oracle import look
 from cvg_kernels.shapes.pipeline import GUIDANCE_SCALE, STEPS
 from cvg_kernels.shapes.world import DIRECTIONS, FRAMES, SIZE, Thing, caption, random_scene, random_things, render
@@ -50,7 +52,15 @@ class Clips:
     seed: int = 0
 
 
-def make_features(folder: Path, pipe: Any, clips: Clips, *, rank: int = 0, processes: int = 1, progress=None) -> None:
+def make_features(
+    folder: Path,
+    pipe: VideoPipeline,
+    clips: Clips,
+    *,
+    rank: int = 0,
+    processes: int = 1,
+    progress: Callable[[int], None] | None = None,
+) -> None:
     """Makes this process's share of the features; shards that exist are kept.
 
     Clip number i depends on the seed and i alone: the first `real` numbers are clips of the world, the others

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.pipeline.models import denoisers_of, model_of
+from cvg_kernels.pipeline.video_pipeline import VideoPipeline
 
 
-def _levels(pipe: Any, steps: int) -> tuple[list[int], list[float]]:
+def _levels(pipe: VideoPipeline, steps: int) -> tuple[list[int], list[float]]:
     """Timesteps of a run, least noise first, and ᾱ of each."""
     pipe.scheduler.set_timesteps(steps)
     timesteps = [int(at) for at in pipe.scheduler.timesteps.flip(0)]
@@ -41,7 +40,9 @@ def _invert_step(
 
 
 @torch.no_grad()
-def ddim_invert(pipe: Any, latents: torch.Tensor, prompts: list[str], *, steps: int, refine: int = 1) -> torch.Tensor:
+def ddim_invert(
+    pipe: VideoPipeline, latents: torch.Tensor, prompts: list[str], *, steps: int, refine: int = 1
+) -> torch.Tensor:
     """DDIM inversion: the noise from which the sampler, without classifier-free guidance, makes a clip.
 
     A step of the sampler is z' = step(z, prediction(z)); inversion asks for z. The prediction at z is not known before
@@ -78,7 +79,7 @@ def ddim_invert(pipe: Any, latents: torch.Tensor, prompts: list[str], *, steps: 
     return latents
 
 
-def add_noise(pipe: Any, latents: torch.Tensor, *, steps: int, generator: torch.Generator) -> torch.Tensor:
+def add_noise(pipe: VideoPipeline, latents: torch.Tensor, *, steps: int, generator: torch.Generator) -> torch.Tensor:
     """The other way to the first step: z = √ᾱ z₀ + √(1 − ᾱ) ε at its noise level.
 
     Args:

@@ -12,6 +12,7 @@ from cvg_kernels.composition.features import FeatureReader, Selection
 from cvg_kernels.guidance.base import Guidance
 from cvg_kernels.pipeline.call import Call
 from cvg_kernels.pipeline.session import Run
+from cvg_kernels.pipeline.video_pipeline import VideoPipeline
 from cvg_kernels.prompts.token_table import TokenTable
 from cvg_kernels.prompts.tokens import Word
 
@@ -46,7 +47,7 @@ class _Recorder(Guidance):
 
 
 def record(
-    pipe: Any,
+    pipe: VideoPipeline,
     prompts: list[str],
     phrases: list[list[Word]],
     selection: Selection,

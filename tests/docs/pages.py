@@ -32,3 +32,12 @@ def anchors(text: str) -> set[str]:
     """What a link may name behind `#`: the headings, as GitHub and the site spell them."""
     heads = re.findall(r"^#+ +(.+)$", _FENCE.sub("", text), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+def entries() -> dict[str, str]:
+    """What docs/api.md has: where an entry is defined → the name that the page gives it."""
+    page = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    found = re.findall(r"^::: (\S+)\n    options:\n      heading: (\S+)$", page, re.MULTILINE)
+    assert len(found) == len(re.findall("^:::", page, re.MULTILINE))
+    assert len(dict(found)) == len(found)
+    return dict(found)

@@ -12,6 +12,7 @@ from cvg_kernels.errors import ArgumentError
 from cvg_kernels.pipeline.models.model import Model
 from cvg_kernels.pipeline.models.table import LEFT_OUT, MODELS
 from cvg_kernels.pipeline.signatures import named_arguments
+from cvg_kernels.pipeline.video_pipeline import VideoPipeline
 
 _SLOT = "_cvg_model"  # of a network whose entry a user has named
 
@@ -75,7 +76,7 @@ def named_model(denoiser: nn.Module, model: Model) -> Iterator[None]:
             held[_SLOT] = before
 
 
-def denoisers_of(pipe: Any) -> list[nn.Module]:
+def denoisers_of(pipe: VideoPipeline | nn.Module) -> list[nn.Module]:
     """The denoisers of a pipeline (Wan 2.2 has two), or the denoiser itself if given one."""
     if isinstance(pipe, nn.Module):
         return [pipe]
