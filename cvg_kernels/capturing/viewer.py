@@ -66,15 +66,15 @@ def write_viewer(
             given = tuple(frames.shape) if torch.is_tensor(frames) else type(frames).__name__
             raise ArgumentError(f"clips[{name!r}] must have frames [F, 3, H, W], got {given}")
         kept[name] = _records(captured.records, name)
-    for detail in _DETAIL:
-        groups = {name: _groups(records, *detail) for name, records in kept.items()}
+    for most_steps, each_layer, side in _DETAIL:
+        groups = {name: _groups(records, most_steps, each_layer, side) for name, records in kept.items()}
         size = sum(maps.size for each in groups.values() for *_, maps in each)
         if size <= _MOST_BYTES:
             break
     page = {
         "prompt": prompt,
         "fps": fps,
-        "note": _note(*detail),
+        "note": _note(most_steps, each_layer, side),
         "clips": [_clip(name, clips[name][0], kept[name][0].words, each) for name, each in groups.items()],
     }
     # "</" would end the script that holds it

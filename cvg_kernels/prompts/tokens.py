@@ -369,5 +369,5 @@ def _text_tokenizer(tokenizer: Any) -> Any:
     return getattr(tokenizer, "tokenizer", tokenizer)
 
 
-def _shown(ids: list) -> str:
+def _shown(ids: Sequence) -> str:
     return repr(ids) if len(ids) < 8 else f"{ids[:8]!r}…"
