@@ -133,8 +133,9 @@ def _refusal(operation: str, backend: Backend, facts: Facts) -> str | None:
     if refused is None:
         return None
     what, taken = refused
-    taken = f"it takes {taken} (the reference takes any)"
-    return f"{operation} {what} is not supported by backend {backend.value!r}; {taken}"
+    return (
+        f"{operation} {what} is not supported by backend {backend.value!r}; it takes {taken} (the reference takes any)"
+    )
 
 
 @lru_cache(maxsize=4096)
