@@ -64,7 +64,6 @@ def run(folder: Path, arguments: list[str], processes: int, seconds: float, star
         "-m",
         "pytest",
         "-q",
-        "--all",
         "--tb=short",
         "-p",
         "share_tests",

@@ -1,7 +1,7 @@
 """A plugin of pytest: of tests with very many parameters, a whole run takes some, drawn anew each time.
 
 `@pytest.mark.drawn(4)` has a run of all tests take a quarter of a test's parameters, at least one, by the run's seed.
-`--all` takes all of them, and so does a run that names files or tests, or chooses by `-k`.
+`--all` takes all of them, and so does a run that names files or tests, or chooses by `-k` or `-m gpu`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if worker is not None:
         config.draws = worker["draws"]
         return
-    everything = config.args_source is not pytest.Config.ArgsSource.ARGS and not config.option.keyword
+    chosen = config.option.keyword or config.option.markexpr == "gpu"
+    everything = config.args_source is not pytest.Config.ArgsSource.ARGS and not chosen
     config.draws = everything and not (config.getoption("--all") or config.getoption("--write-coverage"))
 
 

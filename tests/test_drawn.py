@@ -22,6 +22,7 @@ def pytest_configure(config):
 """
 TESTS = """
 import pytest
+pytestmark = pytest.mark.gpu
 @pytest.mark.drawn(4)
 @pytest.mark.parametrize("number", range(10))
 def test_many(number): ...
@@ -68,6 +69,8 @@ def test_a_whole_run_takes_a_share_and_another_seed_another(collected):
     assert drawn[0] == drawn[1] and len({tuple(names) for names in drawn}) > 1
 
 
-@pytest.mark.parametrize("asked", [["--all"], ["--write-coverage"], ["test_it.py"], ["-k", "test"]], ids=str)
+@pytest.mark.parametrize(
+    "asked", [["--all"], ["--write-coverage"], ["test_it.py"], ["-k", "test"], ["-m", "gpu"]], ids=str
+)
 def test_who_asks_for_all_has_all(collected, asked):
     assert len(collected("--seed", "1", *asked)) == 13
