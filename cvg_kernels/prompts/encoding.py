@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
+from itertools import groupby
 from typing import Any
 
 from cvg_kernels.prompts.matching import FoldedText, depends
@@ -15,6 +17,7 @@ Span = tuple[int, int]
 #: How tokenizers print a space that is a token of its own.
 _SPACES = "▁Ġ \n\t"
 _UNKNOWN = "\ufffd"
+_BYTE = re.compile("<0x[0-9A-F]{2}>")
 _EVERYTHING = 1 << 20
 
 
@@ -107,7 +110,7 @@ def encode(tokenizer: Any, text: str, max_length: int | None = None) -> Encoding
     )
     ids, special = tuple(made.input_ids), made.special_tokens_mask
     offsets = {at: span for at, span in enumerate(made.offset_mapping) if not special[at]}
-    offsets = _without_spaces(tokenizer, ids, text, offsets)
+    offsets = _without_spaces(tokenizer, ids, text, _bytes_apart(tokenizer, ids, text, offsets))
     first = next(iter(offsets), None)
     if first is None:
         begin, _, _, end = own_tokens(tokenizer, ids)
@@ -250,6 +253,22 @@ def _text_of(tokenizer: Any, ids: Sequence[int]) -> str:
 
 def _common_prefix(a: str, b: str) -> int:
     return next((at for at, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def _bytes_apart(tokenizer: Any, ids: Sequence[int], text: str, offsets: dict[int, Span]) -> dict[int, Span]:
+    """Offsets with the character of each token that is a byte (`<0xE7>`): tokenizers give all such tokens in a row the
+    characters of all of them.
+    """
+    names = {at: tokenizer.convert_ids_to_tokens(ids[at]) for at in offsets}
+    apart = dict(offsets)
+    for (low, high), row in groupby((at for at in offsets if _BYTE.fullmatch(names[at])), key=offsets.get):
+        row = list(row)
+        raw = bytes(int(names[at][3:5], 16) for at in row)
+        begun = [len(raw[:count].decode("utf-8", "ignore")) for count in range(len(raw))]
+        found = {at: (first, first + 1) for at, first in zip(row, begun, strict=True)}
+        found = _laid_against(text[low:high], raw.decode("utf-8", "replace"), found)
+        apart |= {at: (low + first, low + last) for at, (first, last) in found.items()}
+    return apart
 
 
 def _laid_against(text: str, rebuilt: str, offsets: dict[int, Span]) -> dict[int, Span]:
