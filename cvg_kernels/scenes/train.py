@@ -27,7 +27,7 @@ class Recipe:
     autoencoder_steps: int = 1800
     image_cycles: int = 2  # of the learning rate, each with pictures of its own
     pictures: int = 24576  # of a cycle
-    image_steps: int = 2400  # of a cycle
+    image_steps: int = 2600  # of a cycle
     clips: int = 12288
     video_steps: int = 2400
     decoder_steps: int = 2400

@@ -24,6 +24,7 @@ from cvg_kernels.shapes.model import build_scheduler
 from cvg_kernels.shapes.train_denoiser import TextToLatents
 
 _CAPTION_DROPOUT = 0.1  # the share of captions replaced by "", for classifier-free guidance
+_AGAIN = 0.6  # share of the learning rate for pictures that are trained on
 _NOISE_POWER = 0.6  # timesteps are 1000 · u^power: what is shown, and where, is decided while there is much noise
 
 
@@ -85,6 +86,8 @@ def train_denoiser(
     """
     torch.manual_seed(seed)
     model = _start(stage, before, tokenizer).to(device, memory_format=torch.channels_last)
+    again = stage.name == "images" and before is not None
+    rate = stage.rate * (_AGAIN if again else 1)
     noise_schedule = build_scheduler()
     latents, tokens = load_shards(folder / f"latents-{name}")
     no_caption = tokenize(tokenizer, [""])
@@ -109,7 +112,7 @@ def train_denoiser(
         loss,
         steps=steps,
         seed=seed,
-        rate=stage.rate,
+        rate=rate,
         rates={"motion_modules": stage.motion_rate},
         decay=stage.decay,
         rank=rank,
