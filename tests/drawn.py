@@ -1,6 +1,7 @@
-"""A plugin of pytest: of tests with very many parameters, a whole run takes some, drawn anew each time.
+"""A plugin of pytest: of tests that take long together, a whole run takes some, drawn anew each time.
 
-`@pytest.mark.drawn(4)` has a run of all tests take a quarter of a test's parameters, at least one, by the run's seed.
+`@pytest.mark.drawn(4)` has a run of all tests take a quarter of a test's parameters, at least one, by the run's seed;
+`@pytest.mark.drawn(3, of="trainings")` a third of all tests that name the same group.
 `--all` takes all of them, and so does a run that names files or tests, or chooses by `-k` or `-m gpu`.
 """
 
@@ -13,11 +14,11 @@ import pytest
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--all", action="store_true", help="take every parameter of the tests that are drawn otherwise")
+    parser.addoption("--all", action="store_true", help="take every test and parameter that is drawn otherwise")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "drawn(n): a whole run takes one of n parameters, drawn by its seed; --all all")
+    config.addinivalue_line("markers", "drawn(n, of=None): a whole run takes one of n, drawn by its seed; --all all")
     worker = getattr(config, "workerinput", None)
     if worker is not None:
         config.draws = worker["draws"]
@@ -34,7 +35,7 @@ def pytest_configure_node(node) -> None:
 
 
 def pytest_report_header(config: pytest.Config) -> str:
-    return "parameters: some, drawn by the seed (--all takes all)" if config.draws else "parameters: all"
+    return "tests: some, drawn by the seed (--all takes all)" if config.draws else "tests: all"
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -42,8 +43,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         return
     groups: dict[str, list[pytest.Item]] = defaultdict(list)
     for item in items:
-        if item.get_closest_marker("drawn"):
-            groups[item.nodeid.partition("[")[0]].append(item)
+        if mark := item.get_closest_marker("drawn"):
+            groups[mark.kwargs.get("of", item.nodeid.partition("[")[0])].append(item)
     left_out: set[pytest.Item] = set()
     for name, group in groups.items():
         count = -(-len(group) // group[0].get_closest_marker("drawn").args[0])

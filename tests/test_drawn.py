@@ -29,6 +29,10 @@ def test_many(number): ...
 @pytest.mark.drawn(4)
 @pytest.mark.parametrize("number", range(2))
 def test_few(number): ...
+@pytest.mark.drawn(2, of="a group")
+def test_heavy(): ...
+@pytest.mark.drawn(2, of="a group")
+def test_heavier(): ...
 def test_one(): ...
 """
 
@@ -44,12 +48,7 @@ def collected(tmp_path):
             sys.executable,
             "-m",
             "pytest",
-            "-p",
-            "no:xdist",
-            "-p",
-            "no:cacheprovider",
-            "--co",
-            "-q",
+            *["-p", "no:xdist", "-p", "no:cacheprovider", "--co", "-q"],
             *arguments,
         ]
         environment = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -66,11 +65,13 @@ def test_a_whole_run_takes_a_share_and_another_seed_another(collected):
         assert "test_one" in names
         assert sum(name.startswith("test_many") for name in names) == 3
         assert sum(name.startswith("test_few") for name in names) == 1
+        assert sum(name.startswith("test_heav") for name in names) == 1
     assert drawn[0] == drawn[1] and len({tuple(names) for names in drawn}) > 1
 
 
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize(
     "asked", [["--all"], ["--write-coverage"], ["test_it.py"], ["-k", "test"], ["-m", "gpu"]], ids=str
 )
 def test_who_asks_for_all_has_all(collected, asked):
-    assert len(collected("--seed", "1", *asked)) == 13
+    assert len(collected("--seed", "1", *asked)) == 15

@@ -62,7 +62,7 @@ SPECS = [None, "cvg", "vico", "vstar", "gen1", "temporal-band", "flowmo", "vico+
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
-@pytest.mark.drawn(2)
+@pytest.mark.drawn(10)
 def test_every_method_writes_its_results(spec, tmp_path):
     """The default is CVG; methods without words or losses have pictures too."""
     assert {part for one in SPECS if one for part in one.split("+")} == set(METHODS) - {"none"}
@@ -110,6 +110,7 @@ def test_clips_are_kept_if_a_picture_fails(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+@pytest.mark.drawn(5)
 @pytest.mark.parametrize("name", offline_pipelines.BUILDERS)
 def test_other_models(name, tmp_path):
     """A pipeline in a folder, by its size and length; the heat maps fit the video's frames."""

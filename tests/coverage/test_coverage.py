@@ -51,7 +51,7 @@ def same_video(row: Row, video: torch.Tensor) -> None:
 
 
 @rows
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(23)
 def test_the_maps_of_words(row, coverage_note):
     """Those of every layer and step of the branch with the prompt; the video is the stock one; nothing stays."""
     name = row.case.name
@@ -88,7 +88,7 @@ def test_the_maps_of_words(row, coverage_note):
 
 
 @rows
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(17)
 def test_the_gradient_on_the_latents(row, coverage_note):
     """Of a random loss of the maps of all layers at the first step."""
     name = row.case.name
@@ -104,7 +104,7 @@ def test_the_gradient_on_the_latents(row, coverage_note):
 
 
 @rows
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(10)
 def test_the_drop_in_swap(row, coverage_note):
     """The denoiser's answers by our kernels, and by the stock ones again."""
     name = row.case.name
@@ -142,7 +142,7 @@ METHODS: dict[str, Callable[[Row], Any]] = {
 
 
 @rows
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(23)
 def test_a_step_of_each_method(row, coverage_note):
     """It is guided, and the video is another one; or the method is refused."""
     name, refused = row.case.name, {}
@@ -164,7 +164,7 @@ def test_a_step_of_each_method(row, coverage_note):
 
 
 @rows
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(17)
 def test_what_stays_after_an_exception(row):
     """In the middle of a captured and guided run; the next run is the stock one to the bit."""
 

@@ -50,6 +50,7 @@ def load_ip_adapter(pipe, name, *, subfolder, weight_name):
     pipe.unet._load_ip_adapter_weights([_ip_adapter_weights(pipe.unet)])
 
 
+@pytest.mark.drawn(7)
 @pytest.mark.parametrize("at", range(len(SNIPPETS)))
 def test_a_snippet_runs(at, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)

@@ -46,6 +46,7 @@ def calls_of(pipe):
         handle.remove()
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize(("batch", "frames", "scale"), [(1, 8, 3.0), (2, 5, 3.0), (2, 1, 1.0)])
 def test_shapes_of_all_that_goes_in_and_comes_out(editor, batch, frames, scale):
     video = torch.rand(batch, frames, 3, 64, 64)

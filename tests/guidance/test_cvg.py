@@ -45,6 +45,7 @@ def test_a_step_of_zero_changes_nothing(name):
     assert [entry["step"] for entry in made.history] == [0, 1]
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("normalize", [True, False])
 def test_the_loss_falls(name, normalize):
@@ -58,7 +59,7 @@ def test_the_loss_falls(name, normalize):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(6)
 def test_the_gradient_is_that_of_finite_differences(name):
     """Through the whole of it: denoiser, attention with capture, aggregator, backbone, cross-entropy."""
     pipe, options = BUILDERS[name]()

@@ -135,6 +135,7 @@ def test_without_temporal_layers_a_frame_is_alone(name):
             assert (difference()[others] > 0).any()
 
 
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("temporal_scale", [0.0, 0.5, 1.5, 3.0])
 def test_the_formula(name, temporal_scale):
@@ -303,6 +304,7 @@ def test_a_capture_sees_the_pipeline_only(outside):
     assert {record.maps.shape[0] for record in captured.records} == {1}
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("name", NAMES)
 def test_beside_vico(name):
     """Vico's own calls are left alone; its moved latents reach the image model too."""
@@ -364,6 +366,7 @@ def test_which_denoisers():
         cvg.Gen1(2.0).attach(pipe.unet)
 
 
+@pytest.mark.drawn(3, of="compiled networks")
 def test_compiled_temporal_layers_can_be_left_out(caplog):
     """They run as they were written while attached to, with a line in the log, and compiled before and after."""
     compiled = []

@@ -140,6 +140,7 @@ def test_without_video_and_the_frames_asked_for(name):
             gen1.inputs(pipe, depth=depth, frame_indices=[0])
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("name", CONTROLLED)
 def test_vico_beside(name):
     """Words are captured and moved beside the control."""

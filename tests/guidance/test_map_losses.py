@@ -62,6 +62,7 @@ def test_a_word_without_a_map_is_no_nan():
     assert loss.isfinite().all() and gradient.isfinite().all()
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("flow", ["cross", "soft", "exact"])
 @pytest.mark.parametrize("loss", ["separation", "binding"])
 def test_the_loss_falls(loss, flow):

@@ -35,6 +35,7 @@ def guide(words, **options) -> cvg.Vico:
     return cvg.Vico(words, **{"stop": 0.5, "iterations": 1, **options})
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_step_of_zero_changes_nothing(name):
     pipe, options = BUILDERS[name]()
@@ -45,6 +46,7 @@ def test_a_step_of_zero_changes_nothing(name):
     assert [entry["step"] for entry in made.history] == [0, 1]  # the first half of three steps, rounded up
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("name", NAMES)
 def test_the_loss_falls(name):
     pipe, options = BUILDERS[name]()
@@ -58,7 +60,7 @@ def test_the_loss_falls(name):
 
 @pytest.mark.parametrize("spatial", [False, True], ids=["", "spatial"])
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(6)
 def test_the_gradient_is_that_of_finite_differences(name, spatial):
     """Through the whole of it: denoiser, captured layers, flow, scores, loss."""
     if spatial and name in ("wan", "cogvideox"):
@@ -143,7 +145,7 @@ def test_the_first_step_is_guided_in_every_place(name):
 @pytest.mark.parametrize(
     "scheduler", ["DDIMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"]
 )
-@pytest.mark.drawn(2)
+@pytest.mark.drawn(4)
 def test_schedulers(scheduler):
     """Also one that scales the denoiser's input: a step of zero changes nothing, the loss falls."""
     pipe, options = animatediff()
@@ -178,6 +180,7 @@ def test_schedulers_of_transformers(name):
         assert not torch.equal(run(pipe, options), stock)
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("name", NAMES)
 def test_samples_do_not_see_each_other(name):
     pipe, options = BUILDERS[name]()
@@ -224,6 +227,7 @@ def leftovers(pipe):
     )
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("name", NAMES)
 def test_everything_is_put_back(name):
     pipe, options = BUILDERS[name]()
@@ -276,7 +280,7 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("name", OPTIONS)
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(6)
 def test_every_option_guides(name):
     pipe, options = animatediff()
     stock = run(pipe, options)

@@ -74,6 +74,7 @@ def test_the_output_is_that_of_the_definition(name):
     torch.testing.assert_close(*results, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_frame_gets_its_text(name):
     """One state is the prompt itself; two states differ first and last; the unconditional branch keeps its text."""
@@ -211,6 +212,7 @@ def test_guidance_sees_the_regularised_maps():
     assert losses[0] != losses[1]
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("loss", ["band", "diagonality", "roughness"])
 def test_descent_on_the_band(loss):
     pipe, options = BUILDERS["animatediff"]()

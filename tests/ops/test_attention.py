@@ -112,7 +112,7 @@ def stock_attention(query, key, value, mask):
 @pytest.mark.parametrize("head_reduction", ["mean", "none"])
 @pytest.mark.parametrize("case", CASES, ids=IDS)
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(35)
 def test_forward_and_gradients_float32(backend, case, head_reduction):
     check(backend, case, torch.float32, head_reduction, map_bound=2e-6)
 
@@ -198,6 +198,7 @@ def check(backend, case, dtype, head_reduction, map_bound):
         assert_as_exact_as(found, plain, exact, depth=depth, size=size)
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_each_gradient_alone(backend):
     """A gradient from one output only, to one input only, is that of the float64 definition."""
@@ -316,6 +317,7 @@ def test_any_scale(backend, scale):
     assert_close_to_definition(backend, inputs, [0, 20], scale=scale)
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("level", [-1e4, torch.finfo(torch.float32).min, 1e4])
 def test_masks_of_large_numbers(backend, level):
@@ -328,6 +330,7 @@ def test_masks_of_large_numbers(backend, level):
     assert_close_to_definition(backend, inputs, [0, 20], mask)
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("layout", ["expanded", "transposed"])
 def test_gradients_arrive_in_any_layout(backend, layout):

@@ -44,7 +44,7 @@ def inputs(dtype: torch.dtype = torch.float32, *, requires_grad: bool = True, qu
     ],
     ids=["all", "bf16", "fp64-no-grad", "maps-only", "token-bias", "reference-maps-only", "reference"],
 )
-@pytest.mark.drawn(2)
+@pytest.mark.drawn(4)
 def test_opcheck_forward(values, masked, biased, head_mean, dtype, requires_grad, backend):
     query, key, value = inputs(dtype, requires_grad=requires_grad)
     query = query.transpose(1, 2).contiguous().transpose(1, 2)
@@ -154,7 +154,7 @@ def everything(query, key, value, ids, mask, backend):
 
 @pytest.mark.parametrize("mask", ["none", "bool", "additive"])
 @pytest.mark.parametrize("backend", ["auto", *CPU_BACKENDS])
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(9)
 def test_fullgraph_compile(backend, mask):
     """One graph forward, one backward, equal to eager; other sizes compile once more, then never again."""
     torch._dynamo.reset()
@@ -175,6 +175,7 @@ def test_fullgraph_compile(backend, mask):
     assert graphs == [2, 4, 4, 4]
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("shape", [(2, 15), (2, 1, 1, 15)], ids=["bool", "additive"])
 def test_compiled_code_meets_a_mask_when_sizes_are_symbols(shape):
     """The number of keys is a symbol by then, that of the new mask a number: they must still compare equal."""

@@ -146,6 +146,7 @@ def check(call, given=("out", "maps", "lse"), needed=EVERYTHING, **options) -> l
     return ran
 
 
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize("given", ["out", "maps", "lse", "all"])
 @pytest.mark.parametrize("kind", ["captured", "biased", "band"])
 def test_each_gradient_that_comes_in(given, kind):
@@ -153,6 +154,7 @@ def test_each_gradient_that_comes_in(given, kind):
     check(call, ("out", "maps", "lse") if given == "all" else (given,))
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("biased", [False, True], ids=["captured", "biased"])
 def test_masked_rows_many_tokens_and_maps_per_head(biased):
     call = make(67, batch=2, keys=70, queries=37, masked=True, biased=biased, head_mean=False)
@@ -161,6 +163,7 @@ def test_masked_rows_many_tokens_and_maps_per_head(biased):
     assert ("token_bias_kernel" in ran) == biased
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("tokens", [0, 3], ids=["plain", "maps"])
 @pytest.mark.parametrize("row_max_grad", [False, True], ids=["constant-maximum", "maximum"])
 def test_band(tokens, row_max_grad):

@@ -202,6 +202,7 @@ def test_a_captured_row_that_sees_no_key():
     assert all(grad.isfinite().all() for grad in found)
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("level", EVERY_LEVEL)
 def test_every_level_of_this_machine(level, request, fresh, tmp_path):
     code = _LEVEL_CHECK.format(level=level, seed=request.config.seed)

@@ -66,6 +66,7 @@ def check(call: AttentionCall) -> None:
     assert found.highest is None and found.place is None
 
 
+@pytest.mark.drawn(2)
 @runs
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(("queries", "keys", "dim"), [(37, 301, 64), (131, 77, 128), (129, 256, 64), (1, 1, 64)])

@@ -144,6 +144,7 @@ def derivative(mode, loss, tensors, tangents):
         return [tangent.clone()]
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("mode", DERIVATIVES)
 def test_derivatives_of_torch_func_and_forward_mode(mode, case, backend):
     name, _, tensors = case

@@ -128,18 +128,19 @@ def check(backend: str, case: Case, dtype: torch.dtype) -> None:
 
 @pytest.mark.parametrize("case", CASES, **by_name)
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.drawn(2)
+@pytest.mark.drawn(5)
 def test_forward_and_gradients_float32(backend, case):
     check(backend, case, torch.float32)
 
 
 @pytest.mark.parametrize("case", LONG, **by_name)
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(6)
 def test_more_keys_than_a_tile(backend, case):
     check(backend, case, torch.float16 if backend == "triton" else torch.float32)
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 @pytest.mark.parametrize("case", [CASES[0], CASES[1], CASES[5]], **by_name)
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -226,7 +227,7 @@ def test_large_logits_do_not_vanish(backend):
 
 @pytest.mark.parametrize("keys", [4, 700], ids=["one-tile", "more-tiles"])
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(6)
 def test_the_row_maximum_has_a_gradient(backend, keys):
     """It is the difference between the true gradient and the one with m held fixed, and goes to the first of a tie."""
     device = device_of(backend)
@@ -260,6 +261,7 @@ def test_the_row_maximum_has_a_gradient(backend, keys):
     assert difference[0, 0, 1].abs().max() > 100 * difference[0, 0, others].abs().max()
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_nan_stays_where_it_is(backend):
     """A query that is not a number says so, and to no other query."""

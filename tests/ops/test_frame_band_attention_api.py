@@ -72,6 +72,7 @@ def test_opcheck_forward(backend, dtype):
     )
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize(
     "arriving, needed",
     [
@@ -127,6 +128,7 @@ class Counter:
         return make_boxed_func(graph.forward)
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("backend", ["auto", *CPU_BACKENDS])
 def test_fullgraph_compile(backend):
     """One graph forward, one backward, equal to eager; other sizes compile once more, then never again."""
@@ -181,6 +183,7 @@ for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
 """
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("level", EVERY_LEVEL)
 def test_every_level_of_this_machine(level, fresh, tmp_path):
     fresh.right(_LEVEL_CHECK.format(level=level), tmp_path, CVG_CPU_ISA=level)

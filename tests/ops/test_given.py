@@ -42,6 +42,7 @@ TENSORS = [
 ]
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("junk", NO_TENSORS.values(), ids=NO_TENSORS)
 @pytest.mark.parametrize("function,name", TENSORS, ids=lambda one: getattr(one, "__name__", one))
 @pytest.mark.parametrize("backend", ["auto", "reference"])
@@ -91,6 +92,7 @@ def test_hops_may_be_read_only_once(function, backend):
         assert torch.equal(mine, right)
 
 
+@pytest.mark.drawn(12)
 @pytest.mark.parametrize("backend", backends("token_peaks", "reference", "native", "triton"))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("sharpness", [100.0, -100.0])

@@ -52,6 +52,7 @@ def gpu_kernels(*, but: set[str] = frozenset()) -> list:
     ]
 
 
+@pytest.mark.drawn(12)
 @pytest.mark.parametrize(("name", "backend"), kernels())
 def test_every_kernel_on_a_small_odd_layer(name, backend):
     layer, device = LAYERS[name], device_of(backend)

@@ -128,6 +128,7 @@ def test_the_reference_is_differentiable_twice():
 # --- torch.library and torch.compile ---------------------------------------------------------------------------------
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("requires_grad", [True, False])
 @pytest.mark.parametrize("backend, dtype", [("native", torch.float32), ("reference", torch.float64)])
 @pytest.mark.parametrize("sink", ["video", "frame"])

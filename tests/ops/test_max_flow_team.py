@@ -54,7 +54,7 @@ def assert_same(found, wanted) -> None:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("sink", ["video", "frame"])
 @pytest.mark.parametrize("frames, hops", [(1, 1), (3, 0), (5, 2), (16, 2), (21, 3), (33, 1)])
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(18)
 def test_subgraphs(flow_team, frames, hops, sink, device):
     for ties in (False, True):
         for residual in ("average", "add", None):
@@ -75,6 +75,7 @@ def test_64_frames(flow_team, device, sink, tokens):
     assert not team.plan["far_in_shared"]
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("nodes", [2, 3, 17, 33, 64])
 def test_any_graph(flow_team, nodes, device):

@@ -55,7 +55,7 @@ def assert_like_the_reference(kernel, definition, tensors, grad, temperature):
 @pytest.mark.parametrize("backend", KERNELS)
 @pytest.mark.parametrize("temperature", [None, 0.5, 0.01, 1e-3])
 @pytest.mark.parametrize("sizes", SIZES, ids=str)
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(12)
 def test_path_flow(backend, temperature, sizes):
     residual = ("average", "add", None)[sum(sizes) % 3]
     tensors = graph(sizes, device=device_of(backend))
@@ -76,7 +76,7 @@ def test_path_flow(backend, temperature, sizes):
 @pytest.mark.parametrize("backend", KERNELS)
 @pytest.mark.parametrize("temperature", [None, 0.3, 0.01])
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 7, 5, 6), (1, 40, 33, 21), (3, 9, 70, 35)])
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(8)
 def test_min_max_matmul(backend, temperature, shape):
     batch, rows, depth, columns = shape
     device = device_of(backend)
@@ -96,6 +96,7 @@ def test_min_max_matmul(backend, temperature, shape):
         assert torch.equal(kernel(*tensors), definition(*tensors))
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("temperature", [None, 0.05])
 def test_spatial_hop(backend, temperature):
@@ -124,6 +125,7 @@ def test_spatial_hop(backend, temperature):
         kernel(cross, hop, spatial[:, :1])
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("backend", KERNELS)
 @pytest.mark.parametrize("residual", ["average", "add", None])
 def test_corrected_bias(backend, residual):
@@ -187,7 +189,7 @@ def test_ties_share_the_gradient_as_torch_shares_it(backend):
 
 @pytest.mark.parametrize("backend", KERNELS)
 @pytest.mark.parametrize("temperature", [None, 0.01])
-@pytest.mark.drawn(2)
+@pytest.mark.drawn(4)
 def test_sparse_gradients(backend, temperature):
     """A gradient at one output, as a maximum sends it, and none at all."""
     tensors = graph((2, 20, 6, 37, 2), device=device_of(backend))

@@ -40,6 +40,7 @@ def test_it_is_what_the_released_code_computes(backend, temperature, residual):
     assert (flow - other).abs().max() > 0.01 * temperature
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("hops", [0, 1, 2, 3])
 @pytest.mark.parametrize("residual", ["average", "add", None])
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -62,7 +63,7 @@ def test_up_to_one_hop_there_is_one_order(backend, hops):
 @pytest.mark.parametrize("backend", KERNELS)
 @pytest.mark.parametrize("temperature", [None, 0.5, 0.01])
 @pytest.mark.parametrize("sizes", [(2, 3, 4, 5, 2), (1, 1, 1, 1, 2), (1, 19, 16, 17, 2), (2, 2, 5, 2, 3)], ids=str)
-@pytest.mark.drawn(2)
+@pytest.mark.drawn(12)
 def test_kernels(backend, temperature, sizes):
     """Forward and every gradient, against the definition in float64."""
     options = {"temperature": temperature, "residual": ("average", "add", None)[sum(sizes) % 3]}
@@ -79,6 +80,7 @@ def test_kernels(backend, temperature, sizes):
     assert ran == [("path_flow", backend)] * 2 + [("path_flow_backward", backend)] * 2
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("backend", KERNELS)
 @pytest.mark.parametrize("residual", ["average", "add", None])
 def test_with_a_spatial_hop_and_corrected_bias(backend, residual):

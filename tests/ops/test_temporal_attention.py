@@ -105,7 +105,7 @@ def regulariser(case: Case, dtype: torch.dtype, device: torch.device) -> dict[st
 
 @pytest.mark.parametrize("case", CASES, **by_name)
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.drawn(2)
+@pytest.mark.drawn(4)
 def test_forward_and_gradients_float32(backend, case):
     check(backend, case, torch.float32)
 
@@ -122,6 +122,7 @@ def test_many_frames(backend, case):
     check(backend, case, torch.float16)
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 @pytest.mark.parametrize("case", [CASES[0], CASES[1], CASES[6], CASES[13]], **by_name)
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -262,6 +263,7 @@ def test_nan_stays_where_it_is(backend):
     torch.testing.assert_close(out[~hurt], clean.out[~hurt])
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_each_gradient_alone(backend):
     """A gradient from one output only, to one input only, is that of the definition."""
@@ -327,6 +329,7 @@ def test_more_positions_than_a_grid_has_blocks(backend):
     torch.testing.assert_close(found.maps, maps)
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("added", ["none", "band", "bias"])
 @pytest.mark.parametrize("backend", EXACT)
 def test_gradcheck(backend, added):

@@ -25,6 +25,7 @@ def test_tiles_hold_whole_sequences(frames, element_size):
         assert (tile.sequences + 1) * frames > tile.rows
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("dim, unit", [(40, 8), (72, 8), (88, 8), (64, 1), (36, 1)])
 def test_rows_begin_at_16_bytes_where_they_can(dim, unit):
     """As diffusers has heads, `[P, F, H, D].transpose(1, 2)`:

@@ -118,7 +118,7 @@ def ours(query, key, lse, mask, case: Case, **options):
 
 @pytest.mark.parametrize("case", CASES, **by_name)
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.drawn(2)
+@pytest.mark.drawn(3)
 def test_forward_and_gradients_float32(backend, case):
     check(backend, case, torch.float32)
 
@@ -132,7 +132,7 @@ def test_beyond_the_gpu_kernels(backend, case):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 @pytest.mark.parametrize("case", [CASES[0], CASES[2], CASES[7], *LONG], **by_name)
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.drawn(2)
+@pytest.mark.drawn(4)
 def test_low_precision(backend, case, dtype):
     check(backend, case, dtype)
 

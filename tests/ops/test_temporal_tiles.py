@@ -95,7 +95,7 @@ by_name = {"ids": lambda case: case.name if isinstance(case, Case) else None}
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 @pytest.mark.parametrize("case", CASES, **by_name)
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(36)
 def test_forward_and_gradients(device, case, dtype):
     check("cuda", case, dtype, device)
 

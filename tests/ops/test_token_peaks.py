@@ -64,7 +64,7 @@ KERNELS = [one for one in backends("token_peaks") if one.values[0] != "reference
     ],
     ids=str,
 )
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(6)
 def test_kernels_against_float64(backend, sharpness, shape):
     flow = torch.rand(shape, device=device_of(backend))
     grad = torch.randn(shape[:2], device=flow.device)
@@ -78,6 +78,7 @@ def test_kernels_against_float64(backend, sharpness, shape):
         assert_as_exact_as(have, eager, want, factor=3, depth=16, size=1.0)
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("backend", KERNELS)
 def test_tokens_that_are_masked_and_places_that_tie(backend):
     """−∞ takes a token out; a token alone is 1 everywhere, and all places share its gradient."""

@@ -88,6 +88,7 @@ def swapped(built: Built, _: str) -> torch.Tensor:
         return built.run()
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize(
     ("name", "call", "key"),
     [

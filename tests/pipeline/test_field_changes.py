@@ -122,7 +122,7 @@ def heat(captured):
 
 
 @pytest.mark.parametrize(("name", "change"), CASES, ids=[f"{name}-{change.__name__}" for name, change in CASES])
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(7)
 def test_a_change_in_the_block_is_one_before_it(name, change):
     """The same video, maps and guided steps, whether it was made before attaching, after,
     or in the middle of a run.

@@ -42,6 +42,7 @@ def test_a_textual_inversion_is_all_of_its_vectors():
     assert set(made.history[0]["scores"][0]) == {"<thing>", "dog"}
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize(
     "method",
     [None, VICO, cvg.Gen1(), cvg.VSTAR(sigma=None, prompts=["a red cat", "a blue dog"]), cvg.VSTAR(sigma=1.0)],
@@ -141,6 +142,7 @@ CONDITIONED = [
 ]
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("name", CONDITIONED)
 def test_conditions_are_cut_with_the_batch(name):
     """Whatever is batched beside the latents: each of two videos has the losses and maps that it has alone."""

@@ -65,6 +65,7 @@ def test_latents_are_moved_under_autocast_too(name):
     assert not torch.equal(frames, stock)
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("name", FIVE)
 def test_inference_mode_changes_nothing(name):
     """Rotary positions, texts and timesteps that were made in it can be saved for no backward pass."""
@@ -114,7 +115,7 @@ def fresh_compiler():
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("when", ["before", "while", "between"])
 @pytest.mark.parametrize("how", COMPILING, ids=lambda how: how.__name__)
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(12)
 def test_a_compiled_network(how, when, caplog):
     """Compiled before it is attached to, while, or between two runs of a block: the same, and compiled again
     afterwards.
@@ -241,7 +242,7 @@ def cast_by_layers(network, folder):
 
 @pytest.mark.parametrize("how", [offloaded_to_disk, offloaded_by_blocks, cast_by_layers], ids=lambda how: how.__name__)
 @pytest.mark.parametrize("name", FIVE)
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(8)
 def test_weights_that_are_taken_away_after_the_forward(name, how, tmp_path):
     """The backward pass still has those that the forward used."""
     pipe, options = PIPELINES[name].build()

@@ -96,6 +96,7 @@ FAILURES = [
 ]
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("failure", FAILURES, ids=lambda failure: failure.__name__)
 def test_a_run_that_ends_early_leaves_nothing_to_the_next(failure):
     """Within the block the next run is as if there had been none; of another size it may be too."""
@@ -208,6 +209,7 @@ def test_copies_are_of_the_pipeline_alone():
     assert not [name for name in vars(twin) if "cvg" in name]
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("during", [False, True], ids=["after", "during"])
 def test_networks_are_pickled_as_they_were(during):
     pipe, options = build()
@@ -316,6 +318,7 @@ def handles(pipe):
 ORDERS = list(itertools.permutations(["capture", "method", "processors"]))
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("leaving", ORDERS, ids="-".join)
 @pytest.mark.parametrize("entering", ORDERS, ids="-".join)
 def test_handles_leave_in_any_order(entering, leaving):
@@ -383,6 +386,7 @@ def test_handles_that_come_and_go_in_the_middle_of_a_run():
     assert tree(pipe) == before
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("first", ["capture", "method"])
 @pytest.mark.parametrize(
     "method",

@@ -81,7 +81,7 @@ def build(name, kind, settings):
 
 
 @pytest.mark.parametrize("case", [*CASES, *MIXED], ids=ids)
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(9)
 def test_a_move_at_the_first_step_is_one_of_the_noise_that_is_begun_with(case):
     """Exactly so, for every scheduler and the real network: there is nothing yet that a scheduler could remember."""
     name, *_ = case
@@ -99,7 +99,7 @@ def test_a_move_at_the_first_step_is_one_of_the_noise_that_is_begun_with(case):
 
 
 @pytest.mark.parametrize("case", CASES, ids=ids)
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(8)
 def test_a_move_at_every_step_reaches_the_end(case):
     """With a network that predicts the same whatever it is given, the scheduler carries a move along by a known
     factor.
@@ -164,6 +164,7 @@ def test_a_scheduler_that_cannot_be_guided_is_refused_before_anything_runs():
     assert captured.records
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("name", ["animatediff", "wan"])
 def test_schedulers_compared_in_a_loop(name):
     """`pipe.scheduler = …` in the block: each is as if it had been there from the beginning."""

@@ -30,6 +30,7 @@ def results(pipe, options):
     return [frames, swapped, *losses, *(record.maps for record in captured.records)]
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("name", ["animatediff", "wan", "cogvideox"])
 def test_lora_loaded_fused_unfused_and_gone(name):
     """Loaded, fused and unfused are one model; switched off and deleted the model is that without.
@@ -73,6 +74,7 @@ def test_tiles_of_the_autoencoder(name):
         torch.testing.assert_close(run(pipe, options, num_inference_steps=2), stock, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("name", ["animatediff", "wan"])
 def test_layers_on_several_devices(name, tmp_path):
     """A `device_map` with every second part on disk: accelerate brings its weights for each forward."""

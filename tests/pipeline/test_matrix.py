@@ -26,7 +26,7 @@ def together(built, strength=1):
 
 @pytest.mark.parametrize("name", METHODS)
 @pytest.mark.parametrize("built", KNOWN, indirect=True)
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(126)
 def test_a_method_on_a_pipeline(built, name):
     method = METHODS[name]
     refused = method.refused(built.case)
@@ -56,7 +56,7 @@ def test_a_method_on_a_pipeline(built, name):
 
 
 @pytest.mark.parametrize("built", KNOWN, indirect=True)
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(36)
 def test_methods_together(built):
     names, methods = together(built)
     if not names:
@@ -80,7 +80,7 @@ def test_methods_together(built):
 
 
 @pytest.mark.parametrize("built", KNOWN, indirect=True)
-@pytest.mark.drawn(2)
+@pytest.mark.drawn(12)
 def test_the_drop_in_swap(built):
     with cvg.processors(built.pipe) as swap, cvg.trace_backends() as ran:
         video = built.run()

@@ -103,7 +103,7 @@ def words_at(pipe) -> list[list[int]]:
 
 
 @pytest.mark.parametrize("built", KNOWN, indirect=True)
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(18)
 def test_the_maps_of_words(built):
     """One record for each text layer, step and branch; each is that of the stock run."""
     case, pipe = built.case, built.pipe
@@ -144,6 +144,7 @@ def test_the_maps_of_words(built):
     built.is_as_before()
 
 
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize("built", TEMPORAL, indirect=True)
 def test_temporal_maps(built):
     case, pipe = built.case, built.pipe

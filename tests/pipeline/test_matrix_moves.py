@@ -106,7 +106,7 @@ def effect(scheduler, timesteps: list[float], at: int, step: int) -> float:
 
 @pytest.mark.parametrize("at", [0, 1])
 @pytest.mark.parametrize("built", KNOWN, indirect=True)
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(24)
 def test_a_move_reaches_the_scheduler(built, at):
     case, pipe = built.case, built.pipe
     channels = unwrap(denoisers(pipe)[0]).config.in_channels - case.condition_channels

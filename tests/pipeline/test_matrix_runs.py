@@ -36,7 +36,7 @@ on_families = pytest.mark.parametrize(("built", "name"), accepted(FAMILIES), ind
 
 
 @on_families
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(14)
 def test_an_interrupted_run_leaves_nothing_for_the_next(built, name):
     """Ctrl-C in the first call of a layer (a method's own call, or the pipeline's), and in a later one."""
     method = METHODS[name]
@@ -66,6 +66,7 @@ def test_an_interrupted_run_leaves_nothing_for_the_next(built, name):
     built.runs_as_before()
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("built", FAMILIES, indirect=True)
 def test_capture_after_an_interrupted_run(built):
     with cvg.capture(built.pipe, WORDS) as clean:
@@ -118,7 +119,7 @@ def test_pag_after_a_run_that_failed_without_us():
 
 
 @on_families
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(9)
 def test_without_classifier_free_guidance(built, name):
     method = METHODS[name]
     stock = built.run(guidance_scale=1.0)
@@ -144,7 +145,7 @@ def test_capture_without_classifier_free_guidance(built):
 
 
 @on_families
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(9)
 def test_in_inference_mode(built, name):
     method = METHODS[name]
     with method(built).attach(built.pipe):
@@ -166,6 +167,7 @@ def test_capture_in_inference_mode(built):
     built.runs_as_before()
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("built", FAMILIES, indirect=True)
 def test_capture_under_autocast(built):
     """The rows of softmax in bfloat16 have 8 bits, and so do the queries and keys."""
@@ -185,7 +187,7 @@ def test_capture_under_autocast(built):
 
 
 @pytest.mark.parametrize(("built", "name"), accepted(BATCHED), indirect=["built"])
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(12)
 def test_each_video_of_a_batch_is_as_alone(built, name):
     """Also where its words stand in another order."""
     prompts = [PROMPT, "a blue dog and a red cat"]
@@ -204,6 +206,7 @@ def test_each_video_of_a_batch_is_as_alone(built, name):
     built.is_as_before()
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("built", BATCHED, indirect=True)
 def test_maps_of_each_video_of_a_batch_are_as_alone(built):
     prompts = [PROMPT, "a blue dog and a red cat"]

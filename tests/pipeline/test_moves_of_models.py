@@ -110,6 +110,7 @@ def check(case, pipe, options, given: int = 0, scale: bool = False) -> None:
         torch.testing.assert_close(change, want.expand_as(change), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("name", FLOWS)
 def test_a_move_is_in_every_later_call(name):
     case = PIPELINES[name]

@@ -54,7 +54,7 @@ def bypassed(name: str, pipe: Any) -> None:
 @pytest.mark.parametrize(
     "name", [n for n, case in PIPELINES.items() if n not in ("svd", "animatediff_freenoise_prompts")]
 )
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(7)
 def test_words_of_every_pipeline(name):
     pipe, options = PIPELINES[name].build()
     if "prompt" in options:

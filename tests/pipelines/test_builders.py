@@ -76,7 +76,7 @@ def inputs_of(options):
 
 
 @pytest.mark.parametrize("name", PIPELINES)
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(14)
 def test_a_pipeline_is_what_its_case_says(name):
     case = PIPELINES[name]
     pipe, options = case.build()
@@ -118,7 +118,7 @@ def test_video_to_video_leaves_out_a_share_of_the_schedule(name, asked):
 
 
 @pytest.mark.parametrize("name", GUIDED)
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(9)
 def test_the_negative_prompt_moves_the_unconditional_branch_alone(name):
     case = PIPELINES[name]
     pipe, options = case.build()

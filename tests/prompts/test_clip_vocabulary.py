@@ -63,6 +63,7 @@ def test_the_tokens_are_those_of_clip(tokenizers):
         assert tokenizers["fast"](prompt).input_ids == tokenizers["slow"](prompt).input_ids
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("kind", ["made", "slow made", *KINDS])
 @pytest.mark.parametrize(("prompt", "word", "there"), WORDS, ids=[f"{word} in {prompt}" for prompt, word, _ in WORDS])
 def test_a_word_has_the_tokens_of_its_characters(tokenizers, kind, prompt, word, there):

@@ -71,6 +71,7 @@ def run(tmp_path_factory):
     return folder
 
 
+@pytest.mark.drawn(3, of="whole trainings")
 def test_training_ends_in_a_stock_pipeline(run):
     from diffusers import AnimateDiffPipeline
 
@@ -109,6 +110,7 @@ class Stopped(Exception):
     """Stands for a machine that goes away."""
 
 
+@pytest.mark.drawn(3, of="whole trainings")
 def test_a_stopped_run_goes_on_as_it_would_have(run, tmp_path):
     """Stopped after the first video step, then resumed: the same weights as without the stop."""
     whole = run / "pipeline"
@@ -142,6 +144,7 @@ def test_metrics_are_written(run):
     assert all(line["loss"] > 0 for line in lines)
 
 
+@pytest.mark.drawn(3, of="two processes")
 def test_two_processes_train_together(tmp_path):
     """The processes are separate programs, with the recipe's own batches; two steps of each stage."""
     folder = train(tmp_path, TINY, device=CPU, processes=2)

@@ -117,6 +117,7 @@ REPLIES = {
 }
 
 
+@pytest.mark.drawn(3)
 @pytest.mark.parametrize("name", REPLIES)
 def test_another_reply_is_told_in_one_line(name, server):
     body, why = REPLIES[name]

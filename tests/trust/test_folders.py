@@ -78,6 +78,7 @@ def test_a_pickle_beside_safetensors_is_left_alone(folder, tmp_path):
     assert not (tmp_path / "mark").exists()
 
 
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize(
     "settings",
     [
@@ -105,6 +106,7 @@ def test_no_code_of_a_folder_is_run(settings, folder, tmp_path, monkeypatch):
     assert not mark.exists()
 
 
+@pytest.mark.drawn(12)
 @pytest.mark.parametrize("file", ["model_index.json", "unet/config.json", "scheduler/scheduler_config.json"])
 @pytest.mark.parametrize("name", ["cut off", "empty", "list", "deep", "twice", "NaN", "utf-16", "huge"])
 def test_settings_that_are_none(name, file, folder):
@@ -112,6 +114,7 @@ def test_settings_that_are_none(name, file, folder):
     both_ways(folder, folder / file)
 
 
+@pytest.mark.drawn(8)
 @pytest.mark.parametrize("data", [b"", b"[]", b'{"a": "b"}', b"[" * 100_000, b"\xff\xfe"])
 @pytest.mark.parametrize("file", ["vocab.json", "merges.txt", "tokenizer_config.json"])
 def test_tokenizers_that_are_none(file, data, folder):
@@ -123,6 +126,7 @@ def test_tokenizers_that_are_none(file, data, folder):
         assert str(folder) in str(error) and "\n" not in str(error)
 
 
+@pytest.mark.drawn(2)
 @pytest.mark.parametrize("name", BAD_TENSORS)
 def test_weights_that_are_none(name, folder):
     (folder / UNET).write_bytes(BAD_TENSORS[name])
