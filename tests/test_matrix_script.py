@@ -38,7 +38,7 @@ def test_its_tests_exist(matrix):
     from tests.pipeline.matrix import KNOWN, METHODS
 
     assert set(matrix.PIPELINES) <= set(KNOWN)
-    for check in matrix.checks():
+    for check in matrix.checks(operations=True):
         for test in check.tests:
             file, _, name = test.partition("::")
             source = (ROOT / file).read_text()
@@ -46,17 +46,42 @@ def test_its_tests_exist(matrix):
     assert set(matrix.FEATURES) - {"capture", "swap"} <= set(METHODS)
 
 
-def test_the_table_is_that_of_the_file(matrix):
-    """Every release has been run, and was right."""
-    rows = json.loads((ROOT / "docs" / "releases.json").read_text())["releases"]
-    assert (ROOT / "docs" / "releases.md").read_text() == matrix.page(rows)
-    wanted = {}
-    for check in matrix.checks():
-        wanted.setdefault(check.subject, {})[check.feature] = "right"
+def test_the_lower_bounds_are_pinned_at_once(matrix):
+    pins = matrix.lower_bounds()
+    text = (ROOT / "pyproject.toml").read_text()
+    for name in ("dependencies", "video"):
+        (part,) = re.findall(rf"^{name} = \[(.*?)^\]", text, re.S | re.M)
+        for package, number in re.findall(r'"([\w-]+)>=([\d.]+)', part):
+            assert f"{package}=={number}" in pins
+    assert len(pins) == len({pin.partition("==")[0] for pin in pins}) > 10
+    assert matrix.ENVIRONMENTS["lower bounds"].pins == pins
+    (oldest,) = re.findall(r'requires-python = ">=([\d.]+)"', text)
+    assert matrix.ENVIRONMENTS["lower bounds"].python == oldest
+
+
+def test_the_tables_are_those_of_the_file(matrix):
+    """Every release and every environment has been run, and was right."""
+    rows = json.loads((ROOT / "docs" / "releases.json").read_text())
+    assert (ROOT / "docs" / "releases.md").read_text() == matrix.page(rows["releases"], rows["environments"])
     for release in matrix.RELEASES:
-        row = rows[release[0]]
+        row = rows["releases"][release[0]]
         assert tuple(row["packages"].values()) == release
-        assert row["checks"] == wanted
+        assert row["checks"] == right(matrix.checks())
+    assert list(rows["environments"]) == list(matrix.ENVIRONMENTS)
+    for name, wanted in matrix.ENVIRONMENTS.items():
+        row = rows["environments"][name]
+        assert row["python"] == wanted.python
+        pins = dict(pin.split("==") for pin in wanted.pins)
+        assert all(row["packages"][told].startswith(pins.get(told, "")) for told in matrix.TOLD)
+        assert row["checks"] == right(matrix.checks(operations=True))
+
+
+def right(checks) -> dict[str, dict[str, str]]:
+    """What the tables hold where everything was right."""
+    wanted: dict[str, dict[str, str]] = {}
+    for check in checks:
+        wanted.setdefault(check.subject, {})[check.feature] = "right"
+    return wanted
 
 
 def test_outcomes(matrix, tmp_path):

@@ -39,7 +39,7 @@ _backward_op = torch.ops.cvg_kernels.attention_backward.default
 
 def attend(call: AttentionCall, deterministic: bool, backend: Backend) -> AttentionResult:
     """Runs the operation: out and maps are empty tensors, or `None`, where they are not computed."""
-    if not torch.is_grad_enabled() and not somebody_looks(call[:6]):
+    if not torch.is_grad_enabled() and not somebody_looks(_tensors(call)):
         return _run(call, deterministic, backend.value)
     return AttentionResult(*_attend(*flat(call), deterministic, backend.value))
 
@@ -49,10 +49,15 @@ def operation_of(call: AttentionCall) -> str:
     return "attention" if call.band is None else "frame_band_attention"
 
 
+def _tensors(call: AttentionCall) -> tuple:
+    """By name: torch.compile of older releases cannot slice a named tuple."""
+    return (call.query, call.key, call.value, call.token_ids, call.key_bias, call.token_bias)
+
+
 def flat(call: AttentionCall) -> tuple:
     """The call as the operation takes it."""
     band = Band(None, None, 0.0, 0.0, False) if call.band is None else call.band
-    return (*call[:6], *band, call.scale, call.head_mean)
+    return (*_tensors(call), *band, call.scale, call.head_mean)
 
 
 def _call(flat: tuple) -> AttentionCall:

@@ -72,7 +72,7 @@ def _options(call: AttentionCall, mask: torch.Tensor | None = None) -> dict:
         band = call.band
         wide = torch.promote_types(call.query.dtype, torch.float32)
         matrix = frame_band(band.query_frames, band.key_frames, band.sigma, wide)
-        options |= {"band": band.strength * matrix, "row_max_grad": band.row_max_grad}
+        options["band"], options["row_max_grad"] = band.strength * matrix, band.row_max_grad
     return options
 
 

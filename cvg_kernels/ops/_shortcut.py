@@ -76,8 +76,8 @@ def somebody_looks(given: tuple) -> bool:
     plain.
     """
     return (
-        not _PLAIN.issuperset(map(type, given))
-        or torch.compiler.is_compiling()
+        torch.compiler.is_compiling()
+        or not _PLAIN.issuperset(map(type, given))
         or torch._C._are_functorch_transforms_active()
         or forward_ad._current_level >= 0
         or torch._C._len_torch_dispatch_stack() > 0

@@ -18,7 +18,9 @@ def maps_of(call: MapsCall, pair_bias: torch.Tensor | None = None) -> torch.Tens
     """
     bias = _bias(call) if pair_bias is None else pair_bias
     with autocast_off(call.query.device):
-        return reference.temporal_maps(*call[:3], bias, scale=call.scale, head_mean=call.head_mean)
+        return reference.temporal_maps(
+            call.query, call.key, call.lse, bias, scale=call.scale, head_mean=call.head_mean
+        )
 
 
 def forward(call: MapsCall) -> torch.Tensor:
@@ -30,7 +32,7 @@ def backward(call: MapsCall, grad_maps: torch.Tensor, targets: Targets) -> None:
     """Fills the gradients that are wanted."""
     with autocast_off(call.query.device):
         found = reference.temporal_maps_backward(
-            grad_maps, *call[:3], _bias(call), scale=call.scale, head_mean=call.head_mean
+            grad_maps, call.query, call.key, call.lse, _bias(call), scale=call.scale, head_mean=call.head_mean
         )
     for target, grad in zip(targets, found, strict=True):
         if target is not None:

@@ -48,7 +48,7 @@ def check_tensors(query, key, value, *, values: bool) -> None:
     """Checks shapes, dtypes and devices of query, key and, where the operation has them, values."""
     if not torch.compiler.is_compiling() and _fit(query, key, value if values else key):
         return
-    tensors = {"query": query, "key": key} | ({"value": value} if values else {})
+    tensors = {"query": query, "key": key, **({"value": value} if values else {})}
     for name, tensor in tensors.items():
         check_operand(name, tensor, query, (4,), "[B, H, length, head_dim]")
         if tensor.shape[0] != query.shape[0] or tensor.shape[1] != query.shape[1]:

@@ -253,16 +253,19 @@ def _attend(
     backend = backend_on("attention", backend, query.device)
     additive = None if mask is None else mask.values
     head_mean = head_reduction == "mean"
-    call = AttentionCall(query, key, value, token_ids, None, token_bias, band, scale, head_mean)
-    if dense or backend is Backend.REFERENCE:
+    by_definition = dense or backend is Backend.REFERENCE
+    key_bias = None
+    if additive is not None and not by_definition:
+        if additive.requires_grad:
+            raise ArgumentError("key_mask must not require a gradient, except with backend='reference'")
+        key_bias = additive[:, 0, 0].contiguous()
+    call = AttentionCall(query, key, value, token_ids, key_bias, token_bias, band, scale, head_mean)
+    if by_definition:
         note_backend(operation.operation_of(call), "reference")
         found = reference.attend(call, additive)
     else:
-        if additive is not None:
-            if additive.requires_grad:
-                raise ArgumentError("key_mask must not require a gradient, except with backend='reference'")
-            call = call._replace(key_bias=additive[:, 0, 0].contiguous())
         found = operation.attend(call, deterministic, backend)
     if mask is not None and mask.shift is not None:
-        found = found._replace(lse=found.lse + mask.shift)
+        out, maps, lse, *of_band = found
+        found = AttentionResult(out, maps, lse + mask.shift, *of_band)
     return found

@@ -11,6 +11,7 @@ The compiler follows all this into its graph, where a `Plan` says what the taps 
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
@@ -73,7 +74,13 @@ def _is_traced() -> bool:
     return torch._guards.TracingContext.try_get() is not None
 
 
-@torch.compiler.disable(reason="a tap of the layer cannot be part of a graph")
+def _outside_graphs(reason: str):
+    """Keeps a function out of the compiler's graphs, and says why where torch takes the reason."""
+    takes = "reason" in inspect.signature(torch.compiler.disable).parameters
+    return torch.compiler.disable(**({"reason": reason} if takes else {}))
+
+
+@_outside_graphs("a tap of the layer cannot be part of a graph")
 def _run(kind: type, processor: Any, attn: nn.Module, args: tuple, kwargs: dict[str, Any]):
     """The processor's own call, its attention handed to the active taps."""
     tapped = vars(attn).get(SLOT)

@@ -149,7 +149,8 @@ def test_fullgraph_compile(backend):
         for one, other in zip(found, wanted, strict=True):
             torch.testing.assert_close(one, other)
         graphs.append(counter.graphs)
-    assert graphs == [2, 4, 4]
+    # torch 2.6 compiles for each layout of a symbol
+    assert graphs == [2, 4, 4] or (graphs == [2, 4, 6] and torch.__version__ < "2.8")
 
 
 def test_shapes_on_meta_tensors():
