@@ -216,7 +216,7 @@ class CleanBuildPy(build_py):
     def run(self) -> None:
         build_lib = Path(self.build_lib).resolve()
         if not self.editable_mode and build_lib != ROOT:
-            # setuptools packs whatever an earlier build left there, files since removed as well
+            # setuptools packs whatever an earlier build left there, files and packages since removed as well
             for package in ("cvg_kernels", "python_ref"):
                 shutil.rmtree(build_lib / package, ignore_errors=True)
         super().run()

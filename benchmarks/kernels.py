@@ -59,7 +59,7 @@ CASES = {
         lambda: [softmax(1, 4, 8, 16, dim=1), *(softmax(1, 16, 8, 8) for _ in range(2))],
         lambda cross, *hops, backend: cvg.subgraph_max_flow(cross, hops, backend=backend)[0],
     ),
-    "coupled_flow": (
+    "coupled_max_flow": (
         lambda: [softmax(1, 2, 4, 16, dim=1), softmax(1, 16, 4, 4)],
         lambda cross, hop, backend: cvg.coupled_max_flow(cross, [hop], backend=backend)[0],
     ),

@@ -54,8 +54,8 @@ AttentionArgs make_args(const std::array<int64_t, 7>& sizes, int dtype, const St
   return args;
 }
 
-AttentionRows rows_of(Address lse, Address highest, Address place) {
-  return {pointer<void>(lse), pointer<void>(highest), pointer<int32_t>(place)};
+AttentionRows rows_of(Address lse, Address row_max, Address row_argmax) {
+  return {pointer<void>(lse), pointer<void>(row_max), pointer<int32_t>(row_argmax)};
 }
 
 }  // namespace
@@ -63,18 +63,19 @@ AttentionRows rows_of(Address lse, Address highest, Address place) {
 void bind_attention(py::module_& m) {
   static const AttentionKernels& kernels = CVG_AT_LEVEL(attention_kernels);
   py::class_<AttentionArgs>(m, "AttentionArgs", py::module_local()).def(py::init(&make_args));
-  m.def("attention_forward", [](const AttentionArgs& args, const Strided4& out, Address maps,
-                                Address lse, Address highest, Address place) {
+  m.def("attention", [](const AttentionArgs& args, const Strided4& out, Address maps, Address lse,
+                        Address row_max, Address row_argmax) {
     py::gil_scoped_release release;
-    kernels.forward(args, {target(out), pointer<void>(maps), rows_of(lse, highest, place)});
+    kernels.forward(args, {target(out), pointer<void>(maps), rows_of(lse, row_max, row_argmax)});
   });
   m.def("attention_backward", [](const AttentionArgs& args, const Strided4& grad_out,
                                  Address grad_maps, Address grad_lse, const Strided4& out,
-                                 Address lse, Address highest, Address place,
+                                 Address lse, Address row_max, Address row_argmax,
                                  const Strided4& grad_query, const Strided4& grad_key,
                                  const Strided4& grad_value, Address grad_token_bias) {
     const BackwardIn in{tensor(grad_out), pointer<const void>(grad_maps),
-                        pointer<const void>(grad_lse), tensor(out), rows_of(lse, highest, place)};
+                        pointer<const void>(grad_lse), tensor(out),
+                        rows_of(lse, row_max, row_argmax)};
     if (grad_value.first && !in.grad_out.data && args.queries > 0) {
       throw std::invalid_argument("the gradient of value needs grad_out, which is absent");
     }

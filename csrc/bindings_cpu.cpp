@@ -59,10 +59,12 @@ PYBIND11_MODULE(_native_cpu, m) {
   m.def("built_levels", &built_levels, "The levels that were built.");
   m.def("processor_levels", &cvg::processor_levels, "The levels that this machine can run.");
   bind_attention(m);
-  bind_flow(m);
-  bind_coupled_flow(m);
+  bind_coupled_max_flow(m);
+  bind_guidance_mix(m);
   bind_max_flow(m);
+  bind_min_max_matmul(m);
+  bind_path_flow(m);
   bind_temporal_attention(m);
   bind_temporal_maps(m);
-  bind_guidance_mix(m);
+  bind_token_peaks(m);
 }

@@ -25,11 +25,13 @@ int level();
                                       kernels##_avx512, )}[cvg::bindings::level()]())
 
 void bind_attention(py::module_& m);
-void bind_coupled_flow(py::module_& m);
-void bind_flow(py::module_& m);
+void bind_coupled_max_flow(py::module_& m);
+void bind_guidance_mix(py::module_& m);
 void bind_max_flow(py::module_& m);
+void bind_min_max_matmul(py::module_& m);
+void bind_path_flow(py::module_& m);
 void bind_temporal_attention(py::module_& m);
 void bind_temporal_maps(py::module_& m);
-void bind_guidance_mix(py::module_& m);
+void bind_token_peaks(py::module_& m);
 
 }  // namespace cvg::bindings

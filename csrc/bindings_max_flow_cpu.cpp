@@ -1,6 +1,6 @@
 // Exact maximum flow.
 #include "bindings_cpu.h"
-#include "flow_calls.h"
+#include "max_flow_calls.h"
 
 namespace cvg::bindings {
 

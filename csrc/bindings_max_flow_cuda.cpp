@@ -1,7 +1,7 @@
 // Exact maximum flow.
 #include "bindings_cuda.h"
 #include "cvg/max_flow_cuda.h"
-#include "flow_calls.h"
+#include "max_flow_calls.h"
 
 namespace cvg::bindings {
 

@@ -6,10 +6,10 @@
 namespace cvg::bindings {
 
 void bind_temporal_attention(py::module_& m) {
-  m.def("temporal_attention_shares", [](int64_t sequences, int frames) {
-    int64_t shares = 0;
-    check(temporal_attention_shares(sequences, frames, &shares));
-    return shares;
+  m.def("temporal_attention_partial_sums", [](int64_t sequences, int frames) {
+    int64_t count = 0;
+    check(temporal_attention_partial_sums(sequences, frames, &count));
+    return count;
   });
   bind_temporal_calls<Address>(
       m,

@@ -15,9 +15,9 @@ using TemporalSizes = std::array<int64_t, 6>;  // B, P, H, F, D, Dv
 
 inline TemporalArgs temporal_args(const TemporalSizes& sizes, int dtype, const Strided5& query,
                                   const Strided5& key, const Strided5& value, Address added,
-                                  double scale, bool by_row_max) {
-  if (by_row_max && !added) {
-    throw std::invalid_argument("by_row_max needs added, which is absent");
+                                  double scale, bool scale_bias_by_row_max) {
+  if (scale_bias_by_row_max && !added) {
+    throw std::invalid_argument("scale_bias_by_row_max needs added, which is absent");
   }
   const auto [batch, positions, heads, frames, dim, value_dim] = sizes;
   return {batch,
@@ -32,7 +32,7 @@ inline TemporalArgs temporal_args(const TemporalSizes& sizes, int dtype, const S
           as<Tensor5>(value),
           pointer<const void>(added),
           scale,
-          by_row_max,
+          scale_bias_by_row_max,
           1};
 }
 
@@ -40,17 +40,17 @@ inline TemporalArgs temporal_args(const TemporalSizes& sizes, int dtype, const S
 // `where` the number of threads (int) or the address of a stream.
 template <typename Where, typename Forward, typename Backward>
 void bind_temporal_calls(py::module_& m, Forward forward, Backward backward) {
-  m.def("temporal_attention_forward",
+  m.def("temporal_attention",
         [=](const TemporalSizes& sizes, int dtype, const Strided5& query, const Strided5& key,
-            const Strided5& value, Address added, double scale, bool by_row_max,
+            const Strided5& value, Address added, double scale, bool scale_bias_by_row_max,
             const Strided5& out, Address maps, Where where) {
           const auto args =
-              temporal_args(sizes, dtype, query, key, value, added, scale, by_row_max);
+              temporal_args(sizes, dtype, query, key, value, added, scale, scale_bias_by_row_max);
           forward(args, TemporalForwardOut{as<Tensor5>(out), pointer<void>(maps)}, where);
         });
   m.def("temporal_attention_backward",
         [=](const TemporalSizes& sizes, int dtype, const Strided5& query, const Strided5& key,
-            const Strided5& value, Address added, double scale, bool by_row_max,
+            const Strided5& value, Address added, double scale, bool scale_bias_by_row_max,
             const Strided5& grad_out, Address grad_maps, bool row_max_grad,
             const Strided5& grad_query, const Strided5& grad_key, const Strided5& grad_value,
             Address grad_added, Where where) {
@@ -58,7 +58,7 @@ void bind_temporal_calls(py::module_& m, Forward forward, Backward backward) {
             throw std::invalid_argument("the gradient of value needs grad_out, which is absent");
           }
           const auto args =
-              temporal_args(sizes, dtype, query, key, value, added, scale, by_row_max);
+              temporal_args(sizes, dtype, query, key, value, added, scale, scale_bias_by_row_max);
           const TemporalBackwardIn in{as<Tensor5>(grad_out), pointer<const void>(grad_maps),
                                       row_max_grad};
           const TemporalBackwardOut to{as<Tensor5>(grad_query), as<Tensor5>(grad_key),

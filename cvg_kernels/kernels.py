@@ -236,7 +236,6 @@ def _stock(*limits: Limit) -> dict[Backend, Kernel]:
 
 
 _CORE = _reference("attention") | _native("attention", _ALL) | _triton("attention", _GPU)
-_PATHS = _reference("path_flow") | _native("path_flow", _WIDE) | _triton("path_flow", ("float32",))
 _CUTS = (_between(1, 64, "frames", "frames (or nodes)"), _between(0, 16, "hops"))
 
 #: Operation → backend → kernel. A backward pass that has no line of its own has that of its operation.
@@ -268,15 +267,17 @@ KERNELS: dict[str, dict[Backend, Kernel]] = {
         Limit("frames 1 to 128, in float32 to 32", _frames_in_registers),
         _between(1, 128, "head_dim"),
     ),
-    "path_flow": _PATHS,
-    "min_max_matmul": _PATHS,
+    "path_flow": _reference("path_flow") | _native("path_flow", _WIDE) | _triton("path_flow", ("float32",)),
+    "min_max_matmul": _reference("min_max_matmul")
+    | _native("min_max_matmul", _WIDE)
+    | _triton("min_max_matmul", ("float32",)),
     "token_peaks": _reference("token_peaks") | _native("token_peaks", _WIDE) | _triton("token_peaks", ("float32",)),
     "max_flow": _reference("max_flow") | _native("max_flow", _WIDE, *_CUTS) | _cuda("max_flow", _WIDE, *_CUTS),
-    "coupled_flow": _reference("coupled_flow") | _native("coupled_flow", _WIDE),
+    "coupled_max_flow": _reference("coupled_max_flow") | _native("coupled_max_flow", _WIDE),
     "guidance_mix": _reference("guidance_mix")
     | _native("guidance_mix", _ALL)
     | _triton("guidance_mix", _GPU, _between(2, 4, "predictions"), _without("rescale", "a rescale")),
-    "structure": {Backend.REFERENCE: Kernel("python_ref.structure")},
+    "depth_structure": {Backend.REFERENCE: Kernel("cvg_kernels.reference.depth_structure")},
 }
 
 

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from cvg_kernels.reference.path_flow import residual_hop
 
 import cvg_kernels as cvg
 from cvg_kernels import viz
 from cvg_kernels.shapes.pipeline import load_pipeline, sample
 from cvg_kernels.shapes.world import parse_caption, random_scene, render
-from python_ref.path_flow import residual_hop
 
 DOCS = Path(__file__).parent
 RESULTS = DOCS.parent / "benchmarks" / "results"

@@ -1,7 +1,7 @@
 """Attention that also returns the probabilities of chosen keys: the definition.
 
     S    = scale · q kᵀ + mask,   m_i = max_j S_ij
-    S'   = S + m · band                          a band over pairs of tokens, of `python_ref.frame_band_attention`
+    S'   = S + m · band                          a band over pairs of tokens, of `frame_band_attention`
     S'[..., token_ids] += token_bias             a key that occurs twice gets both
     P    = softmax(S')                           over the keys
     out  = P v

@@ -5,7 +5,7 @@
     S'   = S + m · strength · G,   m_i = max_j S_ij
 
 VSTAR's regularisation of temporal attention, carried over to networks that attend in space and time at once. Attention
-under it is `python_ref.attention` with `band = strength · G`.
+under it is `cvg_kernels.reference.attention` with `band = strength · G`.
 """
 
 from __future__ import annotations

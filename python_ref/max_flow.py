@@ -12,8 +12,7 @@ from collections import deque
 from collections.abc import Sequence
 
 import torch
-
-from python_ref.path_flow import residual_hop
+from cvg_kernels.reference.path_flow import residual_hop
 
 
 def source_side(capacity: list[list[float]], source: int, sink: int) -> list[bool]:

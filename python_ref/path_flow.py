@@ -1,53 +1,19 @@
 """Min-max path flow: how much of a token reaches each frame along its widest path. The definition.
 
 A path through layers carries as much as its narrowest edge; the flow of a token is that of its widest path, and the
-product that finds it is the matrix product with (×, +) replaced by (min, max):
+product that finds it is the min-max product of `cvg_kernels.reference.min_max_matmul`, which also has the soft form.
+After h hops over R nodes each, the soft flow differs from the hard one by at most  T · h · (ln R + ln 2).
 
-    (A ⊙ B)_ij = max_r min(A_ir, B_rj)
-
-The soft form replaces max and min by  max_T(x) = T log Σ exp(x/T)  and  min_T(x) = −max_T(−x).  After h hops over R
-nodes each it differs from the hard form by at most  T · h · (ln R + ln 2).  A product of equal edges x comes out as
-x + T (ln R − ln 2), and the correction of the bias subtracts that after each.
-
-The hard product is associative, the soft one is not: a soft flow through several hops depends on what is multiplied
-first.
+A soft flow through several hops depends on what is multiplied first: the soft product is not associative.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from functools import reduce
 
 import torch
-
-
-def soft_bias(temperature: float | None, nodes: int) -> float:
-    """T (ln R − ln 2): what the soft product over R nodes adds to edges that are all equal; 0 for the hard one."""
-    return 0.0 if temperature is None else temperature * math.log(nodes / 2)
-
-
-def min_max_matmul(
-    a: torch.Tensor, b: torch.Tensor, temperature: float | None = None, correct_bias: bool = False
-) -> torch.Tensor:
-    """(A ⊙ B)_ij = max_r min(A_ir, B_rj).
-
-    Args:
-        a: `[..., X, R]`.
-        b: `[..., R, Y]`.
-        temperature: `None` for the hard form, T > 0 for the soft one.
-        correct_bias: subtract `soft_bias`.
-
-    Returns:
-        `[..., X, Y]`.
-    """
-    left, right = a[..., :, :, None], b[..., None, :, :]  # [..., X, R, 1], [..., 1, R, Y]
-    if temperature is None:
-        return torch.minimum(left, right).amax(-2)
-    # logaddexp and logsumexp subtract a running maximum, so no T overflows.
-    narrow = -torch.logaddexp(-left / temperature, -right / temperature)
-    flow = temperature * narrow.logsumexp(-2)
-    return flow - soft_bias(temperature, a.shape[-1]) if correct_bias else flow
+from cvg_kernels.reference.min_max_matmul import min_max_matmul
 
 
 def residual_hop(hop: torch.Tensor, residual: str | None) -> torch.Tensor:

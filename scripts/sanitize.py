@@ -30,10 +30,11 @@ BUILD = ROOT / "build" / "sanitize"
 TESTS = (
     "test_attention.py",
     "test_attention_native.py",
-    "test_coupled_flow.py",
+    "test_coupled_max_flow.py",
     "test_frame_band_attention.py",
     "test_guidance_mix.py",
     "test_max_flow.py",
+    "test_min_max_matmul.py",
     "test_path_flow_kernels.py",
     "test_temporal_attention.py",
     "test_temporal_maps.py",

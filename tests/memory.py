@@ -29,7 +29,7 @@ def watched(allocate: Callable, prepare: Callable[[torch.Tensor], torch.Tensor])
             return tensor
         caller = sys._getframe(1).f_globals.get("__name__", "").partition(".")[0]
         real = type(tensor) is torch.Tensor and tensor.device.type != "meta"
-        if real and caller in ("cvg_kernels", "python_ref"):
+        if real and caller == "cvg_kernels":
             with torch.no_grad():
                 return prepare(tensor)
         return tensor

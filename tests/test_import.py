@@ -57,9 +57,20 @@ def test_first_use_of_an_operation_loads_operations_only(fresh, tmp_path):
     rooms = {".".join(name.split(".")[:2]) for name in loaded if name.startswith("cvg_kernels.")}
     assert rooms == {
         f"cvg_kernels.{room}"
-        for room in ("ops", "backends", "kernels", "auto", "errors", "native", "reading", "writing", "_layout")
+        for room in (
+            "ops",
+            "backends",
+            "kernels",
+            "auto",
+            "errors",
+            "native",
+            "reading",
+            "reference",
+            "writing",
+            "_layout",
+        )
     }
-    assert {name.partition(".")[0] for name in loaded} == {"cvg_kernels", "python_ref"}
+    assert {name.partition(".")[0] for name in loaded} == {"cvg_kernels"}
 
 
 def test_import_loads_nothing_heavy(fresh, tmp_path):

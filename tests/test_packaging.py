@@ -242,6 +242,40 @@ def source_tree(tmp_path_factory):
     return folder
 
 
+def assert_definitions(folder, prepare, where):
+    """The definitions are `cvg_kernels.reference`, from below `where`, and no top-level package, after `prepare`."""
+    code = (
+        "import importlib.util, site, sys\n"
+        # -S: no finder of an editable install that this environment has
+        f"sys.path += {[path for path in sys.path if path.endswith('site-packages')]!r}\n"
+        f"{prepare}\n"
+        "import torch, cvg_kernels as cvg\n"
+        "from cvg_kernels.reference import coupled_max_flow, path_flow\n"
+        "a = torch.rand(1, 3, 3)\n"
+        "cvg.min_max_matmul(a, a, backend='reference')\n"
+        "assert importlib.util.find_spec('python_ref') is None\n"
+        "print(path_flow.__name__, path_flow.__file__)"
+    )
+    name, file = run(["-S", "-c", code], folder, PYTHONPATH="").stdout.split()
+    assert name == "cvg_kernels.reference.path_flow"
+    assert where in Path(file).parents
+
+
+def test_an_editable_install_has_the_definitions_inside_the_package(source_tree, tmp_path):
+    install = ["-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--ignore-installed"]
+    run([*install, "--prefix", str(tmp_path / "prefix"), "-e", str(source_tree)], tmp_path, CVG_BUILD="none")
+    (site,) = (tmp_path / "prefix").glob("**/site-packages")
+    # First on the path: the finder of this environment's own editable install has the same name.
+    prepare = f"sys.path.insert(0, {str(site)!r}); site.addsitedir({str(site)!r})"
+    assert_definitions(tmp_path, prepare, source_tree / "python_ref")
+
+
+def test_a_checkout_that_is_not_installed_has_the_definitions_inside_the_package(source_tree, tmp_path):
+    # By its root `python_ref` could be imported as well, so the package alone is on the path.
+    (tmp_path / "cvg_kernels").symlink_to(source_tree / "cvg_kernels")
+    assert_definitions(tmp_path, f"sys.path.insert(0, {str(tmp_path)!r})", source_tree / "python_ref")
+
+
 @pytest.mark.slow
 def test_sdist_builds_the_same_wheel(source_tree, tmp_path):
     make_sdist = "import sys, setuptools.build_meta as b; b.build_sdist(sys.argv[1])"
@@ -265,8 +299,13 @@ def test_sdist_builds_the_same_wheel(source_tree, tmp_path):
 
     names = contents[0]
     modules = {str(p.relative_to(ROOT)) for p in (ROOT / "cvg_kernels").rglob("*.py")}
-    modules |= {str(p.relative_to(ROOT)) for p in (ROOT / "python_ref").rglob("*.py")}
+    modules |= {f"cvg_kernels/reference/{p.name}" for p in (ROOT / "python_ref").glob("*.py")}
     assert modules <= set(names)
+    assert names["cvg_kernels/reference/__init__.py"] == (ROOT / "python_ref" / "__init__.py").read_bytes()
+    assert {name.partition("/")[0] for name in names if "dist-info" not in name} == {"cvg_kernels"}
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    assert_definitions(tmp_path, f"sys.path.insert(0, {str(tmp_path / 'site')!r})", tmp_path / "site")
     assert not [n for n in names if n.startswith(("tests/", "benchmarks/")) or n.endswith(".so")]
     assert any(n.endswith(".safetensors") for n in names), "the shapes model is not in the wheel"
     stored = json.loads(names["cvg_kernels/_build_info.json"])

@@ -2,7 +2,7 @@
 // the numbers at hand, and brings elements into its domain and back.
 #pragma once
 
-#include "cpu/min_max.h"
+#include "cpu/min_max_matmul.h"
 
 namespace cvg::CVG_LEVEL {
 
@@ -96,7 +96,7 @@ class Algebra {
     } else if (temperature_ > 0) {
       product_gradient<Soft<A>, kOneForAll>(a, b, c, grad, rows, depth, columns, grad_a, grad_b);
     } else {
-      share_ties<kOneForAll>(a, b, c, rows, depth, columns, grad);
+      divide_among_ties<kOneForAll>(a, b, c, rows, depth, columns, grad);
       product_gradient<Hard<A, false>, kOneForAll>(a, b, c, grad, rows, depth, columns, grad_a,
                                                    grad_b);
     }

@@ -20,7 +20,7 @@ namespace {
 // δ and t of every row, [B, H, N].
 template <typename A>
 struct RowSums {
-  A *centre, *through_max;
+  A *delta, *through_max;
 };
 
 // dq, and δ and t. A task is a tile of queries of one batch entry and head.
@@ -56,11 +56,11 @@ class QueryPass : BackwardTile<T, ScoreOf> {
     if (has_out_) {
       this->load_rows(in_.grad_out, b, h, first, count, args_.value_dim, grad_out_);
     }
-    A* centre = sums_.centre + entry * args_.queries + first;
+    A* delta = sums_.delta + entry * args_.queries + first;
     A* through_max = sums_.through_max + entry * args_.queries + first;
     std::fill_n(through_max, Score::kRowMax ? count : 0, A{0});
     if (!one_tile_) {
-      centre_ahead(b, h, first, count, centre);
+      delta_ahead(b, h, first, count, delta);
     }
     if (!goes_on_ && !one_tile_) {
       return;
@@ -77,13 +77,13 @@ class QueryPass : BackwardTile<T, ScoreOf> {
         this->products(query_ + row * args_.dim, grad_out_ + row * args_.value_dim, b, h,
                        first + row, rows);
         if (one_tile_) {
-          this->to_weights(entry, first + row, rows, centre + row);
+          this->to_weights(entry, first + row, rows, delta + row);
           for (int64_t r = row; r < row + rows; ++r) {
-            centre[r] -= lse_grad(entry, first + r);
+            delta[r] -= lse_grad(entry, first + r);
           }
         }
         if (goes_on_) {
-          score_grads(entry, first + row, rows, centre + row, through_max + row);
+          score_grads(entry, first + row, rows, delta + row, through_max + row);
         }
         if (grad_query_.data) {
           gemm<A>(grads_, width_, 1, key_rows_, round_up(rows, kRows<A>), dim_width_, keys_,
@@ -93,9 +93,9 @@ class QueryPass : BackwardTile<T, ScoreOf> {
     }
     if (grad_query_.data) {
       if (Score::kRowMax && args_.band.row_max_grad) {
-        const int32_t* place = in_.rows.place + entry * args_.queries + first;
+        const int32_t* row_argmax = in_.rows.row_argmax + entry * args_.queries + first;
         for (int64_t r = 0; r < count; ++r) {
-          const T* k = key.row(place[r]);
+          const T* k = key.row(row_argmax[r]);
           for (int64_t d = 0; d < args_.dim; ++d) {
             sum_[r * dim_width_ + d] += through_max[r] * widen(k[d * key.dim_stride]);
           }
@@ -107,11 +107,11 @@ class QueryPass : BackwardTile<T, ScoreOf> {
   }
 
  private:
-  void score_grads(int64_t entry, int64_t row, int64_t rows, const A* centre, A* through_max) {
+  void score_grads(int64_t entry, int64_t row, int64_t rows, const A* delta, A* through_max) {
     if (one_tile_) {
-      this->template to_score_grads<true>(entry, row, rows, centre, through_max);
+      this->template to_score_grads<true>(entry, row, rows, delta, through_max);
     } else {
-      this->template to_score_grads<false>(entry, row, rows, centre, through_max);
+      this->template to_score_grads<false>(entry, row, rows, delta, through_max);
     }
   }
 
@@ -122,23 +122,23 @@ class QueryPass : BackwardTile<T, ScoreOf> {
 
   // δ = Σ_d dO·O + Σ_κ dC·C − dlse, for rows whose keys do not fit one tile. C is recomputed from
   // the chosen keys.
-  void centre_ahead(int64_t b, int64_t h, int64_t first, int64_t count, A* centre) {
+  void delta_ahead(int64_t b, int64_t h, int64_t first, int64_t count, A* delta) {
     for (int64_t r = 0; r < count; ++r) {
-      centre[r] = -lse_grad(b * args_.heads + h, first + r);
+      delta[r] = -lse_grad(b * args_.heads + h, first + r);
       if (has_out_) {
         const Matrix<T> out = matrix<T>(in_.out, b, h);
         widen_row(out.row(first + r), out.dim_stride, args_.value_dim, args_.value_dim,
                   static_cast<A*>(out_));
-        centre[r] += dot(grad_out_ + r * args_.value_dim, out_, args_.value_dim);
+        delta[r] += dot(grad_out_ + r * args_.value_dim, out_, args_.value_dim);
       }
     }
     if (in_.grad_maps) {
       chosen_.load_rows(b, first, count);
-      const A *p = chosen_.probabilities(h), share = this->map_share();
+      const A *p = chosen_.probabilities(h), head_weight = this->map_weight();
       for (int64_t k = 0; k < args_.tokens; ++k, p += chosen_.width()) {
         const A* grad = this->map_grads(b, h, k) + first;
         for (int64_t r = 0; r < count; ++r) {
-          centre[r] += grad[r] * share * p[r];
+          delta[r] += grad[r] * head_weight * p[r];
         }
       }
     }
@@ -204,7 +204,7 @@ class KeyPass : BackwardTile<T, ScoreOf> {
       }
       this->products(query_, grad_out_, b, h, row, rows);
       if (to_.key.data) {
-        this->template to_score_grads<false>(entry, row, rows, sums_.centre + place, nullptr);
+        this->template to_score_grads<false>(entry, row, rows, sums_.delta + place, nullptr);
       } else {
         this->to_weights(entry, row, rows);
       }
@@ -217,7 +217,7 @@ class KeyPass : BackwardTile<T, ScoreOf> {
       }
       if (to_.key.data) {
         for (int64_t r = 0; r < rows && Score::kRowMax && args_.band.row_max_grad; ++r) {
-          const int64_t j = in_.rows.place[place + r] - first_key_;
+          const int64_t j = in_.rows.row_argmax[place + r] - first_key_;
           if (j >= 0 && j < keys_) {
             grads_[r * width_ + j] += sums_.through_max[place + r];
           }
@@ -260,23 +260,23 @@ class TokenBiasPass {
 
  public:
   TokenBiasPass(const AttentionArgs& args, const BackwardIn& in, int64_t rows, A* grad_bias,
-                const A* centre)
+                const A* delta)
       : args_(args),
         in_(in),
         rows_(rows),
         grad_bias_(grad_bias),
-        centre_(centre),
+        delta_(delta),
         chosen_(args, in.rows, rows),
         grads_(chosen_.padded_tokens() * round_up(rows, kLanes<A>)) {}
 
   void task(int64_t b, int64_t tile) {
     const int64_t first = tile * rows_, count = std::min(rows_, args_.queries - first);
     const int64_t* ids = args_.token_ids + b * args_.tokens;
-    const A share = args_.head_mean ? A{1} / static_cast<A>(args_.heads) : A{1};
+    const A head_weight = args_.head_mean ? A{1} / static_cast<A>(args_.heads) : A{1};
     chosen_.load_rows(b, first, count);
     const int64_t width = chosen_.width();
     for (int64_t h = 0; h < args_.heads; ++h) {
-      const A* centre = centre_ + (b * args_.heads + h) * args_.queries + first;
+      const A* delta = delta_ + (b * args_.heads + h) * args_.queries + first;
       const int64_t entry = args_.head_mean ? b : b * args_.heads + h;
       const A* p = chosen_.probabilities(h);
       if (in_.grad_out.data) {
@@ -289,13 +289,13 @@ class TokenBiasPass {
         A* grads = grads_ + k * width;
         const bool again = std::find(ids, ids + k, ids[k]) != ids + k;
         for (int64_t r = 0; r < count; ++r) {
-          grads[r] = again ? A{0} : grads[r] - centre[r];
+          grads[r] = again ? A{0} : grads[r] - delta[r];
         }
         if (in_.grad_maps) {
           const A* own = static_cast<const A*>(in_.grad_maps) +
                          (entry * args_.tokens + k) * args_.queries + first;
           for (int64_t r = 0; r < count; ++r) {
-            grads[r] += own[r] * share;
+            grads[r] += own[r] * head_weight;
           }
         }
         for (int64_t r = 0; r < count; ++r) {
@@ -310,7 +310,7 @@ class TokenBiasPass {
   const BackwardIn& in_;
   const int64_t rows_;
   A* grad_bias_;
-  const A* centre_;
+  const A* delta_;
   Chosen<T, KeyBias> chosen_;
   Scratch<A> grads_;
 };
@@ -321,9 +321,9 @@ void attention_backward(const AttentionArgs& args, const BackwardIn& in, const B
   const int64_t entries = args.batch * args.heads;
   const Tiles tiles = plan_tiles<A>(args, entries);
   const bool needs_row_max = args.band.key_frames && args.band.row_max_grad && to.key.data;
-  Scratch<A> centre(entries * args.queries);
+  Scratch<A> delta(entries * args.queries);
   Scratch<A> through_max(args.band.key_frames ? entries * args.queries : 0);
-  const RowSums<A> sums{centre, through_max};
+  const RowSums<A> sums{delta, through_max};
 #pragma omp parallel num_threads(args.threads)
   {
     if ((to.query.data || to.key.data || to.token_bias) && args.queries) {
@@ -341,7 +341,7 @@ void attention_backward(const AttentionArgs& args, const BackwardIn& in, const B
       }
     }
     if (to.token_bias && args.queries) {
-      TokenBiasPass<T> worker(args, in, tiles.rows, static_cast<A*>(to.token_bias), centre);
+      TokenBiasPass<T> worker(args, in, tiles.rows, static_cast<A*>(to.token_bias), delta);
 #pragma omp for schedule(dynamic, 1)
       for (int64_t task = 0; task < args.batch * tiles.row_tiles; ++task) {
         worker.task(task / tiles.row_tiles, task % tiles.row_tiles);

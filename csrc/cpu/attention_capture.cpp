@@ -14,7 +14,7 @@ void capture(const AttentionArgs& args, const void* lse, void* maps) {
   constexpr int64_t kMostRows = 256;
   const int64_t rows = std::min(kMostRows, round_up(args.queries, kLanes<A>));
   const int64_t row_tiles = args.queries ? (args.queries + rows - 1) / rows : 0;
-  const A share = args.head_mean ? A{1} / static_cast<A>(args.heads) : A{1};
+  const A head_weight = args.head_mean ? A{1} / static_cast<A>(args.heads) : A{1};
 #pragma omp parallel num_threads(args.threads)
   {
     Chosen<T, KeyBias> chosen(args, {const_cast<void*>(lse), nullptr, nullptr}, rows);
@@ -30,7 +30,7 @@ void capture(const AttentionArgs& args, const void* lse, void* maps) {
         for (int64_t k = 0; k < args.tokens; ++k, p += chosen.width()) {
           A* to = static_cast<A*>(maps) + (entry * args.tokens + k) * args.queries + first;
           for (int64_t r = 0; r < count; ++r) {
-            to[r] = add ? to[r] + p[r] * share : p[r] * share;
+            to[r] = add ? to[r] + p[r] * head_weight : p[r] * head_weight;
           }
         }
       }

@@ -36,7 +36,7 @@ class Forward {
         scores_(round_up(tiles.sub_rows, kRows<A>) * tiles.lanes_keys),
         out_(tiles.rows * value_width_),
         chosen_(args.tokens * rows_width_),
-        highest_(rows_width_),
+        running_max_(rows_width_),
         total_(rows_width_) {}
 
   void task(int64_t b, int64_t h, int64_t tile) {
@@ -45,14 +45,14 @@ class Forward {
     const Matrix<T> query = matrix<T>(args_.query, b, h);
     copy_rows(query.row(first_), query.row_stride, query.dim_stride, count_,
               round_up(count_, kRows<A>), args_.dim, static_cast<A*>(query_));
-    std::fill_n(static_cast<A*>(highest_), rows_width_, kNone);
+    std::fill_n(static_cast<A*>(running_max_), rows_width_, kNone);
     std::fill_n(static_cast<A*>(total_), rows_width_, A{0});
     if constexpr (Score::kRowMax) {
       const int64_t place = (b * args_.heads + h) * args_.queries + first_;
-      row_max_ = static_cast<A*>(to_.rows.highest) + place;
-      row_max_place_ = to_.rows.place + place;
+      row_max_ = static_cast<A*>(to_.rows.row_max) + place;
+      row_argmax_ = to_.rows.row_argmax + place;
       std::fill_n(row_max_, count_, kNone);
-      std::fill_n(row_max_place_, count_, 0);
+      std::fill_n(row_argmax_, count_, 0);
       for (int64_t key_tile = 0; key_tile < tiles_.key_tiles && tiles_.key_tiles > 1; ++key_tile) {
         load_keys(b, h, key_tile);
         for (int64_t row = 0; row < count_; row += tiles_.sub_rows) {
@@ -120,7 +120,7 @@ class Forward {
       if (found > row_max_[row + r]) {
         row_max_[row + r] = found;
         const A* at = std::find_if(scores, scores + keys_, [&](A s) { return s * scale == found; });
-        row_max_place_[row + r] = static_cast<int32_t>(first_key_ + (at - scores));
+        row_argmax_[row + r] = static_cast<int32_t>(first_key_ + (at - scores));
       }
     }
   }
@@ -139,8 +139,9 @@ class Forward {
     for (const auto [token, column] : tokens_) {
       chosen_[token * rows_width_ + row] = scores[column];
     }
-    const A before = highest_[row], highest = std::max(before, horizontal_max<A>(most));
-    if (highest == kNone) {  // every key so far is masked, or not a number, which comparisons skip
+    const A before = running_max_[row], running_max = std::max(before, horizontal_max<A>(most));
+    if (running_max ==
+        kNone) {  // every key so far is masked, or not a number, which comparisons skip
       Vec<A> sum{};
       for (int64_t j = 0; j < width; j += lanes) {
         sum += load(scores + j);
@@ -154,17 +155,17 @@ class Forward {
     }
     Vec<A> sum{};
     for (int64_t j = 0; j < width; j += lanes) {
-      const Vec<A> p = vexp(load(scores + j) - highest);
+      const Vec<A> p = vexp(load(scores + j) - running_max);
       store(scores + j, p);
       sum += p;
     }
-    const A fade = std::exp(before - highest);
-    highest_[row] = highest;
-    total_[row] = total_[row] * fade + horizontal_sum<A>(sum);
-    if (first_key_ > 0 && fade != 1) {
+    const A rescale = std::exp(before - running_max);
+    running_max_[row] = running_max;
+    total_[row] = total_[row] * rescale + horizontal_sum<A>(sum);
+    if (first_key_ > 0 && rescale != 1) {
       A* out = out_ + row * value_width_;
       for (int64_t d = 0; d < value_width_; d += lanes) {
-        store(out + d, load(out + d) * fade);
+        store(out + d, load(out + d) * rescale);
       }
     }
   }
@@ -172,7 +173,7 @@ class Forward {
   void write(int64_t b, int64_t h) {
     A* lse = static_cast<A*>(to_.rows.lse) + (b * args_.heads + h) * args_.queries + first_;
     for (int64_t r = 0; r < count_; ++r) {
-      lse[r] = total_[r] == 0 ? kNone : highest_[r] + std::log(total_[r]);
+      lse[r] = total_[r] == 0 ? kNone : running_max_[r] + std::log(total_[r]);
       total_[r] = total_[r] == 0 ? A{0} : 1 / total_[r];
     }
     if (args_.value.data) {
@@ -182,15 +183,15 @@ class Forward {
         narrow_row<T, A>(out_ + r * value_width_, total_[r], args_.value_dim, out + r * stride[2]);
       }
     }
-    const A share = args_.head_mean ? A{1} / static_cast<A>(args_.heads) : A{1};
+    const A head_weight = args_.head_mean ? A{1} / static_cast<A>(args_.heads) : A{1};
     const bool add = args_.head_mean && h > 0;
     const int64_t entry = args_.head_mean ? b : b * args_.heads + h;
     for (int64_t k = 0; k < args_.tokens; ++k) {
       A* maps = static_cast<A*>(to_.maps) + (entry * args_.tokens + k) * args_.queries + first_;
       A* chosen = chosen_ + k * rows_width_;
       for (int64_t r = 0; r < rows_width_; r += lanes) {
-        const Vec<A> total = load(total_ + r), p = vexp(load(chosen + r) - load(highest_ + r));
-        store(chosen + r, total == 0 ? Vec<A>{} : p * total * share);
+        const Vec<A> total = load(total_ + r), p = vexp(load(chosen + r) - load(running_max_ + r));
+        store(chosen + r, total == 0 ? Vec<A>{} : p * total * head_weight);
       }
       for (int64_t r = 0; r < count_; ++r) {
         maps[r] = add ? maps[r] + chosen[r] : chosen[r];
@@ -205,10 +206,10 @@ class Forward {
   Score score_;
   TokensOfTile tokens_;
   Scratch<A> query_, key_, value_, scores_, out_;
-  Scratch<A> chosen_;           // scores of chosen tokens [K, rows]
-  Scratch<A> highest_, total_;  // h and l of each row
-  A* row_max_ = nullptr;        // m
-  int32_t* row_max_place_ = nullptr;
+  Scratch<A> chosen_;               // scores of chosen tokens [K, rows]
+  Scratch<A> running_max_, total_;  // h and l of each row
+  A* row_max_ = nullptr;            // m
+  int32_t* row_argmax_ = nullptr;
   int64_t first_ = 0, count_ = 0, first_key_ = 0, keys_ = 0, width_ = 0;
 };
 

@@ -64,11 +64,11 @@ class BackwardTile {
       std::fill_n(static_cast<A*>(grads_), padded * width_, A{0});
     }
     if (in_.grad_maps) {
-      const A share = map_share();
+      const A head_weight = map_weight();
       for (const auto [token, column] : tokens_) {
         const A* grad = map_grads(b, h, token) + row;
         for (int64_t r = 0; r < rows; ++r) {
-          grads_[r * width_ + column] += grad[r] * share;
+          grads_[r * width_ + column] += grad[r] * head_weight;
         }
       }
     }
@@ -102,11 +102,11 @@ class BackwardTile {
   // dP becomes dS' = P ∘ (dP − δ). q kᵀ becomes P first, unless it is (kMade). t of these keys is
   // added to `through_max`, where that is given and the policy knows m.
   template <bool kMade>
-  void to_score_grads(int64_t entry, int64_t row, int64_t rows, const A* centre, A* through_max) {
+  void to_score_grads(int64_t entry, int64_t row, int64_t rows, const A* delta, A* through_max) {
     const int64_t width = width_;
     each_row<!kMade>(entry, row, rows, [&](int64_t r, A* weights, const auto& added, auto weight) {
       A* grads = grads_ + r * width;
-      const Vec<A> middle = splat(centre[r]);
+      const Vec<A> middle = splat(delta[r]);
       Vec<A> sum{};
       for (int64_t j = 0; j < width; j += lanes) {
         const Vec<A> p = weight(j), ds = p * (load(grads + j) - middle);
@@ -124,13 +124,13 @@ class BackwardTile {
     });
   }
 
-  // The gradients of one head's maps are `map_grads` · `map_share`: a mean shares its own out
+  // The gradients of one head's maps are `map_grads` · `map_weight`: a mean shares its own out
   // evenly.
   const A* map_grads(int64_t b, int64_t h, int64_t token) const {
     const int64_t entry = args_.head_mean ? b : b * args_.heads + h;
     return static_cast<const A*>(in_.grad_maps) + (entry * args_.tokens + token) * args_.queries;
   }
-  A map_share() const { return args_.head_mean ? A{1} / static_cast<A>(args_.heads) : A{1}; }
+  A map_weight() const { return args_.head_mean ? A{1} / static_cast<A>(args_.heads) : A{1}; }
 
   // factor · sums are a gradient.
   static void write(const A* sum, int64_t width, A factor, const Target4& to, int64_t b, int64_t h,
@@ -160,11 +160,11 @@ class BackwardTile {
     constexpr A kNone = -std::numeric_limits<A>::infinity();
     const int64_t place = entry * args_.queries + row;
     const A* lse = static_cast<const A*>(in_.rows.lse) + place;
-    const A* highest = static_cast<const A*>(in_.rows.highest);
+    const A* row_max = static_cast<const A*>(in_.rows.row_max);
     const Vec<A> scale = splat(static_cast<A>(args_.scale));
     for (int64_t r = 0; r < rows; ++r) {
       A* weights = weights_ + r * width_;
-      const auto added = score_.row(row + r, tokens_, Score::kRowMax ? highest[place + r] : A{0});
+      const auto added = score_.row(row + r, tokens_, Score::kRowMax ? row_max[place + r] : A{0});
       const bool unseen = lse[r] == kNone;
       const Vec<A> total = splat(unseen ? std::numeric_limits<A>::infinity() : lse[r]);
       work(r, weights, added, [=](int64_t j) {

@@ -39,12 +39,12 @@ class Chosen {
     products(args_.key, args_.query, h, args_.dim, weights_);
     const int64_t place = (b_ * args_.heads + h) * args_.queries + first_;
     const A* lse = static_cast<const A*>(known_.lse) + place;
-    const A* highest = static_cast<const A*>(known_.highest) + (Score::kRowMax ? place : 0);
+    const A* row_max = static_cast<const A*>(known_.row_max) + (Score::kRowMax ? place : 0);
     const Vec<A> scale = splat(static_cast<A>(args_.scale));
     for (int64_t r = 0; r < rows_; r += lanes) {
       const int64_t count = std::min(lanes, rows_ - r);
       const Vec<A> total = some(lse + r, count);
-      const Vec<A> most = Score::kRowMax ? some(highest + r, count) : Vec<A>{};
+      const Vec<A> most = Score::kRowMax ? some(row_max + r, count) : Vec<A>{};
       for (int64_t k = 0; k < args_.tokens; ++k) {
         A* at = weights_ + k * width_ + r;
         const Vec<A> s = load(at) * scale + Score::added(load(added_ + k * width_ + r), most);

@@ -4,7 +4,7 @@
 #include <memory>
 #include <vector>
 
-#include "cvg/flow_graphs.h"
+#include "cvg/max_flow_graphs.h"
 
 namespace cvg {
 

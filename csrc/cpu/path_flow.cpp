@@ -72,11 +72,12 @@ class FlowTile {
     }
   }
 
-  // hop_[h][i][j][lane] = share · T_h[lane, i, j] + skip · [i = j]; lanes beyond the last position
-  // repeat it.
+  // hop_[h][i][j][lane] = hop_weight · T_h[lane, i, j] + skip_weight · [i = j]; lanes beyond the
+  // last position repeat it.
   void pack_hops() {
     const int64_t frames = args_.frames;
-    const A share = static_cast<A>(args_.share), skip = static_cast<A>(args_.skip);
+    const A hop_weight = static_cast<A>(args_.hop_weight),
+            skip_weight = static_cast<A>(args_.skip_weight);
     for (int64_t h = 0; h < hops_; ++h) {
       const Tensor4& from = args_.temporal[h];
       const A* base = static_cast<const A*>(from.data) + b_ * from.stride[0];
@@ -85,9 +86,9 @@ class FlowTile {
         for (int64_t lane = 0; lane < lanes; ++lane) {
           const A* source = base + position(lane) * from.stride[1] + i * from.stride[2];
           for (int64_t j = 0; j < frames; ++j) {
-            row[j * lanes + lane] = share * source[j * from.stride[3]];
+            row[j * lanes + lane] = hop_weight * source[j * from.stride[3]];
           }
-          row[i * lanes + lane] += skip;
+          row[i * lanes + lane] += skip_weight;
         }
       }
     }
@@ -202,12 +203,12 @@ class FlowTileBackward : FlowTile<A> {
 
   void unpack_hop(const A* from, A* to) const {
     const int64_t frames = args_.frames;
-    const A share = static_cast<A>(args_.share);
+    const A hop_weight = static_cast<A>(args_.hop_weight);
     for (int64_t i = 0; i < frames; ++i) {
       for (int64_t lane = 0; lane < width_; ++lane) {
         A* row = to + ((b_ * args_.positions + first_ + lane) * frames + i) * frames;
         for (int64_t j = 0; j < frames; ++j) {
-          row[j] = share * from[(i * frames + j) * lanes + lane];
+          row[j] = hop_weight * from[(i * frames + j) * lanes + lane];
         }
       }
     }
@@ -257,13 +258,9 @@ void path_flow_backward(const PathFlowArgs& args, const Tensor4& grad,
   by_wide_type(args.dtype, [&](auto zero) { backward<decltype(zero)>(args, grad, to); });
 }
 
-void min_max(const MinMaxArgs& args, void* c);
-void min_max_backward(const MinMaxArgs& args, const void* grad, void* grad_a, void* grad_b);
-
 }  // namespace cvg::CVG_LEVEL
 
-const cvg::FlowKernels& cvg::CVG_OF_LEVEL(flow_kernels)() {
-  static const FlowKernels kernels{CVG_LEVEL::path_flow, CVG_LEVEL::path_flow_backward,
-                                   CVG_LEVEL::min_max, CVG_LEVEL::min_max_backward};
+const cvg::PathFlowKernels& cvg::CVG_OF_LEVEL(path_flow_kernels)() {
+  static const PathFlowKernels kernels{CVG_LEVEL::path_flow, CVG_LEVEL::path_flow_backward};
   return kernels;
 }

@@ -125,14 +125,14 @@ class FrameBand {
 
   struct Row {
     const A *band, *outside;
-    Vec<A> highest;
-    Vec<A> operator()(int64_t j) const { return highest * load(band + j) + load(outside + j); }
+    Vec<A> row_max;
+    Vec<A> operator()(int64_t j) const { return row_max * load(band + j) + load(outside + j); }
     Vec<A> factor(int64_t j) const { return load(band + j); }  // of m
   };
 
   // The band is made anew only where the frame changes: tokens that lie frame by frame get it for
   // nothing.
-  Row row(int64_t i, const TokensOfTile&, A highest) {
+  Row row(int64_t i, const TokensOfTile&, A row_max) {
     const int32_t frame = args_.band.query_frames[i];
     if (frame != frame_) {
       frame_ = frame;
@@ -140,7 +140,7 @@ class FrameBand {
         store(band_ + j, weight(splat(static_cast<A>(frame)), load(frames_ + j)));
       }
     }
-    return {band_, outside_, splat(highest)};
+    return {band_, outside_, splat(row_max)};
   }
 
   // 0, and -inf where a vector reaches beyond the keys.
@@ -159,7 +159,7 @@ class FrameBand {
       }
     }
   }
-  static Vec<A> added(Vec<A> chosen, Vec<A> highest) { return highest * chosen; }
+  static Vec<A> added(Vec<A> chosen, Vec<A> row_max) { return row_max * chosen; }
 
  private:
   static constexpr int32_t kNoRow = -2;

@@ -78,9 +78,9 @@ void normalise(A* s, int64_t frames, int64_t width, Vec<A> most) {
     total += p;
   }
   // Without a key the total is 0, and stays it; a NaN among hidden keys is in it.
-  const Vec<A> share = unseen ? total : 1 / total;
+  const Vec<A> inverse = unseen ? total : 1 / total;
   for (int64_t j = 0; j < frames; ++j) {
-    store(s + j * width, load(s + j * width) * share);
+    store(s + j * width, load(s + j * width) * inverse);
   }
 }
 

@@ -31,7 +31,7 @@ class Temporal : protected Sequences<T> {
 
   // m of a vector of queries and its place, the first key that reaches it.
   struct Peak {
-    Vec<A> highest, place;
+    Vec<A> row_max, row_argmax;
   };
 
   // `added` is transposed: [F, width_].
@@ -46,20 +46,20 @@ class Temporal : protected Sequences<T> {
   Peak softmax(int64_t column) {
     A* s = weights_ + column;
     Peak peak{splat(A{1}), {}};
-    if (args_.by_row_max) {
-      peak.highest = load(s);
+    if (args_.scale_bias_by_row_max) {
+      peak.row_max = load(s);
       for (int64_t j = 1; j < frames_; ++j) {
         const Vec<A> x = load(s + j * width_);
-        const auto higher = x > peak.highest;
-        peak.highest = higher ? x : peak.highest;
-        peak.place = higher ? splat(static_cast<A>(j)) : peak.place;
+        const auto higher = x > peak.row_max;
+        peak.row_max = higher ? x : peak.row_max;
+        peak.row_argmax = higher ? splat(static_cast<A>(j)) : peak.row_argmax;
       }
     }
     Vec<A> most = splat(kNone);
     for (int64_t j = 0; j < frames_; ++j) {
       Vec<A> x = load(s + j * width_);
       if (added_) {
-        x += peak.highest * load(added_ + j * width_ + column);
+        x += peak.row_max * load(added_ + j * width_ + column);
         store(s + j * width_, x);
       }
       most = vmax(most, x);
@@ -109,9 +109,9 @@ class Forward : Temporal<T> {
 
  private:
   void add_maps(int64_t h) {
-    const A share = A{1} / static_cast<A>(args_.heads);
+    const A head_weight = A{1} / static_cast<A>(args_.heads);
     for (int64_t at = 0; at < frames_ * width_; at += lanes) {
-      const Vec<A> p = load(weights_ + at) * share;
+      const Vec<A> p = load(weights_ + at) * head_weight;
       store(maps_ + at, h ? load(maps_ + at) + p : p);
     }
   }
@@ -190,24 +190,24 @@ class Backward : Temporal<T> {
   void score_grads(int64_t column, const Peak& peak, double* sums) {
     const A* weights = weights_ + column;
     A* grads = grads_ + column;
-    Vec<A> centre{};
+    Vec<A> delta{};
     for (int64_t j = 0; j < frames_; ++j) {
       Vec<A> dp = in_.grad_out.data ? load(grads + j * width_) : Vec<A>{};
       if (in_.grad_maps) {
         dp += load(map_grads_ + j * width_ + column);
       }
       store(grads + j * width_, dp);
-      centre += load(weights + j * width_) * dp;
+      delta += load(weights + j * width_) * dp;
     }
     const A scale = static_cast<A>(args_.scale);
     Vec<A> through_max{};
     for (int64_t j = 0; j < frames_; ++j) {
-      const Vec<A> ds = load(weights + j * width_) * (load(grads + j * width_) - centre);
-      if (args_.by_row_max) {
+      const Vec<A> ds = load(weights + j * width_) * (load(grads + j * width_) - delta);
+      if (args_.scale_bias_by_row_max) {
         through_max += load(added_ + j * width_ + column) * ds;
       }
       if (to_.added) {
-        const Vec<A> term = peak.highest * ds;
+        const Vec<A> term = peak.row_max * ds;
         double* sum = sums + j * width_ + column;
         for (int64_t i = 0; i < lanes; ++i) {
           sum[i] += term[i];
@@ -215,9 +215,9 @@ class Backward : Temporal<T> {
       }
       store(grads + j * width_, ds * scale);
     }
-    if (args_.by_row_max && in_.row_max_grad) {
+    if (args_.scale_bias_by_row_max && in_.row_max_grad) {
       for (int64_t i = 0; i < lanes; ++i) {
-        grads[static_cast<int64_t>(peak.place[i]) * width_ + i] += through_max[i] * scale;
+        grads[static_cast<int64_t>(peak.row_argmax[i]) * width_ + i] += through_max[i] * scale;
       }
     }
   }

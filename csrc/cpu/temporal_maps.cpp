@@ -128,9 +128,9 @@ class MapsForward : Maps<T> {
 
  private:
   void add(int64_t h) {
-    const A share = A{1} / static_cast<A>(args_.heads);
+    const A head_weight = A{1} / static_cast<A>(args_.heads);
     for (int64_t at = 0; at < frames_ * width_; at += lanes) {
-      const Vec<A> p = load(weights_ + at) * share;
+      const Vec<A> p = load(weights_ + at) * head_weight;
       store(sum_ + at, h ? load(sum_ + at) + p : p);
     }
   }
@@ -164,8 +164,8 @@ class MapsBackward : Maps<T> {
   void place(int64_t b, int64_t p) {
     for (int64_t h = 0; h < args_.heads; ++h) {
       if (h == 0 || !args_.head_mean) {
-        const A share = args_.head_mean ? A{1} / static_cast<A>(args_.heads) : A{1};
-        transpose<A>({grad_maps_ + this->maps_at(b, p, h), frames_}, frames_, frames_, share,
+        const A head_weight = args_.head_mean ? A{1} / static_cast<A>(args_.heads) : A{1};
+        transpose<A>({grad_maps_ + this->maps_at(b, p, h), frames_}, frames_, frames_, head_weight,
                      {map_grads_, width_});
       }
       const Rows<const A> query = this->query_rows(b, p, h), key = this->key_rows(b, p, h);
@@ -197,10 +197,10 @@ class MapsBackward : Maps<T> {
     for (int64_t j = 0; j < frames_; ++j) {
       total += load(weights + j * width_) * load(map_grads_ + j * width_ + column);
     }
-    const Vec<A> centre = args_.lse.data ? Vec<A>{} : total;
+    const Vec<A> delta = args_.lse.data ? Vec<A>{} : total;
     const A scale = static_cast<A>(args_.scale);
     for (int64_t j = 0; j < frames_; ++j) {
-      const Vec<A> dp = load(map_grads_ + j * width_ + column) - centre;
+      const Vec<A> dp = load(map_grads_ + j * width_ + column) - delta;
       store(grads_ + j * width_ + column, load(weights + j * width_) * dp * scale);
     }
     store(this->lse_ + column, total);

@@ -55,20 +55,20 @@ class Peaks {
   }
 
   // The gradient of token k's share, into `to`: Gᵀ of the peak's voxels, which split it evenly.
-  void pull_share(int64_t b, int64_t k, A grad, const A* sums, A* to) {
+  void share_vjp(int64_t b, int64_t k, A grad, const A* sums, A* to) {
     const A* smooth = smoothed_share(b, k, sums);
     const A most = *std::max_element(smooth, smooth + voxels_);
     const auto ties = std::count(smooth, smooth + voxels_, most);
     for (int64_t v = 0; v < voxels_; ++v) {
       share_[v] = smooth[v] == most ? grad / static_cast<A>(ties) : A{0};
     }
-    const A* pulled = along_axes<&Peaks::pull_smooth>();
-    std::copy_n(pulled, voxels_, to);
+    const A* grad_share = along_axes<&Peaks::smooth_vjp>();
+    std::copy_n(grad_share, voxels_, to);
   }
 
   // From the gradient of the shares to that of the flow, at a vector of voxels, in place:
   // dflow_k = sharpness · share_k (dshare_k − Σ_j dshare_j share_j).
-  void pull_softmax(int64_t b, int64_t first, const A* sums, A* grad) const {
+  void softmax_vjp(int64_t b, int64_t first, const A* sums, A* grad) const {
     const int64_t count = std::min(lanes, voxels_ - first);
     bool any = false;
     for (int64_t k = 0; k < args_.tokens && !any; ++k) {
@@ -144,7 +144,7 @@ class Peaks {
   }
 
   // The transpose of `smooth`.
-  void pull_smooth(const A* from, A* to, int64_t outer, int64_t size, int64_t inner) const {
+  void smooth_vjp(const A* from, A* to, int64_t outer, int64_t size, int64_t inner) const {
     const A scale = 1 / (1 + 2 * side_);
     std::fill_n(to, voxels_, A{0});
     for (int64_t o = 0; o < outer; ++o) {
@@ -206,12 +206,12 @@ void backward(const TokenPeaksArgs& args, const A* grad_peaks, const A* sums, A*
       if (grad_peaks[n] == 0) {
         std::fill_n(to, voxels, A{0});
       } else {
-        worker.pull_share(n / args.tokens, n % args.tokens, grad_peaks[n], sums, to);
+        worker.share_vjp(n / args.tokens, n % args.tokens, grad_peaks[n], sums, to);
       }
     }
 #pragma omp for
     for (int64_t n = 0; n < args.batch * vectors; ++n) {
-      worker.pull_softmax(n / vectors, n % vectors * kLanes<A>, sums, grad_flow);
+      worker.softmax_vjp(n / vectors, n % vectors * kLanes<A>, sums, grad_flow);
     }
   }
 }

@@ -1,7 +1,7 @@
-// Exact maximum flow on a GPU: a block is cvg/flow_blocks.h.
+// Exact maximum flow on a GPU: a block is cvg/max_flow_blocks.h.
 #include <algorithm>
 
-#include "cvg/flow_blocks.h"
+#include "cvg/max_flow_blocks.h"
 #include "cvg/max_flow_cuda.h"
 
 namespace cvg {

@@ -28,12 +28,12 @@ int64_t summing_blocks(int64_t sequences, int groups, const Device& device) {
 
 }  // namespace tiles
 
-cudaError_t temporal_attention_shares(int64_t sequences, int frames, int64_t* shares) {
+cudaError_t temporal_attention_partial_sums(int64_t sequences, int frames, int64_t* count) {
   tiles::Device device;
   const cudaError_t error = tiles::read_device(&device);
   tiles::with_warps(frames, [&](auto warps) {
     constexpr int kGroups = tiles::groups_of(warps);
-    *shares = tiles::summing_blocks(sequences, kGroups, device) * kGroups;
+    *count = tiles::summing_blocks(sequences, kGroups, device) * kGroups;
   });
   return error;
 }

@@ -1,4 +1,4 @@
-"""Launchers of min-max flow: they allocate, choose tiles, and launch a kernel for each hop."""
+"""Launchers of min-max path flow: they allocate, choose tiles, and launch a kernel for each hop."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cvg_kernels._triton.path_flow_kernels import (
     turn_kernel,
 )
 
-#: residual → (factor of the hop, what the diagonal gains)
+#: residual → (hop_weight, skip_weight)
 _MIXING = {"average": (0.5, 0.5), "add": (1.0, 1.0), None: (1.0, 0.0)}
 _POSITIONS, _MIDDLE, _ELEMENTS = 32, 8, 2048  # of a tile: positions, tokens at most, all of it
 
@@ -124,7 +124,7 @@ def _positions_innermost(tensor: torch.Tensor) -> tuple[torch.Tensor, list[Launc
     return turned, [Launch(turn_kernel, grid, arguments, tile, num_warps=4, num_stages=1)]
 
 
-def path_flow_launches(cross, temporal, temperature, residual):
+def forward_launches(cross, temporal, temperature, residual):
     """The launches of all hops, the flow before the first and after each, and the hops as the kernels read them."""
     cross, launches = _positions_innermost(cross)
     flows, hops = [cross], []
@@ -137,13 +137,13 @@ def path_flow_launches(cross, temporal, temperature, residual):
     return launches, flows, hops
 
 
-def path_flow_backward_launches(grad, flows, hops, temperature, residual, need_temporal):
+def backward_launches(grad, flows, hops, temperature, residual, need_temporal):
     """The launches of the gradient, last hop first, and the gradients of cross and of the hops.
 
     Args:
         grad: grad of the last flow.
-        flows: as `path_flow_launches` returns them.
-        hops: as `path_flow_launches` returns them.
+        flows: as `forward_launches` returns them.
+        hops: as `forward_launches` returns them.
         temperature: `None` for the hard form.
         residual: how the skip connection enters a hop.
         need_temporal: of which hops a gradient is wanted.
@@ -162,55 +162,22 @@ def path_flow_backward_launches(grad, flows, hops, temperature, residual, need_t
     return launches, grad, grad_temporal
 
 
-def path_flow(cross, temporal, temperature, residual):
-    """See `python_ref.path_flow.path_flow`."""
+def forward(cross, temporal, temperature, residual):
+    """See `cvg_kernels.reference.path_flow`."""
     if not temporal:
         return cross.clone(memory_format=torch.contiguous_format)
-    launches, flows, _ = path_flow_launches(cross, temporal, temperature, residual)
+    launches, flows, _ = forward_launches(cross, temporal, temperature, residual)
     for launch in launches:
         launch.run()
     return flows[-1]
 
 
-def path_flow_backward(grad, cross, temporal, temperature, residual, need_temporal):
+def backward(grad, cross, temporal, temperature, residual, need_temporal):
     """The gradient of cross, and that of each hop or `None`; the flow between the hops is computed once more."""
     if not temporal:
         return grad.clone(memory_format=torch.contiguous_format), []
-    forward, flows, hops = path_flow_launches(cross, temporal, temperature, residual)
-    backward, grad_cross, grad_temporal = path_flow_backward_launches(
-        grad, flows, hops, temperature, residual, need_temporal
-    )
+    forward, flows, hops = forward_launches(cross, temporal, temperature, residual)
+    backward, grad_cross, grad_temporal = backward_launches(grad, flows, hops, temperature, residual, need_temporal)
     for launch in (*forward, *backward):
         launch.run()
     return grad_cross, grad_temporal
-
-
-def _product(a: torch.Tensor, b: torch.Tensor, temperature: float | None) -> Hop:
-    """A ⊙ B as a hop: one token, the columns as positions, the same edges at each."""
-    edges = a[:, None].expand(-1, b.shape[2], -1, -1)  # [B, Y, X, R]
-    return Hop(edges, b[:, None], 1.0, 0.0, temperature)
-
-
-def min_max_matmul(a, b, temperature):
-    """See `python_ref.path_flow.min_max_matmul`."""
-    c = a.new_empty(a.shape[0], a.shape[1], b.shape[2])
-    _product(a, b, temperature).forward(c[:, None]).run()
-    return c
-
-
-def min_max_matmul_backward(grad, a, b, temperature, need_a, need_b):
-    """The gradients of a and b, `None` where not needed; that of a is that of the second factor of Cᵀ = Bᵀ ⊙ Aᵀ."""
-    c = min_max_matmul(a, b, temperature)
-    grads = [None, None]
-    for at, needed in ((0, need_a), (1, need_b)):
-        if not needed:
-            continue
-        turn = (lambda t: t.mT) if at == 0 else (lambda t: t)
-        factors = (b.mT, a.mT) if at == 0 else (a, b)
-        hop = _product(*factors, temperature)
-        shared, launches = hop.shared_gradient(turn(c)[:, None], turn(grad)[:, None])
-        grads[at] = torch.empty_like((a, b)[at], memory_format=torch.contiguous_format)
-        launches.append(hop.flow_gradient(turn(c)[:, None], shared, turn(grads[at])[:, None]))
-        for launch in launches:
-            launch.run()
-    return grads

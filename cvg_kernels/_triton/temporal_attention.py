@@ -75,7 +75,7 @@ def forward_launch(query, key, value, added, scale, by_row_max, capture):
     """The launch of the forward pass and the tensors it fills: out, and maps or `None`.
 
     Args:
-        query: `[B, P, H, F, D]`; the rest as in `python_ref.temporal_attention`.
+        query: `[B, P, H, F, D]`; the rest as in `cvg_kernels.reference.temporal_attention`.
         key: `[B, P, H, F, D]`.
         value: `[B, P, H, F, Dv]`.
         added: float32 `[F, F]` or `None`.
@@ -128,14 +128,14 @@ def backward_launch(
 
 
 def forward(*call):
-    """Returns out and maps (`None` without capture); see `python_ref.temporal_attention`."""
+    """Returns out and maps (`None` without capture); see `cvg_kernels.reference.temporal_attention`."""
     launch, results = forward_launch(*call)
     launch.run()
     return results
 
 
 def backward(*call):
-    """Returns the gradients asked for; see `python_ref.temporal_attention`."""
+    """Returns the gradients asked for; see `cvg_kernels.reference.temporal_attention`."""
     launch, (*grads, sums) = backward_launch(*call)
     launch.run()
     if sums is None:

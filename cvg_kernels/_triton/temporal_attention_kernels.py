@@ -151,7 +151,7 @@ def temporal_backward_kernel(
     HAS_OUT: tl.constexpr, MAPS: tl.constexpr, NEED_QUERY: tl.constexpr, NEED_KEY: tl.constexpr,
     NEED_VALUE: tl.constexpr, NEED_ADDED: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """The gradients asked for, as python_ref has them.
+    """The gradients asked for, as the reference has them.
 
     A program takes one tile of one head. Where the gradient of `added` is wanted it takes every n-th, sums the terms
     in registers and writes a tile [ROWS, ROWS] of its own: no atomics.

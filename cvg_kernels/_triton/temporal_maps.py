@@ -59,12 +59,12 @@ def backward_launch(call: MapsCall, grad_maps: torch.Tensor, targets: Targets) -
 
 
 def forward(call: MapsCall) -> torch.Tensor:
-    """Returns the maps; see `python_ref.temporal_maps`."""
+    """Returns the maps; see `cvg_kernels.reference.temporal_maps`."""
     launch, maps = forward_launch(call)
     launch.run()
     return maps
 
 
 def backward(call: MapsCall, grad_maps: torch.Tensor, targets: Targets) -> None:
-    """Fills the gradients that are wanted; see `python_ref.temporal_maps`."""
+    """Fills the gradients that are wanted; see `cvg_kernels.reference.temporal_maps`."""
     backward_launch(call, grad_maps, targets).run()

@@ -98,7 +98,7 @@ def maps_backward_kernel(
     HAS_LSE: tl.constexpr, HAS_KEY_BIAS: tl.constexpr, HEAD_MEAN: tl.constexpr,
     NEED_QUERY: tl.constexpr, NEED_KEY: tl.constexpr, NEED_LSE: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """The gradients asked for, as python_ref has them, of a tile of one head:
+    """The gradients asked for, as the reference has them, of a tile of one head:
     every number is written by one program.
     """
     tile, h = tl.program_id(0) // heads, tl.program_id(0) % heads

@@ -20,8 +20,8 @@ import torch
 
 from cvg_kernels.bench.harness import OURS, assert_agreement, extra_bytes, seconds_by_kind
 from cvg_kernels.ops import path_flow, token_peaks
-from python_ref import path_flow as flow_reference
-from python_ref import token_peaks as peaks_reference
+from cvg_kernels.reference import path_flow as flow_reference
+from cvg_kernels.reference import token_peaks as peaks_reference
 
 KIND, ROUNDS = "layers", {"cpu": 5, "gpu": 50}
 FORMS: dict[str, dict[str, Any]] = {

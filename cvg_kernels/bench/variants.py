@@ -110,9 +110,9 @@ class FlowVariant:
             cross = torch.empty(1, self.tokens, self.frames, positions)
             hop = torch.empty(1, positions, self.frames, self.frames)
         for temperature in (None, 0.01):
-            forward, flows, hops = path_flow.path_flow_launches(cross, [hop], temperature, "average")
+            forward, flows, hops = path_flow.forward_launches(cross, [hop], temperature, "average")
             yield from forward
-            yield from path_flow.path_flow_backward_launches(flows[-1], flows, hops, temperature, "average", [True])[0]
+            yield from path_flow.backward_launches(flows[-1], flows, hops, temperature, "average", [True])[0]
         flow = cross.unflatten(-1, (self.height, self.width))
         launches, (blocks, sums) = token_peaks.forward_launches(flow, 100.0, 0.5)
         yield from launches

@@ -8,7 +8,8 @@ from cvg_kernels.ops.attention import (
     attention_with_capture,
     capture_maps,
 )
-from cvg_kernels.ops.coupled_flow import CoupledFlow, coupled_max_flow
+from cvg_kernels.ops.coupled_max_flow import CoupledFlow, coupled_max_flow
+from cvg_kernels.ops.depth_structure import depth_structure
 from cvg_kernels.ops.frame_band_attention import (
     FrameBand,
     FrameBandAttention,
@@ -19,7 +20,6 @@ from cvg_kernels.ops.guidance_mix import guidance_mix
 from cvg_kernels.ops.max_flow import MaxFlow, SubgraphFlow, max_flow, subgraph_max_flow
 from cvg_kernels.ops.min_max_matmul import min_max_matmul
 from cvg_kernels.ops.path_flow import path_flow
-from cvg_kernels.ops.structure import depth_structure
 from cvg_kernels.ops.temporal_attention import TemporalAttention, temporal_attention
 from cvg_kernels.ops.temporal_maps import temporal_maps
 from cvg_kernels.ops.token_peaks import token_peaks

@@ -16,14 +16,14 @@ def forward(call: AttentionCall) -> AttentionResult:
     out = None if call.value is None else dense_like(query, call.value.shape[3])
     maps = None if call.token_ids is None else _empty_maps(call)
     lse = query.new_empty(rows, dtype=_wide(call))
-    highest = place = None
+    row_max = row_argmax = None
     if call.band is not None:
-        highest = query.new_empty(rows, dtype=_wide(call))
-        place = query.new_empty(rows, dtype=torch.int32)
-    native.load("cpu").attention_forward(
-        _args(call), strided(out), address(maps), address(lse), address(highest), address(place)
+        row_max = query.new_empty(rows, dtype=_wide(call))
+        row_argmax = query.new_empty(rows, dtype=torch.int32)
+    native.load("cpu").attention(
+        _args(call), strided(out), address(maps), address(lse), address(row_max), address(row_argmax)
     )
-    return AttentionResult(out, maps, lse, highest, place)
+    return AttentionResult(out, maps, lse, row_max, row_argmax)
 
 
 def backward(
@@ -43,8 +43,8 @@ def backward(
         address(grad_lse),
         strided(None if grads.out is None else result.out),
         address(result.lse),
-        address(result.highest),
-        address(result.place),
+        address(result.row_max),
+        address(result.row_argmax),
         *map(strided, found),
         address(bias),
     )

@@ -22,7 +22,7 @@ _CALL = (
     "float scale, bool head_mean"
 )
 torch.library.define(
-    "cvg_kernels::attention_forward",
+    "cvg_kernels::attention",
     f"({_CALL}, bool deterministic, str backend) "
     "-> (Tensor out, Tensor maps, Tensor lse, Tensor highest, Tensor place)",
 )
@@ -33,7 +33,7 @@ torch.library.define(
     "-> (Tensor grad_query, Tensor grad_key, Tensor grad_value, Tensor grad_token_bias)",
 )
 
-_forward_op = torch.ops.cvg_kernels.attention_forward.default
+_forward_op = torch.ops.cvg_kernels.attention.default
 _backward_op = torch.ops.cvg_kernels.attention_backward.default
 
 
@@ -80,7 +80,7 @@ def _forward(*given):
     return tuple(empty(0) if tensor is None else tensor for tensor in result)
 
 
-@torch.library.register_fake("cvg_kernels::attention_forward")
+@torch.library.register_fake("cvg_kernels::attention")
 def _forward_fake(*given):
     call = _call(given[:_FLAT])
     query, new = call.query, call.query.new_empty
@@ -153,9 +153,9 @@ def _differentiate(ctx, grad_out, grad_maps, grad_lse, grad_highest, grad_place)
 
 
 # `torch.library.impl` as a decorator would take the functions away.
-torch.library.impl("cvg_kernels::attention_forward", ("cpu", "cuda"), _forward)
+torch.library.impl("cvg_kernels::attention", ("cpu", "cuda"), _forward)
 torch.library.impl("cvg_kernels::attention_backward", ("cpu", "cuda"), _backward)
-register_autograd("cvg_kernels::attention_forward", _differentiate, setup_context=_remember)
+register_autograd("cvg_kernels::attention", _differentiate, setup_context=_remember)
 refuse_second_derivative("attention")
 _run_backward = directly(_backward_op, _backward)
 _attend = with_shortcut(_forward_op, _forward, _differentiate, setup_context=_remember)

@@ -7,12 +7,12 @@ import torch
 from cvg_kernels._layout import copied_like, dense_like, laid_out, lies_like
 from cvg_kernels.ops._attention_call import AttentionCall, AttentionGrads, AttentionResult, Needed
 from cvg_kernels.ops._autocast import autocast_off
-from python_ref import attention as reference
-from python_ref.frame_band_attention import frame_band
+from cvg_kernels.reference import attention as reference
+from cvg_kernels.reference.frame_band_attention import frame_band
 
 
 def attend(call: AttentionCall, mask: torch.Tensor | None = None) -> AttentionResult:
-    """Attention in plain operations of torch, for autograd to differentiate; see `python_ref.attention`.
+    """Attention in plain operations of torch, for autograd to differentiate; see `cvg_kernels.reference.attention`.
 
     Args:
         call: the arguments.

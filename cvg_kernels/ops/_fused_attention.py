@@ -20,7 +20,7 @@ import torch
 from torch.nn.functional import pad
 
 from cvg_kernels.ops._autocast import autocast_off
-from python_ref import attention as reference
+from cvg_kernels.reference import attention as reference
 
 _HALVES = (torch.bfloat16, torch.float16)
 

@@ -9,7 +9,7 @@ from cvg_kernels.ops._native_call import DTYPE_CODES
 
 
 def forward(predictions, scales, sample_scales, rescale, out) -> None:
-    """Fills `out`, which lies in memory as the predictions do; see `python_ref.guidance_mix`."""
+    """Fills `out`, which lies in memory as the predictions do; see `cvg_kernels.reference.guidance_mix`."""
     batch = out.shape[0]
     if sample_scales is None:
         numbers = [scale for scale in scales for _ in range(batch)]

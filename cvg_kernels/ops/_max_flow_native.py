@@ -12,7 +12,7 @@ _MIXING = {"average": (0.5, 1.0), "add": (1.0, 1.0), None: (1.0, 0.0)}
 
 
 def subgraph_forward(cross, temporal, residual, sink):
-    """Returns flow, cut and whether all input was capacities; see `python_ref.max_flow`."""
+    """Returns flow, cut and whether all input was capacities; see `cvg_kernels.reference.max_flow`."""
     batch, tokens, frames, positions = cross.shape
     every_frame = sink == "frame"
     flow_shape = (batch, tokens, frames, positions) if every_frame else (batch, tokens, positions)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 
-from python_ref import max_flow as reference
+from cvg_kernels.reference import max_flow as reference
 
 
 def subgraph_forward(cross, temporal, residual, sink):
-    """Returns flow, cut and whether all input was capacities; see `python_ref.max_flow`."""
+    """Returns flow, cut and whether all input was capacities; see `cvg_kernels.reference.max_flow`."""
     if not are_capacities(cross, *temporal):
         return None, None, False
     flow, cut = reference.subgraph_max_flow(cross, temporal, residual=residual, sink=sink)

@@ -15,14 +15,14 @@ _strided = partial(strided, rank=5)
 
 
 def forward(query, key, value, added, scale, by_row_max, capture):
-    """Returns out and maps (`None` without capture); see `python_ref.temporal_attention`."""
+    """Returns out and maps (`None` without capture); see `cvg_kernels.reference.temporal_attention`."""
     batch, positions, _, frames, _ = query.shape
     out, maps = dense_like(query, value.shape[-1]), None
     if capture:
         wide = torch.promote_types(query.dtype, torch.float32)
         maps = query.new_empty((batch, positions, frames, frames), dtype=wide)
     _run(
-        "temporal_attention_forward",
+        "temporal_attention",
         query.device,
         *_call(query, key, value, added, scale, by_row_max),
         _strided(out),
@@ -46,11 +46,11 @@ def backward(
     need_value,
     need_added,
 ):
-    """Returns the gradients asked for; see `python_ref.temporal_attention`."""
+    """Returns the gradients asked for; see `cvg_kernels.reference.temporal_attention`."""
     grad_maps = None if grad_maps is None else grad_maps.contiguous()
     needed = (need_query, need_key, need_value)
     grads = [dense_like(tensor) if need else None for tensor, need in zip((query, key, value), needed, strict=True)]
-    shares = added.new_empty((_shares(query), *added.shape)) if need_added else None
+    sums = added.new_empty((_partial_sums(query), *added.shape)) if need_added else None
     _run(
         "temporal_attention_backward",
         query.device,
@@ -59,10 +59,10 @@ def backward(
         address(grad_maps),
         row_max_grad,
         *(_strided(grad) for grad in grads),
-        address(shares),
+        address(sums),
     )
     # Float64, and always in the same order.
-    grad_added = None if shares is None else shares.sum(0, dtype=torch.float64).to(added.dtype)
+    grad_added = None if sums is None else sums.sum(0, dtype=torch.float64).to(added.dtype)
     return (*grads, grad_added)
 
 
@@ -80,13 +80,13 @@ def _call(query, key, value, added, scale, by_row_max) -> tuple:
     )
 
 
-def _shares(query: torch.Tensor) -> int:
+def _partial_sums(query: torch.Tensor) -> int:
     """How many matrices make up the gradient of `added`: one on the CPU, on a GPU one of each group of warps."""
     if not query.is_cuda:
         return 1
     with torch.cuda.device(query.device):
         sequences = math.prod(query.shape[:3])
-        return native.load("cuda").temporal_attention_shares(sequences, query.shape[3])
+        return native.load("cuda").temporal_attention_partial_sums(sequences, query.shape[3])
 
 
 def _run(name: str, device: torch.device, *given) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from cvg_kernels._layout import dense_like, laid_out
 from cvg_kernels.ops._autocast import autocast_off
-from python_ref import temporal_attention as reference
+from cvg_kernels.reference import temporal_attention as reference
 
 
 def attend(query, key, value, added, scale, by_row_max, row_max_grad, capture):
-    """See `python_ref.temporal_attention.temporal_attention`."""
+    """See `cvg_kernels.reference.temporal_attention.temporal_attention`."""
     with autocast_off(query.device):
         return reference.temporal_attention(
             query, key, value, added, scale=scale, by_row_max=by_row_max, row_max_grad=row_max_grad, capture=capture
@@ -36,7 +36,7 @@ def backward(
     need_value,
     need_added,
 ):
-    """Returns the gradients asked for; see `python_ref.temporal_attention.temporal_attention_backward`."""
+    """Returns the gradients asked for; see `cvg_kernels.reference.temporal_attention.temporal_attention_backward`."""
     with autocast_off(query.device):
         *grads, grad_added = reference.temporal_attention_backward(
             grad_out,

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from python_ref.temporal_maps import by_place
+from cvg_kernels.reference.temporal_maps import by_place
 
 
 class MapsCall(NamedTuple):

@@ -14,7 +14,7 @@ _strided5 = partial(strided, rank=5)
 
 
 def forward(call: MapsCall) -> torch.Tensor:
-    """Returns the maps; see `python_ref.temporal_maps`."""
+    """Returns the maps; see `cvg_kernels.reference.temporal_maps`."""
     wide = torch.promote_types(call.query.dtype, torch.float32)
     maps = call.query.new_empty(call.maps_shape, dtype=wide)
     native.load("cpu").temporal_maps(*_arguments(call), maps.data_ptr())
@@ -22,7 +22,7 @@ def forward(call: MapsCall) -> torch.Tensor:
 
 
 def backward(call: MapsCall, grad_maps: torch.Tensor, targets: Targets) -> None:
-    """Fills the gradients that are wanted; see `python_ref.temporal_maps`."""
+    """Fills the gradients that are wanted; see `cvg_kernels.reference.temporal_maps`."""
     grad_maps = grad_maps.contiguous()
     native.load("cpu").temporal_maps_backward(
         *_arguments(call), grad_maps.data_ptr(), _strided5(targets.query), _strided5(targets.key), strided(targets.lse)

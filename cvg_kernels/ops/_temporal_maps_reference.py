@@ -6,7 +6,7 @@ import torch
 
 from cvg_kernels.ops._autocast import autocast_off
 from cvg_kernels.ops._temporal_maps_call import MapsCall, Targets
-from python_ref import temporal_maps as reference
+from cvg_kernels.reference import temporal_maps as reference
 
 
 def maps_of(call: MapsCall, pair_bias: torch.Tensor | None = None) -> torch.Tensor:

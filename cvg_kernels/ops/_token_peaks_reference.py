@@ -7,7 +7,7 @@ import functools
 import torch
 
 from cvg_kernels.ops._token_peaks_call import blocks_shape
-from python_ref import token_peaks as reference
+from cvg_kernels.reference import token_peaks as reference
 
 
 def forward(flow, sharpness, sigma):

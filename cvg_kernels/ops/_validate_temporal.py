@@ -9,7 +9,7 @@ import torch
 
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.ops._validate import MAX_HEAD_DIM, can_look_at, check_operand
-from python_ref.temporal_attention import gaussian_band
+from cvg_kernels.reference.temporal_attention import gaussian_band
 
 if TYPE_CHECKING:
     import torch._C._functorch  # which torch has loaded; checkers must be told

@@ -14,7 +14,7 @@ from cvg_kernels.ops._registration import backend_on
 from cvg_kernels.ops._trace import note_backend, register_autograd
 from cvg_kernels.ops._transforms import backend_under_transforms
 from cvg_kernels.ops._validate_given import described, number_of, tensors_of
-from python_ref import guidance_mix as reference
+from cvg_kernels.reference import guidance_mix as reference
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 

@@ -14,7 +14,7 @@ from cvg_kernels.ops._choice import run_kernel
 from cvg_kernels.ops._trace import note_backend, register_autograd
 from cvg_kernels.ops._transforms import backend_under_transforms
 from cvg_kernels.ops._validate_given import described, holds_numbers, tensors_of
-from python_ref import max_flow as reference
+from cvg_kernels.reference import max_flow as reference
 
 Residual = Literal["average", "add"]
 Sink = Literal["video", "frame"]
@@ -193,7 +193,7 @@ def check_entries(**arguments: torch.Tensor | Sequence[torch.Tensor]) -> None:
 # --- registration ----------------------------------------------------------------------------------------------------
 
 torch.library.define(
-    "cvg_kernels::subgraph_max_flow_forward",
+    "cvg_kernels::subgraph_max_flow",
     "(Tensor cross, Tensor[] temporal, str? residual, str sink, str backend) -> (Tensor flow, Tensor cut)",
 )
 torch.library.define(
@@ -202,18 +202,18 @@ torch.library.define(
     "(Tensor grad_cross, Tensor[] grad_temporal)",
 )
 torch.library.define(
-    "cvg_kernels::max_flow_forward",
+    "cvg_kernels::max_flow",
     "(Tensor capacity, SymInt source, SymInt sink, str backend) -> (Tensor flow, Tensor source_side)",
 )
 torch.library.define("cvg_kernels::max_flow_backward", "(Tensor grad_flow, Tensor source_side) -> Tensor")
 
-_subgraph_op = torch.ops.cvg_kernels.subgraph_max_flow_forward.default
+_subgraph_op = torch.ops.cvg_kernels.subgraph_max_flow.default
 _subgraph_backward_op = torch.ops.cvg_kernels.subgraph_max_flow_backward.default
-_graphs_op = torch.ops.cvg_kernels.max_flow_forward.default
+_graphs_op = torch.ops.cvg_kernels.max_flow.default
 _graphs_backward_op = torch.ops.cvg_kernels.max_flow_backward.default
 
 
-@torch.library.impl("cvg_kernels::subgraph_max_flow_forward", "default")
+@torch.library.impl("cvg_kernels::subgraph_max_flow", "default")
 def _subgraph_forward(cross, temporal, residual, sink, backend):
     flow, cut, good = run_kernel(
         "max_flow",
@@ -226,7 +226,7 @@ def _subgraph_forward(cross, temporal, residual, sink, backend):
     return flow, cut
 
 
-@torch.library.register_fake("cvg_kernels::subgraph_max_flow_forward")
+@torch.library.register_fake("cvg_kernels::subgraph_max_flow")
 def _subgraph_fake(cross, temporal, residual, sink, backend):
     batch, tokens, frames, positions = cross.shape
     nodes = (len(temporal) + 1, frames)
@@ -262,7 +262,7 @@ def _subgraph_backward_fake(grad_flow, cut, residual, sink, need_cross, need_tem
     )
 
 
-@torch.library.impl("cvg_kernels::max_flow_forward", "default")
+@torch.library.impl("cvg_kernels::max_flow", "default")
 def _graphs_forward(capacity, source, sink, backend):
     flow, side, good = run_kernel(
         "max_flow",
@@ -275,7 +275,7 @@ def _graphs_forward(capacity, source, sink, backend):
     return flow, side
 
 
-@torch.library.register_fake("cvg_kernels::max_flow_forward")
+@torch.library.register_fake("cvg_kernels::max_flow")
 def _graphs_fake(capacity, source, sink, backend):
     graphs, nodes, _ = capacity.shape
     return capacity.new_empty(graphs), capacity.new_empty((graphs, nodes), dtype=torch.bool)
@@ -327,5 +327,5 @@ for _name, _differentiate, _remember in (
     ("subgraph_max_flow", _differentiate_subgraph, _remember_subgraph),
     ("max_flow", _differentiate_graphs, _remember_graphs),
 ):
-    register_autograd(f"cvg_kernels::{_name}_forward", _differentiate, setup_context=_remember)
+    register_autograd(f"cvg_kernels::{_name}", _differentiate, setup_context=_remember)
     torch.library.register_autograd(f"cvg_kernels::{_name}_backward", _no_second_derivative)

@@ -8,12 +8,12 @@ from cvg_kernels.backends import Backend
 from cvg_kernels.errors import ArgumentError, check_flag
 from cvg_kernels.kernels import Facts
 from cvg_kernels.ops._choice import run_kernel
-from cvg_kernels.ops._flow import check_temperature
 from cvg_kernels.ops._registration import backend_on, refuse_second_derivative
 from cvg_kernels.ops._trace import note_backend, register_autograd
 from cvg_kernels.ops._transforms import backend_under_transforms
 from cvg_kernels.ops._validate_given import check_floating
-from python_ref import path_flow as reference
+from cvg_kernels.ops._validate_temperature import check_temperature
+from cvg_kernels.reference import min_max_matmul as reference
 
 
 def min_max_matmul(
@@ -88,7 +88,7 @@ _backward_op = torch.ops.cvg_kernels.min_max_matmul_backward.default
 @torch.library.impl("cvg_kernels::min_max_matmul", ("cpu", "cuda"))
 def _forward(a, b, temperature, backend):
     return run_kernel(
-        "min_max_matmul", backend, Facts(a.device, a.dtype), lambda module: module.min_max_matmul(a, b, temperature)
+        "min_max_matmul", backend, Facts(a.device, a.dtype), lambda module: module.forward(a, b, temperature)
     )
 
 
@@ -103,7 +103,7 @@ def _backward(grad, a, b, temperature, need_a, need_b, backend):
         "min_max_matmul_backward",
         backend,
         Facts(a.device, a.dtype),
-        lambda module: module.min_max_matmul_backward(grad, a, b, temperature, need_a, need_b),
+        lambda module: module.backward(grad, a, b, temperature, need_a, need_b),
     )
     return tuple(a.new_empty(0) if grad is None else grad for grad in grads)
 

@@ -11,13 +11,14 @@ from cvg_kernels.backends import Backend
 from cvg_kernels.errors import ArgumentError, check_flag
 from cvg_kernels.kernels import Facts
 from cvg_kernels.ops._choice import run_kernel
-from cvg_kernels.ops._flow import check_temperature
 from cvg_kernels.ops._registration import backend_on, refuse_second_derivative
 from cvg_kernels.ops._trace import note_backend, register_autograd
 from cvg_kernels.ops._transforms import backend_under_transforms
 from cvg_kernels.ops._validate_given import check_floating, tensors_of
+from cvg_kernels.ops._validate_temperature import check_temperature
 from cvg_kernels.ops.min_max_matmul import min_max_matmul
-from python_ref import path_flow as reference
+from cvg_kernels.reference import min_max_matmul as product_reference
+from cvg_kernels.reference import path_flow as reference
 
 Residual = Literal["average", "add"]
 Order = Literal["tokens_first", "hops_first"]
@@ -120,7 +121,7 @@ def path_flow(
 
 def _through(cross, temporal, temperature, residual, correct_bias, backend) -> torch.Tensor:
     """T_n ⊙ (… ⊙ (T_1 ⊙ X)) by the kernels of a backend."""
-    bias = reference.soft_bias(temperature, cross.shape[2]) if correct_bias else 0.0
+    bias = product_reference.soft_bias(temperature, cross.shape[2]) if correct_bias else 0.0
     # min(A, x − c) = min(A + c, x) − c: what is due after each product can wait to the end if the later edges rise.
     if bias:
         whole = 0.5 if residual == "average" else 1.0  # of an edge, that is attention
@@ -177,7 +178,7 @@ def _forward(cross, temporal, temperature, residual, backend):
         "path_flow",
         backend,
         Facts(cross.device, cross.dtype),
-        lambda module: module.path_flow(cross, temporal, temperature, residual),
+        lambda module: module.forward(cross, temporal, temperature, residual),
     )
 
 
@@ -192,7 +193,7 @@ def _backward(grad, cross, temporal, temperature, residual, need_temporal, backe
         "path_flow_backward",
         backend,
         Facts(cross.device, cross.dtype),
-        lambda module: module.path_flow_backward(grad, cross, temporal, temperature, residual, need_temporal),
+        lambda module: module.backward(grad, cross, temporal, temperature, residual, need_temporal),
     )
     # `None` cannot be returned by an operation: what was not computed is an empty tensor.
     return grad_cross, [cross.new_empty(0) if hop is None else hop for hop in grad_temporal]

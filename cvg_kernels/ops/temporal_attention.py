@@ -117,7 +117,7 @@ def temporal_attention(
 # empty tensor.
 
 torch.library.define(
-    "cvg_kernels::temporal_attention_forward",
+    "cvg_kernels::temporal_attention",
     "(Tensor query, Tensor key, Tensor value, Tensor? added, float scale, bool by_row_max, bool row_max_grad, "
     "bool capture, str backend) -> (Tensor out, Tensor maps)",
 )
@@ -128,7 +128,7 @@ torch.library.define(
     "str backend) -> (Tensor grad_query, Tensor grad_key, Tensor grad_value, Tensor grad_added)",
 )
 
-_forward_op = torch.ops.cvg_kernels.temporal_attention_forward.default
+_forward_op = torch.ops.cvg_kernels.temporal_attention.default
 _backward_op = torch.ops.cvg_kernels.temporal_attention_backward.default
 
 
@@ -137,7 +137,7 @@ def _facts(query: torch.Tensor, value: torch.Tensor) -> Facts:
     return Facts(query.device, query.dtype, frames=frames, head_dim=head_dim, value_dim=value.shape[-1])
 
 
-@torch.library.impl("cvg_kernels::temporal_attention_forward", ("cpu", "cuda"))
+@torch.library.impl("cvg_kernels::temporal_attention", ("cpu", "cuda"))
 def _forward(query, key, value, added, scale, by_row_max, row_max_grad, capture, backend):
     out, maps = run_kernel(
         "temporal_attention",
@@ -148,7 +148,7 @@ def _forward(query, key, value, added, scale, by_row_max, row_max_grad, capture,
     return out, (query.new_empty(0) if maps is None else maps)
 
 
-@torch.library.register_fake("cvg_kernels::temporal_attention_forward")
+@torch.library.register_fake("cvg_kernels::temporal_attention")
 def _forward_fake(query, key, value, added, scale, by_row_max, row_max_grad, capture, backend):
     batch, positions, _, frames, _ = query.shape
     out = dense_like(query, value.shape[-1])
@@ -245,5 +245,5 @@ def _differentiate(ctx, grad_out, grad_maps):
     return (*grads, None, None, None, None, None)
 
 
-register_autograd("cvg_kernels::temporal_attention_forward", _differentiate, setup_context=_remember)
+register_autograd("cvg_kernels::temporal_attention", _differentiate, setup_context=_remember)
 refuse_second_derivative("temporal_attention")

@@ -20,7 +20,7 @@ from cvg_kernels.ops._temporal_maps_call import Targets, Video
 from cvg_kernels.ops._trace import note_backend, register_autograd
 from cvg_kernels.ops._transforms import backend_under_transforms
 from cvg_kernels.ops._validate import Mask, check_tensors, mask_of, scale_of
-from python_ref.temporal_maps import by_place
+from cvg_kernels.reference import temporal_maps as definition
 
 
 def temporal_maps(
@@ -154,8 +154,8 @@ def _pairs(mask: torch.Tensor, video: Video) -> torch.Tensor:
     if mask.shape[3] == 1:  # the same for all keys
         mask = mask.expand(-1, -1, -1, video.key_start + frames * places)
     if mask.shape[2] == 1:
-        return by_place(mask[:, :, 0], frames, places, video.key_start)[:, :, :, None]
-    mask = by_place(mask, frames, places, video.query_start)  # [B, P, H, F, M]
+        return definition.by_place(mask[:, :, 0], frames, places, video.key_start)[:, :, :, None]
+    mask = definition.by_place(mask, frames, places, video.query_start)  # [B, P, H, F, M]
     keys = mask.narrow(-1, video.key_start, frames * places).unflatten(-1, (frames, places))
     return keys.diagonal(dim1=1, dim2=5).movedim(-1, 1)
 
@@ -210,7 +210,7 @@ def _backward(*given):
             # What is no token of the video has no gradient.
             grad[:, :, :start] = 0
             grad[:, :, start + frames * places :] = 0
-        views.append(None if grad is None else by_place(grad, frames, places, start))
+        views.append(None if grad is None else definition.by_place(grad, frames, places, start))
     run_kernel(
         "temporal_maps_backward",
         backend,

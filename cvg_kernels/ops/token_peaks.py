@@ -15,7 +15,7 @@ from cvg_kernels.ops._token_peaks_call import blocks_shape
 from cvg_kernels.ops._trace import note_backend, register_autograd
 from cvg_kernels.ops._transforms import backend_under_transforms
 from cvg_kernels.ops._validate_given import check_floating, described, number_of
-from python_ref import token_peaks as reference
+from cvg_kernels.reference import token_peaks as reference
 
 
 def token_peaks(

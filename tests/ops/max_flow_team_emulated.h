@@ -3,7 +3,7 @@
 
 #include <cstdint>
 
-#include "cvg/flow_blocks.h"
+#include "cvg/max_flow_blocks.h"
 #include "emulated_lanes.h"
 
 namespace cvg::emulated {

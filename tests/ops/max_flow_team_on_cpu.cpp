@@ -1,6 +1,6 @@
 // The emulated solver of maximum flow as a module of Python; test_max_flow_team.py builds it.
 #include "emulated_lanes.h"
-#include "flow_calls.h"
+#include "max_flow_calls.h"
 #include "max_flow_team_emulated.h"
 
 PYBIND11_MODULE(max_flow_team_on_cpu, m) {

@@ -177,7 +177,7 @@ void temporal_backward(const TemporalArgs& args, const TemporalBackwardIn& in,
   });
 }
 
-int64_t temporal_shares(int frames, int64_t blocks) {
+int64_t temporal_partial_sums(int frames, int64_t blocks) {
   int64_t count = 0;
   with_warps(frames, [&](auto warps) { count = blocks * groups_of(warps); });
   return count;

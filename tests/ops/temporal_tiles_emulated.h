@@ -18,6 +18,6 @@ void temporal_backward(const TemporalArgs& args, const TemporalBackwardIn& in,
                        const TemporalBackwardOut& to, const Launch& launch);
 
 // Shares of the gradient of `added` that a backward pass writes.
-int64_t temporal_shares(int frames, int64_t blocks);
+int64_t temporal_partial_sums(int frames, int64_t blocks);
 
 }  // namespace cvg::emulated

@@ -11,7 +11,7 @@ PYBIND11_MODULE(temporal_tiles_on_cpu, m) {
     const auto number = [&](int i) { return static_cast<int64_t>(at[i]); };
     return emulated::Launch{number(0), number(1), number(2), {at[3], at[4]}};
   };
-  m.def("shares", emulated::temporal_shares);
+  m.def("partial_sums", emulated::temporal_partial_sums);
   m.def("barriers_met", emulated::barriers_met);
   m.def("waits_met", emulated::waits_met);
   bindings::bind_temporal_calls<Where>(

@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 import cvg_kernels as cvg
-from python_ref import attention as reference
+from cvg_kernels.reference import attention as reference
 from tests.ops.backends import DEVICE, backends, device_of
 from tests.tolerance import assert_as_exact_as, assert_maps_exact, relative_error
 

@@ -53,7 +53,7 @@ def test_opcheck_forward(values, masked, biased, head_mean, dtype, requires_grad
     bias = torch.randn(2, 2, 1, dtype=wide).expand(-1, -1, 5) if biased else None
     ids = torch.tensor([[1, 2], [0, 3]])
     call = AttentionCall(query, key, value if values else None, ids, mask, bias, None, 0.3, head_mean)
-    torch.library.opcheck(torch.ops.cvg_kernels.attention_forward.default, (*operation.flat(call), False, backend))
+    torch.library.opcheck(torch.ops.cvg_kernels.attention.default, (*operation.flat(call), False, backend))
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_opcheck_backward(arriving, needed, backend):
     ids = torch.tensor([[1, 2], [0, 3]])
     call = AttentionCall(*inputs(requires_grad=False), ids, None, bias, None, 0.3, True)
     call = operation.flat(call)
-    results = torch.ops.cvg_kernels.attention_forward.default(*call, False, backend)
+    results = torch.ops.cvg_kernels.attention.default(*call, False, backend)
     grads = [torch.randn_like(r) if yes else None for r, yes in zip(results[:3], arriving, strict=True)]
     torch.library.opcheck(
         torch.ops.cvg_kernels.attention_backward.default,

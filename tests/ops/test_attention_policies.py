@@ -7,10 +7,10 @@ import math
 import pytest
 import torch
 import torch.utils.checkpoint
+from cvg_kernels.reference.frame_band_attention import frame_band
 
 import cvg_kernels as cvg
-from python_ref import attention as reference
-from python_ref.frame_band_attention import frame_band
+from cvg_kernels.reference import attention as reference
 from tests.ops.backends import backends, device_of
 from tests.tolerance import assert_as_exact_as
 

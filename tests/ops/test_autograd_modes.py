@@ -91,8 +91,7 @@ def case(request):
 @pytest.fixture(params=BACKENDS)
 def backend(request, case):
     if request.param == "native":
-        key = {"capture_maps": "attention", "min_max_matmul": "path_flow", "depth_structure": "structure"}
-        key |= {"subgraph_max_flow": "max_flow", "coupled_max_flow": "coupled_flow"}
+        key = {"capture_maps": "attention", "subgraph_max_flow": "max_flow"}
         reason = unavailable_reason(key.get(case[0], case[0]), Backend.NATIVE)
         if reason is not None:
             pytest.skip(reason)

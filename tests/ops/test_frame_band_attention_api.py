@@ -68,7 +68,7 @@ def test_the_reference_is_differentiable_twice():
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_opcheck_forward(backend, dtype):
     torch.library.opcheck(
-        torch.ops.cvg_kernels.attention_forward.default, (*operation.flat(call_of(inputs(dtype))), True, backend)
+        torch.ops.cvg_kernels.attention.default, (*operation.flat(call_of(inputs(dtype))), True, backend)
     )
 
 
@@ -86,7 +86,7 @@ def test_opcheck_forward(backend, dtype):
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_opcheck_backward(arriving, needed, backend):
     call = operation.flat(call_of(inputs(requires_grad=False)))
-    results = torch.ops.cvg_kernels.attention_forward.default(*call, True, backend)
+    results = torch.ops.cvg_kernels.attention.default(*call, True, backend)
     grads = [torch.randn_like(r) if yes else None for r, yes in zip(results[:3], arriving, strict=True)]
     torch.library.opcheck(
         torch.ops.cvg_kernels.attention_backward.default,

@@ -28,7 +28,7 @@ def kernels(*, but: set[str] = frozenset()) -> list:
         operation = name.partition(" ")[0]
         if operation in but:
             continue
-        there = backends("path_flow" if operation == "min_max_matmul" else operation)
+        there = backends(operation)
         for one in there:
             (backend,) = one.values
             skipped = backend == "reference" or (backend == "stock" and "bias" in name)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 import cvg_kernels as cvg
 from cvg_kernels import native
 from cvg_kernels.backends import Backend, unavailable_reason
-from python_ref import guidance_mix as reference
+from cvg_kernels.reference import guidance_mix as reference
 from tests.ops.levels import EVERY_LEVEL
 from tests.tolerance import assert_as_exact_as
 
@@ -196,7 +196,7 @@ def test_threads_do_not_change_a_bit():
 _LEVEL_CHECK = """
 import torch, cvg_kernels as cvg
 from cvg_kernels import native
-from python_ref import guidance_mix as reference
+from cvg_kernels.reference import guidance_mix as reference
 assert native.load("cpu").isa() == {level!r}
 for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
     for elements in (1, 37, 5000):

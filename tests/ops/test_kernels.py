@@ -25,13 +25,13 @@ FUNCTIONS = {
     "frame_band_attention": ("forward", "backward"),
     "temporal_attention": ("forward", "backward"),
     "temporal_maps": ("forward", "backward"),
-    "path_flow": ("path_flow", "path_flow_backward"),
-    "min_max_matmul": ("min_max_matmul", "min_max_matmul_backward"),
+    "path_flow": ("forward", "backward"),
+    "min_max_matmul": ("forward", "backward"),
     "token_peaks": ("forward", "backward"),
     "max_flow": ("subgraph_forward", "subgraph_backward", "forward"),
-    "coupled_flow": ("forward",),
+    "coupled_max_flow": ("forward",),
     "guidance_mix": ("forward",),
-    "structure": ("depth_structure",),
+    "depth_structure": ("depth_structure",),
 }
 LINES = [(operation, backend) for operation, there in KERNELS.items() for backend in there]
 
@@ -130,7 +130,7 @@ def test_the_shipped_table_decides_for_every_operation():
         ("temporal_attention", torch.float16, {"frames": 16}, "triton"),
         ("temporal_attention_backward", torch.float16, {"frames": 129}, "reference"),
         ("max_flow_backward", torch.float32, {"frames": 8}, "cuda"),
-        ("coupled_flow", torch.float64, {}, "reference"),
+        ("coupled_max_flow", torch.float64, {}, "reference"),
     ],
 )
 def test_what_auto_is_on_a_gpu(operation, dtype, given, chosen, everything_runs):

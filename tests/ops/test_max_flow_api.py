@@ -138,8 +138,8 @@ def test_opcheck_of_subgraphs(sink, backend, dtype, requires_grad):
         tensor.requires_grad_(requires_grad)
     arguments = (cross, temporal, "average", sink, backend)
     ops = torch.ops.cvg_kernels
-    torch.library.opcheck(ops.subgraph_max_flow_forward.default, arguments)
-    flow, cut = ops.subgraph_max_flow_forward(*arguments)
+    torch.library.opcheck(ops.subgraph_max_flow.default, arguments)
+    flow, cut = ops.subgraph_max_flow(*arguments)
     needs = (True, [False, True]) if requires_grad else (False, [True, True])
     torch.library.opcheck(
         ops.subgraph_max_flow_backward.default, (torch.rand_like(flow).detach(), cut, "average", sink, *needs, backend)
@@ -150,8 +150,8 @@ def test_opcheck_of_subgraphs(sink, backend, dtype, requires_grad):
 def test_opcheck_of_graphs(backend):
     capacity = torch.rand(3, 5, 5, requires_grad=True)
     ops = torch.ops.cvg_kernels
-    torch.library.opcheck(ops.max_flow_forward.default, (capacity, 0, 4, backend))
-    flow, side = ops.max_flow_forward(capacity, 0, 4, backend)
+    torch.library.opcheck(ops.max_flow.default, (capacity, 0, 4, backend))
+    flow, side = ops.max_flow(capacity, 0, 4, backend)
     torch.library.opcheck(ops.max_flow_backward.default, (torch.rand(3), side))
 
 

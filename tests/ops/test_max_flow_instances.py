@@ -174,7 +174,7 @@ def test_subgraphs(backend, sink):
 
 
 @pytest.mark.parametrize("spread", [False, True])
-@pytest.mark.parametrize("backend", backends("coupled_flow"))
+@pytest.mark.parametrize("backend", backends("coupled_max_flow"))
 def test_coupled(backend, spread):
     """All at once; with `spread`, the token sees the first position only, and attention within the frame does the
     rest.
@@ -187,7 +187,7 @@ def test_coupled(backend, spread):
         spatial[0, 0, :, 0] = FREE
     with cvg.trace_backends() as ran:
         flow, cut = cvg.coupled_max_flow(cross, temporal, spatial, residual=None, backend=backend)
-    assert ran == [("coupled_flow", backend)]
+    assert ran == [("coupled_max_flow", backend)]
     assert flow.item() == FLOWS.sum()
     for place, one in enumerate(ACYCLIC.values()):
         assert_cut(one, cut[0, 0, -HOPS - 1 :, :, place])
@@ -211,7 +211,7 @@ def test_karate_club(backend):
 
 
 @pytest.mark.parametrize("within", [False, True])
-@pytest.mark.parametrize("backend", backends("coupled_flow"))
+@pytest.mark.parametrize("backend", backends("coupled_max_flow"))
 def test_random_coupled_graphs(backend, within):
     """Drawn edge by edge from the contract; whole multiples of ¼ are exact and full of ties."""
     networkx = pytest.importorskip("networkx")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from cvg_kernels.ops import _max_flow_native as native
-from python_ref import max_flow as reference
+from cvg_kernels.reference import max_flow as reference
 
 KIB = 1024
 #: Processors, bytes of shared memory of a block and of a processor. The last has none to speak of.

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import cvg_kernels as cvg
-from python_ref import path_flow as reference
+from cvg_kernels.reference import path_flow as reference
 from tests.ops.backends import backends, device_of
 from tests.ops.test_path_flow_kernels import assert_like_the_reference, graph, results
 

@@ -11,7 +11,7 @@ pytest.importorskip("triton")
 
 from cvg_kernels._triton import path_flow  # noqa: E402
 from cvg_kernels._triton.path_flow_kernels import hop_kernel, turn_kernel  # noqa: E402
-from python_ref import path_flow as reference  # noqa: E402
+from cvg_kernels.reference import path_flow as reference  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -42,10 +42,10 @@ def test_every_kernel_reads_along_the_positions(temperature):
     cross = torch.rand(1, 18, 5, 9, device=DEVICE).permute(0, 3, 2, 1)
     hops = [torch.rand(1, 18, 5, 5, device=DEVICE).softmax(-1) for _ in range(2)]
     grad = torch.randn(1, 18, 5, 9, device=DEVICE).permute(0, 3, 2, 1)
-    forward, flows, turned = path_flow.path_flow_launches(cross, hops, temperature, "average")
+    forward, flows, turned = path_flow.forward_launches(cross, hops, temperature, "average")
     kernels = [launch.kernel for launch in forward]
     assert kernels == [turn_kernel, turn_kernel, hop_kernel, turn_kernel, hop_kernel]
-    backward, grad_cross, grad_hops = path_flow.path_flow_backward_launches(
+    backward, grad_cross, grad_hops = path_flow.backward_launches(
         grad, flows, turned, temperature, "average", [True, False]
     )
     assert [launch.kernel for launch in backward].count(turn_kernel) == 1

@@ -41,7 +41,7 @@ def test_opcheck_forward(added, capture, dtype, requires_grad, backend):
     matrix = torch.rand(6, 6, dtype=torch.promote_types(dtype, torch.float32))
     matrix = None if added == "none" else matrix.requires_grad_(requires_grad)
     torch.library.opcheck(
-        torch.ops.cvg_kernels.temporal_attention_forward.default,
+        torch.ops.cvg_kernels.temporal_attention.default,
         (*given, matrix, 0.3, added == "band", True, capture, backend),
     )
 

@@ -10,7 +10,7 @@ pytest.importorskip("triton")
 from cvg_kernels._triton import temporal_attention  # noqa: E402
 from cvg_kernels.kernels import Facts  # noqa: E402
 from cvg_kernels.ops import _choice  # noqa: E402
-from python_ref import temporal_attention as reference  # noqa: E402
+from cvg_kernels.reference import temporal_attention as reference  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

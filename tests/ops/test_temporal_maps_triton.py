@@ -9,7 +9,7 @@ pytest.importorskip("triton")
 
 from cvg_kernels._triton import temporal_maps  # noqa: E402
 from cvg_kernels.ops._temporal_maps_call import Targets, Video  # noqa: E402
-from python_ref import temporal_maps as reference  # noqa: E402
+from cvg_kernels.reference import temporal_maps as reference  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -36,8 +36,8 @@ class Emulated:
         self.shared_bytes = SHARED["sm_80"]
         self.skipped_barrier = self.skipped_wait = 0
 
-    def shares(self, query: torch.Tensor) -> int:
-        return self.tiles.shares(query.shape[3], self.blocks)
+    def partial_sums(self, query: torch.Tensor) -> int:
+        return self.tiles.partial_sums(query.shape[3], self.blocks)
 
     def run(self, name: str, device: torch.device, *given) -> None:
         seed = int(torch.randint(2**31, ()))
@@ -50,7 +50,7 @@ def replace_cuda(gpu: Emulated, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_choice, "unavailable_reason", lambda *call: None)
     monkeypatch.setattr(_choice, "_refusal", lambda *call: None)  # fewer frames than pay are right too
     monkeypatch.setattr(native, "_run", gpu.run)
-    monkeypatch.setattr(native, "_shares", gpu.shares)
+    monkeypatch.setattr(native, "_partial_sums", gpu.partial_sums)
 
 
 @pytest.fixture

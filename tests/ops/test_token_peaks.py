@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import conv3d, pad
 
 import cvg_kernels as cvg
-from python_ref import token_peaks as reference
+from cvg_kernels.reference import token_peaks as reference
 from tests.ops.backends import backends, device_of
 from tests.tolerance import assert_as_exact_as
 

@@ -10,7 +10,7 @@ import torch
 pytest.importorskip("triton")
 
 from cvg_kernels._triton import token_peaks  # noqa: E402
-from python_ref import token_peaks as reference  # noqa: E402
+from cvg_kernels.reference import token_peaks as reference  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

@@ -36,8 +36,8 @@ struct AttentionArgs {
 // the keys.
 struct AttentionRows {
   void* lse;
-  void* highest;
-  int32_t* place;
+  void* row_max;
+  int32_t* row_argmax;
 };
 
 // The last axis of a Target4 is contiguous, here and below.

@@ -3,7 +3,7 @@
 
 #include <cuda_runtime.h>
 
-#include "cvg/flow_blocks.h"
+#include "cvg/max_flow_blocks.h"
 
 namespace cvg {
 

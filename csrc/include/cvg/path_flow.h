@@ -1,5 +1,5 @@
-// Min-max path flow and the min-max product on the CPU: what a caller hands over. The formulas
-// stand in python_ref/path_flow.py.
+// Min-max path flow on the CPU: what a caller hands over. The formulas stand in
+// python_ref/path_flow.py.
 #pragma once
 
 #include <cstdint>
@@ -16,8 +16,9 @@ struct PathFlowArgs {
   DType dtype;                    // f32 or f64
   Tensor4 cross;                  // [B, K, F, L]
   std::vector<Tensor4> temporal;  // hops of [B, L, F, F]
-  double share, skip;             // a hop with its skip connection: share · T + skip · I
-  double temperature;             // 0: the hard form
+  double hop_weight,
+      skip_weight;     // a hop with its skip connection: hop_weight · T + skip_weight · I
+  double temperature;  // 0: the hard form
   int threads;
 };
 
@@ -27,23 +28,11 @@ struct PathFlowGradients {
   std::vector<void*> temporal;  // [B, L, F, F]
 };
 
-// C[B, rows, columns] = A[B, rows, depth] ⊙ B[B, depth, columns]. The first stride of a Tensor4 is
-// the batch's, the last is unused.
-struct MinMaxArgs {
-  int64_t batch, rows, depth, columns;
-  DType dtype;
-  Tensor4 a, b;
-  double temperature;
-  int threads;
+struct PathFlowKernels {
+  void (*forward)(const PathFlowArgs&, void* flow);
+  void (*backward)(const PathFlowArgs&, const Tensor4& grad, const PathFlowGradients&);
 };
 
-struct FlowKernels {
-  void (*path_flow)(const PathFlowArgs&, void* flow);
-  void (*path_flow_backward)(const PathFlowArgs&, const Tensor4& grad, const PathFlowGradients&);
-  void (*min_max)(const MinMaxArgs&, void* c);
-  void (*min_max_backward)(const MinMaxArgs&, const void* grad, void* grad_a, void* grad_b);
-};
-
-CVG_DECLARE_LEVELS(FlowKernels, flow_kernels);
+CVG_DECLARE_LEVELS(PathFlowKernels, path_flow_kernels);
 
 }  // namespace cvg

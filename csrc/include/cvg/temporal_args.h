@@ -20,8 +20,8 @@ struct TemporalArgs {
   Tensor5 query, key, value;
   const void* added;  // [F, F] in the wide type, or nullptr
   double scale;
-  bool by_row_max;  // row i of `added` is multiplied by m_i
-  int threads;      // of the CPU
+  bool scale_bias_by_row_max;  // row i of `added` is multiplied by m_i
+  int threads;                 // of the CPU
 };
 
 struct TemporalForwardOut {

@@ -8,7 +8,7 @@
 namespace cvg {
 
 // How many [F, F] the backward pass writes for the gradient of `added` of so many sequences.
-cudaError_t temporal_attention_shares(int64_t sequences, int frames, int64_t* shares);
+cudaError_t temporal_attention_partial_sums(int64_t sequences, int frames, int64_t* count);
 
 cudaError_t temporal_attention_forward(const TemporalArgs& args, const TemporalForwardOut& to,
                                        cudaStream_t stream);

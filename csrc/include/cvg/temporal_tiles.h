@@ -55,7 +55,7 @@ struct Problem {
   Rows query, key, value;
   const float* added;  // [F, F], or nullptr
   float scale;
-  bool by_row_max;  // row i of `added` is multiplied by m_i
+  bool scale_bias_by_row_max;  // row i of `added` is multiplied by m_i
 };
 
 inline Problem problem_of(const TemporalArgs& args) {
@@ -68,7 +68,7 @@ inline Problem problem_of(const TemporalArgs& args) {
           rows_of(args.value, args.value_dim),
           static_cast<const float*>(args.added),
           static_cast<float>(args.scale),
-          args.by_row_max};
+          args.scale_bias_by_row_max};
 }
 
 // Elements between rows in shared memory: the widest tensor's, and 16 bytes more, which keep the
@@ -118,10 +118,10 @@ CVG_TILE void regularise(typename W::template Per<Tile<R>>& s, typename W::templ
   if (!problem.added) {
     return;
   }
-  if (problem.by_row_max) {
+  if (problem.scale_bias_by_row_max) {
     reduce<W, Pair>(m, [](float x, float y) { return fmaxf(x, y); });
   }
-  if (FIRST && problem.by_row_max) {
+  if (FIRST && problem.scale_bias_by_row_max) {
     W::each([&](int lane) {
       first[lane] = {{kMaxFrames, kMaxFrames}};
       each_element<R>(lane, row, [&](int n, int c, int, int j) {
@@ -134,12 +134,12 @@ CVG_TILE void regularise(typename W::template Per<Tile<R>>& s, typename W::templ
   W::each([&](int lane) {
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      float& highest = m[lane].at[half];
-      highest = highest == -INFINITY ? 0.0f : highest;  // of a row that is not there
+      float& row_max = m[lane].at[half];
+      row_max = row_max == -INFINITY ? 0.0f : row_max;  // of a row that is not there
     }
     each_element<R>(lane, row, [&](int n, int c, int i, int j) {
       if (i < frames && j < frames) {
-        const float factor = problem.by_row_max ? m[lane].at[c / 2] : kLog2e;
+        const float factor = problem.scale_bias_by_row_max ? m[lane].at[c / 2] : kLog2e;
         s[lane].at[n][c] += factor * problem.added[i * frames + j];
       }
     });
@@ -160,9 +160,9 @@ CVG_TILE void softmax(typename W::template Per<Tile<R>>& s) {
   W::each([&](int lane) {
     total[lane] = {};
     each_element<R>(lane, 0, [&](int n, int c, int, int) {
-      const float highest = top[lane].at[c / 2];
+      const float row_max = top[lane].at[c / 2];
       float& x = s[lane].at[n][c];
-      x = W::exp2(x - (highest == -INFINITY ? 0.0f : highest));
+      x = W::exp2(x - (row_max == -INFINITY ? 0.0f : row_max));
       total[lane].at[c / 2] += x;
     });
   });

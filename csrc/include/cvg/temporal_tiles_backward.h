@@ -13,7 +13,7 @@ struct Backward {
   const float* grad_maps;  // [B, P, F, F], or nullptr for zero
   bool row_max_grad;
   Rows grad_query, grad_key, grad_value;  // data == nullptr: not wanted
-  float* sums;  // [blocks · groups, F, F]: shares of the gradient of `added`
+  float* sums;  // [blocks · groups, F, F]: partial sums of the gradient of `added`
 };
 
 // Products with Pᵀ and dSᵀ need columns of what the warps hold as rows: they pass through `turned`.
@@ -87,32 +87,32 @@ template <class W, int R, bool SUMS>
 CVG_TILE void gradient_of_scores(BackwardState<W, R, SUMS>& state, const Backward& args) {
   const Problem& problem = args.problem;
   const int frames = problem.frames, row = state.place.row;
-  const bool through_max = problem.by_row_max && args.row_max_grad;
-  typename W::template Per<Pair> centre, passed;
+  const bool through_max = problem.scale_bias_by_row_max && args.row_max_grad;
+  typename W::template Per<Pair> delta, passed;
   W::each([&](int lane) {
     auto &grads = state.grads[lane].at, &weights = state.weights[lane].at;
     if (args.grad_maps && state.place.inside) {
-      const float share = 1.0f / problem.heads;
+      const float head_weight = 1.0f / problem.heads;
       const float* map = args.grad_maps + state.place.at * frames * frames;
       each_element<R>(lane, row, [&](int n, int c, int i, int j) {
         if (i < frames && j < frames) {
-          grads[n][c] += share * map[i * frames + j];
+          grads[n][c] += head_weight * map[i * frames + j];
         }
       });
     }
-    centre[lane] = {};
+    delta[lane] = {};
     each_element<R>(lane, row, [&](int n, int c, int, int) {
-      centre[lane].at[c / 2] += weights[n][c] * grads[n][c];
+      delta[lane].at[c / 2] += weights[n][c] * grads[n][c];
     });
   });
-  reduce<W, Pair>(centre, [](float x, float y) { return x + y; });
+  reduce<W, Pair>(delta, [](float x, float y) { return x + y; });
   W::each([&](int lane) {
     auto &grads = state.grads[lane].at, &weights = state.weights[lane].at;
     passed[lane] = {};
     each_element<R>(lane, row, [&](int n, int c, int i, int j) {
-      grads[n][c] = weights[n][c] * (grads[n][c] - centre[lane].at[c / 2]);
+      grads[n][c] = weights[n][c] * (grads[n][c] - delta[lane].at[c / 2]);
       if constexpr (SUMS) {
-        const float factor = problem.by_row_max ? state.m[lane].at[c / 2] * kLn2 : 1.0f;
+        const float factor = problem.scale_bias_by_row_max ? state.m[lane].at[c / 2] * kLn2 : 1.0f;
         state.sums[lane].at[n][c] += factor * grads[n][c];
       }
       if (through_max && i < frames && j < frames) {
@@ -125,9 +125,9 @@ CVG_TILE void gradient_of_scores(BackwardState<W, R, SUMS>& state, const Backwar
   }
   W::each([&](int lane) {
     each_element<R>(lane, row, [&](int n, int c, int, int j) {
-      const bool highest = through_max && j == state.first[lane].at[c / 2];
+      const bool is_row_max = through_max && j == state.first[lane].at[c / 2];
       float& x = state.grads[lane].at[n][c];
-      x = problem.scale * (x + (highest ? passed[lane].at[c / 2] : 0.0f));
+      x = problem.scale * (x + (is_row_max ? passed[lane].at[c / 2] : 0.0f));
     });
   });
 }
@@ -241,8 +241,8 @@ CVG_TILE void backward_block(Team& team, const Backward& args, int64_t block, in
   }
   if constexpr (SUMS) {
     team.each([&](int warp, State& state) {
-      float* share = args.sums + (block * plan.groups + warp / R) * frames * frames;
-      store_matrix<W, R>(state.sums, share, frames, state.place.row);
+      float* partial_sum = args.sums + (block * plan.groups + warp / R) * frames * frames;
+      store_matrix<W, R>(state.sums, partial_sum, frames, state.place.row);
     });
   }
 }

@@ -90,10 +90,10 @@ CVG_TILE void forward_block(Team& team, const Forward& args, int64_t block, int6
       team.each([&](int, State& state) {
         if constexpr (MAPS) {  // first, so that the weights are done with before they are
                                // multiplied
-          const float share = 1.0f / problem.heads;
+          const float head_weight = 1.0f / problem.heads;
           W::each([&](int lane) {
             each_element<R>(lane, 0, [&](int n, int c, int, int) {
-              state.maps[lane].at[n][c] += share * state.weights[lane].at[n][c];
+              state.maps[lane].at[n][c] += head_weight * state.weights[lane].at[n][c];
             });
           });
         }

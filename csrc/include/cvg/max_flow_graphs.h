@@ -2,8 +2,8 @@
 // stand in python_ref/max_flow.py.
 #pragma once
 
-#include "cvg/flow_args.h"
 #include "cvg/max_flow.h"
+#include "cvg/max_flow_args.h"
 
 namespace cvg {
 

@@ -1,11 +1,11 @@
 // Exact maximum flow of each token through all positions of a video: one sparse graph a token, all
 // of one shape, one task each.
-#include "cvg/coupled_flow.h"
+#include "cvg/coupled_max_flow.h"
 
 #include <algorithm>
 #include <cmath>
 
-#include "cpu/sparse_flow.h"
+#include "cpu/sparse_max_flow.h"
 
 namespace cvg {
 
@@ -15,7 +15,7 @@ constexpr int32_t kSource = 0, kSink = 1, kFirst = 2;
 
 // Node (layer, frame, position); the token is the source. Edges lie in the order of the tensors
 // that their capacities come from: cross, spatial, the temporal hops, the outputs.
-std::vector<Edge> edges_of(const CoupledFlowArgs& args, int64_t layers) {
+std::vector<Edge> edges_of(const CoupledMaxFlowArgs& args, int64_t layers) {
   const int64_t frames = args.frames, positions = args.positions;
   const auto node = [&](int64_t layer, int64_t frame, int64_t position) {
     return static_cast<int32_t>(kFirst + (layer * frames + frame) * positions + position);
@@ -59,7 +59,7 @@ bool all_capacities(const double* values, int64_t count) {
 }
 
 // Capacities of sample b's edges but for the outputs', which are 1; token k's graph.
-std::vector<double> capacities(const CoupledFlowArgs& args, int64_t b, int64_t k, size_t edges) {
+std::vector<double> capacities(const CoupledMaxFlowArgs& args, int64_t b, int64_t k, size_t edges) {
   const int64_t inputs = args.frames * args.positions;
   const int64_t inside = inputs * args.positions, across = inputs * args.frames;
   std::vector<double> all;
@@ -80,7 +80,7 @@ std::vector<double> capacities(const CoupledFlowArgs& args, int64_t b, int64_t k
 
 }  // namespace
 
-bool coupled_flow(const CoupledFlowArgs& args, double* flow, uint8_t* side) {
+bool coupled_max_flow(const CoupledMaxFlowArgs& args, double* flow, uint8_t* side) {
   const int64_t inputs = args.frames * args.positions;
   bool good = all_capacities(args.cross, args.batch * args.tokens * inputs) &&
               (!args.spatial || all_capacities(args.spatial, args.batch * inputs * args.positions));
@@ -95,7 +95,7 @@ bool coupled_flow(const CoupledFlowArgs& args, double* flow, uint8_t* side) {
   const SparseGraph graph(static_cast<int32_t>(kFirst + layers * inputs), edges);
 #pragma omp parallel num_threads(args.threads)
   {
-    SparseFlow solver(graph);
+    SparseMaxFlow solver(graph);
     std::vector<double> room(2 * edges.size());
 #pragma omp for schedule(dynamic, 1)
     for (int64_t n = 0; n < args.batch * args.tokens; ++n) {

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from cvg_kernels.reference.path_flow import residual_hop
 
 import cvg_kernels as cvg
-from python_ref import coupled_flow as reference
-from python_ref.path_flow import residual_hop
+from cvg_kernels.reference import coupled_max_flow as reference
 from tests.ops.backends import backends
 
-BACKENDS = backends("coupled_flow")
+BACKENDS = backends("coupled_max_flow")
 
 
 def graph(batch=2, tokens=3, frames=3, positions=4, hops=2, dtype=torch.float64, peak=2.0):
@@ -29,7 +29,7 @@ def test_kernel_and_definition(dtype, sizes, residual):
     cross, temporal, spatial = graph(*sizes, dtype=dtype)
     with cvg.trace_backends() as ran:
         flow, cut = cvg.coupled_max_flow(cross, temporal, spatial, residual=residual, backend="native")
-    assert ran == [("coupled_flow", "native")]
+    assert ran == [("coupled_max_flow", "native")]
     wanted, side = reference.coupled_max_flow(
         cross.double(),
         residual_hop(spatial.double(), residual),
@@ -97,7 +97,7 @@ def test_errors_name_the_argument():
         cvg.coupled_max_flow(cross, temporal, spatial[:, :2])
     with pytest.raises(cvg.ArgumentError, match=r"temporal\[1\] must be torch.float64"):
         cvg.coupled_max_flow(cross, [temporal[0], temporal[1].float()])
-    with pytest.raises(cvg.BackendUnavailableError, match="coupled_flow has no triton kernel"):
+    with pytest.raises(cvg.BackendUnavailableError, match="coupled_max_flow has no triton kernel"):
         cvg.coupled_max_flow(cross, temporal, backend="triton")
 
 

@@ -1,6 +1,6 @@
 """Exact maximum flow of each token through all positions of a video at once. The definition.
 
-With attention among the positions of a frame the small graphs of `python_ref.max_flow` grow together into one:
+With attention among the positions of a frame the small graphs of `max_flow` grow together into one:
 
     token —cross[b,k,f,l]→ (0, f, l),   (0, f, j) —S[b,f,i,j]→ (1, f, i),   (h, j, l) —T[b,l,i,j]→ (h + 1, i, l),
     (last, f, l) —1→ sink
@@ -15,8 +15,7 @@ import itertools
 from collections.abc import Sequence
 
 import torch
-
-from python_ref.max_flow import source_side
+from cvg_kernels.reference.max_flow import source_side
 
 
 def coupled_max_flow(

@@ -11,7 +11,7 @@
 
 #include <algorithm>
 
-#include "cvg/flow_graphs.h"
+#include "cvg/max_flow_graphs.h"
 
 namespace cvg {
 

@@ -16,7 +16,7 @@ def forward(cross, spatial, temporal):
     cut = cross.new_empty(batch, tokens, layers, frames, positions, dtype=torch.bool)
     cross, hops = cross.contiguous(), [hop.contiguous() for hop in temporal]
     spatial = None if spatial is None else spatial.contiguous()
-    good = native.load("cpu").coupled_flow(
+    good = native.load("cpu").coupled_max_flow(
         (batch, tokens, frames, positions),
         cross.data_ptr(),
         address(spatial),

@@ -49,9 +49,9 @@ class SparseGraph {
   std::vector<int32_t> first_, arcs_, head_;
 };
 
-class SparseFlow {
+class SparseMaxFlow {
  public:
-  explicit SparseFlow(const SparseGraph& graph)
+  explicit SparseMaxFlow(const SparseGraph& graph)
       : graph_(graph), level_(graph.nodes()), next_(graph.nodes()) {}
 
   // Solves; afterwards `reached(node)` tells the source's side of the minimum cut that has the

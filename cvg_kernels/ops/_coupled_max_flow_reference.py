@@ -1,9 +1,9 @@
-"""Maximum flow through all positions by the reference, as a backend; as `_coupled_flow_native`."""
+"""Maximum flow through all positions by the reference, as a backend; as `_coupled_max_flow_native`."""
 
 from __future__ import annotations
 
 from cvg_kernels.ops._max_flow_reference import are_capacities
-from python_ref import coupled_flow as reference
+from cvg_kernels.reference import coupled_max_flow as reference
 
 
 def forward(cross, spatial, temporal):

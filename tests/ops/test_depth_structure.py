@@ -24,7 +24,7 @@ def test_against_a_convolution(size, rounds):
     depth = torch.rand(2, 3, *size, dtype=torch.float64)
     with cvg.trace_backends() as ran:
         found = cvg.depth_structure(depth, rounds)
-    assert ran == [("structure", "reference")]
+    assert ran == [("depth_structure", "reference")]
     torch.testing.assert_close(found, by_convolution(depth, rounds))
 
 
@@ -101,5 +101,5 @@ def test_errors_name_the_argument(change, message):
 
 
 def test_other_backends_say_that_they_are_not_there():
-    with pytest.raises(cvg.BackendUnavailableError, match="structure has no native kernel"):
+    with pytest.raises(cvg.BackendUnavailableError, match="depth_structure has no native kernel"):
         cvg.depth_structure(torch.rand(1, 1, 2, 2), 1, backend="native")

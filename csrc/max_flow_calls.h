@@ -8,7 +8,7 @@
 #include <vector>
 
 #include "calls.h"
-#include "cvg/flow_args.h"
+#include "cvg/max_flow_args.h"
 
 namespace cvg::bindings {
 

@@ -17,7 +17,7 @@ from cvg_kernels.ops._trace import register_autograd
 from cvg_kernels.ops._transforms import backend_under_transforms
 from cvg_kernels.ops._validate_given import tensors_of
 from cvg_kernels.ops.max_flow import check_capacities, check_entries
-from python_ref.path_flow import residual_hop
+from cvg_kernels.reference import path_flow as path_reference
 
 
 class CoupledFlow(NamedTuple):
@@ -95,8 +95,8 @@ def coupled_max_flow(
     backend = backend_under_transforms(
         "coupled_max_flow", backend, (cross, spatial, *temporal), kernels=(), reference=()
     )
-    hops = [residual_hop(hop.double(), residual) for hop in temporal]
-    inside = None if spatial is None else residual_hop(spatial.double(), residual)
+    hops = [path_reference.residual_hop(hop.double(), residual) for hop in temporal]
+    inside = None if spatial is None else path_reference.residual_hop(spatial.double(), residual)
     flow, cut = _forward_op(cross.double(), inside, hops, backend.value)
     return CoupledFlow(flow.to(cross.dtype), cut)
 
@@ -114,7 +114,7 @@ _forward_op = torch.ops.cvg_kernels.coupled_max_flow.default
 @torch.library.impl("cvg_kernels::coupled_max_flow", ("cpu", "cuda"))
 def _forward(cross, spatial, temporal, backend):
     flow, cut, good = run_kernel(
-        "coupled_flow",
+        "coupled_max_flow",
         backend,
         Facts(cross.device, cross.dtype),
         lambda module: module.forward(cross, spatial, temporal),

@@ -8,7 +8,7 @@ from cvg_kernels.backends import Backend, parse_backend, require
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.ops._trace import note_backend
 from cvg_kernels.ops._validate_given import check_floating, described, holds_numbers
-from python_ref import structure as reference
+from cvg_kernels.reference import depth_structure as reference
 
 
 def depth_structure(depth: torch.Tensor, t_s: int | torch.Tensor, *, backend: str | Backend = "auto") -> torch.Tensor:
@@ -61,6 +61,6 @@ def depth_structure(depth: torch.Tensor, t_s: int | torch.Tensor, *, backend: st
         return depth.clone()
     chosen = parse_backend(backend)
     if chosen is not Backend.AUTO:
-        require("structure", chosen, depth.device)
-    note_backend("structure", "reference")
+        require("depth_structure", chosen, depth.device)
+    note_backend("depth_structure", "reference")
     return reference.depth_structure(depth, t_s)

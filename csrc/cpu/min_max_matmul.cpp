@@ -3,9 +3,10 @@
 // Lanes are neighbouring columns. The forward pass and dA go by panels of rows, each task with all
 // of B packed; dB goes by panels of columns, each task with all of A packed. So nothing is added up
 // across tasks.
+#include "cvg/min_max_matmul.h"
+
 #include "cpu/algebra.h"
 #include "cpu/scratch.h"
-#include "cvg/path_flow.h"
 
 namespace cvg::CVG_LEVEL {
 
@@ -15,11 +16,11 @@ constexpr int64_t kRowPanel = 32;
 constexpr int64_t kColumnPanel = 4;  // vectors
 
 template <typename A>
-class MinMaxPanel {
+class MinMaxMatmulPanel {
   static constexpr int64_t lanes = kLanes<A>;
 
  public:
-  MinMaxPanel(const MinMaxArgs& args, int64_t rows, int64_t vectors)
+  MinMaxMatmulPanel(const MinMaxMatmulArgs& args, int64_t rows, int64_t vectors)
       : args_(args),
         algebra_(args.temperature),
         a_(round_up(rows * args.depth, lanes)),
@@ -98,7 +99,7 @@ class MinMaxPanel {
     }
   }
 
-  const MinMaxArgs& args_;
+  const MinMaxMatmulArgs& args_;
   Algebra<A> algebra_;
   Scratch<A> a_, b_, c_;  // [rows][depth] numbers, [depth][v] and [rows][v] vectors
   Scratch<A> grad_, grad_a_, grad_b_;
@@ -107,12 +108,12 @@ class MinMaxPanel {
 
 // Runs `task(worker, b, first, count)` for panels of `step` out of `size`.
 template <typename A, typename Task>
-void for_panels(const MinMaxArgs& args, int64_t size, int64_t step, int64_t rows, int64_t vectors,
-                Task task) {
+void for_panels(const MinMaxMatmulArgs& args, int64_t size, int64_t step, int64_t rows,
+                int64_t vectors, Task task) {
   const int64_t panels = (size + step - 1) / step;
 #pragma omp parallel num_threads(args.threads)
   {
-    MinMaxPanel<A> worker(args, rows, vectors);
+    MinMaxMatmulPanel<A> worker(args, rows, vectors);
 #pragma omp for schedule(dynamic, 1)
     for (int64_t n = 0; n < args.batch * panels; ++n) {
       const int64_t first = n % panels * step;
@@ -122,28 +123,28 @@ void for_panels(const MinMaxArgs& args, int64_t size, int64_t step, int64_t rows
 }
 
 template <typename A>
-void forward(const MinMaxArgs& args, void* c) {
+void forward(const MinMaxMatmulArgs& args, void* c) {
   const int64_t vectors = (args.columns + kLanes<A> - 1) / kLanes<A>;
   for_panels<A>(args, args.rows, kRowPanel, kRowPanel, vectors,
-                [&](MinMaxPanel<A>& worker, int64_t b, int64_t first, int64_t count) {
+                [&](MinMaxMatmulPanel<A>& worker, int64_t b, int64_t first, int64_t count) {
                   worker.forward(b, first, count, 0, args.columns, static_cast<A*>(c));
                 });
 }
 
 template <typename A>
-void backward(const MinMaxArgs& args, const void* grad, void* grad_a, void* grad_b) {
+void backward(const MinMaxMatmulArgs& args, const void* grad, void* grad_a, void* grad_b) {
   const A* arriving = static_cast<const A*>(grad);
   const int64_t vectors = (args.columns + kLanes<A> - 1) / kLanes<A>;
   if (grad_a) {
     for_panels<A>(args, args.rows, kRowPanel, kRowPanel, vectors,
-                  [&](MinMaxPanel<A>& worker, int64_t b, int64_t first, int64_t count) {
+                  [&](MinMaxMatmulPanel<A>& worker, int64_t b, int64_t first, int64_t count) {
                     worker.backward(b, first, count, 0, args.columns, arriving,
                                     static_cast<A*>(grad_a), nullptr);
                   });
   }
   if (grad_b) {
     for_panels<A>(args, args.columns, kColumnPanel * kLanes<A>, args.rows, kColumnPanel,
-                  [&](MinMaxPanel<A>& worker, int64_t b, int64_t first, int64_t count) {
+                  [&](MinMaxMatmulPanel<A>& worker, int64_t b, int64_t first, int64_t count) {
                     worker.backward(b, 0, args.rows, first, count, arriving, nullptr,
                                     static_cast<A*>(grad_b));
                   });
@@ -152,13 +153,20 @@ void backward(const MinMaxArgs& args, const void* grad, void* grad_a, void* grad
 
 }  // namespace
 
-void min_max(const MinMaxArgs& args, void* c) {
+void min_max_matmul(const MinMaxMatmulArgs& args, void* c) {
   by_wide_type(args.dtype, [&](auto zero) { forward<decltype(zero)>(args, c); });
 }
 
-void min_max_backward(const MinMaxArgs& args, const void* grad, void* grad_a, void* grad_b) {
+void min_max_matmul_backward(const MinMaxMatmulArgs& args, const void* grad, void* grad_a,
+                             void* grad_b) {
   by_wide_type(args.dtype,
                [&](auto zero) { backward<decltype(zero)>(args, grad, grad_a, grad_b); });
 }
 
 }  // namespace cvg::CVG_LEVEL
+
+const cvg::MinMaxMatmulKernels& cvg::CVG_OF_LEVEL(min_max_matmul_kernels)() {
+  static const MinMaxMatmulKernels kernels{CVG_LEVEL::min_max_matmul,
+                                           CVG_LEVEL::min_max_matmul_backward};
+  return kernels;
+}

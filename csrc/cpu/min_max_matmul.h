@@ -22,7 +22,7 @@ namespace cvg::CVG_LEVEL {
 constexpr double kScaledRange = 120;  // e^±60: squares of it are still floats, with room for sums
 
 template <typename A>
-struct Pull {
+struct Gradients {
   Vec<A> a, b;
 };
 
@@ -40,7 +40,7 @@ struct Hard {
   static Vec<A> hits(Vec<A> a, Vec<A> b, Vec<A> c) {
     return narrow(a, b) == c ? splat(A(1)) : splat(A(0));
   }
-  static Pull<A> pull(Vec<A> a, Vec<A> b, Vec<A> c, Vec<A> grad) {
+  static Gradients<A> vjp(Vec<A> a, Vec<A> b, Vec<A> c, Vec<A> grad) {
     const Vec<A> whole = narrow(a, b) == c ? grad : splat(A(0));
     const Vec<A> to_a = a < b ? whole : (a == b ? whole * A(0.5) : splat(A(0)));
     return {to_a, whole - to_a};
@@ -61,7 +61,7 @@ struct Soft {
   }
   static Vec<A> finish(Vec<A> sum, Vec<A> most) { return most + vlog(sum); }
 
-  static Pull<A> pull(Vec<A> a, Vec<A> b, Vec<A> c, Vec<A> grad) {
+  static Gradients<A> vjp(Vec<A> a, Vec<A> b, Vec<A> c, Vec<A> grad) {
     const Vec<A> to_a = below(c, a), to_b = below(c, b);
     const Vec<A> q = reciprocal(to_a + to_b);
     const Vec<A> whole = q * q * grad;
@@ -76,7 +76,7 @@ struct Scaled {
   static Vec<A> step(Vec<A> sum, Vec<A> a, Vec<A> b, Vec<A>) { return sum + reciprocal(a + b); }
   static Vec<A> finish(Vec<A> sum, Vec<A>) { return reciprocal(sum); }
 
-  static Pull<A> pull(Vec<A> a, Vec<A> b, Vec<A>, Vec<A> grad) {
+  static Gradients<A> vjp(Vec<A> a, Vec<A> b, Vec<A>, Vec<A> grad) {
     const Vec<A> q = reciprocal(a + b);
     const Vec<A> whole = q * (q * grad);
     return {whole, whole};
@@ -155,8 +155,8 @@ void product(const A* a, const A* b, int64_t rows, int64_t depth, int64_t column
 
 // Divides the gradient of C by the number of nodes that its widest path may lead through.
 template <bool kOneForAll, typename A>
-void share_ties(const A* a, const A* b, const A* c, int64_t rows, int64_t depth, int64_t columns,
-                A* grad) {
+void divide_among_ties(const A* a, const A* b, const A* c, int64_t rows, int64_t depth,
+                       int64_t columns, A* grad) {
   constexpr int64_t lanes = kLanes<A>;
   for (int64_t i = 0; i < rows; ++i) {
     for (int64_t k = 0; k < columns; ++k) {
@@ -174,8 +174,8 @@ void share_ties(const A* a, const A* b, const A* c, int64_t rows, int64_t depth,
 
 // For `Columns` columns of B:  dA += …  where grad_a is given, dB = …  where grad_b is.
 template <typename Form, bool kOneForAll, int Columns, typename A>
-inline void pull_columns(const A* a, const A* b, const A* c, const A* grad, int64_t rows,
-                         int64_t depth, int64_t columns, A* grad_a, A* grad_b) {
+inline void columns_vjp(const A* a, const A* b, const A* c, const A* grad, int64_t rows,
+                        int64_t depth, int64_t columns, A* grad_a, A* grad_b) {
   constexpr int64_t lanes = kLanes<A>;
   for (int64_t r = 0; r < depth; ++r) {
     Vec<A> x[Columns], to_b[Columns];
@@ -188,9 +188,9 @@ inline void pull_columns(const A* a, const A* b, const A* c, const A* grad, int6
       Vec<A> to_a{};
       for (int k = 0; k < Columns; ++k) {
         const int64_t at = (i * columns + k) * lanes;
-        const Pull<A> pulled = Form::pull(edge, x[k], load(c + at), load(grad + at));
-        to_a += pulled.a;
-        to_b[k] += pulled.b;
+        const Gradients<A> gradients = Form::vjp(edge, x[k], load(c + at), load(grad + at));
+        to_a += gradients.a;
+        to_b[k] += gradients.b;
       }
       if (grad_a) {
         to_a *= Form::weight(edge);
@@ -218,12 +218,12 @@ void product_gradient(const A* a, const A* b, const A* c, const A* grad, int64_t
   int64_t k = 0;
   const auto at = [](auto* p, int64_t k) { return p ? p + k * lanes : nullptr; };
   for (; k + kBlockColumns <= columns; k += kBlockColumns) {
-    pull_columns<Form, kOneForAll, kBlockColumns>(a, at(b, k), at(c, k), at(grad, k), rows, depth,
-                                                  columns, grad_a, at(grad_b, k));
+    columns_vjp<Form, kOneForAll, kBlockColumns>(a, at(b, k), at(c, k), at(grad, k), rows, depth,
+                                                 columns, grad_a, at(grad_b, k));
   }
   for (; k < columns; ++k) {
-    pull_columns<Form, kOneForAll, 1>(a, at(b, k), at(c, k), at(grad, k), rows, depth, columns,
-                                      grad_a, at(grad_b, k));
+    columns_vjp<Form, kOneForAll, 1>(a, at(b, k), at(c, k), at(grad, k), rows, depth, columns,
+                                     grad_a, at(grad_b, k));
   }
 }
 
