@@ -69,7 +69,7 @@ OPERATIONS = {
     "flow": [
         "tests/ops/test_max_flow.py::test_definition",
         "tests/ops/test_path_flow_kernels.py::test_path_flow",
-        "tests/ops/test_path_flow_kernels.py::test_min_max_matmul",
+        "tests/ops/test_min_max_matmul.py::test_min_max_matmul",
     ],
     "temporal": [
         "tests/ops/test_temporal_attention.py::test_forward_and_gradients_float32",
