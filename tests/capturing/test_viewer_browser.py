@@ -1,7 +1,7 @@
 """The page of `write_viewer` in a real browser: Chromium without a window, driven by Playwright.
 
-It runs where Playwright is installed (the extra `browser`) and a Chromium is found: the one that CVG_CHROMIUM names, one
-of the machine, or the one that `playwright install chromium` fetched.
+It runs where Playwright is installed (the extra `browser`) and a Chromium is found: the one that CVG_CHROMIUM names,
+one of the machine, or the one that `playwright install chromium` fetched.
 """
 
 from __future__ import annotations
