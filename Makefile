@@ -86,8 +86,7 @@ coverage: $(VENV)/compiled $(VENV)/tests
 	$(BIN)/python -m pytest --numprocesses auto --write-coverage $(PYTEST_ARGS)
 
 bench: $(VENV)/benchmarks
-	for operation in $(filter-out kernels,$(notdir $(basename $(wildcard benchmarks/*.py)))); \
-	do $(BIN)/cvg-kernels bench $$operation || exit 1; done
+	$(BIN)/cvg-kernels bench --all
 
 microbench: $(VENV)/benchmarks
 	$(BIN)/python -m pytest -p no:xdist benchmarks/kernels.py --benchmark-columns=median,iqr,rounds $(PYTEST_ARGS)

@@ -25,10 +25,12 @@ from pathlib import Path
 
 SCRIPTS = Path(__file__).resolve().parent
 ROOT = SCRIPTS.parent
-sys.path.insert(0, str(SCRIPTS))
+sys.path[:0] = [str(SCRIPTS), str(ROOT)]  # nothing need be installed
 
 import gpu_tables  # noqa: E402
 import gpu_tests  # noqa: E402
+
+from cvg_kernels import bench  # noqa: E402
 
 BUILD_PACKAGES = ("setuptools", "cmake", "ninja", "pybind11")
 #: The share of the remaining time that a step may take. The benchmarks take what is left, by their weights.
@@ -36,12 +38,8 @@ SHARES = {"build": 0.3, "tests": 0.4, "sanitizer": 0.2, "tune": 0.2}
 #: What compute-sanitizer runs: every kernel once, forward and backward, on small layers of odd sizes.
 SANITIZED = ["tests/ops/test_gpu.py", "-k", "every_kernel"]
 SANITIZERS = ("memcheck", "racecheck", "synccheck")
-#: Operation → the program that measures it, which takes `--device` and `--json`: all of benchmarks/ but pytest's.
-BENCHMARKS = {
-    path.stem: ["-m", "cvg_kernels", "bench", path.stem]
-    for path in sorted((ROOT / "benchmarks").glob("*.py"))
-    if path.stem != "kernels"
-}
+#: Operation → the program that measures it, which takes `--device` and `--json`.
+BENCHMARKS = {operation: ["-m", "cvg_kernels", "bench", operation] for operation in bench.BENCHMARKS}
 #: How the benchmarks divide their time; 1 for those that are not here.
 WEIGHTS = {"attention": 5, "frame_band_attention": 2, "temporal_attention": 2}
 #: What a benchmark needs beyond torch.

@@ -5,27 +5,16 @@ from __future__ import annotations
 import argparse
 import importlib
 
+from cvg_kernels.bench import BENCHMARKS
 from cvg_kernels.cli.arguments import path
 from cvg_kernels.errors import ArgumentError
 
-#: Operations, and the modules of `cvg_kernels.bench` that measure them.
-_BENCHMARKS = (
-    "attention",
-    "compiled",
-    "frame_band_attention",
-    "guidance",
-    "guidance_mix",
-    "max_flow",
-    "path_flow",
-    "temporal_attention",
-    "temporal_maps",
-)
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `bench`."""
-    parser.add_argument("operation", nargs="?", default="attention", choices=_BENCHMARKS)
+    parser.add_argument("operation", nargs="?", default="attention", choices=BENCHMARKS)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument(
         "--dtype", choices=_DTYPES, help="default: float32; for all kinds of attention on a GPU bfloat16"
@@ -41,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "per loop the instructions per score element and a modelled fraction of peak",
     )
     parser.add_argument("--targets", help="with --static: targets, separated by commas")
-    parser.add_argument("--all", action="store_true", help="with --static: every case; takes an hour")
+    parser.add_argument("--all", action="store_true", help="every operation; with --static every case, an hour")
     parser.add_argument(
         "--objects", action="store_true", help="with --static: the kernels of the CUDA module that was built"
     )
@@ -72,18 +61,20 @@ def _measure(options: argparse.Namespace) -> int:
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ArgumentError(f"--device {options.device} cannot be used: {reason}") from None
-    low = device.type != "cpu" and options.operation.endswith("attention")
-    dtype = options.dtype or ("bfloat16" if low else "float32")
+    if options.all and options.json is not None:
+        raise ArgumentError("--json takes one operation's figures; with --all leave it out")
     from cvg_kernels.bench import runner
 
-    runner.run(
-        importlib.import_module(f"cvg_kernels.bench.{options.operation}"),
-        device,
-        getattr(torch, dtype),
-        quick=options.quick,
-        rounds=options.rounds,
-        path=options.json,
-    )
+    for operation in BENCHMARKS if options.all else [options.operation]:
+        low = device.type != "cpu" and operation.endswith("attention")
+        runner.run(
+            importlib.import_module(f"cvg_kernels.bench.{operation}"),
+            device,
+            getattr(torch, options.dtype or ("bfloat16" if low else "float32")),
+            quick=options.quick,
+            rounds=options.rounds,
+            path=options.json,
+        )
     return 0
 
 
