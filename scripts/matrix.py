@@ -58,7 +58,7 @@ def lower_bounds() -> tuple[str, ...]:
 
 ENVIRONMENTS = {
     "lower bounds": Environment("3.10", lower_bounds()),
-    "older torch": Environment("3.12", ("torch==2.8.0",)),
+    "older torch": Environment("3.12", ("torch==2.8.0", "numpy==2.2.6")),
     "newest": Environment("3.13"),
 }
 #: Packages that a row of the environments names.

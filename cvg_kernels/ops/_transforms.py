@@ -24,6 +24,10 @@ Transform = Literal["vmap", "derivative"]
 _NAMES: dict[Transform, str] = {"vmap": "torch.vmap", "derivative": "a derivative of torch.func or in forward mode"}
 
 
+#: The compiler of torch 2.8 cannot make a member of an enumeration from its value under Python 3.12.
+_BY_NAME = {backend.value: backend for backend in Backend}
+
+
 def backend_under_transforms(
     operation: str,
     backend: str | Backend,
@@ -47,7 +51,7 @@ def backend_under_transforms(
     """
     parsed = parse_backend(backend)
     if torch.compiler.is_compiling():
-        return Backend(_decide_compiled(operation, parsed.value, kernels, reference))
+        return _BY_NAME[_decide_compiled(operation, parsed.value, kernels, reference)]
     if not torch._C._are_functorch_transforms_active() and forward_ad._current_level < 0:
         return parsed
     active = _active(tensors)
