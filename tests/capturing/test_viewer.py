@@ -18,20 +18,8 @@ from PIL import Image
 
 import cvg_kernels as cvg
 from cvg_kernels.capturing import viewer
-from cvg_kernels.capturing.records import Record
 from cvg_kernels.capturing.viewer import ALL_LAYERS, ALL_STEPS, write_viewer
-
-
-class Captured:
-    """What a page is made of: records of two words, two steps and two layers."""
-
-    def __init__(self, frames: int = 3, cells: int = 6, steps: int = 2, branch: str = "cond") -> None:
-        sizes = {"fine": (frames, cells, cells + 1), "coarse": (frames, cells // 2, cells // 2)}
-        self.records = [
-            Record(0, step, 900.0, layer, "cross", branch, ("cat", "</script>"), size, torch.rand(2, 2, *size))
-            for step in range(steps)
-            for layer, size in sizes.items()
-        ]
+from tests.capturing.records import Captured
 
 
 def read(path) -> dict:

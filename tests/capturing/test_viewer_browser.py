@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from cvg_kernels.capturing.viewer import write_viewer
-from tests.capturing.test_viewer import Captured
+from tests.capturing.records import Captured
 
 sync_api = pytest.importorskip("playwright.sync_api")
 

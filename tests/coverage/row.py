@@ -160,3 +160,22 @@ def _rebuild(pipe: Any, config: dict[str, Any]) -> None:
         torch.manual_seed(1)
         changed = {**pipe.transformer.config, **config}
         pipe.transformer = type(pipe.transformer).from_config(changed).eval()
+
+
+def answers(row: Row, watch: oracle.Watch) -> float:
+    """How far the denoiser's answers of a run are from those of the stock run, relative to the largest of each.
+
+    Only as far as they follow from the same latents: of the first step.
+    """
+    assert len(watch.calls) == len(row.watch.calls)
+    worst = 0.0
+    for call in range(row.each):
+        here, stock = watch.calls[call].output, row.watch.calls[call].output
+        worst = max(worst, float((here - stock).abs().max() / stock.abs().max()))
+    return worst
+
+
+def same_video(row: Row, video: torch.Tensor) -> None:
+    """Asserts that a video is the stock one but for rounding, which the steps multiply."""
+    assert video.shape == row.stock.shape
+    assert float((video - row.stock).abs().max()) <= 1e-3 * float(row.stock.abs().max())

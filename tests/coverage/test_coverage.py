@@ -21,7 +21,7 @@ from cvg_kernels import native  # noqa: E402
 from tests.composition.tiny import tiny_classifier  # noqa: E402
 from tests.coverage import gradients, oracle  # noqa: E402
 from tests.coverage.facts import OWN_PROCESSORS, UNMOVED, WITHOUT_GRADIENTS, WITHOUT_MAPS  # noqa: E402
-from tests.coverage.row import WORDS, Row  # noqa: E402
+from tests.coverage.row import WORDS, Row, answers, same_video  # noqa: E402  # noqa: E402
 from tests.coverage.table import LIMITS  # noqa: E402
 from tests.pipeline.field import Push  # noqa: E402
 from tests.pipelines import PIPELINES  # noqa: E402
@@ -29,25 +29,6 @@ from tests.pipelines import PIPELINES  # noqa: E402
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 rows = pytest.mark.parametrize("row", PIPELINES, indirect=True)
-
-
-def answers(row: Row, watch: oracle.Watch) -> float:
-    """How far the denoiser's answers of a run are from those of the stock run, relative to the largest of each.
-
-    Only as far as they follow from the same latents: of the first step.
-    """
-    assert len(watch.calls) == len(row.watch.calls)
-    worst = 0.0
-    for call in range(row.each):
-        here, stock = watch.calls[call].output, row.watch.calls[call].output
-        worst = max(worst, float((here - stock).abs().max() / stock.abs().max()))
-    return worst
-
-
-def same_video(row: Row, video: torch.Tensor) -> None:
-    """Asserts that a video is the stock one but for rounding, which the steps multiply."""
-    assert video.shape == row.stock.shape
-    assert float((video - row.stock).abs().max()) <= 1e-3 * float(row.stock.abs().max())
 
 
 @rows

@@ -18,9 +18,8 @@ from cvg_kernels.guidance import Guidance  # noqa: E402
 from cvg_kernels.pipeline.layer_capture import LayerCapture  # noqa: E402
 from cvg_kernels.pipeline.layers import frame_maps  # noqa: E402
 from tests.coverage import gradients, oracle  # noqa: E402
-from tests.coverage.row import WORDS, Row  # noqa: E402
+from tests.coverage.row import WORDS, Row, answers, same_video  # noqa: E402  # noqa: E402
 from tests.coverage.table import LIMITS  # noqa: E402
-from tests.coverage.test_coverage import answers, same_video  # noqa: E402
 from tests.pipelines import PIPELINES  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -17,7 +17,7 @@ import diffusers.utils  # noqa: E402
 import cvg_kernels as cvg  # noqa: E402
 from cvg_kernels.guidance import control_inputs  # noqa: E402
 from tests.docs.pages import ROOT, blocks  # noqa: E402
-from tests.editing.test_depth import depth_anything  # noqa: E402
+from tests.editing.depth_models import depth_anything  # noqa: E402
 from tests.editing.tiny import tiny_editor  # noqa: E402
 from tests.pipelines import PIPELINES  # noqa: E402
 from tests.pipelines.parts import clip_of, clip_processor, clip_vision, image  # noqa: E402

@@ -12,31 +12,9 @@ transformers = pytest.importorskip("transformers")
 
 import cvg_kernels as cvg  # noqa: E402
 from cvg_kernels.editing.depth import estimate_depth, gives_distance, load_depth_model  # noqa: E402
+from tests.editing.depth_models import NECK, depth_anything, ramp  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-_DINO = {
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "image_size": 28,
-    "patch_size": 14,
-    "out_features": ["stage1", "stage2"],
-    "reshape_hidden_states": False,
-}
-_NECK = {"reassemble_factors": [1, 1], "neck_hidden_sizes": [8, 8], "fusion_hidden_size": 8, "head_in_index": -1}
-
-
-def depth_anything(kind: str = "relative"):
-    config = transformers.DepthAnythingConfig(
-        backbone_config=transformers.Dinov2Config(**_DINO),
-        reassemble_hidden_size=16,
-        head_hidden_size=8,
-        depth_estimation_type=kind,
-        max_depth=1 if kind == "relative" else 20,
-        **_NECK,
-    )
-    return transformers.DepthAnythingForDepthEstimation(config).eval()
 
 
 def dpt(add_projection: bool = False):
@@ -50,7 +28,7 @@ def dpt(add_projection: bool = False):
         patch_size=8,
         is_hybrid=False,
         backbone_out_indices=[0, 1],
-        **{**_NECK, "fusion_hidden_size": 256 if add_projection else 8},
+        **{**NECK, "fusion_hidden_size": 256 if add_projection else 8},
         add_projection=add_projection,
     )
     return transformers.DPTForDepthEstimation(config).eval()
@@ -108,18 +86,6 @@ def processor(kind: str, **settings):
     """The image processor of a model, in the form that works without torchvision."""
     name = f"{kind}ImageProcessor"
     return (getattr(transformers, f"{name}Pil", None) or getattr(transformers, name))(**settings)
-
-
-def ramp(model, sign: float):
-    """Makes the depth that a model gives the brightness of its frames, or what is left to 3."""
-
-    def forward(pixel_values, **_):
-        grey = pixel_values.mean(1)
-        given = grey if sign > 0 else 3 - grey
-        return transformers.modeling_outputs.DepthEstimatorOutput(predicted_depth=given)
-
-    model.forward = forward
-    return model
 
 
 @pytest.mark.parametrize("name", [*BUILDERS, "zoedepth"])

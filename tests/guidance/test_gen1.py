@@ -17,24 +17,11 @@ from cvg_kernels.guidance import Together, temporal_layers_off  # noqa: E402
 from cvg_kernels.guidance.methods import method_named  # noqa: E402
 from cvg_kernels.pipeline.layers import attention_layers  # noqa: E402
 from cvg_kernels.pipeline.temporal_layers import temporal_modules  # noqa: E402
-from tests import offline_pipelines  # noqa: E402
+from tests.guidance.gen1_runs import SCALE, Calls, build  # noqa: E402
 from tests.offline_pipelines import PROMPT, run, wan  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 NAMES = ["animatediff", "modelscope"]
-SCALE = 6.0
-
-
-def build(name: str):
-    """A pipeline whose temporal layers all do something: stock ones begin as the identity here and there."""
-    pipe, options = offline_pipelines.BUILDERS[name]()
-    pipe.unet.eval()
-    torch.manual_seed(1)
-    for module in temporal_modules(pipe.unet):
-        for parameter in module.parameters():
-            if not parameter.any():
-                torch.nn.init.normal_(parameter, std=0.2)
-    return pipe, options | {"guidance_scale": SCALE}
 
 
 def inputs(pipe, options, batch: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
@@ -44,42 +31,6 @@ def inputs(pipe, options, batch: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
     width = pipe.unet.config.cross_attention_dim
     text = torch.randn(batch, 6, width)
     return latents, text.repeat_interleave(options["num_frames"], 0) if per_frame else text
-
-
-class Calls:
-    """Counts evaluations of the network, and keeps what the pipeline calls it with and gives to the scheduler."""
-
-    def __init__(self, pipe) -> None:
-        self.pipe = pipe
-        self.evaluations = 0
-        self.calls: list[tuple] = []
-        self.used: list[torch.Tensor] = []
-
-    def __enter__(self):
-        def count(*_):
-            self.evaluations += 1
-
-        def note(module, args, kwargs):
-            if len(self.calls) == len(self.used):  # else a method calls, in the pipeline's own call
-                self.calls.append((args, kwargs))
-
-        step = self.pipe.scheduler.step
-
-        def spy(model_output, *args, **kwargs):
-            self.used.append(model_output.clone())
-            return step(model_output, *args, **kwargs)
-
-        self.pipe.scheduler.step = spy
-        self.hooks = [
-            self.pipe.unet.conv_in.register_forward_pre_hook(count),
-            self.pipe.unet.register_forward_pre_hook(note, with_kwargs=True),
-        ]
-        return self
-
-    def __exit__(self, *error):
-        del self.pipe.scheduler.step
-        for hook in self.hooks:
-            hook.remove()
 
 
 def formula(pipe, call, temporal_scale: float, guided: bool = True) -> torch.Tensor:

@@ -20,7 +20,7 @@ from cvg_kernels.editing.depth import estimate_depth  # noqa: E402
 from cvg_kernels.editing.structure import structure_maps  # noqa: E402
 from cvg_kernels.guidance import structure_frames  # noqa: E402
 from cvg_kernels.guidance.methods import method_named  # noqa: E402
-from tests.editing.test_depth import depth_anything, ramp  # noqa: E402
+from tests.editing.depth_models import depth_anything, ramp  # noqa: E402
 from tests.editing.tiny import tiny_editor  # noqa: E402
 from tests.offline_pipelines import run  # noqa: E402
 from tests.pipelines import PIPELINES  # noqa: E402

@@ -13,7 +13,7 @@ import diffusers  # noqa: E402
 
 import cvg_kernels as cvg  # noqa: E402
 from cvg_kernels.guidance import structure_frames, temporal_layers_off  # noqa: E402
-from tests.guidance.test_gen1 import SCALE, Calls, build  # noqa: E402
+from tests.guidance.gen1_runs import SCALE, Calls, build  # noqa: E402
 from tests.offline_pipelines import run  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")

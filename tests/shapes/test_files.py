@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 
 from cvg_kernels.errors import ArgumentError  # noqa: E402
 from cvg_kernels.shapes.pipeline import WEIGHTS, load_pipeline  # noqa: E402
+from tests.shapes.files import written_for_all  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -73,17 +74,6 @@ def test_the_text_is_encoded_as_in_training(shipped, prompt):
     with torch.no_grad():
         got = shipped.text_encoder(torch.tensor([ids])).last_hidden_state[0]
     torch.testing.assert_close(got.double(), want, rtol=1e-4, atol=1e-4)
-
-
-def written_for_all(folder) -> bool:
-    """Names that old and new releases know; and no file that only the newer ones read."""
-    names = load_file(folder / "text_encoder" / "model.safetensors")
-    files = {path.name for path in (folder / "tokenizer").iterdir()}
-    return all(name.startswith("text_model.") for name in names) and files == {
-        "vocab.json",
-        "merges.txt",
-        "tokenizer_config.json",
-    }
 
 
 def test_what_ships_is_written_for_all():

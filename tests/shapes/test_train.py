@@ -20,7 +20,7 @@ from cvg_kernels.shapes.editor import load_editor  # noqa: E402
 from cvg_kernels.shapes.model import build_autoencoder, build_tokenizer, fold_latent_scale  # noqa: E402
 from cvg_kernels.shapes.pipeline import load_pipeline, sample  # noqa: E402
 from cvg_kernels.shapes.train import Recipe, train  # noqa: E402
-from tests.shapes.test_files import written_for_all  # noqa: E402
+from tests.shapes.files import written_for_all  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
