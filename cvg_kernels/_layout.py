@@ -58,7 +58,7 @@ def _sorted(strides: tuple[int, ...]) -> tuple[int, ...]:
 _sorted_before = lru_cache(4096)(_sorted)
 
 
-def laid_out(
+def with_layout_of(
     grads: Sequence[torch.Tensor], tensors: Sequence[torch.Tensor], needed: Sequence[bool]
 ) -> tuple[torch.Tensor | None, ...]:
     """The gradients that are needed, each as `dense_like` lays out its tensor; `None` for the others."""

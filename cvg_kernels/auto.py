@@ -238,11 +238,11 @@ def _rule(line: Traits, device_type: str) -> Rule:
     operation, backends = line["operation"], tuple(map(Backend, line["order"]))
     if operation.removesuffix("_backward") not in KERNELS:
         raise BadTable(f"there is no operation {operation!r}")
-    there = kernels_of(operation)
+    kernels = kernels_of(operation)
     for backend in backends:
-        if backend not in there:
+        if backend not in kernels:
             raise BadTable(f"{operation} has no {backend.value} kernel")
-        if there[backend].devices and device_type not in there[backend].devices:
+        if kernels[backend].devices and device_type not in kernels[backend].devices:
             raise BadTable(f"the {backend.value} kernel of {operation} is not for {device_type}")
     if not backends:
         raise BadTable(f"a rule of {operation} names no backend")

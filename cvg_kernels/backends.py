@@ -17,7 +17,7 @@ __all__ = ["OPERATIONS", "Backend", "parse_backend", "require", "unavailable_rea
 
 #: Every operation that users call and the backends it has, the reference first.
 OPERATIONS: dict[str, tuple[Backend, ...]] = {
-    operation: tuple(there) for operation, there in KERNELS.items() if not operation.endswith("_backward")
+    operation: tuple(kernels) for operation, kernels in KERNELS.items() if not operation.endswith("_backward")
 }
 
 
@@ -45,12 +45,12 @@ def unavailable_reason(
         device: device of the tensors; `None` asks about this machine as a whole.
         dtype: dtype of the tensors; `None` is float32. Only torch's own attention makes a difference here.
     """
-    there = kernels_of(operation)
-    if backend not in there:
-        names = ", ".join(member.value for member in there)
+    kernels = kernels_of(operation)
+    if backend not in kernels:
+        names = ", ".join(member.value for member in kernels)
         return f"{operation} has no {backend.value} kernel; it has {names}"
-    if there[backend].asks:
-        return _asked_reason(there[backend].module, there[backend].devices, device, dtype)
+    if kernels[backend].asks:
+        return _asked_reason(kernels[backend].module, kernels[backend].devices, device, dtype)
     if backend is Backend.NATIVE:
         if device is not None and device.type != "cpu":
             return f"the native kernels take CPU tensors, these are on {device}"

@@ -102,15 +102,15 @@ class EditJob:
         Raises:
             ArgumentError: for one that does not fit.
         """
-        made = [] if self.temporal_scale == 1 else [Gen1(temporal_scale=self.temporal_scale)]
+        methods = [] if self.temporal_scale == 1 else [Gen1(temporal_scale=self.temporal_scale)]
         other = None if self.guidance is None else method_named(self.guidance, self.words or None)
         several = other.methods if isinstance(other, Together) else (other,)
-        if made and any(isinstance(one, Gen1) for one in several):
+        if methods and any(isinstance(one, Gen1) for one in several):
             raise ArgumentError(
                 "--temporal-scale and gen1 of --guidance set the same: give one of them, got "
                 f"{self.temporal_scale:g} and {self.guidance!r}"
             )
-        return made if other is None else [*made, other]
+        return methods if other is None else [*methods, other]
 
     def asked(self) -> tuple[Any, ...]:
         """The things of the prompt; none without a prompt.
@@ -168,7 +168,7 @@ def run(job: EditJob, pipe: VideoPipeline | None = None, *, bars: bool = True) -
         methods = [_fitted(method, job, pipe) for method in job.methods()]
         runs = [attached.enter_context(method.attach(pipe)) for method in methods]
         seen = attached.enter_context(capture(pipe, words=job.words)) if job.words else None
-        made = pipe(
+        output = pipe(
             video=given.clip,
             prompt=job.prompt,
             image=image,
@@ -180,7 +180,7 @@ def run(job: EditJob, pipe: VideoPipeline | None = None, *, bars: bool = True) -
             generator=torch.Generator().manual_seed(job.seed),
             output_type="pt",
         )
-    edited = made.frames[0].float().cpu()
+    edited = output.frames[0].float().cpu()
     if not bool(edited.isfinite().all()):
         raise ArgumentError(
             "the edited clip has infinite numbers or NaN: a smaller --guidance-scale, or a wider --dtype"
@@ -198,7 +198,7 @@ def run(job: EditJob, pipe: VideoPipeline | None = None, *, bars: bool = True) -
     }
     with written_folder(job.output, keep=True) as folder:
         with timed(times, "write"):
-            _write(folder, given.clip, made.structure[0].cpu(), edited, seen, job)
+            _write(folder, given.clip, output.structure[0].cpu(), edited, seen, job)
         report["files"] = sorted([*(path.name for path in folder.iterdir()), "report.json"])
         write_json(folder / "report.json", report)
     return report
@@ -271,7 +271,7 @@ def verdict(before: torch.Tensor, after: torch.Tensor, asked: Sequence[Any]) -> 
     from cvg_kernels.shapes.oracle import look
 
     first, then = look(before), look(after)
-    there = {one.colour: one.shape for one in then}
+    shape_by_colour = {one.colour: one.shape for one in then}
     nearest = [_nearest(one, then) for one in first if then]
     apart = [distance for distance, _ in nearest if distance is not None]
 
@@ -281,8 +281,8 @@ def verdict(before: torch.Tensor, after: torch.Tensor, asked: Sequence[Any]) -> 
     return {
         "before": told(first),
         "after": told(then),
-        "colours": all(thing.colour in there for thing in asked) if asked else None,
-        "shapes": all(there.get(t.colour) == t.shape for t in asked) if asked else None,
+        "colours": all(thing.colour in shape_by_colour for thing in asked) if asked else None,
+        "shapes": all(shape_by_colour.get(t.colour) == t.shape for t in asked) if asked else None,
         "distance": round(float(np.mean(apart)), 2) if apart else None,
         "direction": all(kept for _, kept in nearest) if nearest else None,
     }

@@ -80,8 +80,8 @@ def modules() -> dict[str, str]:
 def backends() -> dict[str, dict[str, str]]:
     """Per operation and backend "yes" or the reason why it cannot run on this machine."""
     return {
-        operation: {backend.value: unavailable_reason(operation, backend) or "yes" for backend in there}
-        for operation, there in OPERATIONS.items()
+        operation: {backend.value: unavailable_reason(operation, backend) or "yes" for backend in kernels}
+        for operation, kernels in OPERATIONS.items()
     }
 
 
@@ -98,9 +98,9 @@ def kernels() -> dict[str, dict[str, dict[str, Any]]]:
                 "limits": [limit.says for limit in kernel.limits],
                 "available": unavailable_reason(operation, backend) or "yes",
             }
-            for backend, kernel in there.items()
+            for backend, kernel in by_backend.items()
         }
-        for operation, there in KERNELS.items()
+        for operation, by_backend in KERNELS.items()
     }
 
 
@@ -118,8 +118,8 @@ def automatic() -> dict[str, dict[str, str]]:
         rules = architecture if architecture in shipped.rules else rules
         facts = {"table": "shipped", "path": str(shipped.path), "made": shipped.made.get(rules, "?")}
         if users is not None:
-            made = users.made.get(architecture, "?")
-            facts = {"table": "the user's, then the shipped one", "path": str(users.path), "made": made}
+            origin = users.made.get(architecture, "?")
+            facts = {"table": "the user's, then the shipped one", "path": str(users.path), "made": origin}
         else:
             facts["user's table"] = f"none: {auto.why_no_users(device)}"
         found[name] = {"architecture": architecture, **facts}

@@ -65,10 +65,10 @@ class Job:
                 "--guidance must be given with --model: cvg:classifier=FOLDER with a classifier of that model "
                 "(cvg-kernels cvg train), or without training vico, vstar, gen1 or temporal-band"
             )
-        made = method_named("cvg" if self.guidance is None else self.guidance, self.words or None)
-        if made is None:
+        method = method_named("cvg" if self.guidance is None else self.guidance, self.words or None)
+        if method is None:
             raise ArgumentError("--guidance must be a method, got 'none'")
-        return made
+        return method
 
     @cached_property
     def shown_words(self) -> list[Word]:
@@ -181,18 +181,18 @@ def run(
         shown = bars and sys.stderr.isatty()
         pipe.set_progress_bar_config(desc=name, disable=not shown, leave=False)
         watched = capture(pipe, words=words) if words else nullcontext()
-        with timed(times, name), attached as made, watched as captured:
+        with timed(times, name), attached as guided_run, watched as captured:
             clips[name] = _call(pipe, job)
             if not bool(clips[name].isfinite().all()):
                 raise ArgumentError(f"the {name} clip has infinite numbers or NaN: a smaller step, or a wider --dtype")
         maps[name] = captured
-    report = _report(job, words, times, clips, made)
+    report = _report(job, words, times, clips, guided_run)
 
     scratch = scratch or job.output.resolve().parent
     with tempfile.TemporaryDirectory(prefix=".cvg-", dir=scratch) as folder:
         try:
             with timed(times, "write"):
-                report["files"] = _write(Path(folder), job, clips, maps, made.history)
+                report["files"] = _write(Path(folder), job, clips, maps, guided_run.history)
             (Path(folder) / "report.json").write_text(json.dumps(report, indent=2) + "\n")
         finally:  # should a picture fail, the clips before it are kept
             job.output.mkdir(exist_ok=True)
@@ -264,7 +264,7 @@ def _call(pipe: VideoPipeline, job: Job) -> torch.Tensor:
     return frames.float().cpu()
 
 
-def _report(job: Job, words: list, times: dict, clips: dict, made: Run) -> dict[str, Any]:
+def _report(job: Job, words: list, times: dict, clips: dict, guided_run: Run) -> dict[str, Any]:
     verdicts = {}
     if job.model is None:
         verdicts = {name: _verdict(clip, job.prompt) for name, clip in clips.items()}
@@ -275,10 +275,10 @@ def _report(job: Job, words: list, times: dict, clips: dict, made: Run) -> dict[
         "devices": devices(),
         "seconds": times,
         "peak_memory_mib": peak_memory(),
-        "guided_steps": made.guided_steps,
+        "guided_steps": guided_run.guided_steps,
         "loss": [
             {"step": entry["step"], "iteration": entry["iteration"], "loss": float(entry["loss"].mean())}
-            for entry in made.history
+            for entry in guided_run.history
         ],
         "oracle": verdicts,
     }

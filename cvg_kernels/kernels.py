@@ -287,5 +287,5 @@ def kernels_of(operation: str) -> dict[Backend, Kernel]:
     Args:
         operation: a key of `KERNELS`, or one with `_backward` after it.
     """
-    there = KERNELS.get(operation)
-    return KERNELS[operation.removesuffix("_backward")] if there is None else there
+    kernels = KERNELS.get(operation)
+    return KERNELS[operation.removesuffix("_backward")] if kernels is None else kernels

@@ -67,12 +67,12 @@ class Place:
 
         if name != "cuda" or self.count == 1 or not torch.cuda.is_available():
             return name
-        there = torch.cuda.device_count()
-        if there == 1:  # SLURM's --gpus-per-task shows each task its own
+        count = torch.cuda.device_count()
+        if count == 1:  # SLURM's --gpus-per-task shows each task its own
             return "cuda:0"
-        if self.local >= there:
+        if self.local >= count:
             raise ArgumentError(
-                f"--device cuda needs a GPU for each process, got {there} GPUs for process {self.local} of this "
+                f"--device cuda needs a GPU for each process, got {count} GPUs for process {self.local} of this "
                 "machine"
             )
         return f"cuda:{self.local}"

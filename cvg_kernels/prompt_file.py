@@ -79,10 +79,10 @@ def read_prompts(path: Path, defaults: Job) -> list[Item]:
     except (OSError, ArgumentError) as error:
         raise ArgumentError(f"--prompts {path} cannot be read: {error}") from None
     lines = re.split(r"\r\n|\n|\r", text)  # no others: a string of JSON may hold U+2028
-    there = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
-    structured = path.suffix.lower() in (".jsonl", ".ndjson") or there[:1] and there[0][1][0] == "{"
+    entries = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip()]
+    structured = path.suffix.lower() in (".jsonl", ".ndjson") or entries[:1] and entries[0][1][0] == "{"
     jobs = []
-    for number, line in there:
+    for number, line in entries:
         if structured:
             given = _object(line, f"{path}, line {number}")
         elif line.startswith("#"):

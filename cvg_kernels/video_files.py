@@ -198,7 +198,7 @@ def _folder(path: Path) -> _Source:
 
     def order(file: Path) -> list:
         parts = re.split(r"(\d+)", file.name)  # texts and numbers take turns
-        return [int(part) if at % 2 else part for at, part in enumerate(parts)]
+        return [int(part) if index % 2 else part for index, part in enumerate(parts)]
 
     files = sorted((file for file in path.iterdir() if _is_frame(file)), key=order)
     if not files:

@@ -99,8 +99,8 @@ def loss_curve(history: Sequence[Mapping[str, Any]], path: Path) -> None:
         values = [float(one.get(word, np.nan)) for one in scores]
         axes.plot(values, marker=".", label=f"score of {word!r}")
     steps = [entry["step"] for entry in history]
-    first = [at for at, step in enumerate(steps) if at == 0 or step != steps[at - 1]]
-    axes.set_xticks(first, [str(steps[at]) for at in first])
+    first = [index for index, step in enumerate(steps) if index == 0 or step != steps[index - 1]]
+    axes.set_xticks(first, [str(steps[index]) for index in first])
     axes.set_xlabel("denoising step")
     axes.set_ylim(bottom=0)
     axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)

@@ -156,5 +156,5 @@ def _beside(final: Path, named: str | Path) -> Iterator[Path]:
 
 def _sync(file: Path) -> None:
     """Waits until a file is on the disk: its name must not be there before its contents."""
-    with open(file, "rb") as there:
-        os.fsync(there.fileno())
+    with open(file, "rb") as descriptor:
+        os.fsync(descriptor.fileno())

@@ -26,8 +26,8 @@ class Attended(NamedTuple):
     out: torch.Tensor | None  #: `[B, H, N, Dv]` in the query's dtype, `None` without values
     maps: torch.Tensor | None  #: `[B, K, N]` or `[B, H, K, N]`, `None` without token ids
     lse: torch.Tensor  #: `[B, H, N]`
-    highest: torch.Tensor  #: m `[B, H, N]`
-    place: torch.Tensor  #: the first key that has m, int64 `[B, H, N]`
+    row_max: torch.Tensor  #: m `[B, H, N]`
+    row_argmax: torch.Tensor  #: the first key that has m, int64 `[B, H, N]`
 
 
 class Weights(NamedTuple):
@@ -35,8 +35,8 @@ class Weights(NamedTuple):
 
     weights: torch.Tensor  #: P `[B, H, N, M]`
     lse: torch.Tensor
-    highest: torch.Tensor
-    place: torch.Tensor
+    row_max: torch.Tensor
+    row_argmax: torch.Tensor
 
 
 def probabilities(
@@ -66,9 +66,9 @@ def probabilities(
     scores = scale * (query.to(wide) @ key.to(wide).mT)  # [B, H, N, M]
     if mask is not None:
         scores = scores + mask.to(wide)
-    highest, place = scores.max(-1)
+    row_max, row_argmax = scores.max(-1)
     if band is not None:
-        factor = highest if row_max_grad else highest.detach()
+        factor = row_max if row_max_grad else row_max.detach()
         scores = scores + factor[..., None] * band.to(wide)
     if token_bias is not None:
         columns = token_ids[:, None, None, :].expand(*scores.shape[:-1], -1)
@@ -78,7 +78,7 @@ def probabilities(
     scores = scores.masked_fill(unseen, 0.0)
     weights = scores.softmax(-1).masked_fill(unseen, 0.0)
     lse = scores.logsumexp(-1).masked_fill(unseen[..., 0], -torch.inf)
-    return Weights(weights, lse, highest, place)
+    return Weights(weights, lse, row_max, row_argmax)
 
 
 def attention_with_capture(
@@ -170,7 +170,7 @@ def attention_with_capture_backward(
         The gradients of query, key and value (`None` without values), each in the dtype of its tensor, and that of the
         token bias `[B, K, N]` (`None` without one).
     """
-    weights, _, _, place = probabilities(
+    weights, _, _, row_argmax = probabilities(
         query, key, scale=scale, mask=mask, token_ids=token_ids, token_bias=token_bias, band=band
     )
     wide = weights.dtype
@@ -185,14 +185,14 @@ def attention_with_capture_backward(
     if grad_maps is not None:
         per_head = grad_maps[:, None] / query.shape[1] if head_mean else grad_maps  # [B, 1 | H, K, N]
         grad_weights = grad_weights.scatter_add(-1, chosen, per_head.to(wide).mT.expand(chosen.shape))
-    centre = (weights * grad_weights).sum(-1, keepdim=True)
+    delta = (weights * grad_weights).sum(-1, keepdim=True)
     if grad_lse is not None:
-        centre = centre - grad_lse[..., None].to(wide)
-    grad_scores = weights * (grad_weights - centre)  # dS'
+        delta = delta - grad_lse[..., None].to(wide)
+    grad_scores = weights * (grad_weights - delta)  # dS'
     grad_bias = None if token_bias is None else grad_scores.gather(-1, chosen).sum(1).mT
     if band is not None and row_max_grad:
         through_max = (band.to(wide) * grad_scores).sum(-1, keepdim=True)
-        grad_scores = grad_scores.scatter_add(-1, place[..., None], through_max)
+        grad_scores = grad_scores.scatter_add(-1, row_argmax[..., None], through_max)
     grad_query = (scale * grad_scores @ key.to(wide)).to(query.dtype)
     grad_key = (scale * grad_scores.mT @ query.to(wide)).to(key.dtype)
     return grad_query, grad_key, grad_value, grad_bias

@@ -19,26 +19,26 @@ _FAR = 40.0
 
 def gaussian_band(frames: int, sigma: torch.Tensor) -> torch.Tensor:
     """G_ij = exp(−(i − j)² / 2σ²), `[F, F]`, in the dtype of `sigma`, a 0-d tensor above 0."""
-    at = torch.arange(frames, dtype=sigma.dtype, device=sigma.device)
-    distance = (at[:, None] - at[None, :]).abs() / sigma
+    frame = torch.arange(frames, dtype=sigma.dtype, device=sigma.device)
+    distance = (frame[:, None] - frame[None, :]).abs() / sigma
     return (-0.5 * distance.clamp(max=_FAR).square()).exp()
 
 
-def _probabilities(query, key, added, scale, by_row_max, row_max_grad):
+def _probabilities(query, key, added, scale, scale_bias_by_row_max, row_max_grad):
     """P `[..., F, F]`, and m `[..., F]` with its first place, both `None` where it is not used."""
     wide = torch.promote_types(query.dtype, torch.float32)
     scores = scale * (query.to(wide) @ key.to(wide).mT)  # S [..., F, F]
-    highest = place = None
-    if by_row_max:
-        highest, place = scores.max(-1)
-        factor = highest if row_max_grad else highest.detach()
+    row_max = row_argmax = None
+    if scale_bias_by_row_max:
+        row_max, row_argmax = scores.max(-1)
+        factor = row_max if row_max_grad else row_max.detach()
         scores = scores + factor[..., None] * added.to(wide)
     elif added is not None:
         scores = scores + added.to(wide)
     # A masked row is replaced before the softmax, not after, so that no NaN reaches its gradient.
     unseen = (scores == -torch.inf).all(-1, keepdim=True)
     weights = scores.masked_fill(unseen, 0.0).softmax(-1).masked_fill(unseen, 0.0)
-    return weights, highest, place
+    return weights, row_max, row_argmax
 
 
 def temporal_attention(
@@ -48,7 +48,7 @@ def temporal_attention(
     added: torch.Tensor | None,
     *,
     scale: float,
-    by_row_max: bool,
+    scale_bias_by_row_max: bool,
     row_max_grad: bool = True,
     capture: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -60,14 +60,14 @@ def temporal_attention(
         value: `[..., H, F, Dv]`.
         added: `[F, F]`, added to the logits, or `None`.
         scale: factor of the logits.
-        by_row_max: multiply row i of `added` by m_i.
+        scale_bias_by_row_max: multiply row i of `added` by m_i.
         row_max_grad: whether a gradient flows through m.
         capture: return the maps.
 
     Returns:
         out `[..., H, F, Dv]` in the query's dtype, and maps `[..., F, F]` in float32 (float64 for float64) or `None`.
     """
-    weights, _, _ = _probabilities(query, key, added, scale, by_row_max, row_max_grad)
+    weights, _, _ = _probabilities(query, key, added, scale, scale_bias_by_row_max, row_max_grad)
     out = (weights @ value.to(weights.dtype)).to(query.dtype)
     return out, weights.mean(-3) if capture else None
 
@@ -81,7 +81,7 @@ def temporal_attention_backward(
     added: torch.Tensor | None,
     *,
     scale: float,
-    by_row_max: bool,
+    scale_bias_by_row_max: bool,
     row_max_grad: bool = True,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor | None]:
     """The gradient in closed form, what every kernel computes.
@@ -99,13 +99,13 @@ def temporal_attention_backward(
         value: `[..., H, F, Dv]`.
         added: `[F, F]` or `None`.
         scale: factor of the logits.
-        by_row_max: multiply row i of `added` by m_i.
+        scale_bias_by_row_max: multiply row i of `added` by m_i.
         row_max_grad: whether a gradient flows through m.
 
     Returns:
         The gradients of query, key, value and added (`None` without it), each in the dtype of its tensor.
     """
-    weights, highest, place = _probabilities(query, key, added, scale, by_row_max, row_max_grad)
+    weights, row_max, row_argmax = _probabilities(query, key, added, scale, scale_bias_by_row_max, row_max_grad)
     wide = weights.dtype
     grad_weights = torch.zeros_like(weights)  # dP
     grad_value = torch.zeros_like(value)
@@ -114,15 +114,15 @@ def temporal_attention_backward(
         grad_value = (weights.mT @ grad_out.to(wide)).to(value.dtype)
     if grad_maps is not None:
         grad_weights = grad_weights + grad_maps.unsqueeze(-3).to(wide) / query.shape[-3]
-    centre = (weights * grad_weights).sum(-1, keepdim=True)
-    grad_scores = weights * (grad_weights - centre)  # dS'
+    delta = (weights * grad_weights).sum(-1, keepdim=True)
+    grad_scores = weights * (grad_weights - delta)  # dS'
     grad_added = None
     if added is not None:
-        terms = grad_scores * highest[..., None] if by_row_max else grad_scores
+        terms = grad_scores * row_max[..., None] if scale_bias_by_row_max else grad_scores
         grad_added = terms.flatten(0, -3).sum(0).to(added.dtype)
-    if by_row_max and row_max_grad:
+    if scale_bias_by_row_max and row_max_grad:
         through_max = (added.to(wide) * grad_scores).sum(-1, keepdim=True)
-        grad_scores = grad_scores.scatter_add(-1, place[..., None], through_max)
+        grad_scores = grad_scores.scatter_add(-1, row_argmax[..., None], through_max)
     grad_query = (scale * grad_scores @ key.to(wide)).to(query.dtype)
     grad_key = (scale * grad_scores.mT @ query.to(wide)).to(key.dtype)
     return grad_query, grad_key, grad_value, grad_added

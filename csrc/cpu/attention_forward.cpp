@@ -140,8 +140,8 @@ class Forward {
       chosen_[token * rows_width_ + row] = scores[column];
     }
     const A before = running_max_[row], running_max = std::max(before, horizontal_max<A>(most));
-    if (running_max ==
-        kNone) {  // every key so far is masked, or not a number, which comparisons skip
+    // Every key so far is masked, or not a number, which comparisons skip.
+    if (running_max == kNone) {
       Vec<A> sum{};
       for (int64_t j = 0; j < width; j += lanes) {
         sum += load(scores + j);

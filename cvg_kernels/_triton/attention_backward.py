@@ -107,7 +107,7 @@ class _Plan:
         if grad_out is not None and grad_out.stride(-1) != 1:
             grad_out = grad_out.contiguous()
         arguments |= {
-            "lse": result.lse, "highest": result.highest, "place": result.place,
+            "lse": result.lse, "row_max": result.row_max, "row_argmax": result.row_argmax,
             "grad_maps": None if grads.maps is None else grads.maps.contiguous(),
             "grad_lse": None if grads.lse is None else grads.lse.contiguous(),
             "delta": torch.empty_like(result.lse) if self.keep_delta else None,

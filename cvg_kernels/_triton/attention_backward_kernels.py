@@ -74,7 +74,7 @@ def add_keys(
 @triton.jit
 def row_kernel(
     query, key, value, token_ids, key_bias, loop_bias, token_bias, log2_repeats, query_frames, key_frames,
-    out, lse, highest, place, grad_out, grad_maps, grad_lse, delta, through_max, grad_query,
+    out, lse, row_max, row_argmax, grad_out, grad_maps, grad_lse, delta, through_max, grad_query,
     query_b, query_h, query_n, query_d, key_b, key_h, key_n, key_d, value_b, value_h, value_n, value_d,
     out_b, out_h, out_n, out_d, grad_out_b, grad_out_h, grad_out_n, grad_out_d,
     grad_query_b, grad_query_h, grad_query_n, grad_query_d, token_bias_b, token_bias_k, token_bias_n,
@@ -96,12 +96,12 @@ def row_kernel(
     rows = tile * ROWS + tl.arange(0, ROWS)
     inside = rows < queries
     entry = b * heads + h
-    at = entry * queries + rows
+    row_offsets = entry * queries + rows
     q_base = query + offset_of(b, h, query_b, query_h, QUERY_UNIT)
     k_base = key + offset_of(b, h, key_b, key_h, KEY_UNIT)
     v_base = k_base
     q = load_rows(q_base, rows, queries, query_n, query_d, DIM, DIM_PAD, QUERY_UNIT)
-    lse2 = load_lse2(lse, at, inside)
+    lse2 = load_lse2(lse, row_offsets, inside)
     row_delta = tl.zeros((ROWS,), tl.float32)
     t = tl.zeros((ROWS,), tl.float32)
     dq = tl.zeros((ROWS, DIM_PAD), tl.float32)
@@ -120,7 +120,7 @@ def row_kernel(
     if HAS_MAPS:
         grad_maps += (b if HEAD_MEAN else entry) * tokens * queries
     if BAND:
-        top2 = tl.load(highest + at, mask=inside, other=0.0) * LOG2E
+        top2 = tl.load(row_max + row_offsets, mask=inside, other=0.0) * LOG2E
         row_frames = load_frames(query_frames, rows, queries)
     if HAS_OUT:
         v_base = value + offset_of(b, h, value_b, value_h, VALUE_UNIT)
@@ -130,7 +130,7 @@ def row_kernel(
         o = load_rows(o_base, rows, queries, out_n, out_d, VALUE_DIM, VALUE_PAD, OUT_UNIT)
         row_delta += tl.sum(o.to(tl.float32) * do.to(tl.float32), 1)
     if HAS_LSE:
-        row_delta -= tl.load(grad_lse + at, mask=inside, other=0.0)
+        row_delta -= tl.load(grad_lse + row_offsets, mask=inside, other=0.0)
 
     if HAS_MAPS:
         for start in range(0, tokens, TOKENS_PAD):
@@ -149,7 +149,7 @@ def row_kernel(
             if NEED_QUERY and not HAS_TOKEN_BIAS:
                 dq += dot(weighted.to(k.dtype), k, UPCAST)
     if KEEP_DELTA:
-        tl.store(delta + at, row_delta, mask=inside)
+        tl.store(delta + row_offsets, row_delta, mask=inside)
     if HAS_TOKEN_BIAS and NEED_QUERY:
         for start in range(0, tokens, TOKENS_PAD):
             ids_at = start + tl.arange(0, TOKENS_PAD)
@@ -185,10 +185,10 @@ def row_kernel(
                 HAS_OUT, HAS_LOOP_BIAS, BAND, THROUGH_MAX, NEED_QUERY, UPCAST,
             )  # fmt: skip
         if THROUGH_MAX:
-            tl.store(through_max + at, t, mask=inside)
+            tl.store(through_max + row_offsets, t, mask=inside)
         if NEED_QUERY:
             if THROUGH_MAX:
-                top_at = tl.load(place + at, mask=inside, other=0)
+                top_at = tl.load(row_argmax + row_offsets, mask=inside, other=0)
                 k = load_rows(k_base, top_at, keys, key_n, key_d, DIM, DIM_PAD, KEY_UNIT)
                 dq += t[:, None] * k.to(tl.float32)
             to_base = grad_query + offset_of(b, h, grad_query_b, grad_query_h, GRAD_QUERY_UNIT)
@@ -199,7 +199,7 @@ def row_kernel(
 
 @triton.jit
 def key_kernel(
-    query, key, value, loop_bias, query_frames, key_frames, lse, highest, place,
+    query, key, value, loop_bias, query_frames, key_frames, lse, row_max, row_argmax,
     grad_out, delta, through_max, grad_key, grad_value,
     query_b, query_h, query_n, query_d, key_b, key_h, key_n, key_d, value_b, value_h, value_n, value_d,
     grad_out_b, grad_out_h, grad_out_n, grad_out_d,
@@ -243,12 +243,12 @@ def key_kernel(
     for start in range(part * rows_each, last, ROWS):
         rows = start + tl.arange(0, ROWS)
         inside = rows < queries
-        at = entry * queries + rows
+        row_offsets = entry * queries + rows
         q = load_rows(q_base, rows, queries, query_n, query_d, DIM, DIM_PAD, QUERY_UNIT)
-        lse2 = load_lse2(lse, at, inside)
+        lse2 = load_lse2(lse, row_offsets, inside)
         s = dot(k, tl.trans(q), UPCAST) * (scale * LOG2E)
         if BAND:
-            top2 = tl.load(highest + at, mask=inside, other=0.0) * LOG2E
+            top2 = tl.load(row_max + row_offsets, mask=inside, other=0.0) * LOG2E
             row_frames = load_frames(query_frames, rows, queries)
             s += top2[None, :] * band_tile(column_frames, row_frames, falloff2, strength)
         if HAS_LOOP_BIAS:
@@ -259,14 +259,14 @@ def key_kernel(
         if NEED_VALUE:
             dv += dot(p.to(do.dtype), do, UPCAST)
         if NEED_KEY:
-            row_delta = tl.load(delta + at, mask=inside, other=0.0)
+            row_delta = tl.load(delta + row_offsets, mask=inside, other=0.0)
             if HAS_OUT:
                 ds = p * (dot(v, tl.trans(do), UPCAST) - row_delta[None, :])
             else:
                 ds = -p * row_delta[None, :]
             if THROUGH_MAX:
-                t = tl.load(through_max + at, mask=inside, other=0.0)
-                top_at = tl.load(place + at, mask=inside, other=-1)
+                t = tl.load(through_max + row_offsets, mask=inside, other=0.0)
+                top_at = tl.load(row_argmax + row_offsets, mask=inside, other=-1)
                 ds += tl.where(top_at[None, :] == columns[:, None], t[None, :], 0.0)
             dk += dot(ds.to(q.dtype), q, UPCAST)
 

@@ -29,18 +29,18 @@ from cvg_kernels._triton.primitives import (
 
 
 @triton.jit
-def load_lse2(lse, at, inside):
+def load_lse2(lse, row_offsets, inside):
     """log₂e · lse of rows; ∞ outside, and in rows without keys: their weights 2^(S − lse) are 0 then."""
-    found = tl.load(lse + at, mask=inside, other=float("inf")) * LOG2E
+    found = tl.load(lse + row_offsets, mask=inside, other=float("inf")) * LOG2E
     return tl.where(found == float("-inf"), float("inf"), found)
 
 
 @triton.jit
 def load_map_grads(grad_maps, ids_at, rows, tokens, queries, heads, HEAD_MEAN: tl.constexpr):
     """DC of one head, a tile [rows, K]; the gradient of a head mean is shared out evenly."""
-    at = ids_at[None, :].to(tl.int64) * queries + rows[:, None]
+    offsets = ids_at[None, :].to(tl.int64) * queries + rows[:, None]
     inside = (ids_at[None, :] < tokens) & (rows[:, None] < queries)
-    grads = tl.load(grad_maps + at, mask=inside, other=0.0)
+    grads = tl.load(grad_maps + offsets, mask=inside, other=0.0)
     if HEAD_MEAN:
         grads = grads / heads
     return grads
@@ -92,7 +92,7 @@ def token_score_grads(
 @triton.jit
 def token_key_kernel(
     query, key, value, token_ids, key_bias, token_bias, log2_repeats, query_frames, key_frames,
-    lse, highest, grad_out, grad_maps, delta, token_key_parts, token_value_parts,
+    lse, row_max, grad_out, grad_maps, delta, token_key_parts, token_value_parts,
     query_b, query_h, query_n, query_d, key_b, key_h, key_n, key_d, value_b, value_h, value_n, value_d,
     grad_out_b, grad_out_h, grad_out_n, grad_out_d, token_bias_b, token_bias_k, token_bias_n,
     batch, heads, queries, keys, tokens, chunks, rows_each, scale, falloff2, strength,
@@ -130,22 +130,22 @@ def token_key_kernel(
     for start in range(first, tl.minimum(first + rows_each, queries), ROWS):
         rows = start + tl.arange(0, ROWS)
         inside = rows < queries
-        at = entry * queries + rows
+        row_offsets = entry * queries + rows
         q = load_rows(q_base, rows, queries, query_n, query_d, DIM, DIM_PAD, QUERY_UNIT)
         do = q
-        lse2 = load_lse2(lse, at, inside)
+        lse2 = load_lse2(lse, row_offsets, inside)
         row_delta = tl.zeros((ROWS,), tl.float32)
         top2 = lse2
         row_frames = rows
         if HAS_TOKEN_BIAS:
             if NEED_KEY:
-                row_delta = tl.load(delta + at, mask=inside, other=0.0)
+                row_delta = tl.load(delta + row_offsets, mask=inside, other=0.0)
             if HAS_OUT:
                 do = load_rows(
                     do_base, rows, queries, grad_out_n, grad_out_d, VALUE_DIM, VALUE_PAD, GRAD_OUT_UNIT
                 )  # fmt: skip
         if BAND:
-            top2 = tl.load(highest + at, mask=inside, other=0.0) * LOG2E
+            top2 = tl.load(row_max + row_offsets, mask=inside, other=0.0) * LOG2E
             row_frames = load_frames(query_frames, rows, queries)
         ds, share = token_score_grads(
             q, k, do, v, ids, ids_at, rows, lse2, row_delta, top2, row_frames,
@@ -157,11 +157,11 @@ def token_key_kernel(
             dk += dot(tl.trans(ds.to(q.dtype)), q, UPCAST)
         if HAS_TOKEN_BIAS and NEED_VALUE:
             dv += dot(tl.trans(share.to(do.dtype)), do, UPCAST)
-    place = (chunk.to(tl.int64) * batch * heads + entry) * tokens
+    part_offset = (chunk.to(tl.int64) * batch * heads + entry) * tokens
     if NEED_KEY:
-        store_rows(token_key_parts + place * DIM, dk, ids_at, tokens, DIM, 1, DIM, DIM_PAD, 1)
+        store_rows(token_key_parts + part_offset * DIM, dk, ids_at, tokens, DIM, 1, DIM, DIM_PAD, 1)
     if HAS_TOKEN_BIAS and NEED_VALUE:
-        to_base = token_value_parts + place * VALUE_DIM
+        to_base = token_value_parts + part_offset * VALUE_DIM
         store_rows(to_base, dv, ids_at, tokens, VALUE_DIM, 1, VALUE_DIM, VALUE_PAD, 1)
 
 
@@ -234,7 +234,7 @@ def token_bias_kernel(
     for head in range(heads):
         h = b * 0 + head  # in 64 bits, as offsets are counted
         entry = b * heads + h
-        at = entry * queries + rows
+        offsets = entry * queries + rows
         q_base = query + offset_of(b, h, query_b, query_h, QUERY_UNIT)
         k_base = key + offset_of(b, h, key_b, key_h, KEY_UNIT)
         q = load_rows(q_base, rows, queries, query_n, query_d, DIM, DIM_PAD, QUERY_UNIT)
@@ -246,8 +246,8 @@ def token_bias_kernel(
             v_base = value + offset_of(b, h, value_b, value_h, VALUE_UNIT)
             do = load_rows(do_base, rows, queries, grad_out_n, grad_out_d, VALUE_DIM, VALUE_PAD, GRAD_OUT_UNIT)
             v = load_rows(v_base, ids, keys, value_n, value_d, VALUE_DIM, VALUE_PAD, VALUE_UNIT, True)
-        lse2 = load_lse2(lse, at, rows < queries)
-        row_delta = tl.load(delta + at, mask=rows < queries, other=0.0)
+        lse2 = load_lse2(lse, offsets, rows < queries)
+        row_delta = tl.load(delta + offsets, mask=rows < queries, other=0.0)
         map_base = grad_maps
         if HAS_MAPS:
             map_base = grad_maps + (b if HEAD_MEAN else entry) * tokens * queries
@@ -258,6 +258,6 @@ def token_bias_kernel(
             HAS_OUT, HAS_MAPS, HAS_KEY_BIAS, True, HEAD_MEAN, False, UPCAST,
         )  # fmt: skip
         total += ds
-    at = (b * tokens + ids_at)[None, :] * queries + rows[:, None]
+    offsets = (b * tokens + ids_at)[None, :] * queries + rows[:, None]
     inside = (ids_at[None, :] < tokens) & (rows[:, None] < queries)
-    tl.store(grad_token_bias + at, total, mask=inside)
+    tl.store(grad_token_bias + offsets, total, mask=inside)

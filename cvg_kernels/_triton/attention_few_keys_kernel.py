@@ -91,7 +91,7 @@ def few_keys_kernel(
         o_base = out
         if HAS_VALUE:
             o_base = out + offset_of(b, h, out_b, out_h, OUT_UNIT)
-        share = finish_head(
+        map_weight = finish_head(
             m, l, acc, o_base, lse + (b * heads + h) * queries, rows, queries, out_n, out_d,
             VALUE_DIM, VALUE_PAD, OUT_UNIT, HAS_VALUE,
         )  # fmt: skip
@@ -101,7 +101,7 @@ def few_keys_kernel(
                 rows, queries, tokens, key_n, key_d, 0, 0, factor, 0.0, 0.0,
                 DIM, DIM_PAD, KEY_UNIT, HAS_KEY_BIAS, False, False, UPCAST,
             )  # fmt: skip
-            sums += c * share[:, None]
+            sums += c * map_weight[:, None]
 
     if CAPTURE:
         entry = b * groups + group

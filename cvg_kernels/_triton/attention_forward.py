@@ -52,7 +52,7 @@ def forward_launches(
     result = _empty_result(call)
     arguments, constants = common(call)
     arguments |= {
-        "lse": result.lse, "highest": result.highest, "place": result.place, "batch": batch,
+        "lse": result.lse, "row_max": result.row_max, "row_argmax": result.row_argmax, "batch": batch,
         "factor": abs(call.scale) or 1.0, "turn": math.copysign(1.0, call.scale) if call.scale else 0.0,
     }  # fmt: skip
     add_tensor(arguments, constants, "out", result.out)
@@ -87,7 +87,7 @@ def capture_launches(
     """
     processors, _ = _machine(call, processors, False)
     arguments, constants = common(call)
-    arguments |= {"lse": lse, "highest": None, "batch": call.query.shape[0]}
+    arguments |= {"lse": lse, "row_max": None, "batch": call.query.shape[0]}
     maps = _empty_maps(call)
     return _capture(call, arguments, constants, maps, processors), maps
 
@@ -118,8 +118,8 @@ def _empty_result(call: AttentionCall) -> AttentionResult:
     out = None if call.value is None else dense_like(call.query, call.value.shape[3])
     if call.band is None:
         return AttentionResult(out, _empty_maps(call), lse)
-    place = lse.new_empty(rows, dtype=torch.int32)
-    return AttentionResult(out, _empty_maps(call), lse, torch.empty_like(lse), place)
+    row_argmax = lse.new_empty(rows, dtype=torch.int32)
+    return AttentionResult(out, _empty_maps(call), lse, torch.empty_like(lse), row_argmax)
 
 
 def _parts(call: AttentionCall, maps: torch.Tensor | None, groups: int):

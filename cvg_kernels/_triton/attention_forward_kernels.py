@@ -43,7 +43,7 @@ def weigh(
     s, m, top2, row_frames, columns, keys, loop_bias, key_frames, factor2, falloff2, strength,
     HAS_LOOP_BIAS: tl.constexpr, BAND: tl.constexpr, WHOLE: tl.constexpr,
 ):  # fmt: skip
-    """Unnormalised weights of a tile from its bare products, the new running maximum, and how much the old sums fade.
+    """Unnormalised weights of a tile from its bare products, the new running maximum, and the factor of the old sums.
 
     The maximum is that of the bare products; under a bias or a band it is that of the logits, base 2.
     """
@@ -107,14 +107,14 @@ def add_tile(
     s = products(
         q, key, columns, keys, key_n, key_d, DIM, DIM_PAD, KEY_UNIT, WHOLE, not HAS_LOOP_BIAS, UPCAST
     )  # fmt: skip
-    p, m, fade = weigh(
+    p, m, rescale = weigh(
         s, m, top2, row_frames, columns, keys, loop_bias, key_frames, factor2, falloff2, strength,
         HAS_LOOP_BIAS, BAND, WHOLE,
     )  # fmt: skip
-    l = l * fade + tl.sum(p, 1)
+    l = l * rescale + tl.sum(p, 1)
     if HAS_VALUE:
         v = load_rows(value, columns, keys, value_n, value_d, VALUE_DIM, VALUE_PAD, VALUE_UNIT, WHOLE)
-        acc = acc * fade[:, None]
+        acc = acc * rescale[:, None]
         acc += dot(p.to(v.dtype), v, UPCAST)
     return m, l, acc
 
@@ -122,7 +122,7 @@ def add_tile(
 @triton.jit
 def forward_kernel(
     query, key, value, token_ids, key_bias, loop_bias, token_bias, log2_repeats, query_frames, key_frames,
-    out, maps, lse, highest, place,
+    out, maps, lse, row_max, row_argmax,
     query_b, query_h, query_n, query_d, key_b, key_h, key_n, key_d, value_b, value_h, value_n, value_d,
     out_b, out_h, out_n, out_d, token_bias_b, token_bias_k, token_bias_n,
     batch, heads, queries, keys, tokens, factor, turn, falloff2, strength,
@@ -157,8 +157,8 @@ def forward_kernel(
         top, top_at = find_top(
             q, k_base, keys, key_n, key_d, DIM, DIM_PAD, KEY_UNIT, ROWS, COLUMNS, TAIL, PEELED, UPCAST
         )  # fmt: skip
-        tl.store(place + first_row + rows, top_at, mask=rows < queries)
-        tl.store(highest + first_row + rows, top * factor, mask=rows < queries)
+        tl.store(row_argmax + first_row + rows, top_at, mask=rows < queries)
+        tl.store(row_max + first_row + rows, top * factor, mask=rows < queries)
         top2 = top * (factor * LOG2E)
     last = keys
     if PEELED:
@@ -194,7 +194,7 @@ def forward_kernel(
     o_base = out
     if HAS_VALUE:
         o_base = out + offset_of(b, h, out_b, out_h, OUT_UNIT)
-    share = finish_head(
+    map_weight = finish_head(
         m, l, acc, o_base, lse + first_row, rows, queries, out_n, out_d, VALUE_DIM, VALUE_PAD, OUT_UNIT, HAS_VALUE
     )  # fmt: skip
     if CAPTURE:
@@ -207,14 +207,14 @@ def forward_kernel(
         )  # fmt: skip
         entry = b * heads + h
         if HEAD_MEAN:
-            share /= heads
+            map_weight /= heads
             entry = h * batch + b
-        store_maps(maps, c * share[:, None], entry, ids_at, rows, tokens, queries)
+        store_maps(maps, c * map_weight[:, None], entry, ids_at, rows, tokens, queries)
 
 
 @triton.jit
 def capture_kernel(
-    query, key, token_ids, key_bias, token_bias, query_frames, key_frames, maps, lse, highest,
+    query, key, token_ids, key_bias, token_bias, query_frames, key_frames, maps, lse, row_max,
     query_b, query_h, query_n, query_d, key_b, key_h, key_n, key_d, token_bias_b, token_bias_k, token_bias_n,
     batch, heads, heads_each, queries, keys, tokens, scale, falloff2, strength,
     DIM: tl.constexpr, DIM_PAD: tl.constexpr, QUERY_UNIT: tl.constexpr, KEY_UNIT: tl.constexpr,
@@ -242,11 +242,11 @@ def capture_kernel(
     for h in tl.range(first, tl.minimum(first + heads_each, heads), num_stages=STAGES):
         q_base = query + offset_of(b, h, query_b, query_h, QUERY_UNIT)
         q = load_rows(q_base, rows, queries, query_n, query_d, DIM, DIM_PAD, QUERY_UNIT)
-        at = (b * heads + h) * queries + rows
-        lse2 = tl.load(lse + at, mask=rows < queries, other=0.0) * LOG2E
+        row_offsets = (b * heads + h) * queries + rows
+        lse2 = tl.load(lse + row_offsets, mask=rows < queries, other=0.0) * LOG2E
         top2 = lse2
         if BAND:
-            top2 = tl.load(highest + at, mask=rows < queries, other=0.0) * LOG2E
+            top2 = tl.load(row_max + row_offsets, mask=rows < queries, other=0.0) * LOG2E
         c = captured(
             q, key + offset_of(b, h, key_b, key_h, KEY_UNIT), ids, ids_at, safe_base(lse2, HAS_LOOP_BIAS), top2,
             row_frames, key_bias, token_bias, key_frames,
@@ -265,8 +265,8 @@ def capture_kernel(
 @triton.jit
 def add_maps_kernel(parts, maps, count, numbers, BLOCK: tl.constexpr):
     """Sums `count` maps of `numbers` numbers each, in order: the shares that groups of heads have in a mean."""
-    at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    offsets = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     total = tl.zeros((BLOCK,), tl.float32)
     for part in range(count):
-        total += tl.load(parts + part * numbers + at, mask=at < numbers, other=0.0)
-    tl.store(maps + at, total, mask=at < numbers)
+        total += tl.load(parts + part * numbers + offsets, mask=offsets < numbers, other=0.0)
+    tl.store(maps + offsets, total, mask=offsets < numbers)

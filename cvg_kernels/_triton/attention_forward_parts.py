@@ -65,11 +65,11 @@ def add_tokens(
         s -= repeats[None, :]  # ∞ beyond the tokens
         higher = tl.maximum(m2, tl.max(s, 1))
         base = safe_base(higher, True)
-        p, fade = tl.exp2(s - base[:, None]), tl.exp2(m2 - base)
-        l = l * fade + tl.sum(p, 1)
+        p, rescale = tl.exp2(s - base[:, None]), tl.exp2(m2 - base)
+        l = l * rescale + tl.sum(p, 1)
         if HAS_VALUE:
             v = load_rows(value, ids, tokens, value_n, value_d, VALUE_DIM, VALUE_PAD, VALUE_UNIT, True)
-            acc = acc * fade[:, None]
+            acc = acc * rescale[:, None]
             acc += dot(p.to(v.dtype), v, UPCAST)
         m2 = higher
     return m2, l, acc
@@ -99,10 +99,10 @@ def finish_head(
 ):  # fmt: skip
     """Writes lse and out of a tile of rows of a head; returns 1 / l, 0 in rows without keys."""
     tl.store(lse + rows, m2 * LN2 + tl.log(l), mask=rows < queries)
-    share = tl.where(l > 0, 1.0 / l, 0.0)
+    inverse_l = tl.where(l > 0, 1.0 / l, 0.0)
     if HAS_VALUE:
-        store_rows(out, acc * share[:, None], rows, queries, out_n, out_d, VALUE_DIM, VALUE_PAD, OUT_UNIT)
-    return share
+        store_rows(out, acc * inverse_l[:, None], rows, queries, out_n, out_d, VALUE_DIM, VALUE_PAD, OUT_UNIT)
+    return inverse_l
 
 
 @triton.jit
@@ -116,5 +116,5 @@ def safe_base(m2, MASKED: tl.constexpr):
 @triton.jit
 def store_maps(maps, sums, entry, ids_at, rows, tokens, queries):
     """A tile [rows, K] into entry `entry` of maps [entries, tokens, queries]."""
-    at = (entry * tokens + ids_at)[None, :] * queries + rows[:, None]
-    tl.store(maps + at, sums, mask=(ids_at[None, :] < tokens) & (rows[:, None] < queries))
+    offsets = (entry * tokens + ids_at)[None, :] * queries + rows[:, None]
+    tl.store(maps + offsets, sums, mask=(ids_at[None, :] < tokens) & (rows[:, None] < queries))

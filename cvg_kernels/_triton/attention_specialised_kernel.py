@@ -50,10 +50,10 @@ def specialised_kernel(
             s = tl.where(columns[None, :] < keys, s, float("-inf"))
         higher = tl.maximum(m, tl.max(s, 1))
         p = tl.exp2(s * factor2 - (higher * factor2)[:, None])
-        fade = tl.exp2((m - higher) * factor2)
-        l = l * fade + tl.sum(p, 1)
+        rescale = tl.exp2((m - higher) * factor2)
+        l = l * rescale + tl.sum(p, 1)
         v = v_rows.load([start, 0])
-        acc = acc * fade[:, None]
+        acc = acc * rescale[:, None]
         acc += dot(p.to(v.dtype), v, UPCAST)
         m = higher
     finish_head(

@@ -12,9 +12,9 @@ _BLOCK = 1024
 
 
 @triton.jit
-def _step(mix, before, apart, prediction, at, inside, scale):
+def _step(mix, before, apart, prediction, offsets, inside, scale):
     """One term more: mix + s (p_i − p_{i−1}), or p_i itself while no scale was `apart` from 1."""
-    after = tl.load(prediction + at, mask=inside, other=0.0).to(tl.float32)
+    after = tl.load(prediction + offsets, mask=inside, other=0.0).to(tl.float32)
     apart += tl.abs(scale - 1.0)
     return tl.where(apart == 0.0, after, mix + scale * (after - before)), after, apart
 
@@ -32,20 +32,20 @@ def mix_kernel(
     sample = program // blocks
     offset = (program % blocks) * BLOCK + tl.arange(0, BLOCK)
     inside = offset < elements
-    at = sample.to(tl.int64) * elements + offset
+    offsets = sample.to(tl.int64) * elements + offset
     if PER_SAMPLE:
         s1 = tl.load(sample_scales + sample)
         if COUNT > 2:
             s2 = tl.load(sample_scales + batch + sample)
         if COUNT > 3:
             s3 = tl.load(sample_scales + 2 * batch + sample)
-    before = tl.load(p0 + at, mask=inside, other=0.0).to(tl.float32)
-    mix, before, apart = _step(before, before, 0.0, p1, at, inside, s1)
+    before = tl.load(p0 + offsets, mask=inside, other=0.0).to(tl.float32)
+    mix, before, apart = _step(before, before, 0.0, p1, offsets, inside, s1)
     if COUNT > 2:
-        mix, before, apart = _step(mix, before, apart, p2, at, inside, s2)
+        mix, before, apart = _step(mix, before, apart, p2, offsets, inside, s2)
     if COUNT > 3:
-        mix, before, apart = _step(mix, before, apart, p3, at, inside, s3)
-    tl.store(out + at, mix.to(out.dtype.element_ty), mask=inside)
+        mix, before, apart = _step(mix, before, apart, p3, offsets, inside, s3)
+    tl.store(out + offsets, mix.to(out.dtype.element_ty), mask=inside)
 
 
 def launch(predictions, scales, sample_scales, out: torch.Tensor) -> Launch:

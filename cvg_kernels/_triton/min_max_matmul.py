@@ -24,15 +24,15 @@ def backward(grad, a, b, temperature, need_a, need_b):
     """The gradients of a and b, `None` where not needed; that of a is that of the second factor of Cᵀ = Bᵀ ⊙ Aᵀ."""
     c = forward(a, b, temperature)
     grads = [None, None]
-    for at, needed in ((0, need_a), (1, need_b)):
+    for factor, needed in ((0, need_a), (1, need_b)):
         if not needed:
             continue
-        turn = (lambda t: t.mT) if at == 0 else (lambda t: t)
-        factors = (b.mT, a.mT) if at == 0 else (a, b)
+        turn = (lambda t: t.mT) if factor == 0 else (lambda t: t)
+        factors = (b.mT, a.mT) if factor == 0 else (a, b)
         hop = _product(*factors, temperature)
         shared, launches = hop.shared_gradient(turn(c)[:, None], turn(grad)[:, None])
-        grads[at] = torch.empty_like((a, b)[at], memory_format=torch.contiguous_format)
-        launches.append(hop.flow_gradient(turn(c)[:, None], shared, turn(grads[at])[:, None]))
+        grads[factor] = torch.empty_like((a, b)[factor], memory_format=torch.contiguous_format)
+        launches.append(hop.flow_gradient(turn(c)[:, None], shared, turn(grads[factor])[:, None]))
         for launch in launches:
             launch.run()
     return grads

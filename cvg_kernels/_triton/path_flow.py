@@ -27,8 +27,8 @@ class Hop:
 
     hop: torch.Tensor
     x: torch.Tensor
-    share: float
-    skip: float
+    hop_weight: float
+    skip_weight: float
     temperature: float | None
 
     def _launch(self, kernel, rows: int, middle: int, tensors: dict, strides: dict) -> Launch:
@@ -43,7 +43,8 @@ class Hop:
             **tensors, "hop": self.hop, "x": self.x,
             **_strides("hop", "blir", self.hop), **_strides("x", "bkrl", self.x), **strides,
             "tokens": self.x.shape[1], "rows": all_rows, "depth": depth, "positions": positions,
-            "share": self.share, "skip": self.skip, "temperature": float(self.temperature or 1.0),
+            "hop_weight": self.hop_weight, "skip_weight": self.skip_weight,
+            "temperature": float(self.temperature or 1.0),
         }  # fmt: skip
         constants = {
             "SOFT": self.temperature is not None, "ROWS": rows_tile, "TOKENS": middle_tile, "DEPTH": middle_tile,
@@ -150,15 +151,15 @@ def backward_launches(grad, flows, hops, temperature, residual, need_temporal):
     """
     grad, launches = _positions_innermost(grad)
     grad_temporal = [None] * len(hops)
-    for at in reversed(range(len(hops))):
-        hop = Hop(hops[at], flows[at], *_MIXING[residual], temperature)
-        shared, ties = hop.shared_gradient(flows[at + 1], grad)
+    for index in reversed(range(len(hops))):
+        hop = Hop(hops[index], flows[index], *_MIXING[residual], temperature)
+        shared, ties = hop.shared_gradient(flows[index + 1], grad)
         launches += ties
-        if need_temporal[at]:
-            grad_temporal[at] = torch.empty_like(hops[at], memory_format=torch.contiguous_format)
-            launches.append(hop.hop_gradient(flows[at + 1], shared, grad_temporal[at]))
-        grad = torch.empty_like(flows[at], memory_format=torch.contiguous_format)
-        launches.append(hop.flow_gradient(flows[at + 1], shared, grad))
+        if need_temporal[index]:
+            grad_temporal[index] = torch.empty_like(hops[index], memory_format=torch.contiguous_format)
+            launches.append(hop.hop_gradient(flows[index + 1], shared, grad_temporal[index]))
+        grad = torch.empty_like(flows[index], memory_format=torch.contiguous_format)
+        launches.append(hop.flow_gradient(flows[index + 1], shared, grad))
     return launches, grad, grad_temporal
 
 

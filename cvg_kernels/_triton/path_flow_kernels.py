@@ -2,7 +2,7 @@
 
 A hop takes the flow x of K tokens through a matrix of edges at every position,
 
-    y[k, i, l] = max_r min(edge[l, i, r], x[k, r, l]),    edge = share · hop + skip · I,
+    y[k, i, l] = max_r min(edge[l, i, r], x[k, r, l]),    edge = hop_weight · hop + skip_weight · I,
 
 and the soft form puts T log Σ exp(·/T) in the place of max, and likewise of min. A tile holds rows × tokens ×
 positions: positions lie next to each other in memory, and one load of an edge serves all tokens of the tile. The
@@ -35,7 +35,7 @@ def soft_narrow(a, b):
 
 
 @triton.jit
-def pull(edge, flow, width, grad, temperature, SOFT: tl.constexpr):
+def hop_vjp(edge, flow, width, grad, temperature, SOFT: tl.constexpr):
     """The shares of edge and flow in the gradient of the width that they lead to.
 
     Hard: all to the smaller one if the path through it is the widest, half to each if they tie. Soft: both, by
@@ -76,25 +76,25 @@ def turn_kernel(
 
 
 @triton.jit
-def load_edge(hop, i, r, l, hop_l, hop_i, hop_r, inside, share, skip):
+def load_edge(hop, i, r, l, hop_l, hop_i, hop_r, inside, hop_weight, skip_weight):
     """Edges with the skip connection mixed in, 0 outside."""
-    edge = tl.load(hop + i * hop_i + r * hop_r + l * hop_l, mask=inside, other=0.0) * share
-    return edge + tl.where((i == r) & inside, skip, 0.0)
+    edge = tl.load(hop + i * hop_i + r * hop_r + l * hop_l, mask=inside, other=0.0) * hop_weight
+    return edge + tl.where((i == r) & inside, skip_weight, 0.0)
 
 
 @triton.jit
-def any_gradient(grad, at, first, end, step, inside, COUNT: tl.constexpr):
+def any_gradient(grad, offsets, first, end, step, inside, COUNT: tl.constexpr):
     """Whether COUNT planes of a gradient, `step` apart, hold a number but 0.
 
     After a maximum over all positions next to no tile has a gradient; one question to many planes, as each has to wait
-    for memory. `at` and `inside` are [X, 1, L] or [1, X, L]: the planes are put in place of the axis of size 1.
+    for memory. `offsets` and `inside` are [X, 1, L] or [1, X, L]: the planes are put in place of the axis of size 1.
     """
     planes = first + tl.arange(0, COUNT)
-    if at.shape[0] == 1:
+    if offsets.shape[0] == 1:
         planes = planes[:, None, None]
     else:
         planes = planes[None, :, None]
-    g = tl.load(grad + at + planes.to(tl.int64) * step, mask=inside & (planes < end), other=0.0)
+    g = tl.load(grad + offsets + planes.to(tl.int64) * step, mask=inside & (planes < end), other=0.0)
     return tl.max(tl.where(g != 0, 1, 0)) > 0  # NaN is one
 
 
@@ -102,7 +102,7 @@ def any_gradient(grad, at, first, end, step, inside, COUNT: tl.constexpr):
 def hop_kernel(
     hop, x, y,
     hop_b, hop_l, hop_i, hop_r, x_b, x_k, x_r, x_l, y_b, y_k, y_i, y_l,
-    tokens, rows, depth, positions, share, skip, temperature,
+    tokens, rows, depth, positions, hop_weight, skip_weight, temperature,
     SOFT: tl.constexpr, ROWS: tl.constexpr, TOKENS: tl.constexpr, POSITIONS: tl.constexpr,
 ):  # fmt: skip
     """Y of a tile [ROWS, TOKENS, POSITIONS]."""
@@ -114,7 +114,7 @@ def hop_kernel(
     most = tl.full([ROWS, TOKENS, POSITIONS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS, TOKENS, POSITIONS], tl.float32)
     for r in range(depth):
-        edge = load_edge(hop, i, r, l, hop_l, hop_i, hop_r, edges, share, skip)
+        edge = load_edge(hop, i, r, l, hop_l, hop_i, hop_r, edges, hop_weight, skip_weight)
         flow = tl.load(x + k * x_k + r * x_r + l * x_l, mask=flows, other=0.0)
         if SOFT:  # log Σ exp with a running maximum
             s = soft_narrow(edge / temperature, flow / temperature)
@@ -134,7 +134,7 @@ def hop_kernel(
 def ties_kernel(
     hop, x, y, grad, shared,
     hop_b, hop_l, hop_i, hop_r, x_b, x_k, x_r, x_l, y_b, y_k, y_i, y_l, g_b, g_k, g_i, g_l,
-    tokens, rows, depth, positions, share, skip,
+    tokens, rows, depth, positions, hop_weight, skip_weight,
     ROWS: tl.constexpr, TOKENS: tl.constexpr, POSITIONS: tl.constexpr,
 ):  # fmt: skip
     """The gradient of y divided by the number of nodes that its widest path may lead through; laid out as y."""
@@ -144,22 +144,22 @@ def ties_kernel(
     hop += b * hop_b
     x += b * x_b
 
-    at = b * y_b + k * y_k + i * y_i + l * y_l
-    width = tl.load(y + at, mask=inside, other=0.0)
+    offsets = b * y_b + k * y_k + i * y_i + l * y_l
+    width = tl.load(y + offsets, mask=inside, other=0.0)
     ties = tl.zeros([ROWS, TOKENS, POSITIONS], tl.float32)
     for r in range(depth):
-        edge = load_edge(hop, i, r, l, hop_l, hop_i, hop_r, edges, share, skip)
+        edge = load_edge(hop, i, r, l, hop_l, hop_i, hop_r, edges, hop_weight, skip_weight)
         flow = tl.load(x + k * x_k + r * x_r + l * x_l, mask=flows, other=0.0)
         ties += tl.where(tl.minimum(edge, flow) == width, 1.0, 0.0)
     whole = tl.load(grad + b * g_b + k * g_k + i * g_i + l * g_l, mask=inside, other=0.0)
-    tl.store(shared + at, whole / tl.maximum(ties, 1.0), mask=inside)
+    tl.store(shared + offsets, whole / tl.maximum(ties, 1.0), mask=inside)
 
 
 @triton.jit
 def flow_gradient_kernel(
     hop, x, y, grad, grad_x,
     hop_b, hop_l, hop_i, hop_r, x_b, x_k, x_r, x_l, y_b, y_k, y_i, y_l, g_b, g_k, g_i, g_l, d_b, d_k, d_r, d_l,
-    tokens, rows, depth, positions, share, skip, temperature,
+    tokens, rows, depth, positions, hop_weight, skip_weight, temperature,
     SOFT: tl.constexpr, ROWS: tl.constexpr, TOKENS: tl.constexpr, POSITIONS: tl.constexpr,
 ):  # fmt: skip
     """Dx of a tile [ROWS of depth, TOKENS, POSITIONS]: the sum over the rows i that the flow goes on to."""
@@ -176,9 +176,9 @@ def flow_gradient_kernel(
         if any_gradient(grad, k * g_k + l * g_l, first, rows, g_i, flows, ROWS):
             for i in range(first, tl.minimum(first + ROWS, rows)):
                 g = tl.load(grad + k * g_k + i * g_i + l * g_l, mask=flows, other=0.0)
-                edge = load_edge(hop, i, r, l, hop_l, hop_i, hop_r, edges, share, skip)
+                edge = load_edge(hop, i, r, l, hop_l, hop_i, hop_r, edges, hop_weight, skip_weight)
                 width = tl.load(y + k * y_k + i * y_i + l * y_l, mask=flows, other=0.0)
-                _, to_flow = pull(edge, flow, width, g, temperature, SOFT)
+                _, to_flow = hop_vjp(edge, flow, width, g, temperature, SOFT)
                 total += to_flow
     tl.store(grad_x + b * d_b + k * d_k + r * d_r + l * d_l, total, mask=inside)
 
@@ -187,7 +187,7 @@ def flow_gradient_kernel(
 def hop_gradient_kernel(
     hop, x, y, grad, grad_hop,
     hop_b, hop_l, hop_i, hop_r, x_b, x_k, x_r, x_l, y_b, y_k, y_i, y_l, g_b, g_k, g_i, g_l, d_b, d_l, d_i, d_r,
-    tokens, rows, depth, positions, share, skip, temperature,
+    tokens, rows, depth, positions, hop_weight, skip_weight, temperature,
     SOFT: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr, POSITIONS: tl.constexpr,
 ):  # fmt: skip
     """Dhop of a tile [ROWS, DEPTH, POSITIONS]: the sum over the tokens, in their order."""
@@ -198,7 +198,7 @@ def hop_gradient_kernel(
     y += b * y_b
     grad += b * g_b
 
-    edge = load_edge(hop + b * hop_b, i, r, l, hop_l, hop_i, hop_r, inside, share, skip)
+    edge = load_edge(hop + b * hop_b, i, r, l, hop_l, hop_i, hop_r, inside, hop_weight, skip_weight)
     total = tl.zeros([ROWS, DEPTH, POSITIONS], tl.float32)
     for first in range(0, tokens, DEPTH):
         if any_gradient(grad, i * g_i + l * g_l, first, tokens, g_k, leaving, DEPTH):
@@ -206,6 +206,6 @@ def hop_gradient_kernel(
                 g = tl.load(grad + k * g_k + i * g_i + l * g_l, mask=leaving, other=0.0)
                 flow = tl.load(x + k * x_k + r * x_r + l * x_l, mask=arriving, other=0.0)
                 width = tl.load(y + k * y_k + i * y_i + l * y_l, mask=leaving, other=0.0)
-                to_edge, _ = pull(edge, flow, width, g, temperature, SOFT)
+                to_edge, _ = hop_vjp(edge, flow, width, g, temperature, SOFT)
                 total += to_edge
-    tl.store(grad_hop + b * d_b + l * d_l + i * d_i + r * d_r, total * share, mask=inside)
+    tl.store(grad_hop + b * d_b + l * d_l + i * d_i + r * d_r, total * hop_weight, mask=inside)

@@ -41,15 +41,15 @@ def load_rows(
 ):  # fmt: skip
     """Rows of a strided [length, DIM] matrix as a tile [rows, DIM_PAD], zero outside; WHOLE: all rows are inside."""
     dims = tl.arange(0, DIM_PAD)
-    at = rows.to(tl.int64)[:, None] * row_stride * UNIT + dims[None, :] * dim_stride
+    offsets = rows.to(tl.int64)[:, None] * row_stride * UNIT + dims[None, :] * dim_stride
     if WHOLE:
         if DIM == DIM_PAD:
-            return tl.load(base + at)
+            return tl.load(base + offsets)
         else:
-            return tl.load(base + at, mask=dims[None, :] < DIM, other=0.0)
+            return tl.load(base + offsets, mask=dims[None, :] < DIM, other=0.0)
     else:
         inside = (rows[:, None] < length) & (dims[None, :] < DIM)
-        return tl.load(base + at, mask=inside, other=0.0)
+        return tl.load(base + offsets, mask=inside, other=0.0)
 
 
 @triton.jit
@@ -59,9 +59,9 @@ def store_rows(
 ):  # fmt: skip
     """A tile [rows, DIM_PAD] into a strided [length, DIM] matrix, in its dtype."""
     dims = tl.arange(0, DIM_PAD)
-    at = rows.to(tl.int64)[:, None] * row_stride * UNIT + dims[None, :] * dim_stride
+    offsets = rows.to(tl.int64)[:, None] * row_stride * UNIT + dims[None, :] * dim_stride
     inside = (rows[:, None] < length) & (dims[None, :] < DIM)
-    tl.store(base + at, tile.to(base.dtype.element_ty), mask=inside)
+    tl.store(base + offsets, tile.to(base.dtype.element_ty), mask=inside)
 
 
 @triton.jit
@@ -91,9 +91,9 @@ def token_logits2(
     if HAS_KEY_BIAS:
         s += (tl.load(key_bias + ids, mask=ids_at < tokens, other=0.0) * LOG2E)[None, :]
     if HAS_TOKEN_BIAS:
-        at = ids_at.to(tl.int64)[None, :] * token_bias_k + rows.to(tl.int64)[:, None] * token_bias_n
+        offsets = ids_at.to(tl.int64)[None, :] * token_bias_k + rows.to(tl.int64)[:, None] * token_bias_n
         inside = (ids_at[None, :] < tokens) & (rows[:, None] < queries)
-        s += tl.load(token_bias + at, mask=inside, other=0.0) * LOG2E
+        s += tl.load(token_bias + offsets, mask=inside, other=0.0) * LOG2E
     return s
 
 
@@ -125,9 +125,9 @@ def probabilities(s2, lse, MASKED: tl.constexpr):
 
 
 @triton.jit
-def load_frames(frames, at, length):
+def load_frames(frames, indices, length):
     """Frames of a tile of tokens, −1 outside."""
-    return tl.load(frames + at, mask=at < length, other=-1)
+    return tl.load(frames + indices, mask=indices < length, other=-1)
 
 
 @triton.jit

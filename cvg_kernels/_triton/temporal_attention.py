@@ -39,7 +39,7 @@ def tile_of(frames: int, element_size: int, *, summing: bool = False) -> Tile:
     return Tile(rows, rows // frames, 8 if rows > (32 if summing else 64) else 4)
 
 
-def _common(query, key, value, added, scale, by_row_max, *, summing=False) -> tuple[dict, dict, Tile]:
+def _common(query, key, value, added, scale, scale_bias_by_row_max, *, summing=False) -> tuple[dict, dict, Tile]:
     """Arguments and constants that both kernels share, and the tile."""
     batch, positions, heads, frames, dim = query.shape
     value_dim = value.shape[-1]
@@ -52,7 +52,7 @@ def _common(query, key, value, added, scale, by_row_max, *, summing=False) -> tu
     constants = {
         "FRAMES": frames, "DIM": dim, "DIM_PAD": padded(dim), "VALUE_DIM": value_dim, "VALUE_PAD": padded(value_dim),
         "ROWS": tile.rows, "SEQUENCES": tile.sequences, "HAS_ADDED": added is not None,
-        "BY_ROW_MAX": by_row_max, "UPCAST": INTERPRETED and query.dtype != torch.float32,
+        "SCALE_BIAS_BY_ROW_MAX": scale_bias_by_row_max, "UPCAST": INTERPRETED and query.dtype != torch.float32,
     }  # fmt: skip
     for name in ("query", "key", "value"):
         add_strides(name, arguments[name], arguments, constants)
@@ -71,7 +71,7 @@ def add_strides(name: str, tensor: torch.Tensor | None, arguments: dict, constan
     constants.update(unit)
 
 
-def forward_launch(query, key, value, added, scale, by_row_max, capture):
+def forward_launch(query, key, value, added, scale, scale_bias_by_row_max, capture):
     """The launch of the forward pass and the tensors it fills: out, and maps or `None`.
 
     Args:
@@ -80,14 +80,14 @@ def forward_launch(query, key, value, added, scale, by_row_max, capture):
         value: `[B, P, H, F, Dv]`.
         added: float32 `[F, F]` or `None`.
         scale: factor of the logits.
-        by_row_max: multiply the rows of `added` by m.
+        scale_bias_by_row_max: multiply the rows of `added` by m.
         capture: make maps.
     """
     batch, positions, heads, frames, _ = query.shape
     out, maps = dense_like(query, value.shape[-1]), None
     if capture:
         maps = query.new_empty((batch, positions, frames, frames), dtype=torch.float32)
-    arguments, constants, tile = _common(query, key, value, added, scale, by_row_max)
+    arguments, constants, tile = _common(query, key, value, added, scale, scale_bias_by_row_max)
     arguments |= {"out": out, "maps": maps}
     add_strides("out", out, arguments, constants)
     constants["MAPS"] = capture
@@ -97,11 +97,11 @@ def forward_launch(query, key, value, added, scale, by_row_max, capture):
 
 
 def backward_launch(
-    grad_out, grad_maps, query, key, value, added, scale, by_row_max, row_max_grad,
+    grad_out, grad_maps, query, key, value, added, scale, scale_bias_by_row_max, row_max_grad,
     need_query, need_key, need_value, need_added,
 ):  # fmt: skip
     """The launch of the backward pass and what it fills: three gradients, and sums for the fourth, or `None`s."""
-    arguments, constants, tile = _common(query, key, value, added, scale, by_row_max, summing=need_added)
+    arguments, constants, tile = _common(query, key, value, added, scale, scale_bias_by_row_max, summing=need_added)
     needed = {"query": need_query, "key": need_key, "value": need_value}
     grads = {name: dense_like(arguments[name]) if need else None for name, need in needed.items()}
     programs, sums = arguments["tiles"] * arguments["heads"], None
@@ -144,5 +144,5 @@ def backward(*call):
     frames, sequences = launch.constants["FRAMES"], launch.constants["SEQUENCES"]
     total = sums.sum(0, dtype=torch.float64)
     starts = range(0, sequences * frames, frames)
-    blocks = [total[at : at + frames, at : at + frames] for at in starts]
+    blocks = [total[first : first + frames, first : first + frames] for first in starts]
     return (*grads, torch.stack(blocks).sum(0).float())

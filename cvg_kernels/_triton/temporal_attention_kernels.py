@@ -23,9 +23,9 @@ def place_rows(tile, positions, total, FRAMES: tl.constexpr, ROWS: tl.constexpr,
     """
     rows = tl.arange(0, ROWS)
     sequence, frame = rows // FRAMES, rows % FRAMES
-    at = tile.to(tl.int64) * SEQUENCES + sequence
-    inside = (sequence < SEQUENCES) & (at < total)
-    return sequence, frame, at, at // positions, at % positions, inside
+    sequence_index = tile.to(tl.int64) * SEQUENCES + sequence
+    inside = (sequence < SEQUENCES) & (sequence_index < total)
+    return sequence, frame, sequence_index, sequence_index // positions, sequence_index % positions, inside
 
 
 @triton.jit
@@ -68,13 +68,13 @@ def store_tile(
 
 
 @triton.jit
-def regularised(s, together, added, frame, BY_ROW_MAX: tl.constexpr, FRAMES: tl.constexpr):
+def regularised(s, together, added, frame, SCALE_BIAS_BY_ROW_MAX: tl.constexpr, FRAMES: tl.constexpr):
     """S' of a tile and m, both base 2, from S; −∞ where rows are not together."""
     s = tl.where(together, s, float("-inf"))
     m = tl.max(s, 1)
     m = tl.where(m == float("-inf"), 0.0, m)  # of a row that is not there
     a = tl.load(added + frame[:, None] * FRAMES + frame[None, :], mask=together, other=0.0)
-    if BY_ROW_MAX:
+    if SCALE_BIAS_BY_ROW_MAX:
         s += m[:, None] * a
     else:
         s += a * LOG2E
@@ -99,7 +99,7 @@ def temporal_forward_kernel(
     FRAMES: tl.constexpr, DIM: tl.constexpr, DIM_PAD: tl.constexpr, VALUE_DIM: tl.constexpr,
     VALUE_PAD: tl.constexpr, ROWS: tl.constexpr, SEQUENCES: tl.constexpr,
     QUERY_UNIT: tl.constexpr, KEY_UNIT: tl.constexpr, VALUE_UNIT: tl.constexpr, OUT_UNIT: tl.constexpr,
-    HAS_ADDED: tl.constexpr, BY_ROW_MAX: tl.constexpr, MAPS: tl.constexpr, UPCAST: tl.constexpr,
+    HAS_ADDED: tl.constexpr, SCALE_BIAS_BY_ROW_MAX: tl.constexpr, MAPS: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """Out of a tile of one head; with MAPS of all heads, whose maps are summed in registers and written once."""
     program = tl.program_id(0)
@@ -107,7 +107,7 @@ def temporal_forward_kernel(
         tile, first_head, count = program, 0, heads
     else:
         tile, first_head, count = program // heads, program % heads, 1
-    sequence, frame, at, b, p, inside = place_rows(tile, positions, total, FRAMES, ROWS, SEQUENCES)
+    sequence, frame, sequence_index, b, p, inside = place_rows(tile, positions, total, FRAMES, ROWS, SEQUENCES)
     together = (sequence[:, None] == sequence[None, :]) & inside[:, None] & inside[None, :]
     captured = tl.zeros((ROWS, ROWS), tl.float32)
     for h in range(first_head, first_head + count):
@@ -118,21 +118,21 @@ def temporal_forward_kernel(
         k = load_tile(key, b, p, h, frame, inside, key_b, key_p, key_h, key_f, key_d, DIM, DIM_PAD, KEY_UNIT)
         s = dot(q, tl.trans(k), UPCAST) * (scale * LOG2E)  # [ROWS, ROWS]
         if HAS_ADDED:
-            s, _ = regularised(s, together, added, frame, BY_ROW_MAX, FRAMES)
+            s, _ = regularised(s, together, added, frame, SCALE_BIAS_BY_ROW_MAX, FRAMES)
         else:
             s = tl.where(together, s, float("-inf"))
-        weights, share = softmax(s)
+        weights, inverse_total = softmax(s)
         v = load_tile(
             value, b, p, h, frame, inside, value_b, value_p, value_h, value_f, value_d,
             VALUE_DIM, VALUE_PAD, VALUE_UNIT,
         )  # fmt: skip
-        o = dot(weights.to(v.dtype), v, UPCAST) * share[:, None]
+        o = dot(weights.to(v.dtype), v, UPCAST) * inverse_total[:, None]
         store_tile(out, o, b, p, h, frame, inside, out_b, out_p, out_h, out_f, VALUE_DIM, VALUE_PAD, OUT_UNIT)
         if MAPS:
-            captured += weights * share[:, None]
+            captured += weights * inverse_total[:, None]
     if MAPS:
-        place = (at * FRAMES + frame)[:, None] * FRAMES + frame[None, :]
-        tl.store(maps + place, captured / heads, mask=together)
+        map_offsets = (sequence_index * FRAMES + frame)[:, None] * FRAMES + frame[None, :]
+        tl.store(maps + map_offsets, captured / heads, mask=together)
 
 
 @triton.jit
@@ -147,7 +147,7 @@ def temporal_backward_kernel(
     VALUE_PAD: tl.constexpr, ROWS: tl.constexpr, SEQUENCES: tl.constexpr,
     QUERY_UNIT: tl.constexpr, KEY_UNIT: tl.constexpr, VALUE_UNIT: tl.constexpr, GRAD_UNIT: tl.constexpr,
     TO_QUERY_UNIT: tl.constexpr, TO_KEY_UNIT: tl.constexpr, TO_VALUE_UNIT: tl.constexpr,
-    HAS_ADDED: tl.constexpr, BY_ROW_MAX: tl.constexpr, ROW_MAX_GRAD: tl.constexpr,
+    HAS_ADDED: tl.constexpr, SCALE_BIAS_BY_ROW_MAX: tl.constexpr, ROW_MAX_GRAD: tl.constexpr,
     HAS_OUT: tl.constexpr, MAPS: tl.constexpr, NEED_QUERY: tl.constexpr, NEED_KEY: tl.constexpr,
     NEED_VALUE: tl.constexpr, NEED_ADDED: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
@@ -163,7 +163,7 @@ def temporal_backward_kernel(
     columns = tl.arange(0, ROWS)
     for work in range(program, end, step):
         tile, h = work // heads, work % heads
-        sequence, frame, at, b, p, inside = place_rows(tile, positions, total, FRAMES, ROWS, SEQUENCES)
+        sequence, frame, sequence_index, b, p, inside = place_rows(tile, positions, total, FRAMES, ROWS, SEQUENCES)
         together = (sequence[:, None] == sequence[None, :]) & inside[:, None] & inside[None, :]
         q = load_tile(
             query, b, p, h, frame, inside, query_b, query_p, query_h, query_f, query_d,
@@ -172,14 +172,14 @@ def temporal_backward_kernel(
         k = load_tile(key, b, p, h, frame, inside, key_b, key_p, key_h, key_f, key_d, DIM, DIM_PAD, KEY_UNIT)
         s = tl.where(together, dot(q, tl.trans(k), UPCAST) * (scale * LOG2E), float("-inf"))
         first = columns[:, None]
-        if BY_ROW_MAX and ROW_MAX_GRAD:  # the first key that reaches the maximum
+        if SCALE_BIAS_BY_ROW_MAX and ROW_MAX_GRAD:  # the first key that reaches the maximum
             reaches = s == tl.max(s, 1)[:, None]
             first = tl.min(tl.where(reaches, columns[None, :], ROWS), 1)[:, None]
         m = tl.zeros((ROWS,), tl.float32)
         if HAS_ADDED:
-            s, m = regularised(s, together, added, frame, BY_ROW_MAX, FRAMES)
-        weights, share = softmax(s)
-        weights *= share[:, None]
+            s, m = regularised(s, together, added, frame, SCALE_BIAS_BY_ROW_MAX, FRAMES)
+        weights, inverse_total = softmax(s)
+        weights *= inverse_total[:, None]
 
         grads = tl.zeros((ROWS, ROWS), tl.float32)  # dP, then dS', then scale · dS
         if HAS_OUT:
@@ -199,12 +199,12 @@ def temporal_backward_kernel(
                     to_value_b, to_value_p, to_value_h, to_value_f, VALUE_DIM, VALUE_PAD, TO_VALUE_UNIT,
                 )  # fmt: skip
         if MAPS:
-            place = (at * FRAMES + frame)[:, None] * FRAMES + frame[None, :]
-            grads += tl.load(grad_maps + place, mask=together, other=0.0) / heads
+            map_offsets = (sequence_index * FRAMES + frame)[:, None] * FRAMES + frame[None, :]
+            grads += tl.load(grad_maps + map_offsets, mask=together, other=0.0) / heads
         grads = weights * (grads - tl.sum(weights * grads, 1)[:, None])
         if NEED_ADDED:
-            added_sum += grads * (m * LN2)[:, None] if BY_ROW_MAX else grads
-        if BY_ROW_MAX and ROW_MAX_GRAD:
+            added_sum += grads * (m * LN2)[:, None] if SCALE_BIAS_BY_ROW_MAX else grads
+        if SCALE_BIAS_BY_ROW_MAX and ROW_MAX_GRAD:
             a = tl.load(added + frame[:, None] * FRAMES + frame[None, :], mask=together, other=0.0)
             through_max = tl.sum(a * grads, 1)[:, None]
             grads += tl.where(columns[None, :] == first, through_max, 0.0)

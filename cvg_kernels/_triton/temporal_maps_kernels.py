@@ -26,27 +26,27 @@ def map_weights(
     """P of a tile of one head, [ROWS, ROWS], 0 where rows are not together."""
     s = dot(q, tl.trans(k), UPCAST) * (scale * LOG2E)
     if HAS_KEY_BIAS:
-        at = b * key_bias_b + p * key_bias_p + frame.to(tl.int64) * key_bias_f
-        s += (tl.load(key_bias + at, mask=inside, other=0.0) * LOG2E)[None, :]
+        offsets = b * key_bias_b + p * key_bias_p + frame.to(tl.int64) * key_bias_f
+        s += (tl.load(key_bias + offsets, mask=inside, other=0.0) * LOG2E)[None, :]
     s = tl.where(together, s, float("-inf"))
     if HAS_LSE:
-        at = b * lse_b + p * lse_p + tl.cast(h, tl.int64) * lse_h + frame.to(tl.int64) * lse_f
-        total = tl.load(lse + at, mask=inside, other=0.0)[:, None]
+        offsets = b * lse_b + p * lse_p + tl.cast(h, tl.int64) * lse_h + frame.to(tl.int64) * lse_f
+        total = tl.load(lse + offsets, mask=inside, other=0.0)[:, None]
         unseen = total == float("-inf")
         return tl.where(unseen, 0.0, tl.exp2(s - tl.where(unseen, 0.0, total) * LOG2E))
     else:
-        weights, share = softmax(s)
-        return weights * share[:, None]
+        weights, inverse_total = softmax(s)
+        return weights * inverse_total[:, None]
 
 
 @triton.jit
 def maps_place(p, b, h, heads, places, frame, FRAMES: tl.constexpr, HEAD_MEAN: tl.constexpr):
     """Where a tile's maps lie, [ROWS, ROWS]: in `[B, P, F, F]`, or with heads in `[B, H, P, F, F]`."""
     if HEAD_MEAN:
-        at = b * places + p
+        map_index = b * places + p
     else:
-        at = (b * heads + h) * places + p
-    return (at * FRAMES + frame)[:, None] * FRAMES + frame[None, :]
+        map_index = (b * heads + h) * places + p
+    return (map_index * FRAMES + frame)[:, None] * FRAMES + frame[None, :]
 
 
 @triton.jit
@@ -80,8 +80,8 @@ def maps_forward_kernel(
             HAS_LSE, HAS_KEY_BIAS, UPCAST,
         )  # fmt: skip
         mean += weights
-    place = maps_place(p, b, first_head, heads, places, frame, FRAMES, HEAD_MEAN)
-    tl.store(maps + place, mean / count, mask=together)
+    map_offsets = maps_place(p, b, first_head, heads, places, frame, FRAMES, HEAD_MEAN)
+    tl.store(maps + map_offsets, mean / count, mask=together)
 
 
 @triton.jit
@@ -114,8 +114,8 @@ def maps_backward_kernel(
         lse_b, lse_p, lse_h, lse_f, key_bias_b, key_bias_p, key_bias_f, scale,
         HAS_LSE, HAS_KEY_BIAS, UPCAST,
     )  # fmt: skip
-    place = maps_place(p, b, h, heads, places, frame, FRAMES, HEAD_MEAN)
-    grads = tl.load(grad_maps + place, mask=together, other=0.0)  # dP, then scale · dS
+    map_offsets = maps_place(p, b, h, heads, places, frame, FRAMES, HEAD_MEAN)
+    grads = tl.load(grad_maps + map_offsets, mask=together, other=0.0)  # dP, then scale · dS
     if HEAD_MEAN:
         grads /= heads
     sums = tl.sum(weights * grads, 1)
@@ -124,8 +124,8 @@ def maps_backward_kernel(
     else:
         grads = weights * (grads - sums[:, None]) * scale
     if NEED_LSE:
-        at = b * to_lse_b + p * to_lse_p + tl.cast(h, tl.int64) * to_lse_h
-        tl.store(grad_lse + at + frame.to(tl.int64) * to_lse_f, -sums, mask=inside)
+        offsets = b * to_lse_b + p * to_lse_p + tl.cast(h, tl.int64) * to_lse_h
+        tl.store(grad_lse + offsets + frame.to(tl.int64) * to_lse_f, -sums, mask=inside)
     if NEED_QUERY:
         dq = dot(grads.to(k.dtype), k, UPCAST)
         store_tile(

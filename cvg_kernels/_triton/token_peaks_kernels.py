@@ -20,18 +20,18 @@ _NAN: tl.constexpr = tl.constexpr(tl.PropagateNan.ALL)
 
 
 @triton.jit
-def reflected(at, size):
+def reflected(index, size):
     """An index one step beyond an end comes back by one; a single one stays."""
-    at = tl.where(at < 0, 1, tl.where(at == size, size - 2, at))
-    return tl.where(size == 1, 0, at)
+    index = tl.where(index < 0, 1, tl.where(index == size, size - 2, index))
+    return tl.where(size == 1, 0, index)
 
 
 @triton.jit
-def pulled_tap(at, step, size, side):
+def blur_tap_vjp(index, step, size, side):
     """What an index gets back from its neighbour `step` away: the transpose of the reflected filter's tap."""
-    twice = ((step < 0) & (at == 1)) | ((step > 0) & (at == size - 2))
+    twice = ((step < 0) & (index == 1)) | ((step > 0) & (index == size - 2))
     tap = tl.where(twice, 2 * side, side)
-    tap = tl.where((at + step < 0) | (at + step >= size), 0.0, tap)
+    tap = tl.where((index + step < 0) | (index + step >= size), 0.0, tap)
     here = tl.where(size == 1, 1 + 2 * side, 1.0)
     return tl.where(step == 0, here, tap)
 
@@ -53,8 +53,8 @@ def shares_kernel(flow, shares, sums, tokens, voxels, sharpness, TOKENS: tl.cons
     for first in range(0, tokens, TOKENS):
         k = first + tl.arange(0, TOKENS)
         inside = (k[:, None] < tokens) & (v[None, :] < voxels)
-        at = (b * tokens + k[:, None]) * voxels + v[None, :]
-        x = sign * tl.load(flow + at, mask=inside, other=0.0)
+        offsets = (b * tokens + k[:, None]) * voxels + v[None, :]
+        x = sign * tl.load(flow + offsets, mask=inside, other=0.0)
         above = tl.maximum(most, tl.max(tl.where(inside, x, float("-inf")), 0))
         base = tl.where(above == float("-inf"), 0.0, above)
         below = tl.where(inside, tl.exp(sign * sharpness * (x - base[None, :])), 0.0)
@@ -66,19 +66,19 @@ def shares_kernel(flow, shares, sums, tokens, voxels, sharpness, TOKENS: tl.cons
     for first in range(0, tokens, TOKENS):
         k = first + tl.arange(0, TOKENS)
         inside = (k[:, None] < tokens) & (v[None, :] < voxels)
-        at = (b * tokens + k[:, None]) * voxels + v[None, :]
-        x = tl.load(flow + at, mask=inside, other=0.0)
-        tl.store(shares + at, share_of(x, most[None, :], total[None, :], sharpness), mask=inside)
+        offsets = (b * tokens + k[:, None]) * voxels + v[None, :]
+        x = tl.load(flow + offsets, mask=inside, other=0.0)
+        tl.store(shares + offsets, share_of(x, most[None, :], total[None, :], sharpness), mask=inside)
 
 
 @triton.jit
-def load_share(source, most, at, voxels, sharpness, inside, MADE: tl.constexpr):
+def load_share(source, most, offsets, voxels, sharpness, inside, MADE: tl.constexpr):
     """A share, as it is MADE in `source`, or from the flow there."""
-    number = tl.load(source + at, mask=inside, other=0.0)
+    number = tl.load(source + offsets, mask=inside, other=0.0)
     if MADE:
         return number
-    top = tl.load(most + at, mask=inside, other=0.0)
-    return share_of(number, top, tl.load(most + voxels + at, mask=inside, other=1.0), sharpness)
+    top = tl.load(most + offsets, mask=inside, other=0.0)
+    return share_of(number, top, tl.load(most + voxels + offsets, mask=inside, other=1.0), sharpness)
 
 
 @triton.jit
@@ -199,10 +199,10 @@ def share_gradient_kernel(
     lowest = tl.maximum(tl.program_id(1) * BLOCK - width - 1, 0) // BLOCK
     across = lowest + tl.arange(0, NEAR)[:, None]
     along = tl.program_id(2) - 1 + tl.arange(0, 4)[None, :]
-    there = (across * BLOCK < (tl.program_id(1) + 1) * BLOCK + width + 1) & (across < tl.num_programs(1))
-    there &= (along >= 0) & (along < tl.program_id(2) + 2) & (along < tl.num_programs(2))
+    inside_grid = (across * BLOCK < (tl.program_id(1) + 1) * BLOCK + width + 1) & (across < tl.num_programs(1))
+    inside_grid &= (along >= 0) & (along < tl.program_id(2) + 2) & (along < tl.num_programs(2))
     blocks = (token * tl.num_programs(1) + across) * tl.num_programs(2) + along
-    near = tl.max(tl.where(tl.load(counts + blocks, mask=there, other=0.0) != 0, 1, 0)) > 0
+    near = tl.max(tl.where(tl.load(counts + blocks, mask=inside_grid, other=0.0) != 0, 1, 0)) > 0
 
     y, x = v // width, v % width
     norm = 1 + 2 * side
@@ -212,10 +212,10 @@ def share_gradient_kernel(
         if near:
             for neighbour in range(27):
                 df, dy, dx = neighbour // 9 - 1, neighbour // 3 % 3 - 1, neighbour % 3 - 1
-                tap = pulled_tap(f, df, frames, side) * pulled_tap(y, dy, height, side)
-                tap *= pulled_tap(x, dx, width, side)
-                at = (f + df) * plane + (y + dy) * width + x + dx
-                hit = tl.load(hits + at, mask=(v < plane) & (tap != 0), other=0)
+                tap = blur_tap_vjp(f, df, frames, side) * blur_tap_vjp(y, dy, height, side)
+                tap *= blur_tap_vjp(x, dx, width, side)
+                offsets = (f + df) * plane + (y + dy) * width + x + dx
+                hit = tl.load(hits + offsets, mask=(v < plane) & (tap != 0), other=0)
                 total += tl.where(hit != 0, tap, 0.0)
             total = tl.where(total != 0, total * weight, 0.0)
         tl.store(grad_share + f * plane + v, total, mask=v < plane)
@@ -236,16 +236,16 @@ def logit_gradient_kernel(flow, sums, grad, tokens, voxels, sharpness, TOKENS: t
     for first in range(0, tokens, TOKENS):
         k = first + tl.arange(0, TOKENS)
         inside = (k[:, None] < tokens) & (v[None, :] < voxels)
-        at = (b * tokens + k[:, None]) * voxels + v[None, :]
-        d = tl.load(grad + at, mask=inside, other=0.0)
-        share = share_of(tl.load(flow + at, mask=d != 0, other=0.0), most, total, sharpness)
+        offsets = (b * tokens + k[:, None]) * voxels + v[None, :]
+        d = tl.load(grad + offsets, mask=inside, other=0.0)
+        share = share_of(tl.load(flow + offsets, mask=d != 0, other=0.0), most, total, sharpness)
         mean += tl.sum(tl.where(d != 0, d * share, 0.0), 0)
         lit = tl.maximum(lit, tl.max(tl.where(d != 0, 1, 0), 0))
     if tl.max(lit) > 0:
         for first in range(0, tokens, TOKENS):
             k = first + tl.arange(0, TOKENS)
             inside = (k[:, None] < tokens) & (lit[None, :] > 0)
-            at = (b * tokens + k[:, None]) * voxels + v[None, :]
-            d = tl.load(grad + at, mask=inside, other=0.0)
-            share = share_of(tl.load(flow + at, mask=inside, other=0.0), most, total, sharpness)
-            tl.store(grad + at, sharpness * share * (d - mean[None, :]), mask=inside)
+            offsets = (b * tokens + k[:, None]) * voxels + v[None, :]
+            d = tl.load(grad + offsets, mask=inside, other=0.0)
+            share = share_of(tl.load(flow + offsets, mask=inside, other=0.0), most, total, sharpness)
+            tl.store(grad + offsets, sharpness * share * (d - mean[None, :]), mask=inside)

@@ -37,11 +37,13 @@ def forward(arm: Callable, inputs: tuple) -> Arm:
 
 def forward_backward(arm: Callable, inputs: tuple, needed: tuple[int, ...] = (0,)) -> Arm:
     """Forward and backward, to the query alone, as guidance does; `needed` names other inputs."""
-    leaves = [t.detach().requires_grad_(at in needed) if t.is_floating_point() else t for at, t in enumerate(inputs)]
+    leaves = [
+        t.detach().requires_grad_(index in needed) if t.is_floating_point() else t for index, t in enumerate(inputs)
+    ]
 
     def call():
         outputs = arm(*leaves)
-        wrt = [leaves[at] for at in needed]
+        wrt = [leaves[index] for index in needed]
         return torch.autograd.grad(outputs, wrt, [torch.ones_like(out) for out in outputs])
 
     return call

@@ -68,8 +68,8 @@ QUICK_SHAPES = (Shape("quick", 24, 2, 16, 16), Shape("quick", 6, 2, 40, 24))
 
 def band(q: torch.Tensor) -> torch.Tensor:
     """G, which the rivals' users would make once."""
-    at = torch.arange(q.shape[2], device=q.device, dtype=q.dtype)
-    return (-(at[:, None] - at[None]).square() / (2 * SIGMA**2)).exp()
+    frame = torch.arange(q.shape[2], device=q.device, dtype=q.dtype)
+    return (-(frame[:, None] - frame[None]).square() / (2 * SIGMA**2)).exp()
 
 
 def ours_by(backend: str) -> Callable:

@@ -66,12 +66,12 @@ def measure(case: Case, device: torch.device, rounds: int) -> dict[str, Any]:
     # The reference takes every device, and is not timed: its matrices do not fit.
     named = [one for one, kernel in kernels_of(case.operation).items() if device.type in kernel.devices]
     absent = {one: why_not(case.operation, one, facts) for one in named}
-    there = [one for one in named if absent[one] is None]
+    available = [one for one in named if absent[one] is None]
     figures["absent"] = {one.value: why for one, why in absent.items() if why is not None}
-    if len(there) < 2:
+    if len(available) < 2:
         return figures
-    figures["wrong"] = wrong_ones(case.ready(device, small=True), there, case.dtype)
-    right = [one for one in there if one.value not in figures["wrong"]]
+    figures["wrong"] = wrong_ones(case.ready(device, small=True), available, case.dtype)
+    right = [one for one in available if one.value not in figures["wrong"]]
     run = case.ready(device, small=False)
     figures["seconds"] = median_seconds({one.value: (lambda one=one: run.by(one)) for one in right}, device, rounds)
     before = auto.order(case.operation, facts)

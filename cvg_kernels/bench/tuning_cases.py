@@ -192,11 +192,11 @@ def cases(device: torch.device, operations: Iterable[str], *, quick: bool = Fals
         quick: a quarter of the queries or positions.
     """
     low = (torch.float32, torch.bfloat16) if device.type == "cpu" else (torch.bfloat16, torch.float32)
-    share = 4 if quick else 1
+    divisor = 4 if quick else 1
     if "attention" in operations:
         for dtype in low:
             for layer in CPU_LAYERS if device.type == "cpu" else GPU_LAYERS:
-                layer = layer._replace(queries=layer.queries // share)
+                layer = layer._replace(queries=layer.queries // divisor)
                 yield AttentionCase(layer, dtype)
                 for through in ("out", "maps"):
                     for wanted in ("query", "all"):
@@ -204,4 +204,4 @@ def cases(device: torch.device, operations: Iterable[str], *, quick: bool = Fals
     if "temporal_attention" in operations and device.type == "cuda":
         for frames in (16, 32, 64):
             for dim in (64, 128):
-                yield TemporalCase(2560 // share, 8, frames, dim, torch.float16)
+                yield TemporalCase(2560 // divisor, 8, frames, dim, torch.float16)

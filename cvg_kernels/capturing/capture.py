@@ -142,8 +142,8 @@ class Capture:
             model_of(denoiser)
             check_maps(denoiser)
             check_undivided(denoiser)
-            there = {layer.kind for layer in attention_layers(denoiser)}
-            if "cross" in self._kinds - there:
+            kinds = {layer.kind for layer in attention_layers(denoiser)}
+            if "cross" in self._kinds - kinds:
                 raise ArgumentError(
                     f"words must be None for {type(unwrap(denoiser)).__name__}, which attends to no text"
                 )

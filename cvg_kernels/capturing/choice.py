@@ -53,6 +53,6 @@ def chosen_steps(steps: Any) -> frozenset[int] | range | None:
         chosen = frozenset(steps)
     except TypeError:
         raise ArgumentError(f"steps must be numbers of steps, 0 first, or None, got {steps!r}") from None
-    if not chosen or not all(is_whole(at, 0) for at in chosen):
+    if not chosen or not all(is_whole(step, 0) for step in chosen):
         raise ArgumentError(f"steps must be numbers of steps, 0 first, or None, got {sorted(map(str, chosen))}")
     return chosen

@@ -109,13 +109,13 @@ def _groups(
     steps = sorted({step for step, _ in calls})
     shown = steps
     if most_steps is not None and len(steps) > most_steps:
-        shown = [steps[at] for at in np.linspace(0, len(steps) - 1, most_steps).round().astype(int)]
+        shown = [steps[index] for index in np.linspace(0, len(steps) - 1, most_steps).round().astype(int)]
     maps_of = {key: torch.stack(each).mean(0) for key, each in calls.items()}
     frames = max(maps.shape[1] for maps in maps_of.values())
     grid = max((maps.shape[-2:] for maps in maps_of.values()), key=lambda one: one[0] * one[1])
     for step in steps:
-        there = [maps_of[step, layer] for layer in layers if (step, layer) in maps_of]
-        alike = [_resized(maps, frames, grid) for maps in there]
+        maps_of_step = [maps_of[step, layer] for layer in layers if (step, layer) in maps_of]
+        alike = [_resized(maps, frames, grid) for maps in maps_of_step]
         maps_of[step, ALL_LAYERS] = torch.stack(alike).mean(0)
     found = []  # what is first is chosen first: the mean of everything
     for layer in [ALL_LAYERS, *(layers if each_layer else [])]:

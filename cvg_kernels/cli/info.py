@@ -26,9 +26,9 @@ def run(options: argparse.Namespace) -> int:
         print(title)
         for name, value in rows.items():
             print(f"  {name:16}{value}")
-    for operation, there in facts["kernels"].items():
+    for operation, kernels in facts["kernels"].items():
         print(f"kernels of {operation}")
-        for backend, line in there.items():
+        for backend, line in kernels.items():
             print(f"  {backend:20}{line['available']}")
             print(f"  {'':20}on {', '.join(line['devices'])}: {', '.join(line['dtypes'])}")
             for limit in line["limits"]:

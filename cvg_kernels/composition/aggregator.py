@@ -37,7 +37,7 @@ class Aggregator(nn.Module):
     head: torch.Tensor
     timesteps: torch.Tensor
     mean: torch.Tensor
-    spread: torch.Tensor
+    std: torch.Tensor
 
     def __init__(
         self,
@@ -57,23 +57,25 @@ class Aggregator(nn.Module):
         self.register_buffer("timesteps", torch.tensor(timesteps), persistent=False)
         statistics = len(timesteps), ROLES, selection.maps
         self.register_buffer("mean", torch.zeros(statistics))
-        self.register_buffer("spread", torch.ones(statistics))
+        self.register_buffer("std", torch.ones(statistics))
         self.project = nn.Linear(math.prod(selection.grid), width)
-        self.of_layer = nn.Embedding(len(selection.layers), width)
-        self.of_head = nn.Embedding(max(selection.heads), width)
-        self.of_role = nn.Embedding(ROLES, width)
-        self.of_time = nn.Sequential(nn.Linear(width, width), nn.GELU(approximate="tanh"), nn.Linear(width, width))
+        self.layer_embedding = nn.Embedding(len(selection.layers), width)
+        self.head_embedding = nn.Embedding(max(selection.heads), width)
+        self.role_embedding = nn.Embedding(ROLES, width)
+        self.time_embedding = nn.Sequential(
+            nn.Linear(width, width), nn.GELU(approximate="tanh"), nn.Linear(width, width)
+        )
         block = nn.TransformerEncoderLayer(
             width, heads, 2 * width, dropout=0.0, activation="gelu", batch_first=True, norm_first=True
         )
         self.blocks = nn.TransformerEncoder(block, depth, enable_nested_tensor=False)
-        self.weigh = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, channels))
+        self.attend = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, channels))
 
     def fit_statistics(self, step: int, maps: torch.Tensor) -> None:
-        """Takes mean and spread of each map at one step from training maps `[N, R, M, F, h, w]`."""
+        """Takes mean and standard deviation of each map at one step from training maps `[N, R, M, F, h, w]`."""
         values = maps.movedim(0, 2).flatten(2)  # [R, M, N·F·h·w]
         self.mean[step] = values.mean(-1)
-        self.spread[step] = values.std(-1).clamp_min(1e-6)
+        self.std[step] = values.std(-1).clamp_min(1e-6)
 
     def forward(self, maps: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         """The volumes `[N, T, c, F, h, w]`.
@@ -83,13 +85,13 @@ class Aggregator(nn.Module):
             timesteps: float `[T]`.
         """
         trained = (timesteps[:, None] - self.timesteps).abs().argmin(1)
-        mean, spread = (s[trained][..., None, None, None] for s in (self.mean, self.spread))
-        x = ((maps - mean) / spread).flatten(0, 1).flatten(3)  # [N·T, R, M, F·h·w]
+        mean, std = (s[trained][..., None, None, None] for s in (self.mean, self.std))
+        x = ((maps - mean) / std).flatten(0, 1).flatten(3)  # [N·T, R, M, F·h·w]
 
-        time = self.of_time(_sinusoid(timesteps / 1000, self.project.out_features))  # [T, width]
-        tokens = self.project(x) + self.of_layer(self.layer) + self.of_head(self.head)
-        tokens = tokens + self.of_role.weight[:, None] + time.repeat(len(maps), 1)[:, None, None]
-        weights = self.weigh(self.blocks(tokens.flatten(1, 2)))  # [N·T, R·M, c]
+        time = self.time_embedding(_sinusoid(timesteps / 1000, self.project.out_features))  # [T, width]
+        tokens = self.project(x) + self.layer_embedding(self.layer) + self.head_embedding(self.head)
+        tokens = tokens + self.role_embedding.weight[:, None] + time.repeat(len(maps), 1)[:, None, None]
+        weights = self.attend(self.blocks(tokens.flatten(1, 2)))  # [N·T, R·M, c]
         volume = weights.mT @ x.flatten(1, 2) / x[0, :, :, 0].numel() ** 0.5
         return volume.unflatten(2, maps.shape[-3:]).unflatten(0, maps.shape[:2])
 

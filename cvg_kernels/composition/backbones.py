@@ -30,7 +30,7 @@ class SmallVideoNet(nn.Module):
     def __init__(self, labels: Sequence[str], channels: int, *, width: int = 24, dropout: float = 0.2) -> None:
         super().__init__()
         self.settings = {"width": width, "dropout": dropout}
-        self.look = nn.Sequential(
+        self.encode = nn.Sequential(
             nn.Conv3d(channels, width, 3, padding=1),
             nn.GELU(approximate="tanh"),
             nn.Conv3d(width, 2 * width, 3, stride=2, padding=1),
@@ -47,7 +47,7 @@ class SmallVideoNet(nn.Module):
 
     def forward(self, volume: torch.Tensor) -> torch.Tensor:
         """Logits of each volume."""
-        return self.head(self.look(volume))
+        return self.head(self.encode(volume))
 
 
 class VisionLanguage(nn.Module):
@@ -84,7 +84,7 @@ class VisionLanguage(nn.Module):
         self.settings = {"template": template, "scale": scale}
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
-        self.paint = nn.Conv3d(channels, 3, 1)
+        self.render = nn.Conv3d(channels, 3, 1)
         self.register_buffer("text", self.embed(labels))
         self.register_state_dict_post_hook(_leave_out_model)
         self.register_load_state_dict_post_hook(_expect_no_model)
@@ -106,7 +106,7 @@ class VisionLanguage(nn.Module):
 
     def sheet(self, volume: torch.Tensor) -> torch.Tensor:
         """Paints volumes `[B, c, F, h, w]` and lays the frames out on sheets `[B, 3, size, size]`."""
-        frames = self.paint(volume).transpose(1, 2)  # [B, F, 3, h, w]
+        frames = self.render(volume).transpose(1, 2)  # [B, F, 3, h, w]
         side = math.ceil(math.sqrt(frames.shape[1]))
         size = self.model.config.vision_config.image_size
         tile = size // side
@@ -114,9 +114,9 @@ class VisionLanguage(nn.Module):
             0, frames.shape[:2]
         )
         sheet = volume.new_zeros(len(volume), 3, size, size)
-        for at in range(frames.shape[1]):
-            row, column = divmod(at, side)
-            sheet[:, :, row * tile : (row + 1) * tile, column * tile : (column + 1) * tile] = tiles[:, at]
+        for frame in range(frames.shape[1]):
+            row, column = divmod(frame, side)
+            sheet[:, :, row * tile : (row + 1) * tile, column * tile : (column + 1) * tile] = tiles[:, frame]
         return sheet
 
     def forward(self, volume: torch.Tensor) -> torch.Tensor:

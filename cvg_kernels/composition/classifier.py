@@ -21,7 +21,7 @@ from cvg_kernels.pipeline.video_pipeline import VideoPipeline
 from cvg_kernels.reading import check_shapes, digest, read_tensors
 from cvg_kernels.writing import write_json, write_tensors
 
-FORMAT = 1
+FORMAT = 2
 _SETTINGS, _WEIGHTS = "classifier.json", "classifier.safetensors"
 
 
@@ -69,7 +69,7 @@ class CompositionClassifier(nn.Module):
             raise ArgumentError(f"labels must be at least two different words, got {list(labels)}")
         self.labels = tuple(labels)
         self.selection = selection
-        self.timesteps = [float(at) for at in timesteps]
+        self.timesteps = [float(timestep) for timestep in timesteps]
         self.fingerprint = model
         self.report = training or {}
         self.aggregator = Aggregator(selection, self.timesteps, **(aggregator or {}))
@@ -236,12 +236,12 @@ class CompositionClassifier(nn.Module):
         if settings["backbone"]["kind"] == SmallVideoNet.kind:  # the others are of a model that is there
             with torch.device("meta"):
                 check_shapes(folder / _WEIGHTS, _shapes(make()))
-        made = make()
-        weights = read_tensors(folder / _WEIGHTS, _shapes(made), finite=True)
-        made.load_state_dict(weights)
+        classifier = make()
+        weights = read_tensors(folder / _WEIGHTS, _shapes(classifier), finite=True)
+        classifier.load_state_dict(weights)
         if pipe is not None:
-            made.check(pipe)
-        return made.eval()
+            classifier.check(pipe)
+        return classifier.eval()
 
     def _backbone_settings(self) -> dict[str, Any]:
         return {"kind": self.backbone.kind, **self.backbone.settings}

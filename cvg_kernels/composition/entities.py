@@ -61,10 +61,10 @@ def entities_of(prompt: str, labels: Sequence[str]) -> list[Entity]:
         [('red circle', 'left'), ('blue square', 'right')]
     """
     entities = []
-    at = 0
+    start = 0
     for part in (part for part in _PARTS.split(prompt) if part.strip()):
-        begin = prompt.index(part, at)
-        at = begin + len(part)
+        begin = prompt.index(part, start)
+        start = begin + len(part)
         verb = _VERB.search(part)
         said = part[verb.end() :] if verb else ""
         phrase = _ARTICLE.sub("", (part[: verb.start()] if verb else part).strip())

@@ -57,7 +57,7 @@ class Selection:
 
     def places(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Number of the layer and of the head of each map, int64 `[M]` both."""
-        layer = [at for at, heads in enumerate(self.heads) for _ in range(heads)]
+        layer = [number for number, heads in enumerate(self.heads) for _ in range(heads)]
         head = [head for heads in self.heads for head in range(heads)]
         return torch.tensor(layer), torch.tensor(head)
 

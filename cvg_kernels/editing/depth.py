@@ -192,9 +192,9 @@ def _by_processor(model: Any, frames: torch.Tensor, processor: Any) -> torch.Ten
         pixels = processor(images=pictures, return_tensors="pt")["pixel_values"]
         output = model(pixel_values=pixels.to(model.device, model.dtype))
         sizes = [tuple(frames.shape[-2:])] * len(frames)
-        made = processor.post_process_depth_estimation(output, sizes)
+        processed = processor.post_process_depth_estimation(output, sizes)
     except (ImportError, NameError) as error:  # some processors are written for torchvision
         raise ArgumentError(
             f"processor {type(processor).__name__} cannot run here, it may need torchvision: {error}"
         ) from error
-    return torch.stack([one["predicted_depth"].float().reshape(sizes[0]) for one in made])
+    return torch.stack([one["predicted_depth"].float().reshape(sizes[0]) for one in processed])

@@ -79,7 +79,7 @@ class Guidance:
 
     def guides(self, call: Call) -> bool:
         """Whether the step of a call is between `start` and `stop`."""
-        begin, end = (_whole_steps(share * call.count) for share in (self.start, self.stop))
+        begin, end = (_whole_steps(fraction * call.count) for fraction in (self.start, self.stop))
         return begin <= call.index < end
 
     @property

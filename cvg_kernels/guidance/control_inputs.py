@@ -159,15 +159,15 @@ def _editor(pipe: VideoPipeline, wanted: Wanted) -> dict[str, Any]:
     """`StructureContentPipeline`, which estimates depth and takes detail out of it itself."""
     if wanted.video is None and wanted.depth is None:
         raise ArgumentError(f"video or depth must be given for {_name(pipe)}, got neither")
-    made: dict[str, Any] = {} if wanted.structure is None else {"structure": wanted.structure}
+    arguments: dict[str, Any] = {} if wanted.structure is None else {"structure": wanted.structure}
     if wanted.video is not None:
-        made["video"] = clip_frames(wanted.video)
+        arguments["video"] = clip_frames(wanted.video)
     if wanted.depth is not None:
-        made["depth"] = _given_depth(wanted, made.get("video"))
+        arguments["depth"] = _given_depth(wanted, arguments.get("video"))
     elif wanted.depth_model is not None:
-        made["depth"] = _estimated(pipe, wanted, made["video"])
+        arguments["depth"] = _estimated(pipe, wanted, arguments["video"])
     sizes = {"height": wanted.height, "width": wanted.width}
-    return made | {name: size for name, size in sizes.items() if size is not None}
+    return arguments | {name: size for name, size in sizes.items() if size is not None}
 
 
 def _control(pipe: VideoPipeline, wanted: Wanted) -> dict[str, Any]:
@@ -193,12 +193,12 @@ def _sparse(pipe: VideoPipeline, wanted: Wanted) -> dict[str, Any]:
     count = len(pictures)
     _check_frames(pipe, count)
     indices = list(range(count)) if wanted.frame_indices is None else list(wanted.frame_indices)
-    if not indices or any(not is_whole(at, 0) or at >= count for at in indices):
+    if not indices or any(not is_whole(index, 0) or index >= count for index in indices):
         raise ArgumentError(f"frame_indices must be numbers of frames from 0 to {count - 1}, got {indices}")
     if len(set(indices)) < len(indices):
         raise ArgumentError(f"frame_indices must name every frame once, got {indices}")
     return {
-        "conditioning_frames": [pictures[at] for at in indices],
+        "conditioning_frames": [pictures[index] for index in indices],
         "controlnet_frame_indices": indices,
         "num_frames": count,
         **size,

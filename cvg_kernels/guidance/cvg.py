@@ -167,9 +167,9 @@ class CVG(Guidance):
         classifier = self.reader
         batch, count = maps.shape[:2]
         dtype = next(classifier.parameters()).dtype
-        at = torch.tensor([timestep], dtype=dtype, device=maps.device)
+        timesteps = torch.tensor([timestep], dtype=dtype, device=maps.device)
         pairs = with_context(maps.to(dtype)).flatten(0, 1)[:, None]  # [B·E, T=1, 2, M, F, h, w]
-        logits = classifier(pairs, at).unflatten(0, (batch, count))
+        logits = classifier(pairs, timesteps).unflatten(0, (batch, count))
         ignore = -100  # what cross_entropy leaves out
         wanted = torch.full((batch, count), ignore, device=maps.device)
         for sample, each in enumerate(entities):

@@ -33,7 +33,7 @@ class FrameTexts:
         call = self._session.call_now()
         if call is None:
             return None
-        conditional = [at for at, branch in enumerate(call.branches) if branch != "uncond"]
+        conditional = [sample for sample, branch in enumerate(call.branches) if branch != "uncond"]
         if not conditional:
             return None
         # An IP-Adapter hands its image tokens over beside the text.
@@ -41,7 +41,7 @@ class FrameTexts:
         texts = call.sampling.remember((id(self), call.denoiser), lambda: self._encode(call))
         if texts is None:
             return None
-        each = [texts[at % len(texts)] for at in conditional]
+        each = [texts[sample % len(texts)] for sample in conditional]
         text, mask = place_texts(text, conditional, each)
         if mask is not None:
             kwargs = {**kwargs, "attention_mask": mask}
@@ -62,10 +62,10 @@ class FrameTexts:
         if all(self._states(prompt) == [prompt] for prompt in prompts):
             self._session.run.notes["one state"] = {"the prompt is its only state"}
             return None
-        made = []
+        embeddings = []
         for prompt in prompts:
             states = call.sampling.prompt.encode(self._states(prompt), call.text.device)
-            texts, there = frame_texts([state.to(call.text.dtype) for state in states], call.latents.shape[2])
+            texts, has_token = frame_texts([state.to(call.text.dtype) for state in states], call.latents.shape[2])
             projection = call.model.text_projection
-            made.append((texts if projection is None else getattr(call.denoiser, projection)(texts), there))
-        return made
+            embeddings.append((texts if projection is None else getattr(call.denoiser, projection)(texts), has_token))
+        return embeddings

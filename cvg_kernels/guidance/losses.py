@@ -128,7 +128,7 @@ def band_distance(maps: torch.Tensor, sigma: float) -> torch.Tensor:
     return (maps - band).square().sum(-1).mean((1, 2))
 
 
-def diagonal_roughness(maps: torch.Tensor, share: float) -> torch.Tensor:
+def diagonal_roughness(maps: torch.Tensor, fraction: float) -> torch.Tensor:
     """How unevenly temporal attention runs along its diagonals, at the places where it is most uneven.
 
     A place's roughness is the mean over offsets k = 0, ±1, ±2 and frames of (A_{f+1, f+1+k} − A_{f, f+k})²; the loss
@@ -136,7 +136,7 @@ def diagonal_roughness(maps: torch.Tensor, share: float) -> torch.Tensor:
 
     Args:
         maps: A `[B, positions, F, F]`, row = attending frame.
-        share: share of the places, the roughest, in (0, 1]; one at least.
+        fraction: of the places, the roughest, in (0, 1]; one at least.
 
     Returns:
         `[B]`. 0 for two frames or fewer.
@@ -145,7 +145,7 @@ def diagonal_roughness(maps: torch.Tensor, share: float) -> torch.Tensor:
     (arXiv 2605.14136), whose equations we have not seen.
 
     Examples:
-        >>> cvg.guidance.diagonal_roughness(torch.eye(8).view(1, 1, 8, 8), share=0.5)
+        >>> cvg.guidance.diagonal_roughness(torch.eye(8).view(1, 1, 8, 8), fraction=0.5)
         tensor([0.])
     """
     frames = maps.shape[-1]
@@ -153,7 +153,7 @@ def diagonal_roughness(maps: torch.Tensor, share: float) -> torch.Tensor:
     if not steps:
         return maps.sum((1, 2, 3)) * 0
     each = torch.cat(steps, -1).mean(-1)  # [B, positions]
-    return each.topk(max(1, round(share * each.shape[1])), dim=1).values.mean(1)
+    return each.topk(max(1, round(fraction * each.shape[1])), dim=1).values.mean(1)
 
 
 def motion_variance(video: torch.Tensor, over: str = "max") -> torch.Tensor:

@@ -50,12 +50,12 @@ def method_named(spec: str, words: Sequence[Word] | None = None) -> Any:
         ArgumentError: for an unknown name or option (lists those there are), or a value that does not fit.
     """
     parts = re.split(r"\+(?=[A-Za-z_])", spec)  # not the plus of 1e+3
-    made = [_one(part, words) for part in parts]
-    if len(made) == 1:
-        return made[0]
-    if None in made:
+    methods = [_one(part, words) for part in parts]
+    if len(methods) == 1:
+        return methods[0]
+    if None in methods:
         raise ArgumentError(f"guidance 'none' cannot be combined with others, got {spec!r}")
-    return Together(tuple(made))
+    return Together(tuple(methods))
 
 
 def _one(spec: str, words: Sequence[Word] | None) -> Any:

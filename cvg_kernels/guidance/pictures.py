@@ -73,16 +73,16 @@ def depth_maps(depth: Any) -> torch.Tensor:
         if len({tuple(one.shape) for one in maps}) != 1:
             shapes = sorted({tuple(one.shape) for one in maps})
             raise ArgumentError(f"depth must have maps of one size, got {shapes}")
-        made = torch.stack(maps)
+        depths = torch.stack(maps)
     elif isinstance(depth, (torch.Tensor, np.ndarray)):
-        made = torch.as_tensor(depth).detach().float()
+        depths = torch.as_tensor(depth).detach().float()
     else:
         raise ArgumentError(f"depth must be a tensor [F, H, W], got {type(depth).__name__}")
-    if made.ndim != 3 or 0 in made.shape:
-        raise ArgumentError(f"depth must be [F, H, W] of one clip, got {tuple(made.shape)}")
-    if not bool(made.isfinite().all()):
+    if depths.ndim != 3 or 0 in depths.shape:
+        raise ArgumentError(f"depth must be [F, H, W] of one clip, got {tuple(depths.shape)}")
+    if not bool(depths.isfinite().all()):
         raise ArgumentError("depth must be finite, got infinite numbers or NaN")
-    return made
+    return depths
 
 
 def to_pil(frames: torch.Tensor) -> list[Any]:

@@ -163,10 +163,10 @@ def interpolate_states(embeddings: torch.Tensor, frames: int) -> torch.Tensor:
         `[F, tokens, C]`.
     """
     count = embeddings.shape[0]
-    at = torch.linspace(0, count - 1, frames, device=embeddings.device, dtype=torch.float32)
-    before = at.floor().long().clamp(max=max(count - 2, 0))
+    position = torch.linspace(0, count - 1, frames, device=embeddings.device, dtype=torch.float32)
+    before = position.floor().long().clamp(max=max(count - 2, 0))
     after = (before + 1).clamp(max=count - 1)
-    blend = (at - before).view(-1, 1, 1)
+    blend = (position - before).view(-1, 1, 1)
     return ((1 - blend) * embeddings[before].float() + blend * embeddings[after].float()).to(embeddings.dtype)
 
 
@@ -180,10 +180,10 @@ def frame_texts(embeddings: Sequence[torch.Tensor], frames: int) -> tuple[torch.
     Returns:
         The text `[F, tokens, C]`, and bool `[F, tokens]`: whether a state that the frame is made of has the token.
     """
-    there = [one.new_ones(one.shape[0], 1, dtype=torch.float32) for one in embeddings]
+    ones = [one.new_ones(one.shape[0], 1, dtype=torch.float32) for one in embeddings]
     text = interpolate_states(pad_sequence(list(embeddings), batch_first=True), frames)
-    share = interpolate_states(pad_sequence(there, batch_first=True), frames)
-    return text, share[..., 0] > 0
+    token_weight = interpolate_states(pad_sequence(ones, batch_first=True), frames)
+    return text, token_weight[..., 0] > 0
 
 
 def place_texts(
@@ -203,8 +203,8 @@ def place_texts(
     frames = texts[0][0].shape[0]
     own = list(text.split(frames))
     seen = [one.new_ones(one.shape[:2], dtype=torch.bool) for one in own]
-    for at, (given, there) in zip(samples, texts, strict=True):
-        own[at], seen[at] = given, there
+    for sample, (given, has_token) in zip(samples, texts, strict=True):
+        own[sample], seen[sample] = given, has_token
     tokens = max(one.shape[1] for one in own)
     text = torch.cat([pad(one, (0, 0, 0, tokens - one.shape[1])) for one in own])
     keep = torch.cat([pad(one, (0, tokens - one.shape[1])) for one in seen])

@@ -224,7 +224,7 @@ class Vico(Guidance):
         if iterations == 0:
             return None
         table = call.sampling.remember((id(self), "table"), lambda: self.table(call))
-        there = table.to(call.latents.device)
+        table_on_device = table.to(call.latents.device)
         groups = flow_groups(call.denoiser, self.flow, self.spatial)
         pairs = self._pairs(table)
         size = self.step_size
@@ -241,15 +241,15 @@ class Vico(Guidance):
 
         def loss_at(z: torch.Tensor) -> tuple[torch.Tensor, dict[str, Any]]:
             flows = self.token_flows(layers.run(lambda: call.denoise(z)), groups)
-            levels = self._peaks(flows, there)
-            call.sampling.remember((id(self), "told"), lambda: self._tell(levels, there, call))
-            scores = self._over_groups([there.largest_by_word(tokens) for tokens in levels])
+            levels = self._peaks(flows, table_on_device)
+            call.sampling.remember((id(self), "told"), lambda: self._tell(levels, table_on_device, call))
+            scores = self._over_groups([table_on_device.largest_by_word(tokens) for tokens in levels])
             named = [
                 dict(zip(labels, row, strict=False)) for labels, row in zip(table.labels, scores.detach(), strict=True)
             ]
             if self.loss not in MAP_LOSSES:
                 return fairness_loss(scores, self.loss), {"scores": named}
-            each = [MAP_LOSSES[self.loss](there.by_word(flow), pairs) for flow in flows]
+            each = [MAP_LOSSES[self.loss](table_on_device.by_word(flow), pairs) for flow in flows]
             return torch.stack(each).mean(0), {"scores": named}
 
         stepper = LatentStepper(self.step_rule, size)
@@ -385,7 +385,7 @@ class Vico(Guidance):
             labels = {span.ids[0]: span.label for span in call.texts[sample].all_words()}
             taken = {int(table.ids[sample, place]) for place in places[:, sample]}
             warnings.warn(
-                f"Vico's score is saturated: {' and '.join(repr(labels[at]) for at in sorted(taken))} took at least "
+                f"Vico's score is saturated: {' and '.join(repr(labels[id]) for id in sorted(taken))} took at least "
                 f"{float(others[:, sample].min()):.0%} of the token softmax, and no balanced word has more than "
                 f"{float(words[:, sample].max()):.0%}: leave such words out with sinks=[…] or sinks='others'",
                 GuidanceWarning,

@@ -56,8 +56,8 @@ class AttentionResult(NamedTuple):
     out: torch.Tensor | None  #: `[B, H, N, Dv]`, in memory as `dense_like(query, Dv)`; `None` without values
     maps: torch.Tensor | None  #: wide, contiguous `[B, K, N]` or `[B, H, K, N]`; `None` without token ids
     lse: torch.Tensor  #: wide, contiguous `[B, H, N]`
-    highest: torch.Tensor | None = None  #: m, wide `[B, H, N]`; `None` without a band
-    place: torch.Tensor | None = None  #: the first key that has m, int32 `[B, H, N]`; `None` without a band
+    row_max: torch.Tensor | None = None  #: m, wide `[B, H, N]`; `None` without a band
+    row_argmax: torch.Tensor | None = None  #: the first key that has m, int32 `[B, H, N]`; `None` without a band
 
 
 class AttentionGrads(NamedTuple):

@@ -10,7 +10,7 @@ from cvg_kernels._layout import dense_like
 from cvg_kernels.kernels import Backend
 from cvg_kernels.ops._attention_call import AttentionCall, AttentionGrads, AttentionResult, Band, Needed, facts_of
 from cvg_kernels.ops._choice import run_kernel
-from cvg_kernels.ops._registration import refuse_second_derivative
+from cvg_kernels.ops._registration import forbid_double_backward
 from cvg_kernels.ops._shortcut import directly, somebody_looks, with_shortcut
 from cvg_kernels.ops._trace import register_autograd
 
@@ -24,12 +24,12 @@ _CALL = (
 torch.library.define(
     "cvg_kernels::attention",
     f"({_CALL}, bool deterministic, str backend) "
-    "-> (Tensor out, Tensor maps, Tensor lse, Tensor highest, Tensor place)",
+    "-> (Tensor out, Tensor maps, Tensor lse, Tensor row_max, Tensor row_argmax)",
 )
 torch.library.define(
     "cvg_kernels::attention_backward",
     f"(Tensor? grad_out, Tensor? grad_maps, Tensor? grad_lse, {_CALL}, Tensor out, Tensor lse, "
-    "Tensor highest, Tensor place, bool[] needed, bool deterministic, str backend) "
+    "Tensor row_max, Tensor row_argmax, bool[] needed, bool deterministic, str backend) "
     "-> (Tensor grad_query, Tensor grad_key, Tensor grad_value, Tensor grad_token_bias)",
 )
 
@@ -156,6 +156,6 @@ def _differentiate(ctx, grad_out, grad_maps, grad_lse, grad_highest, grad_place)
 torch.library.impl("cvg_kernels::attention", ("cpu", "cuda"), _forward)
 torch.library.impl("cvg_kernels::attention_backward", ("cpu", "cuda"), _backward)
 register_autograd("cvg_kernels::attention", _differentiate, setup_context=_remember)
-refuse_second_derivative("attention")
+forbid_double_backward("attention")
 _run_backward = directly(_backward_op, _backward)
 _attend = with_shortcut(_forward_op, _forward, _differentiate, setup_context=_remember)

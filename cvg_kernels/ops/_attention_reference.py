@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from cvg_kernels._layout import copied_like, dense_like, laid_out, lies_like
+from cvg_kernels._layout import copied_like, dense_like, lies_like, with_layout_of
 from cvg_kernels.ops._attention_call import AttentionCall, AttentionGrads, AttentionResult, Needed
 from cvg_kernels.ops._autocast import autocast_off
 from cvg_kernels.reference import attention as reference
@@ -22,12 +22,12 @@ def attend(call: AttentionCall, mask: torch.Tensor | None = None) -> AttentionRe
         found = reference.attention_with_capture(
             call.query, call.key, call.value, call.token_ids, head_mean=call.head_mean, **_options(call, mask)
         )
-    place = None if call.band is None else found.place.to(torch.int32)
-    highest = None if call.band is None else found.highest
+    row_argmax = None if call.band is None else found.row_argmax.to(torch.int32)
+    row_max = None if call.band is None else found.row_max
     out = found.out
     if out is not None and not torch.compiler.is_compiling():  # which lays out what it computes itself
         out = copied_like(out, call.query)
-    return AttentionResult(out, found.maps, found.lse, highest, place)
+    return AttentionResult(out, found.maps, found.lse, row_max, row_argmax)
 
 
 def forward(call: AttentionCall) -> AttentionResult:
@@ -49,7 +49,7 @@ def backward(
             *grads, call.query, call.key, call.value, call.token_ids, head_mean=call.head_mean, **_options(call)
         )
     tensors = (call.query, call.key, call.value)
-    laid = laid_out(found, tensors, needed[:3])
+    laid = with_layout_of(found, tensors, needed[:3])
     if not needed.token_bias:
         return (*laid, None)
     return (*laid, _shared_out(grad_bias.contiguous(), call.token_ids))

@@ -154,17 +154,17 @@ def _add_columns(call, lse, grad_maps, found, needed) -> None:
     grad_query, grad_key, _ = found
     if not (needed.query or needed.key):
         return
-    pulled = torch.zeros(call.key.shape, dtype=lse.dtype, device=lse.device) if needed.key else None
+    through_maps = torch.zeros(call.key.shape, dtype=lse.dtype, device=lse.device) if needed.key else None
     for block, shares, keys in _columns(call, lse, grad_maps):
         with autocast_off(lse.device):
             if needed.query:
                 grad_query[:, block] += call.scale * (shares.mT @ keys)
-            if pulled is not None:
+            if through_maps is not None:
                 rows = call.scale * (shares @ call.query[:, block].to(lse.dtype))
                 ids = call.token_ids[:, None, :, None].expand(rows.shape)
-                pulled[:, block].scatter_add_(2, ids, rows)
-    if pulled is not None:
-        grad_key += pulled
+                through_maps[:, block].scatter_add_(2, ids, rows)
+    if through_maps is not None:
+        grad_key += through_maps
 
 
 def _dense_last(tensor: torch.Tensor) -> torch.Tensor:

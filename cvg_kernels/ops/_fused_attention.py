@@ -258,8 +258,8 @@ def _wrong_numbers(operator: FusedOperator, device: torch.device, dtype: torch.d
     generator = torch.Generator().manual_seed(0)
 
     def given(length: int) -> torch.Tensor:
-        made = torch.randn(1, length, 2, 64, generator=generator, dtype=torch.float64)
-        return made.to(device, dtype).transpose(1, 2)
+        numbers = torch.randn(1, length, 2, 64, generator=generator, dtype=torch.float64)
+        return numbers.to(device, dtype).transpose(1, 2)
 
     scale = 0.2
     # Without autograd, whose hooks (of checkpointing, say) are the caller's, and whatever other modes the caller is

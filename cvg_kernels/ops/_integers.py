@@ -23,7 +23,7 @@ class Integers(NamedTuple):
     bounds: tuple[int, int] | None
 
 
-def integers_of(name: str, given: torch.Tensor | Sequence, device_of: torch.Tensor, shape: str) -> Integers:
+def normalize_integers(name: str, given: torch.Tensor | Sequence, device_of: torch.Tensor, shape: str) -> Integers:
     """The integers of an argument.
 
     Args:

@@ -23,7 +23,7 @@ def backend_on(operation: str, backend: Backend, device: torch.device) -> Backen
     return Backend.REFERENCE
 
 
-def refuse_second_derivative(operation: str) -> None:
+def forbid_double_backward(operation: str) -> None:
     """Registers a formula for the gradient of `cvg_kernels::<operation>_backward`: an error that says what to do."""
 
     def refuse(ctx, *grads):

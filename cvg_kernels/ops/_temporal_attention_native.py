@@ -14,7 +14,7 @@ from cvg_kernels.ops._native_call import DTYPE_CODES, address, strided
 _strided = partial(strided, rank=5)
 
 
-def forward(query, key, value, added, scale, by_row_max, capture):
+def forward(query, key, value, added, scale, scale_bias_by_row_max, capture):
     """Returns out and maps (`None` without capture); see `cvg_kernels.reference.temporal_attention`."""
     batch, positions, _, frames, _ = query.shape
     out, maps = dense_like(query, value.shape[-1]), None
@@ -24,7 +24,7 @@ def forward(query, key, value, added, scale, by_row_max, capture):
     _run(
         "temporal_attention",
         query.device,
-        *_call(query, key, value, added, scale, by_row_max),
+        *_call(query, key, value, added, scale, scale_bias_by_row_max),
         _strided(out),
         address(maps),
     )
@@ -39,7 +39,7 @@ def backward(
     value,
     added,
     scale,
-    by_row_max,
+    scale_bias_by_row_max,
     row_max_grad,
     need_query,
     need_key,
@@ -54,7 +54,7 @@ def backward(
     _run(
         "temporal_attention_backward",
         query.device,
-        *_call(query, key, value, added, scale, by_row_max),
+        *_call(query, key, value, added, scale, scale_bias_by_row_max),
         _strided(grad_out),
         address(grad_maps),
         row_max_grad,
@@ -66,7 +66,7 @@ def backward(
     return (*grads, grad_added)
 
 
-def _call(query, key, value, added, scale, by_row_max) -> tuple:
+def _call(query, key, value, added, scale, scale_bias_by_row_max) -> tuple:
     """The arguments that both passes begin with."""
     return (
         (*query.shape, value.shape[-1]),
@@ -76,7 +76,7 @@ def _call(query, key, value, added, scale, by_row_max) -> tuple:
         _strided(value),
         address(added),
         scale,
-        by_row_max,
+        scale_bias_by_row_max,
     )
 
 

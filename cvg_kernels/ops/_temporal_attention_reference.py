@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from cvg_kernels._layout import dense_like, laid_out
+from cvg_kernels._layout import dense_like, with_layout_of
 from cvg_kernels.ops._autocast import autocast_off
 from cvg_kernels.reference import temporal_attention as reference
 
 
-def attend(query, key, value, added, scale, by_row_max, row_max_grad, capture):
+def attend(query, key, value, added, scale, scale_bias_by_row_max, row_max_grad, capture):
     """See `cvg_kernels.reference.temporal_attention.temporal_attention`."""
     with autocast_off(query.device):
         return reference.temporal_attention(
-            query, key, value, added, scale=scale, by_row_max=by_row_max, row_max_grad=row_max_grad, capture=capture
+            query,
+            key,
+            value,
+            added,
+            scale=scale,
+            scale_bias_by_row_max=scale_bias_by_row_max,
+            row_max_grad=row_max_grad,
+            capture=capture,
         )
 
 
-def forward(query, key, value, added, scale, by_row_max, capture):
+def forward(query, key, value, added, scale, scale_bias_by_row_max, capture):
     """Returns out and maps (`None` without capture)."""
-    out, maps = attend(query, key, value, added, scale, by_row_max, True, capture)
+    out, maps = attend(query, key, value, added, scale, scale_bias_by_row_max, True, capture)
     return dense_like(query, value.shape[-1]).copy_(out), maps
 
 
@@ -29,7 +36,7 @@ def backward(
     value,
     added,
     scale,
-    by_row_max,
+    scale_bias_by_row_max,
     row_max_grad,
     need_query,
     need_key,
@@ -46,8 +53,8 @@ def backward(
             value,
             added,
             scale=scale,
-            by_row_max=by_row_max,
+            scale_bias_by_row_max=scale_bias_by_row_max,
             row_max_grad=row_max_grad,
         )
     needed = (need_query, need_key, need_value)
-    return (*laid_out(grads, (query, key, value), needed), grad_added if need_added else None)
+    return (*with_layout_of(grads, (query, key, value), needed), grad_added if need_added else None)

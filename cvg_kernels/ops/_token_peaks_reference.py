@@ -22,5 +22,5 @@ def forward(flow, sharpness, sigma):
 def backward(grad, flow, sums, blocks, sharpness, sigma):
     """The gradient of flow."""
     peaks = functools.partial(reference.token_peaks, sharpness=sharpness, sigma=sigma)
-    pull_back = torch.func.vjp(peaks, flow)[1]
-    return pull_back(grad)[0].contiguous()
+    vjp = torch.func.vjp(peaks, flow)[1]
+    return vjp(grad)[0].contiguous()

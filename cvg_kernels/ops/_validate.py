@@ -101,7 +101,7 @@ def can_look_at(tensor: torch.Tensor) -> bool:
     return is_real(tensor)
 
 
-def scale_of(scale: float | None, query: torch.Tensor) -> float:
+def normalize_scale(scale: float | None, query: torch.Tensor) -> float:
     """The factor of the logits, D ** -0.5 if none is given."""
     if scale is None:
         return query.shape[-1] ** -0.5
@@ -117,7 +117,7 @@ def scale_of(scale: float | None, query: torch.Tensor) -> float:
     return found
 
 
-def mask_of(key_mask: torch.Tensor | None, query: torch.Tensor, key: torch.Tensor) -> Mask | None:
+def normalize_mask(key_mask: torch.Tensor | None, query: torch.Tensor, key: torch.Tensor) -> Mask | None:
     """The mask in additive form, checked; `None` if there is none."""
     if key_mask is None:
         return None

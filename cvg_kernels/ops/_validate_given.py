@@ -12,7 +12,7 @@ from cvg_kernels.errors import ArgumentError
 from cvg_kernels.ops._validate import DTYPES
 
 
-def number_of(name: str, given: Any, wanted: str = "a number") -> float:
+def normalize_number(name: str, given: Any, wanted: str = "a number") -> float:
     """An argument that is a number, as a float.
 
     Args:
@@ -48,7 +48,7 @@ def check_floating(name: str, given: Any, layout: str, dimensions: int) -> None:
         raise ArgumentError(f"{name} must be floating point {layout}, got {described(given)}")
 
 
-def tensors_of(name: str, given: Any) -> list[torch.Tensor]:
+def normalize_tensors(name: str, given: Any) -> list[torch.Tensor]:
     """An argument that is several tensors, as a list: what can be read only once is read here.
 
     Args:

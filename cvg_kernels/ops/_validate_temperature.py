@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from cvg_kernels.errors import ArgumentError
-from cvg_kernels.ops._validate_given import number_of
+from cvg_kernels.ops._validate_given import normalize_number
 
 
 def check_temperature(temperature: float | None) -> None:
@@ -13,5 +13,5 @@ def check_temperature(temperature: float | None) -> None:
         ArgumentError: unless it is `None` or positive.
     """
     wanted = "None or positive"
-    if temperature is not None and not number_of("temperature", temperature, wanted) > 0:
+    if temperature is not None and not normalize_number("temperature", temperature, wanted) > 0:
         raise ArgumentError(f"temperature must be {wanted}, got {temperature!r}")

@@ -7,13 +7,15 @@ from collections.abc import Sequence
 import torch
 
 from cvg_kernels.errors import ArgumentError
-from cvg_kernels.ops._integers import integers_of
+from cvg_kernels.ops._integers import normalize_integers
 
 
-def token_ids_of(token_ids: torch.Tensor | Sequence[int], query: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+def normalize_token_ids(
+    token_ids: torch.Tensor | Sequence[int], query: torch.Tensor, key: torch.Tensor
+) -> torch.Tensor:
     """Ids as contiguous int64 `[B, K]` on the query's device, checked where a look at them is free."""
     batch, keys = query.shape[0], key.shape[2]
-    token_ids, bounds = integers_of("token_ids", token_ids, query, "[K] or [B, K]")
+    token_ids, bounds = normalize_integers("token_ids", token_ids, query, "[K] or [B, K]")
     if token_ids.ndim not in (1, 2):
         raise ArgumentError(f"token_ids must have shape [K] or [B, K] with B = {batch}, got {tuple(token_ids.shape)}")
     if token_ids.shape[-1] == 0:
@@ -30,7 +32,9 @@ def token_ids_of(token_ids: torch.Tensor | Sequence[int], query: torch.Tensor, k
     return token_ids.to(query.device, torch.int64).contiguous()
 
 
-def token_bias_of(token_bias: torch.Tensor, token_ids: torch.Tensor | None, query: torch.Tensor) -> torch.Tensor:
+def normalize_token_bias(
+    token_bias: torch.Tensor, token_ids: torch.Tensor | None, query: torch.Tensor
+) -> torch.Tensor:
     """The bias as `[B, K, N]` in the wide type, expanded where it was given smaller;
     over repeats of a key, their sum.
     """

@@ -17,8 +17,8 @@ from cvg_kernels.ops._autocast import cast_inputs
 from cvg_kernels.ops._registration import backend_on
 from cvg_kernels.ops._trace import note_backend
 from cvg_kernels.ops._transforms import backend_under_transforms
-from cvg_kernels.ops._validate import check_tensors, mask_of, scale_of
-from cvg_kernels.ops._validate_tokens import token_bias_of, token_ids_of
+from cvg_kernels.ops._validate import check_tensors, normalize_mask, normalize_scale
+from cvg_kernels.ops._validate_tokens import normalize_token_bias, normalize_token_ids
 from cvg_kernels.ops.frame_band_attention import FrameBand, checked_band
 
 HeadReduction = Literal["mean", "none"]
@@ -232,18 +232,18 @@ def _attend(
         raise ArgumentError(f"deterministic must be True, False or None, got {deterministic!r}")
     if deterministic is None:
         deterministic = torch.are_deterministic_algorithms_enabled()
-    scale = scale_of(scale, query)
+    scale = normalize_scale(scale, query)
     backend = backend_under_transforms("attention", backend, (query, key, value, key_mask, token_bias))
     if token_ids is not None:
-        token_ids = token_ids_of(token_ids, query, key)
+        token_ids = normalize_token_ids(token_ids, query, key)
     if token_bias is not None:
-        token_bias = token_bias_of(token_bias, token_ids, query)
+        token_bias = normalize_token_bias(token_bias, token_ids, query)
     if band is not None:
         for name, other in (("key_mask", key_mask), ("token_bias", token_bias)):
             if other is not None:
                 raise ArgumentError(f"{name} cannot be combined with a band; give one of them")
         band = checked_band(band, query, key)
-    mask = mask_of(key_mask, query, key)
+    mask = normalize_mask(key_mask, query, key)
     dense = mask is not None and mask.dense
     if dense and backend not in (Backend.AUTO, Backend.REFERENCE):
         raise ArgumentError(

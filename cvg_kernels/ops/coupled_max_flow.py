@@ -15,7 +15,7 @@ from cvg_kernels.kernels import Facts
 from cvg_kernels.ops._choice import run_kernel
 from cvg_kernels.ops._trace import register_autograd
 from cvg_kernels.ops._transforms import backend_under_transforms
-from cvg_kernels.ops._validate_given import tensors_of
+from cvg_kernels.ops._validate_given import normalize_tensors
 from cvg_kernels.ops.max_flow import check_capacities, check_entries
 from cvg_kernels.reference import path_flow as path_reference
 
@@ -78,7 +78,7 @@ def coupled_max_flow(
         tensor([[4.]])
     """
     check_capacities("cross", cross, "[B, K, F, L]", 4)
-    temporal = tensors_of("temporal", temporal)
+    temporal = normalize_tensors("temporal", temporal)
     if residual not in ("average", "add", None):
         raise ArgumentError(f"residual must be 'average', 'add' or None, got {residual!r}")
     batch, _, frames, positions = cross.shape

@@ -14,12 +14,12 @@ from cvg_kernels.ops import _attention_op as operation
 from cvg_kernels.ops import _attention_reference as reference
 from cvg_kernels.ops._attention_call import AttentionCall, Band
 from cvg_kernels.ops._autocast import cast_inputs
-from cvg_kernels.ops._integers import integers_of
+from cvg_kernels.ops._integers import normalize_integers
 from cvg_kernels.ops._registration import backend_on
 from cvg_kernels.ops._trace import note_backend
 from cvg_kernels.ops._transforms import backend_under_transforms
-from cvg_kernels.ops._validate import check_tensors, scale_of
-from cvg_kernels.ops._validate_given import number_of
+from cvg_kernels.ops._validate import check_tensors, normalize_scale
+from cvg_kernels.ops._validate_given import normalize_number
 
 #: The largest frame number: distances are exact in float32.
 _MAX_FRAME = 2**24 - 1
@@ -125,7 +125,7 @@ def frame_band_attention(
     """
     query, key, value = cast_inputs(query, key, value)
     check_tensors(query, key, value, values=True)
-    scale = scale_of(scale, query)
+    scale = normalize_scale(scale, query)
     band = FrameBand(query_frames, key_frames, sigma, strength, row_max_grad)
     band = checked_band(band, query, key)
     backend = backend_under_transforms("frame_band_attention", backend, (query, key, value))
@@ -162,16 +162,16 @@ def first_highest_keys(
         tensor([[[1, 1]]])
     """
     check_tensors(query, key, None, values=False)
-    scale = scale_of(scale, query)
+    scale = normalize_scale(scale, query)
     query, key, _ = cast_inputs(query.detach(), key.detach(), None)
     no_frames, none = (
         torch.full((n,), -1, dtype=torch.int32, device=query.device) for n in (query.shape[2], key.shape[2])
     )
     call = AttentionCall(query, key, None, None, None, None, Band(no_frames, none, 1.0, 0.0, False), scale, True)
     with torch.no_grad():
-        place = operation.attend(call, True, parse_backend(backend)).place
-    assert place is not None  # of the band
-    return place.long()
+        row_argmax = operation.attend(call, True, parse_backend(backend)).row_argmax
+    assert row_argmax is not None  # of the band
+    return row_argmax.long()
 
 
 def checked_band(band: FrameBand, query: torch.Tensor, key: torch.Tensor) -> Band:
@@ -182,24 +182,24 @@ def checked_band(band: FrameBand, query: torch.Tensor, key: torch.Tensor) -> Ban
     """
     if not isinstance(band, FrameBand):
         raise ArgumentError(f"band must be a FrameBand or None, got {type(band).__name__}")
-    sigma, strength = number_of("sigma", band.sigma), number_of("strength", band.strength)
+    sigma, strength = normalize_number("sigma", band.sigma), normalize_number("strength", band.strength)
     if not sigma > 0:
         raise ArgumentError(f"sigma must be above 0, got {sigma}")
     if not math.isfinite(strength):
         raise ArgumentError(f"strength must be finite, got {strength}")
     check_flag("row_max_grad", band.row_max_grad)
     return Band(
-        _frames_of("query_frames", band.query_frames, query.shape[2], query),
-        _frames_of("key_frames", band.key_frames, key.shape[2], query),
+        _normalize_frames("query_frames", band.query_frames, query.shape[2], query),
+        _normalize_frames("key_frames", band.key_frames, key.shape[2], query),
         max(sigma, _NARROWEST),
         strength,
         band.row_max_grad,
     )
 
 
-def _frames_of(name: str, frames, length: int, query: torch.Tensor) -> torch.Tensor:
+def _normalize_frames(name: str, frames, length: int, query: torch.Tensor) -> torch.Tensor:
     """Frames as contiguous int32 on the query's device, checked where a look at them is free."""
-    frames, bounds = integers_of(name, frames, query, "one per token")
+    frames, bounds = normalize_integers(name, frames, query, "one per token")
     if frames.ndim != 1 or frames.shape[0] != length:
         raise ArgumentError(f"{name} must have shape {(length,)}, got {tuple(frames.shape)}")
     if length and frames.dtype not in (torch.int64, torch.int32):

@@ -13,7 +13,7 @@ from cvg_kernels.ops._choice import run_kernel
 from cvg_kernels.ops._registration import backend_on
 from cvg_kernels.ops._trace import note_backend, register_autograd
 from cvg_kernels.ops._transforms import backend_under_transforms
-from cvg_kernels.ops._validate_given import described, number_of, tensors_of
+from cvg_kernels.ops._validate_given import described, normalize_number, normalize_tensors
 from cvg_kernels.reference import guidance_mix as reference
 
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -65,7 +65,7 @@ def guidance_mix(
         >>> cvg.guidance_mix([uncond, cond], [7.5])
         tensor([[7.5000, 7.5000, 7.5000]])
     """
-    predictions = tensors_of("predictions", predictions)
+    predictions = normalize_tensors("predictions", predictions)
     try:
         scales = list(scales)
     except TypeError as error:
@@ -109,7 +109,7 @@ def _check(predictions: list[torch.Tensor], scales: Sequence, rescale: float) ->
             )
     if len(scales) != len(predictions) - 1:
         raise ArgumentError(f"scales must be one fewer than the {len(predictions)} predictions, got {len(scales)}")
-    if not 0 <= number_of("rescale", rescale) <= 1:
+    if not 0 <= normalize_number("rescale", rescale) <= 1:
         raise ArgumentError(f"rescale must lie in [0, 1], got {rescale!r}")
     if rescale and first.shape[1:].numel() == 1:
         raise ArgumentError(f"rescale must be 0 for samples of one number, which do not deviate, got {rescale!r}")
@@ -121,12 +121,12 @@ def _split(
     """Scales as numbers, or, if one is a tensor, all of them as a tensor `[n, B]`; the other is `None`."""
     if not any(isinstance(scale, torch.Tensor) for scale in scales):
         wanted = "a number or a tensor [B]"
-        return [number_of(f"scales[{n}]", one, wanted) for n, one in enumerate(scales)], None
+        return [normalize_number(f"scales[{n}]", one, wanted) for n, one in enumerate(scales)], None
     batch, wide = first.shape[0], torch.promote_types(first.dtype, torch.float32)
     rows = []
     for number, scale in enumerate(scales):
         if not isinstance(scale, torch.Tensor):
-            given = number_of(f"scales[{number}]", scale, "a number or a tensor [B]")
+            given = normalize_number(f"scales[{number}]", scale, "a number or a tensor [B]")
             scale = torch.full((batch,), given, dtype=wide, device=first.device)
         if scale.shape != (batch,):
             raise ArgumentError(

@@ -13,7 +13,7 @@ from cvg_kernels.kernels import Facts
 from cvg_kernels.ops._choice import run_kernel
 from cvg_kernels.ops._trace import note_backend, register_autograd
 from cvg_kernels.ops._transforms import backend_under_transforms
-from cvg_kernels.ops._validate_given import described, holds_numbers, tensors_of
+from cvg_kernels.ops._validate_given import described, holds_numbers, normalize_tensors
 from cvg_kernels.reference import max_flow as reference
 
 Residual = Literal["average", "add"]
@@ -93,7 +93,7 @@ def subgraph_max_flow(
     batch, _, frames, positions = cross.shape
     if frames == 0:
         raise ArgumentError("cross must have at least one frame, got none")
-    temporal = tensors_of("temporal", temporal)
+    temporal = normalize_tensors("temporal", temporal)
     for number, hop in enumerate(temporal):
         name, shape = f"temporal[{number}]", (batch, positions, frames, frames)
         check_capacities(name, hop, "[B, L, F, F]", 4)
@@ -185,9 +185,9 @@ def check_entries(**arguments: torch.Tensor | Sequence[torch.Tensor]) -> None:
         for name, tensor in named.items():
             wrong = ~((tensor >= 0) & (tensor < torch.inf))
             if wrong.any():
-                at = tuple(wrong.nonzero()[0].tolist())
-                place = ", ".join(map(str, at))
-                raise ArgumentError(f"{name} must hold finite capacities ≥ 0, got {tensor[at].item()} at [{place}]")
+                index = tuple(wrong.nonzero()[0].tolist())
+                place = ", ".join(map(str, index))
+                raise ArgumentError(f"{name} must hold finite capacities ≥ 0, got {tensor[index].item()} at [{place}]")
 
 
 # --- registration ----------------------------------------------------------------------------------------------------

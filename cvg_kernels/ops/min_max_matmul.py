@@ -8,7 +8,7 @@ from cvg_kernels.backends import Backend
 from cvg_kernels.errors import ArgumentError, check_flag
 from cvg_kernels.kernels import Facts
 from cvg_kernels.ops._choice import run_kernel
-from cvg_kernels.ops._registration import backend_on, refuse_second_derivative
+from cvg_kernels.ops._registration import backend_on, forbid_double_backward
 from cvg_kernels.ops._trace import note_backend, register_autograd
 from cvg_kernels.ops._transforms import backend_under_transforms
 from cvg_kernels.ops._validate_given import check_floating
@@ -126,4 +126,4 @@ def _differentiate(ctx, grad):
 
 
 register_autograd("cvg_kernels::min_max_matmul", _differentiate, setup_context=_remember)
-refuse_second_derivative("min_max_matmul")
+forbid_double_backward("min_max_matmul")

@@ -11,10 +11,10 @@ from cvg_kernels.backends import Backend
 from cvg_kernels.errors import ArgumentError, check_flag
 from cvg_kernels.kernels import Facts
 from cvg_kernels.ops._choice import run_kernel
-from cvg_kernels.ops._registration import backend_on, refuse_second_derivative
+from cvg_kernels.ops._registration import backend_on, forbid_double_backward
 from cvg_kernels.ops._trace import note_backend, register_autograd
 from cvg_kernels.ops._transforms import backend_under_transforms
-from cvg_kernels.ops._validate_given import check_floating, tensors_of
+from cvg_kernels.ops._validate_given import check_floating, normalize_tensors
 from cvg_kernels.ops._validate_temperature import check_temperature
 from cvg_kernels.ops.min_max_matmul import min_max_matmul
 from cvg_kernels.reference import min_max_matmul as product_reference
@@ -79,7 +79,7 @@ def path_flow(
         tensor([0.5000, 0.7500])
     """
     check_floating("cross", cross, "[B, K, F, L]", 4)
-    temporal = tensors_of("temporal", temporal)
+    temporal = normalize_tensors("temporal", temporal)
     batch, _, frames, positions = cross.shape
     if frames == 0:
         raise ArgumentError(f"cross must have at least one frame, got {tuple(cross.shape)}")
@@ -221,4 +221,4 @@ def _differentiate(ctx, grad):
 
 
 register_autograd("cvg_kernels::path_flow", _differentiate, setup_context=_remember)
-refuse_second_derivative("path_flow")
+forbid_double_backward("path_flow")

@@ -13,10 +13,10 @@ from cvg_kernels.kernels import Facts
 from cvg_kernels.ops import _temporal_attention_reference as reference
 from cvg_kernels.ops._autocast import cast_inputs
 from cvg_kernels.ops._choice import run_kernel
-from cvg_kernels.ops._registration import backend_on, refuse_second_derivative
+from cvg_kernels.ops._registration import backend_on, forbid_double_backward
 from cvg_kernels.ops._trace import note_backend, register_autograd
 from cvg_kernels.ops._transforms import backend_under_transforms
-from cvg_kernels.ops._validate import scale_of
+from cvg_kernels.ops._validate import normalize_scale
 from cvg_kernels.ops._validate_temporal import added_logits, check_tensors
 
 
@@ -93,20 +93,24 @@ def temporal_attention(
     """
     query, key, value = cast_inputs(query, key, value)
     check_tensors(query, key, value)
-    scale = scale_of(scale, query)
+    scale = normalize_scale(scale, query)
     check_flag("row_max_grad", row_max_grad)
     check_flag("capture", capture)
     added = added_logits(query, sigma, strength, bias)
-    by_row_max = sigma is not None
+    scale_bias_by_row_max = sigma is not None
     backend = backend_under_transforms("temporal_attention", backend, (query, key, value, added))
     backend = backend_on("temporal_attention", backend, query.device)
     if backend is Backend.REFERENCE:
         note_backend("temporal_attention", "reference")
-        return TemporalAttention(*reference.attend(query, key, value, added, scale, by_row_max, row_max_grad, capture))
+        return TemporalAttention(
+            *reference.attend(query, key, value, added, scale, scale_bias_by_row_max, row_max_grad, capture)
+        )
     one_axis = query.ndim == 4
     if one_axis:
         query, key, value = query[None], key[None], value[None]
-    out, maps = _forward_op(query, key, value, added, scale, by_row_max, row_max_grad, capture, backend.value)
+    out, maps = _forward_op(
+        query, key, value, added, scale, scale_bias_by_row_max, row_max_grad, capture, backend.value
+    )
     if one_axis:  # squeezed, not indexed: the gradient of an index is a copy
         out, maps = out.squeeze(0), maps.squeeze(0)
     return TemporalAttention(out, maps if capture else None)
@@ -118,13 +122,13 @@ def temporal_attention(
 
 torch.library.define(
     "cvg_kernels::temporal_attention",
-    "(Tensor query, Tensor key, Tensor value, Tensor? added, float scale, bool by_row_max, bool row_max_grad, "
-    "bool capture, str backend) -> (Tensor out, Tensor maps)",
+    "(Tensor query, Tensor key, Tensor value, Tensor? added, float scale, bool scale_bias_by_row_max, "
+    "bool row_max_grad, bool capture, str backend) -> (Tensor out, Tensor maps)",
 )
 torch.library.define(
     "cvg_kernels::temporal_attention_backward",
     "(Tensor? grad_out, Tensor? grad_maps, Tensor query, Tensor key, Tensor value, Tensor? added, float scale, "
-    "bool by_row_max, bool row_max_grad, bool need_query, bool need_key, bool need_value, bool need_added, "
+    "bool scale_bias_by_row_max, bool row_max_grad, bool need_query, bool need_key, bool need_value, bool need_added, "
     "str backend) -> (Tensor grad_query, Tensor grad_key, Tensor grad_value, Tensor grad_added)",
 )
 
@@ -138,18 +142,18 @@ def _facts(query: torch.Tensor, value: torch.Tensor) -> Facts:
 
 
 @torch.library.impl("cvg_kernels::temporal_attention", ("cpu", "cuda"))
-def _forward(query, key, value, added, scale, by_row_max, row_max_grad, capture, backend):
+def _forward(query, key, value, added, scale, scale_bias_by_row_max, row_max_grad, capture, backend):
     out, maps = run_kernel(
         "temporal_attention",
         backend,
         _facts(query, value),
-        lambda module: module.forward(query, key, value, added, scale, by_row_max, capture),
+        lambda module: module.forward(query, key, value, added, scale, scale_bias_by_row_max, capture),
     )
     return out, (query.new_empty(0) if maps is None else maps)
 
 
 @torch.library.register_fake("cvg_kernels::temporal_attention")
-def _forward_fake(query, key, value, added, scale, by_row_max, row_max_grad, capture, backend):
+def _forward_fake(query, key, value, added, scale, scale_bias_by_row_max, row_max_grad, capture, backend):
     batch, positions, _, frames, _ = query.shape
     out = dense_like(query, value.shape[-1])
     if not capture:
@@ -167,7 +171,7 @@ def _backward(
     value,
     added,
     scale,
-    by_row_max,
+    scale_bias_by_row_max,
     row_max_grad,
     need_query,
     need_key,
@@ -189,7 +193,7 @@ def _backward(
             value,
             added,
             scale,
-            by_row_max,
+            scale_bias_by_row_max,
             row_max_grad,
             need_query,
             need_key,
@@ -209,7 +213,7 @@ def _backward_fake(
     value,
     added,
     scale,
-    by_row_max,
+    scale_bias_by_row_max,
     row_max_grad,
     need_query,
     need_key,
@@ -226,9 +230,9 @@ def _backward_fake(
 
 def _remember(ctx, inputs, output) -> None:
     query, key, value, added, *options = inputs
-    scale, by_row_max, row_max_grad, _, backend = options
+    scale, scale_bias_by_row_max, row_max_grad, _, backend = options
     ctx.save_for_backward(query, key, value, added)
-    ctx.options = (scale, by_row_max, row_max_grad, backend)
+    ctx.options = (scale, scale_bias_by_row_max, row_max_grad, backend)
     ctx.set_materialize_grads(False)  # an output without a gradient costs no work
 
 
@@ -246,4 +250,4 @@ def _differentiate(ctx, grad_out, grad_maps):
 
 
 register_autograd("cvg_kernels::temporal_attention", _differentiate, setup_context=_remember)
-refuse_second_derivative("temporal_attention")
+forbid_double_backward("temporal_attention")

@@ -14,12 +14,12 @@ from cvg_kernels.kernels import Facts
 from cvg_kernels.ops import _temporal_maps_reference as reference
 from cvg_kernels.ops._autocast import cast_inputs
 from cvg_kernels.ops._choice import run_kernel
-from cvg_kernels.ops._registration import backend_on, refuse_second_derivative
+from cvg_kernels.ops._registration import backend_on, forbid_double_backward
 from cvg_kernels.ops._shortcut import directly, with_shortcut
 from cvg_kernels.ops._temporal_maps_call import Targets, Video
 from cvg_kernels.ops._trace import note_backend, register_autograd
 from cvg_kernels.ops._transforms import backend_under_transforms
-from cvg_kernels.ops._validate import Mask, check_tensors, mask_of, scale_of
+from cvg_kernels.ops._validate import Mask, check_tensors, normalize_mask, normalize_scale
 from cvg_kernels.reference import temporal_maps as definition
 
 
@@ -88,8 +88,8 @@ def temporal_maps(
     video = _video(grid, query_start, key_start, query, key)
     if head_reduction not in ("mean", "none"):
         raise ArgumentError(f"head_reduction must be 'mean' or 'none', got {head_reduction!r}")
-    scale = scale_of(scale, query)
-    mask = mask_of(key_mask, query, key)
+    scale = normalize_scale(scale, query)
+    mask = normalize_mask(key_mask, query, key)
     lse = _checked_lse(lse, mask, query)
     backend = backend_under_transforms("temporal_maps", backend, (query, key, lse, key_mask))
     if key_mask is not None and mask is not None and mask.dense and backend not in (Backend.AUTO, Backend.REFERENCE):
@@ -255,6 +255,6 @@ def _differentiate(ctx, grad_maps):
 torch.library.impl("cvg_kernels::temporal_maps", ("cpu", "cuda"), _forward)
 torch.library.impl("cvg_kernels::temporal_maps_backward", ("cpu", "cuda"), _backward)
 register_autograd("cvg_kernels::temporal_maps", _differentiate, setup_context=_remember)
-refuse_second_derivative("temporal_maps")
+forbid_double_backward("temporal_maps")
 _run_backward = directly(_backward_op, _backward)
 _maps = with_shortcut(_forward_op, _forward, _differentiate, setup_context=_remember)

@@ -10,11 +10,11 @@ from cvg_kernels.backends import Backend
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.kernels import Facts
 from cvg_kernels.ops._choice import run_kernel
-from cvg_kernels.ops._registration import backend_on, refuse_second_derivative
+from cvg_kernels.ops._registration import backend_on, forbid_double_backward
 from cvg_kernels.ops._token_peaks_call import blocks_shape
 from cvg_kernels.ops._trace import note_backend, register_autograd
 from cvg_kernels.ops._transforms import backend_under_transforms
-from cvg_kernels.ops._validate_given import check_floating, described, number_of
+from cvg_kernels.ops._validate_given import check_floating, described, normalize_number
 from cvg_kernels.reference import token_peaks as reference
 
 
@@ -52,7 +52,7 @@ def token_peaks(
     check_floating("flow", flow, layout, 5)
     if 0 in flow.shape[1:]:
         raise ArgumentError(f"flow must be floating point {layout}, got {described(flow)}")
-    sharpness, sigma = number_of("sharpness", sharpness), number_of("sigma", sigma)
+    sharpness, sigma = normalize_number("sharpness", sharpness), normalize_number("sigma", sigma)
     if not math.isfinite(sharpness):
         raise ArgumentError(f"sharpness must be finite, got {sharpness!r}")
     if not sigma > 0:
@@ -122,4 +122,4 @@ def _differentiate(ctx, grad, *_):
 
 
 register_autograd("cvg_kernels::token_peaks", _differentiate, setup_context=_remember)
-refuse_second_derivative("token_peaks")
+forbid_double_backward("token_peaks")

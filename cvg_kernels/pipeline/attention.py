@@ -269,7 +269,7 @@ def _captured_with_lse(attention, requests, backend, **options):
     out, found, lse = None, [], None
     for request in requests:
         geometry, keys = request.geometry, attention.key.shape[2]
-        ids, there = geometry.keys(attention.layer, keys, request.token_ids, attention.sample)
+        ids, present = geometry.keys(attention.layer, keys, request.token_ids, attention.sample)
         each, rest = divmod(attention.query.shape[0], ids.shape[0])
         if not each or rest:
             raise ArgumentError(
@@ -285,9 +285,9 @@ def _captured_with_lse(attention, requests, backend, **options):
             maps = capture_maps(attention.query, attention.key, ids, **wanted).maps
         if context_of(geometry.denoiser) is not None:
             maps = _of_all_processes(maps, attention, geometry)
-        if there is not None:  # those of a token that is not there are zero
-            there = there.repeat_interleave(each, dim=0)
-            maps = maps * there.view(there.shape[0], *[1] * (maps.ndim - 3), -1, 1)
+        if present is not None:  # those of a token that is not there are zero
+            present = present.repeat_interleave(each, dim=0)
+            maps = maps * present.view(present.shape[0], *[1] * (maps.ndim - 3), -1, 1)
         found.append(maps)
     return out, found, lse
 

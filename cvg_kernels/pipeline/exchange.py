@@ -121,10 +121,10 @@ def plain(held: Any, kind: type, own: dict[str, Any]) -> Any:
         kind: its class without ours.
         own: attributes that it had in the place of ours.
     """
-    made = object.__new__(kind)
+    copy = object.__new__(kind)
     kept = {name: value for name, value in vars(held).items() if not name.startswith("_cvg")}
-    object.__setattr__(made, "__dict__", {**own, **kept})
-    return made
+    object.__setattr__(copy, "__dict__", {**own, **kept})
+    return copy
 
 
 @contextmanager

@@ -127,17 +127,17 @@ class Geometry:
         Returns:
             Places `[B, K]`, and bool `[B, K]`, which of them are there at all; `None`: all.
         """
-        there = ids < self.text_length if self.short else None
-        begin, places = 0, ids if there is None else ids.clamp_max(self.text_length - 1)
+        present = ids < self.text_length if self.short else None
+        begin, places = 0, ids if present is None else ids.clamp_max(self.text_length - 1)
         if layer.range is not None:
             begin = layer.range.begins(tokens)
         if layer.text == "last":
             begin = self._text_begins(layer, tokens, math.prod(self.grid(tokens)))
         if layer.text != "alone" and self.order is not None:
             places = self.order.places.to(ids.device).gather(1, ids)
-            there = places >= 0
+            present = places >= 0
             places = places.clamp_min(0)
         if sample is not None:
             places = places[sample : sample + 1]
-            there = None if there is None else there[sample : sample + 1]
-        return (places + begin if begin else places), there
+            present = None if present is None else present[sample : sample + 1]
+        return (places + begin if begin else places), present

@@ -46,9 +46,9 @@ def intercepting(stock: Any) -> Any:
     """The processor with a class derived from its own: both share their attributes."""
     if not hasattr(stock, "__dict__"):
         raise ArgumentError(f"a processor must be an object of a class, got {stock!r}")
-    made = object.__new__(_intercepting_class(type(stock)))
-    object.__setattr__(made, "__dict__", vars(stock))
-    return made
+    processor = object.__new__(_intercepting_class(type(stock)))
+    object.__setattr__(processor, "__dict__", vars(stock))
+    return processor
 
 
 @functools.cache

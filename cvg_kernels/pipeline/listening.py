@@ -83,6 +83,6 @@ def connected_rows(connectors: nn.Module, mask: torch.Tensor) -> list[Rows]:
     stays = connectors.video_connector.learnable_registers is None
     moved: list[Rows] = []
     for row in (mask > 0).tolist():
-        kept = range(len(row)) if stays else [at for at, real in enumerate(row) if real]
+        kept = range(len(row)) if stays else [row_index for row_index, real in enumerate(row) if real]
         moved.append((*kept, *[None] * (len(row) - len(kept))))
     return moved

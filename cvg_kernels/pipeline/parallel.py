@@ -150,7 +150,7 @@ def adding_up_gradients(denoiser: nn.Module, args: tuple, kwargs: dict[str, Any]
 def _gather(part: torch.Tensor, axis: int, size: int, group: Any) -> torch.Tensor:
     """Puts the shares of all processes one after the other."""
     count, rank = dist.get_world_size(group), dist.get_rank(group)
-    sizes = [size // count + (at < size % count) for at in range(count)]  # as `tensor_split` does
+    sizes = [size // count + (process < size % count) for process in range(count)]  # as `tensor_split` does
     if part.shape[axis] != sizes[rank]:
         raise ArgumentError(
             f"a share of {sizes[rank]} of {size} was expected of process {rank}, got {part.shape[axis]}: the maps of "

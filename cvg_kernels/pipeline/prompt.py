@@ -74,8 +74,8 @@ class RunPrompt:
             return
         texts = _listed(arguments.get("prompt"))
         sure = texts is not None and set(texts) == set(_listed(self._prompt) or ())
-        made = result if isinstance(result, (tuple, list)) else (result,)
-        embeddings = made[0] if torch.is_tensor(made[0]) else None
+        outputs = result if isinstance(result, (tuple, list)) else (result,)
+        embeddings = outputs[0] if torch.is_tensor(outputs[0]) else None
         others = not self._encodes and texts is not None
         if others or (self._encoding is not None and (self._sure or not sure)):
             self.negative = embeddings if self.negative is None else self.negative
@@ -85,7 +85,7 @@ class RunPrompt:
         self._encoding, self._sure, self.embeddings = arguments, sure, embeddings
         if self._encodes and self._prompt is None:
             self._prompt, self._sure = arguments.get("prompt"), True
-        alike = (one for one in made[1:] if _same_shape(one, embeddings))
+        alike = (one for one in outputs[1:] if _same_shape(one, embeddings))
         self.negative = next(alike, self.negative)
 
     def note_moved(self, rows: list[Rows]) -> None:
@@ -239,10 +239,10 @@ class RunPrompt:
         if self._text is None or self.embeddings is None:
             return same
         text = self._text[sample]
-        made = flat(self.embeddings)[sample if len(self.embeddings) > sample else 0].to(text.device)
-        if text.shape == made.shape and torch.equal(text, made.to(text.dtype)):
+        embedding = flat(self.embeddings)[sample if len(self.embeddings) > sample else 0].to(text.device)
+        if text.shape == embedding.shape and torch.equal(text, embedding.to(text.dtype)):
             return same
-        rows = followed(text, made)
+        rows = followed(text, embedding)
         if rows is None:
             raise unknown_places(self.pipe, "it changes the text between encode_prompt and the denoiser")
         return rows

@@ -111,7 +111,7 @@ class Rehearsal:
         """
         one, other = (self._probe(text, encoder) for text in _PROBES)
         most = min(len(one), len(other))
-        before = next((at for at in range(most) if one[at] != other[at]), most)
+        before = next((index for index in range(most) if one[index] != other[index]), most)
         after = next((n for n in range(most - before) if one[-1 - n] != other[-1 - n]), 0)
         return Template(one[:before], one[len(one) - after :])
 
@@ -127,7 +127,7 @@ class Rehearsal:
             for row in ids.tolist():
                 rows = among(numbers, start, len(row))
                 start += len(row)
-                found = sum(at is not None for at in rows)
+                found = sum(token is not None for token in rows)
                 if found and (best is None or found > best[0]):
                     best = found, Reading(name, tuple(row), rows)
         if best is None:
@@ -235,8 +235,8 @@ def tokenizer_of(pipe: VideoPipeline, encoder: str) -> Any:
         encoder: name of the text encoder.
     """
     own = getattr(pipe, encoder.replace("text_encoder", "tokenizer"), None)
-    made = getattr(pipe, "tokenizer", None) if own is None else own
-    return getattr(made, "tokenizer", made)  # of a processor of texts and images
+    tokenizer = getattr(pipe, "tokenizer", None) if own is None else own
+    return getattr(tokenizer, "tokenizer", tokenizer)  # of a processor of texts and images
 
 
 @contextmanager

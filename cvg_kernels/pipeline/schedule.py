@@ -75,11 +75,11 @@ class Schedule:
 
     def _begin(self, timestep: float) -> None:
         """Finds the entry of the schedule that a run begins at, or begins anew at."""
-        matches = [at for at, known in enumerate(self._timesteps) if known == timestep] or [
-            at for at, known in enumerate(self._timesteps) if _same(timestep, known)
+        matches = [index for index, known in enumerate(self._timesteps) if known == timestep] or [
+            index for index, known in enumerate(self._timesteps) if _same(timestep, known)
         ]
         places = places_of(self._scheduler)
-        leading = [at for at in matches if places[at].leading] or matches
+        leading = [index for index in matches if places[index].leading] or matches
         begin = leading[0] if leading else getattr(self._scheduler, "begin_index", None) or 0
         self.section += self._position is not None and begin < self._position
         self._start = self._position = min(begin, len(self._timesteps) - 1)

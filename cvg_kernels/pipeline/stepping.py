@@ -133,14 +133,14 @@ class Stepping:
         """The scheduler's `step`: its sample is the moved one."""
         # By name: CogVideoX's multistep scheduler takes its arguments in another order.
         given = named_arguments(type(self._scheduler), "step", "sample", args, kwargs)
-        made = self._made
-        if made is None or not made.again(given):  # Cosmos asks twice: for x₀, and for the step
-            made = _Made(given.get("timestep"), self._model, self.shift, self.start, self._own_scale)
+        prepared = self._made
+        if prepared is None or not prepared.again(given):  # Cosmos asks twice: for x₀, and for the step
+            prepared = _Made(given.get("timestep"), self._model, self.shift, self.start, self._own_scale)
             self._advance()
-            self._made = made
+            self._made = prepared
         if self._own_memory is None:
             self._own_memory = OwnMemory(self._scheduler)
-        if made.shift is None:
+        if prepared.shift is None:
             return stock(*args, **kwargs)
         self._own_memory.check(self._scheduler)
         try:
@@ -151,21 +151,21 @@ class Stepping:
                 f"scheduler {type(self._scheduler).__name__}: latents cannot be moved: its own `step` must name "
                 "model_output, timestep and sample, or take any arguments"
             ) from None
-        shift = _fitted(made.shift, sample, made.model)
+        shift = _fitted(prepared.shift, sample, prepared.model)
         if shift is None:
             raise ArgumentError(
                 f"{type(self.pipe).__name__} steps on a sample of shape {tuple(sample.shape)}, whose latents in the "
-                f"denoiser are of shape {tuple(made.model.native(made.shift).shape)}: they cannot be moved"
+                f"denoiser are of shape {tuple(prepared.model.native(prepared.shift).shape)}: they cannot be moved"
             )
-        if _others(_fitted(made.start, sample, made.model), sample):
+        if _others(_fitted(prepared.start, sample, prepared.model), sample):
             raise ArgumentError(
                 f"{type(self.pipe).__name__} gives its denoiser other latents than its scheduler steps on, perhaps "
                 "scaled by itself: a move of the ones is not known in the other, so they cannot be guided there"
             )
         shift = shift.to(sample.device)
-        if made.scale is not None:
+        if prepared.scale is not None:
             # Of the pipeline's x₀ = c · x + …, the noise (x − x₀) / σ moves by (1 − c) / σ = c times the move.
-            given = {**given, "model_output": moved(given["model_output"], made.scale * shift)}
+            given = {**given, "model_output": moved(given["model_output"], prepared.scale * shift)}
         return moved_step(stock, self._scheduler, given, shift)
 
     def _scale(self, stock: Any, *args: Any, **kwargs: Any) -> Any:

@@ -91,13 +91,13 @@ class Samples:
             requests: requests of the maps, the same at every call.
             found: maps for each, as `attend` returned them.
         """
-        for at, (request, maps) in enumerate(zip(requests, found, strict=True)):
-            whole = request if place.sample is None else self._of_all(at, request)
+        for sample, (request, maps) in enumerate(zip(requests, found, strict=True)):
+            whole = request if place.sample is None else self._of_all(sample, request)
             hand_over(place, whole, maps)
 
-    def _of_all(self, at: int, request: MapRequest) -> MapRequest:
+    def _of_all(self, sample: int, request: MapRequest) -> MapRequest:
         """A request for one sample as part of that for all."""
-        parts = self._parts.setdefault(at, [])
+        parts = self._parts.setdefault(sample, [])
 
         def receive(maps: torch.Tensor, grid: Grid) -> None:
             parts.append(maps)

@@ -21,7 +21,7 @@ class _Tapped:
     layer: Layer
     taps: list[Tap]
     #: (intercepting processor, the one that it was made of) of every processor that the layer has had meanwhile.
-    made: list[tuple[Any, Any]]
+    processors: list[tuple[Any, Any]]
     #: For graphs that hold the layer; without one they break off before it.
     plan: Plan | None = None
 
@@ -31,14 +31,14 @@ class _Tapped:
     def intercept(self) -> None:
         """Gives the present processor the derived class, if it has it not."""
         module = self.layer.module
-        for ours, stock in self.made:
+        for ours, stock in self.processors:
             if module.processor is ours:
                 return
             if module.processor is stock:
                 give_processor(module, ours)
                 return
-        self.made.append((intercepting(module.processor), module.processor))
-        give_processor(module, self.made[-1][0])
+        self.processors.append((intercepting(module.processor), module.processor))
+        give_processor(module, self.processors[-1][0])
 
     def decide(self, turns: Turns) -> None:
         """Asks the taps what a graph shall do."""
@@ -60,7 +60,7 @@ class _Tapped:
     def release(self) -> None:
         """Gives the layer the processor that it would have without us."""
         module = self.layer.module
-        for ours, stock in self.made:
+        for ours, stock in self.processors:
             if module.processor is ours:
                 give_processor(module, stock)
 
@@ -113,7 +113,7 @@ def is_tapped(layer: Layer) -> bool:
         layer: with or without taps.
     """
     tapped = vars(layer.module).get(SLOT)
-    return tapped is not None and any(layer.module.processor is ours for ours, _ in tapped.made)
+    return tapped is not None and any(layer.module.processor is ours for ours, _ in tapped.processors)
 
 
 def keep_taps(layer: Layer) -> None:

@@ -50,15 +50,15 @@ def _parts(text: torch.Tensor, channels: int) -> Iterator[torch.Tensor]:
 
 def _equal_rows(text: torch.Tensor, source: torch.Tensor) -> Rows:
     first = (text[:, None, :_FIRST] == source[None, :, :_FIRST]).all(-1)
-    full = [at for at, zero in enumerate((text == 0).all(-1).tolist()) if not zero]
+    full = [index for index, zero in enumerate((text == 0).all(-1).tolist()) if not zero]
     candidates = first.cpu()
     rows: list[int | None] = [None] * len(text)
     after = 0
-    for at in full:
-        alike = candidates[at].nonzero().flatten().tolist()
+    for index in full:
+        alike = candidates[index].nonzero().flatten().tolist()
         alike.sort(key=lambda row: (row != after, row))
-        rows[at] = next((row for row in alike if torch.equal(text[at], source[row])), None)
-        after = after if rows[at] is None else rows[at] + 1
+        rows[index] = next((row for row in alike if torch.equal(text[index], source[row])), None)
+        after = after if rows[index] is None else rows[index] + 1
     return tuple(rows)
 
 
@@ -90,9 +90,9 @@ class Marks:
         best: Rows = ()
         for part in _parts(text.float(), self.CHANNELS):
             signs = (part - part.mean(-1, keepdim=True)).sign()
-            agreement, at = (signs @ codes.T).max(-1)
+            agreement, nearest = (signs @ codes.T).max(-1)
             known = agreement == self.CHANNELS
-            rows = tuple(a if k else None for a, k in zip(at.tolist(), known.tolist(), strict=True))
+            rows = tuple(a if k else None for a, k in zip(nearest.tolist(), known.tolist(), strict=True))
             if _count(rows) > _count(best):
                 best = rows
         return best
@@ -106,4 +106,4 @@ def among(rows: Sequence[int | None], start: int, length: int) -> Rows:
         start: number of the source's first row.
         length: length of the source.
     """
-    return tuple(at - start if at is not None and start <= at < start + length else None for at in rows)
+    return tuple(token - start if token is not None and start <= token < start + length else None for token in rows)

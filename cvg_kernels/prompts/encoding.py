@@ -56,7 +56,7 @@ class Template:
         """
         start, kept = without_padding(tokenizer, ids)
         pairs = enumerate(zip(kept, self.before, strict=False))
-        begun = next((at for at, (a, b) in pairs if a != b), min(len(kept), len(self.before)))
+        begun = next((index for index, (a, b) in pairs if a != b), min(len(kept), len(self.before)))
         own = kept[begun:]
         ends = (n for n in range(len(self.after), 0, -1) if own[-n:] == self.after[:n])
         return start + begun, start + len(kept) - next(ends, 0)
@@ -90,7 +90,7 @@ def standing(tokenizer: Any, prompt: str, ids: Sequence[int]) -> tuple[int, int]
     """
     own = list(tokenizer(prompt, add_special_tokens=False).input_ids)
     starts = range(len(ids) - len(own), -1, -1)
-    start = next((at for at in starts if own and list(ids[at : at + len(own)]) == own), None)
+    start = next((index for index in starts if own and list(ids[index : index + len(own)]) == own), None)
     return None if start is None else (start, start + len(own))
 
 
@@ -105,11 +105,11 @@ def encode(tokenizer: Any, text: str, max_length: int | None = None) -> Encoding
     length = max_length or longest(tokenizer)
     if not getattr(tokenizer, "is_fast", False):
         return _encode_without_offsets(tokenizer, text, length)
-    made = tokenizer(
+    encoded = tokenizer(
         text, return_offsets_mapping=True, return_special_tokens_mask=True, truncation=True, max_length=length
     )
-    ids, special = tuple(made.input_ids), made.special_tokens_mask
-    offsets = {at: span for at, span in enumerate(made.offset_mapping) if not special[at]}
+    ids, special = tuple(encoded.input_ids), encoded.special_tokens_mask
+    offsets = {index: span for index, span in enumerate(encoded.offset_mapping) if not special[index]}
     offsets = _without_spaces(tokenizer, ids, text, _bytes_apart(tokenizer, ids, text, offsets))
     first = next(iter(offsets), None)
     if first is None:
@@ -143,14 +143,14 @@ def longest(tokenizer: Any) -> int:
 
 def markers(tokenizer: Any) -> tuple[int | None, int | None]:
     """Ids of the tokens that the tokenizer puts before and after every text."""
-    around = tokenizer("").input_ids
-    if not around:
+    ids = tokenizer("").input_ids
+    if not ids:
         return None, None
-    if len(around) == 1:
-        begins = around[0] in (tokenizer.bos_token_id, getattr(tokenizer, "cls_token_id", None))
-        ends = around[0] in (tokenizer.eos_token_id, getattr(tokenizer, "sep_token_id", None))
-        return (around[0], None) if begins and not ends else (None, around[0])
-    return around[0], around[-1]
+    if len(ids) == 1:
+        begins = ids[0] in (tokenizer.bos_token_id, getattr(tokenizer, "cls_token_id", None))
+        ends = ids[0] in (tokenizer.eos_token_id, getattr(tokenizer, "sep_token_id", None))
+        return (ids[0], None) if begins and not ends else (None, ids[0])
+    return ids[0], ids[-1]
 
 
 def own_tokens(tokenizer: Any, ids: Sequence[int]) -> tuple[int | None, int, int, int | None]:
@@ -182,7 +182,7 @@ def _encode_without_offsets(tokenizer: Any, text: str, length: int) -> Encoding:
     rebuilt, offsets = _rebuild(tokenizer, whole, all_first, all_last, unknown=_UNKNOWN)
     offsets = _laid_against(text, rebuilt, offsets)
     shift = first - all_first
-    kept = {at + shift: span for at, span in offsets.items() if at + shift < last}
+    kept = {index + shift: span for index, span in offsets.items() if index + shift < last}
     return Encoding(ids, text, _without_spaces(tokenizer, ids, text, kept), begin, end)
 
 
@@ -204,25 +204,25 @@ def _rebuild(
     added = set(getattr(tokenizer, "get_added_vocab", dict)().values())
     unknown_id = tokenizer.unk_token_id
     special = set(tokenizer.all_special_ids) - {unknown_id}
-    text, offsets, at = "", {}, first
-    while at < last:
+    text, offsets, index = "", {}, first
+    while index < last:
         if text and not text.endswith(" "):
             text += " "
-        if ids[at] in special:
-            at += 1
-        elif ids[at] in added or ids[at] == unknown_id:
-            name = tokenizer.convert_ids_to_tokens(ids[at])
-            name = unknown if unknown and ids[at] == unknown_id else name
-            offsets[at] = (len(text), len(text) + len(name))
-            text, at = text + name, at + 1
+        if ids[index] in special:
+            index += 1
+        elif ids[index] in added or ids[index] == unknown_id:
+            name = tokenizer.convert_ids_to_tokens(ids[index])
+            name = unknown if unknown and ids[index] == unknown_id else name
+            offsets[index] = (len(text), len(text) + len(name))
+            text, index = text + name, index + 1
         else:
-            after = at
+            after = index
             while after < last and ids[after] not in special | added | {unknown_id}:
                 after += 1
-            piece, spans = _decode_run(tokenizer, ids[at:after])
-            for place, (low, high) in enumerate(spans, at):
+            piece, spans = _decode_run(tokenizer, ids[index:after])
+            for place, (low, high) in enumerate(spans, index):
                 offsets[place] = (len(text) + low, len(text) + high)
-            text, at = text + piece, after
+            text, index = text + piece, after
     return text, offsets
 
 
@@ -252,22 +252,22 @@ def _text_of(tokenizer: Any, ids: Sequence[int]) -> str:
 
 
 def _common_prefix(a: str, b: str) -> int:
-    return next((at for at, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+    return next((index for index, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
 def _bytes_apart(tokenizer: Any, ids: Sequence[int], text: str, offsets: dict[int, Span]) -> dict[int, Span]:
     """Offsets with the character of each token that is a byte (`<0xE7>`): tokenizers give all such tokens in a row the
     characters of all of them.
     """
-    names = {at: tokenizer.convert_ids_to_tokens(ids[at]) for at in offsets}
+    names = {index: tokenizer.convert_ids_to_tokens(ids[index]) for index in offsets}
     apart = dict(offsets)
-    for (low, high), row in groupby((at for at in offsets if _BYTE.fullmatch(names[at])), key=offsets.get):
+    for (low, high), row in groupby((index for index in offsets if _BYTE.fullmatch(names[index])), key=offsets.get):
         row = list(row)
-        raw = bytes(int(names[at][3:5], 16) for at in row)
+        raw = bytes(int(names[index][3:5], 16) for index in row)
         begun = [len(raw[:count].decode("utf-8", "ignore")) for count in range(len(raw))]
-        found = {at: (first, first + 1) for at, first in zip(row, begun, strict=True)}
+        found = {index: (first, first + 1) for index, first in zip(row, begun, strict=True)}
         found = _laid_against(text[low:high], raw.decode("utf-8", "replace"), found)
-        apart |= {at: (low + first, low + last) for at, (first, last) in found.items()}
+        apart |= {index: (low + first, low + last) for index, (first, last) in found.items()}
     return apart
 
 
@@ -284,34 +284,34 @@ def _laid_against(text: str, rebuilt: str, offsets: dict[int, Span]) -> dict[int
             place += [span] * (high - low)
     begins, ends = ([span[side] for span in theirs.spans] for side in (0, 1))
     found: dict[int, Span] = {}
-    for at, (low, high) in offsets.items():
+    for index, (low, high) in offsets.items():
         inside = place[bisect_right(ends, low) : bisect_left(begins, high)]
         spans = [span for span in inside if span[1] > span[0]]
-        found[at] = (min(s[0] for s in spans), max(s[1] for s in spans)) if spans else (0, 0)
-    known = {at: span for at, span in found.items() if span[1]}
-    for at, (low, high) in offsets.items():
+        found[index] = (min(s[0] for s in spans), max(s[1] for s in spans)) if spans else (0, 0)
+    known = {index: span for index, span in found.items() if span[1]}
+    for index, (low, high) in offsets.items():
         piece = rebuilt[low:high].strip()
-        if at in known or not (depends(piece) or piece == _UNKNOWN):
+        if index in known or not (depends(piece) or piece == _UNKNOWN):
             continue
-        start = max((end for other, (_, end) in known.items() if other < at), default=0)
-        end = min((begin for other, (begin, _) in known.items() if other > at), default=len(text))
+        start = max((end for other, (_, end) in known.items() if other < index), default=0)
+        end = min((begin for other, (begin, _) in known.items() if other > index), default=len(text))
         if start < end:
-            found[at] = (start, end)
+            found[index] = (start, end)
         elif piece != _UNKNOWN:  # a mark on a letter that is compared without it
-            found[at] = (max(0, start - 1), start)
+            found[index] = (max(0, start - 1), start)
     return found
 
 
 def _without_spaces(tokenizer: Any, ids: Sequence[int], text: str, offsets: dict[int, Span]) -> dict[int, Span]:
     """Offsets without white space at their ends; a token that is but a space has no characters."""
     trimmed = {}
-    for at, (low, high) in offsets.items():
-        piece = tokenizer.convert_ids_to_tokens(ids[at])
+    for index, (low, high) in offsets.items():
+        piece = tokenizer.convert_ids_to_tokens(ids[index])
         while low < high and text[high - 1].isspace():
             high -= 1
         while low < high and text[low].isspace():
             low += 1
-        trimmed[at] = (low, high) if piece.strip(_SPACES) else (high, high)
+        trimmed[index] = (low, high) if piece.strip(_SPACES) else (high, high)
     return trimmed
 
 
@@ -331,7 +331,7 @@ def shifted(encoding: Encoding, ids: Sequence[int], tokenizer: Any) -> Encoding 
             return replace(
                 encoding,
                 ids=tuple(ids),
-                offsets={at + by: span for at, span in encoding.offsets.items()},
+                offsets={index + by: span for index, span in encoding.offsets.items()},
                 begin=None if encoding.begin is None else encoding.begin + by,
                 end=None if encoding.end is None else encoding.end + by,
             )

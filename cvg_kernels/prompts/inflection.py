@@ -64,9 +64,9 @@ def other_forms(phrase: str) -> list[str]:
     """
     words = phrase.split()
     return [
-        " ".join([*words[:at], form, *words[at + 1 :]])
-        for at in reversed(range(len(words)))
-        for form in dict.fromkeys(_forms(words[at]))
+        " ".join([*words[:index], form, *words[index + 1 :]])
+        for index in reversed(range(len(words)))
+        for form in dict.fromkeys(_forms(words[index]))
         if form not in _OTHER_WORDS
     ]
 

@@ -82,8 +82,8 @@ class FoldedText:
             piece = " " if text[start].isspace() else _fold(text[start:end])
             folded.append(piece)
             spans += [(start, end)] * len(piece)
-            first += [at == 0 for at in range(len(piece))]
-            last += [at == len(piece) - 1 for at in range(len(piece))]
+            first += [index == 0 for index in range(len(piece))]
+            last += [index == len(piece) - 1 for index in range(len(piece))]
         return cls("".join(folded), tuple(spans), tuple(first), tuple(last))
 
     def places(self, words: Iterable[str]) -> list[tuple[int, int]]:
@@ -96,14 +96,14 @@ class FoldedText:
         if not patterns:
             return []
         search = re.compile("|".join(sorted(patterns, key=len, reverse=True)))
-        found, at = [], 0
-        while match := search.search(self.text, at):
+        found, index = [], 0
+        while match := search.search(self.text, index):
             start, end = match.span()
             if self._stands_alone(start, end):
                 found.append((self.spans[start][0], self.spans[end - 1][1]))
-                at = end
+                index = end
             else:
-                at = start + 1
+                index = start + 1
         return found
 
     def _stands_alone(self, start: int, end: int) -> bool:
@@ -160,8 +160,8 @@ def _with_spaces(text: str) -> str:
     """
 
     def space(match: re.Match) -> str:
-        around = text[max(0, match.start() - 1) : match.start()] + text[match.end() : match.end() + 1]
-        return match.group() if any(map(unspaced, around)) else " " * len(match.group())
+        neighbours = text[max(0, match.start() - 1) : match.start()] + text[match.end() : match.end() + 1]
+        return match.group() if any(map(unspaced, neighbours)) else " " * len(match.group())
 
     return re.sub("\u200b+", space, text)
 
@@ -169,11 +169,11 @@ def _with_spaces(text: str) -> str:
 def _clusters(text: str) -> Iterable[tuple[int, int]]:
     """Splits a text into characters with the marks on them, and runs of white space with what is not seen in them."""
     start = 0
-    for at in range(1, len(text) + 1):
-        if at < len(text) and _continues(text[start], text[at]):
+    for index in range(1, len(text) + 1):
+        if index < len(text) and _continues(text[start], text[index]):
             continue
-        yield start, at
-        start = at
+        yield start, index
+        start = index
 
 
 def _continues(first: str, character: str) -> bool:
@@ -193,26 +193,26 @@ def _pattern(word: str) -> str:
     Text that was put together again from tokens has such spaces: "t - shirt", "cat 's", "4 k", and on either side of
     marks that are no part of a letter, as in Hindi; nothing else has one before a mark.
     """
-    made, last, spaced, at = "", None, False, 0
-    while at < len(word):
-        end = at + 1
-        while _mark(word[at]) and end < len(word) and _mark(word[end]):
+    pattern, last, spaced, index = "", None, False, 0
+    while index < len(word):
+        end = index + 1
+        while _mark(word[index]) and end < len(word) and _mark(word[end]):
             end += 1
-        piece, inside = re.escape(word[at:end]), " ?" if word[end : end + 1].strip() else ""
-        if word[at] == " ":
-            spaced, at = True, end
+        piece, inside = re.escape(word[index:end]), " ?" if word[end : end + 1].strip() else ""
+        if word[index] == " ":
+            spaced, index = True, end
             continue
-        if _mark(word[at]) and last and not spaced:
-            made += f"(?: {piece}{inside}|{piece})"
+        if _mark(word[index]) and last and not spaced:
+            pattern += f"(?: {piece}{inside}|{piece})"
         else:
             if last:
-                letters = _letter(last) and _letter(word[at])
-                made += (" " if spaced else "") if letters else " ?"
-            made += piece
+                letters = _letter(last) and _letter(word[index])
+                pattern += (" " if spaced else "") if letters else " ?"
+            pattern += piece
             if piece == "i":
-                made += f"(?: \u0307{inside})?"  # what is left of "İ"
-        last, spaced, at = word[end - 1], False, end
-    return made
+                pattern += f"(?: \u0307{inside})?"  # what is left of "İ"
+        last, spaced, index = word[end - 1], False, end
+    return pattern
 
 
 def _mark(character: str) -> bool:

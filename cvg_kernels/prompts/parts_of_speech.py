@@ -50,7 +50,7 @@ def _by_spacy(text: str) -> list[tuple[tuple[int, int], Part]]:
     tokens = [(token.idx, kinds.get(token.pos_, "other")) for token in _spacy_model()(text) if token.text[0].isalpha()]
     found = []
     for start, end in words_in(text):
-        inside = [kind for at, kind in tokens if start <= at < end]  # "T-shirt" is three tokens
+        inside = [kind for begin, kind in tokens if start <= begin < end]  # "T-shirt" is three tokens
         found.append(((start, end), inside[-1] if inside else "other"))
     return found
 
@@ -101,9 +101,9 @@ def _by_rules(text: str) -> list[tuple[tuple[int, int], Part]]:
     # A comma or full stop ends what belongs together.
     breaks = [bool(set(text[end:after]) & set(",.;:!?()\n")) for (_, end), after in zip(places, ends, strict=False)]
     parts: list[Part] = []
-    for at, word in enumerate(words):
-        before = words[at - 1] if at and not breaks[at - 1] else ""
-        after = words[at + 1] if at + 1 < len(words) and not breaks[at] else ""
+    for index, word in enumerate(words):
+        before = words[index - 1] if index and not breaks[index - 1] else ""
+        after = words[index + 1] if index + 1 < len(words) and not breaks[index] else ""
         parts.append(_part(word, before, parts[-1] if before else "other", after, parts, words))
     return list(zip(places, parts, strict=True))
 

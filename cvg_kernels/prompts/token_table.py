@@ -45,7 +45,7 @@ class TokenTable:
             ArgumentError: for a word whose tokens are not among them.
         """
         if among is None:
-            among = [list(dict.fromkeys(at for span in each for at in span.ids)) for each in spans]
+            among = [list(dict.fromkeys(token for span in each for token in span.ids)) for each in spans]
         tokens = max((len(each) for each in among), default=0)
         words = max((len(each) for each in spans), default=0)
         most = max((len(span.ids) for each in spans for span in each), default=1)
@@ -60,11 +60,11 @@ class TokenTable:
                 ids[sample] = own[0]
                 ids[sample, : len(own)] = torch.tensor(own)
                 real[sample, : len(own)] = True
-            column = {at: place for place, at in enumerate(own)}
+            column = {token: place for place, token in enumerate(own)}
             for k, span in enumerate(each):
                 if not column.keys() >= set(span.ids):
                     raise ArgumentError(f"among must hold the tokens {span.ids} of {span.label!r}, got {tuple(own)}")
-                places = torch.tensor([column[at] for at in span.ids], dtype=torch.int64)
+                places = torch.tensor([column[token] for token in span.ids], dtype=torch.int64)
                 membership[sample, k, places] = 1
                 columns[sample, k, : len(places)] = places
                 counted[sample, k, : len(places)] = True
@@ -104,7 +104,7 @@ class TokenTable:
     def places(self) -> list[list[list[int]]]:
         """Positions of the tokens of each word in the text encoder's sequence, per prompt."""
         return [
-            [ids[row.bool()].tolist() for row, there in zip(words, present, strict=True) if there]
+            [ids[row.bool()].tolist() for row, is_present in zip(words, present, strict=True) if is_present]
             for ids, words, present in zip(self.ids, self.membership, self.present, strict=True)
         ]
 
@@ -128,9 +128,9 @@ class TokenTable:
         size = [*values.shape[:dim], self.present.shape[1], *values.shape[dim + 1 :]]
         taken = []
         for columns, counted in zip(self.columns.unbind(-1), self.counted.unbind(-1), strict=True):
-            at = columns.to(values.device).view(shape).expand(size)
+            index = columns.to(values.device).view(shape).expand(size)
             kept = counted.to(values.device).view(shape)
-            taken.append(torch.where(kept, values.gather(dim, at), other))
+            taken.append(torch.where(kept, values.gather(dim, index), other))
         return taken
 
     def _changed(self, change: Callable[[torch.Tensor], torch.Tensor], times: int) -> TokenTable:

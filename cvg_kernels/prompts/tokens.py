@@ -118,8 +118,8 @@ class EncodedText:
         else:
             known = template if isinstance(template, Template) else template()
             inside = known.inside(tokenizer, ids)
-        made = replace(cls._of(tokenizer, encoding.decode(tokenizer, ids, inside)), prompt=prompt)
-        return made if inside else made._without_template()
+        encoded = replace(cls._of(tokenizer, encoding.decode(tokenizer, ids, inside)), prompt=prompt)
+        return encoded if inside else encoded._without_template()
 
     def placed(self, rows: Sequence[int | None]) -> EncodedText:
         """The text as its tokens stand in what a pipeline makes of the text encoder's output.
@@ -127,7 +127,7 @@ class EncodedText:
         Args:
             rows: per token of that, its position in the text encoder's sequence, or `None` for what is not of it.
         """
-        offsets = {at: self.offsets[row] for at, row in enumerate(rows) if row in self.offsets}
+        offsets = {index: self.offsets[row] for index, row in enumerate(rows) if row in self.offsets}
         begin, end = (
             None if marker is None or marker not in rows else list(rows).index(marker)
             for marker in (self.begin, self.end)
@@ -135,11 +135,12 @@ class EncodedText:
         return replace(self, offsets=offsets, begin=begin, end=end, length=len(rows))
 
     @classmethod
-    def _of(cls, tokenizer: Any, made: Encoding) -> EncodedText:
+    def _of(cls, tokenizer: Any, encoded: Encoding) -> EncodedText:
         names = [
-            None if at is None else tokenizer.convert_ids_to_tokens(made.ids[at]) for at in (made.begin, made.end)
+            None if index is None else tokenizer.convert_ids_to_tokens(encoded.ids[index])
+            for index in (encoded.begin, encoded.end)
         ]
-        return cls(made.text, made.offsets, made.begin, made.end, len(made.ids), *names)
+        return cls(encoded.text, encoded.offsets, encoded.begin, encoded.end, len(encoded.ids), *names)
 
     def _without_template(self) -> EncodedText:
         """The text without the template around the prompt, if there is one."""
@@ -148,8 +149,8 @@ class EncodedText:
             return self
         start, end = place
         offsets = {
-            at: (max(low, start) - start, min(high, end) - start)
-            for at, (low, high) in self.offsets.items()
+            index: (max(low, start) - start, min(high, end) - start)
+            for index, (low, high) in self.offsets.items()
             if low < end and high > start
         }
         return replace(self, text=self.text[start:end], offsets=offsets)
@@ -204,10 +205,10 @@ class EncodedText:
         """Every token of the prompt as a word of its own, named by its characters; a space by "▁"."""
         seen: dict[str, int] = {}
         spans = []
-        for at, (low, high) in self.offsets.items():
+        for index, (low, high) in self.offsets.items():
             name = self.text[low:high] or "▁"
             key = fold(name)
-            spans.append(TokenSpan(name, seen.get(key, 0), (at,)))
+            spans.append(TokenSpan(name, seen.get(key, 0), (index,)))
             seen[key] = seen.get(key, 0) + 1
         return spans
 
@@ -227,8 +228,8 @@ class EncodedText:
             raise _too_high(word, occurrence, len(places))
         start, end = places[occurrence]
         ids = tuple(
-            at
-            for at, (low, high) in self.offsets.items()
+            index
+            for index, (low, high) in self.offsets.items()
             if low < min(end, high) and high > start  # a space between the words is none of them
         )
         if not ids:
@@ -239,13 +240,13 @@ class EncodedText:
         """Position of the begin or end token."""
         begins = word.strip() in (BEGIN, self.begin_name)
         # CLIP-like tokenizers may spell both alike; the generic names tell them apart.
-        at = self.begin if begins else self.end
-        if at is None:
+        index = self.begin if begins else self.end
+        if index is None:
             side = "begin token before" if begins else "end token after"
             raise ArgumentError(f"words: {word!r}: the text encoder has no {side} the prompt")
         if occurrence:
             raise _too_high(word, occurrence, 1)
-        return at
+        return index
 
     def _missing(self, word: str) -> ArgumentError:
         full = max(self.offsets, default=0) + 1 + (self.end is not None) >= self.length
@@ -256,10 +257,10 @@ class EncodedText:
                 f"words: {word!r} is in the prompt, but the pipeline changed it: the text encoder is given "
                 f"{self.text!r}"
             )
-        there = {fold(self.text[low:high]): self.text[low:high] for low, high in words_in(self.text)}
-        near = [repr(there[one]) for one in get_close_matches(fold(word), there)]
+        words = {fold(self.text[low:high]): self.text[low:high] for low, high in words_in(self.text)}
+        near = [repr(words[one]) for one in get_close_matches(fold(word), words)]
         return ArgumentError(
-            f"words: {word!r} is not in the prompt; the words there: {', '.join(there.values())}"
+            f"words: {word!r} is not in the prompt; the words there: {', '.join(words.values())}"
             + (f"; nearest: {', '.join(near)}" if near else "")
         )
 
@@ -288,7 +289,7 @@ def checked_words(words: Any, source: str = "words") -> tuple[Word, ...]:
     for one in words:
         word_and_occurrence(one)
         places = one.ids if isinstance(one, TokenSpan) else (0,)
-        if not places or not all(isinstance(at, int) and at >= 0 for at in places):
+        if not places or not all(isinstance(index, int) and index >= 0 for index in places):
             raise ArgumentError(f"{source}: a TokenSpan must have places from 0, got {one!r}")
     return words
 

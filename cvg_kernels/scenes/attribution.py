@@ -193,8 +193,8 @@ def noun_maps(pipe: Any, labelled: Sequence[Labelled], noise: float, seed: int) 
     for group in groups:
         plain = dataclasses.replace(group, spatial=None)
         for kind, make in KINDS.items():
-            made = make(group if "spatial" in kind else plain, maps)
-            words = table.by_word(made)
+            group_maps = make(group if "spatial" in kind else plain, maps)
+            words = table.by_word(group_maps)
             grown = interpolate(words.flatten(0, 2)[:, None], (_GRID, _GRID), mode="bilinear")
             found[kind].append(grown[:, 0].unflatten(0, words.shape[:3]))
     return {kind: torch.stack(each).mean(0) for kind, each in found.items()}

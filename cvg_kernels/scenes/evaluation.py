@@ -105,17 +105,17 @@ def judge_prompts(
     Returns:
         The clips in the order of the prompts, and the seconds that it took to make one.
     """
-    mine, made = {}, 0
+    mine, count = {}, 0
     for start in range(place.rank * _BATCH, len(prompts), place.count * _BATCH):
         part = prompts[start : start + _BATCH]
-        seeds = [seed * 1_000_003 + start + at for at in range(len(part))]
+        seeds = [seed * 1_000_003 + start + number for number in range(len(part))]
         began = time.perf_counter()
         clips = sample(pipe, list(map(str, part)), seeds, guidance=guidance, **options)
         seconds = time.perf_counter() - began
         judged = [Judged(judge(look(clip), prompt), _change(clip)) for clip, prompt in zip(clips, part, strict=True)]
         mine[start] = judged, seconds
-        made += len(part)
-        progress(min(made * place.count, len(prompts)))
+        count += len(part)
+        progress(min(count * place.count, len(prompts)))
     batches = {start: one for each in gather(mine, place) for start, one in each.items()}
     clips = [clip for start in sorted(batches) for clip in batches[start][0]]
     return clips, sum(seconds for _, seconds in batches.values()) / len(clips)

@@ -115,7 +115,7 @@ def presence(
     shown: list[np.ndarray] = []
     for number, prompt in enumerate(prompts):
         nouns = [thing.shape for thing in prompt.things]
-        numbers = [seed * 1_000_003 + number * seeds + at for at in range(seeds)]
+        numbers = [seed * 1_000_003 + number * seeds + index for index in range(seeds)]
         with cvg.capture(pipe, words=nouns) as captured:
             clips = sample(pipe, [str(prompt)] * seeds, numbers, frames=frames, **options)
         here = [judge(look(clip), prompt) for clip in clips]

@@ -58,8 +58,8 @@ def encode_shards(
             caption = random_caption(rng)
             bodies = random_clip(rng, caption, noisy=True)
             if not whole:
-                at = [int(rng.integers(FRAMES))]
-                bodies = [dataclasses.replace(body, centres=body.centres[at]) for body in bodies]
+                still_frame = [int(rng.integers(FRAMES))]
+                bodies = [dataclasses.replace(body, centres=body.centres[still_frame]) for body in bodies]
             frames = render([bodies])[0] * 2 - 1
             latents.append(autoencoder.encode(frames).latent_dist.mean)
             texts.append(str(caption))

@@ -70,9 +70,9 @@ class Seen:
         """Way from the first to the last frame, (x, y), by a straight line through the centres."""
         if len(self.blobs) < 2:
             return np.zeros(2)
-        at = np.array([blob.frame for blob in self.blobs])
+        frames = np.array([blob.frame for blob in self.blobs])
         centres = np.array([blob.centre for blob in self.blobs])
-        return np.polyfit(at, centres, 1)[0] * (self.frames - 1)
+        return np.polyfit(frames, centres, 1)[0] * (self.frames - 1)
 
     @property
     def direction(self) -> str | None:

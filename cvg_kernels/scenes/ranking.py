@@ -51,10 +51,10 @@ def within_prompt_auc(values: Sequence[np.ndarray], shown: Sequence[np.ndarray])
         `auc`, `ci95` (both `None` without a pair) and `pairs`.
     """
     wins, pairs = [], []
-    for number, there in zip(values, shown, strict=True):
+    for number, is_shown in zip(values, shown, strict=True):
         won, of = 0.0, 0
-        for thing in range(there.shape[1]):
-            yes, no = number[there[:, thing], thing], number[~there[:, thing], thing]
+        for thing in range(is_shown.shape[1]):
+            yes, no = number[is_shown[:, thing], thing], number[~is_shown[:, thing], thing]
             above = np.sign(yes[:, None] - no[None]) / 2 + 0.5
             won, of = won + float(above.sum()), of + above.size
         wins.append(won)

@@ -100,7 +100,7 @@ def _denoiser_stages(rank: int, processes: int, folder: Path, recipe: Recipe, de
     """Both denoisers, as seen by one process."""
     tokenizer = load_tokenizer(folder / "tokenizer")
     autoencoder = load_model(AutoencoderKL, folder / "autoencoder").eval()
-    share = {"rank": rank, "processes": processes, "seed": recipe.seed}
+    work = {"rank": rank, "processes": processes, "seed": recipe.seed}
     before = None
     for name, stage, first, clips, steps in _cycles(recipe):
         if stage is IMAGES and (folder / IMAGES.name).exists():
@@ -115,12 +115,12 @@ def _denoiser_stages(rank: int, processes: int, folder: Path, recipe: Recipe, de
                 clips=clips,
                 first=first,
                 whole=stage is VIDEO,
-                **share,
+                **work,
             )
         if processes > 1:  # nobody reads what another process is still writing
             torch.distributed.barrier()
         if not done:
-            train_denoiser(folder, tokenizer, stage, name=name, before=before, steps=steps, device=device, **share)
+            train_denoiser(folder, tokenizer, stage, name=name, before=before, steps=steps, device=device, **work)
         if processes > 1:
             torch.distributed.barrier()
         before = folder / name

@@ -32,8 +32,8 @@ class Verdict:
     @property
     def shown(self) -> tuple[bool, ...]:
         """Of each thing, whether its shape is there in its colour."""
-        there = ("right", "wrong count", "wrong size", "wrong motion")
-        return tuple(one in there for one in self.things)
+        visible = ("right", "wrong count", "wrong size", "wrong motion")
+        return tuple(one in visible for one in self.things)
 
     @property
     def all_shown(self) -> bool:

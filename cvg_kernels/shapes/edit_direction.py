@@ -49,7 +49,7 @@ def direction_guidance(pipe: Any, *, edits: int, seed: int) -> dict[str, Any]:
     steps = 0
     for start in range(0, edits, _BATCH):
         part = slice(start, start + _BATCH)
-        seeds = [seed * 1_000_003 + start + at for at in range(len(tasks[part]))]
+        seeds = [seed * 1_000_003 + start + number for number in range(len(tasks[part]))]
         options = {"prompt": prompts[part], "structure": MOST_ROUNDS}
         found["without"] += right(edit(pipe, tasks[part], seeds, **options), asked[part])
         with method.attach(pipe) as run:

@@ -46,13 +46,14 @@ def retrieval(pipe: Any, things: int, held_out: bool, frames: int, seed: int) ->
     every = contents(things, held_out)
     asked = [each for each in every if not held_out or any(map(_is_new, each))]
     texts = embed_texts(pipe.content_encoder, tokenize(pipe.tokenizer, [caption(e) for e in every]))
-    made = predict_image_embedding(pipe.prior, texts, pipe.prior_scheduler)
+    predicted = predict_image_embedding(pipe.prior, texts, pipe.prior_scheduler)
     rng = np.random.default_rng((seed, 7))
     shown = [asked[number] for number in rng.integers(len(asked), size=frames)]
     images = torch.cat([embed_images(pipe.content_encoder, _frame(rng, each)) for each in shown])
     right = torch.tensor([every.index(each) for each in shown])
     hits = {
-        name: ((images @ table.T).argmax(1) == right).tolist() for name, table in (("text", texts), ("prior", made))
+        name: ((images @ table.T).argmax(1) == right).tolist()
+        for name, table in (("text", texts), ("prior", predicted))
     }
     return {"captions": len(every)} | {name: rate(values) for name, values in hits.items()}
 

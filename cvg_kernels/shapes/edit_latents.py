@@ -78,8 +78,8 @@ def encode_edit_clips(folder: Path, pipe: Any, *, seed: int, clips: int, rank: i
         path = folder / f"{start:06d}.safetensors"
         if path.exists():
             continue
-        made = [_encode(at, seed, pipe) for at in range(start, min(start + _SHARD, clips))]
-        joined = {key: torch.stack([one[key] for one in made]).contiguous() for key in made[0]}
+        encoded = [_encode(number, seed, pipe) for number in range(start, min(start + _SHARD, clips))]
+        joined = {key: torch.stack([one[key] for one in encoded]).contiguous() for key in encoded[0]}
         write_tensors(path, joined)
 
 

@@ -56,7 +56,9 @@ def edit_tasks(count: int, seed: int, *, things: int = 1, held_out: bool = False
         things: in a clip, 1 or 2.
         held_out: whether what is asked for is a pair of colour and shape that no training clip shows.
     """
-    return [_task(np.random.default_rng((seed, 6, at, things, held_out)), things, held_out) for at in range(count)]
+    return [
+        _task(np.random.default_rng((seed, 6, number, things, held_out)), things, held_out) for number in range(count)
+    ]
 
 
 def _task(rng: np.random.Generator, things: int, held_out: bool) -> EditTask:
@@ -125,10 +127,10 @@ def judge_edit(frames: torch.Tensor, task: EditTask) -> EditVerdict:
         return distances.count(None), sum(one for one in distances if one is not None)
 
     *rates, distances = zip(*min(tables, key=far), strict=True)
-    there = [one for one in distances if one is not None]
+    known = [one for one in distances if one is not None]
     return EditVerdict(
         *(float(np.mean(each)) for each in rates),
-        distance=float(np.mean(there)) if there else None,
+        distance=float(np.mean(known)) if known else None,
         consistency=frame_consistency(frames),
     )
 

@@ -60,15 +60,15 @@ def run_arm(
     # Whole batches are shared, so that each is the same whoever makes it.
     for start in range(place.rank * _BATCH, len(tasks), place.count * _BATCH):
         part = tasks[start : start + _BATCH]
-        seeds = [seed * 1_000_003 + start + at for at in range(len(part))]
+        seeds = [seed * 1_000_003 + start + number for number in range(len(part))]
         began = time.perf_counter()
         frames = arm(part, seeds)
         mine[start] = judge_edits(frames.float().cpu(), part), time.perf_counter() - began
         progress(min((len(mine)) * _BATCH * place.count, len(tasks)))
-    made = {start: one for each in gather(mine, place) for start, one in each.items()}
+    results = {start: one for each in gather(mine, place) for start, one in each.items()}
     progress(len(tasks))
-    verdicts = [verdict for start in sorted(made) for verdict in made[start][0]]
-    return verdicts, sum(seconds for _, seconds in made.values()) / len(tasks)
+    verdicts = [verdict for start in sorted(results) for verdict in results[start][0]]
+    return verdicts, sum(seconds for _, seconds in results.values()) / len(tasks)
 
 
 def groups(

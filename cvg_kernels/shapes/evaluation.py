@@ -73,11 +73,11 @@ def judge_clips(
         place: which of the processes this one is.
         **options: options of `pipeline.sample`.
     """
-    mine, made = {}, 0
+    mine, count = {}, 0
     # Whole batches are shared, so that each is the same whoever makes it.
     for start in range(place.rank * _BATCH, len(things), place.count * _BATCH):
         part = things[start : start + _BATCH]
-        seeds = [seed * 1_000_003 + start + at for at in range(len(part))]
+        seeds = [seed * 1_000_003 + start + number for number in range(len(part))]
         began = time.perf_counter()
         clips = sample(pipe, [caption(each) for each in part], seeds, guidance=guidance, **options)
         seconds = time.perf_counter() - began
@@ -89,8 +89,8 @@ def judge_clips(
             encoder_features(pipe.vae, clips),
             seconds,
         )
-        made += len(part)
-        progress(min(made * place.count, len(things)))
+        count += len(part)
+        progress(min(count * place.count, len(things)))
     batches = {start: one for each in gather(mine, place) for start, one in each.items()}
     progress(len(things))
     return _joined([batches[start] for start in sorted(batches)])

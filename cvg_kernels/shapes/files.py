@@ -181,9 +181,9 @@ def _check_size(kind: Any, folder: Path) -> None:
             model = kind(kind.config_class.from_pretrained(folder, local_files_only=True))
         else:
             model = kind.from_config(kind.load_config(folder, local_files_only=True))
-    asked, there = sum(one.numel() for one in model.parameters()), numbers_in(folder)
-    if asked > 2 * there + 2**20:  # weights that are missing are told by name
-        raise ArgumentError(f"its configuration asks for {asked} numbers, its weights have {there}")
+    asked, stored = sum(one.numel() for one in model.parameters()), numbers_in(folder)
+    if asked > 2 * stored + 2**20:  # weights that are missing are told by name
+        raise ArgumentError(f"its configuration asks for {asked} numbers, its weights have {stored}")
 
 
 def _some(keys: Iterable[str | tuple], most: int = 4) -> str:

@@ -33,12 +33,12 @@ def mean(values: Sequence[float | None]) -> dict[str, Any]:
 
     Entries of `None` are left out; with fewer than two others the mean and the interval are `None`.
     """
-    there = [value for value in values if value is not None]
-    if len(there) < 2:
-        return {"mean": None, "ci95": None, "n": len(there)}
-    middle = float(np.mean(there))
-    half = Z95 * float(np.std(there, ddof=1)) / math.sqrt(len(there))
-    return {"mean": middle, "ci95": [middle - half, middle + half], "n": len(there)}
+    known = [value for value in values if value is not None]
+    if len(known) < 2:
+        return {"mean": None, "ci95": None, "n": len(known)}
+    middle = float(np.mean(known))
+    half = Z95 * float(np.std(known, ddof=1)) / math.sqrt(len(known))
+    return {"mean": middle, "ci95": [middle - half, middle + half], "n": len(known)}
 
 
 def paired_difference(one: Sequence[float | None], other: Sequence[float | None]) -> dict[str, Any]:

@@ -133,7 +133,7 @@ def evaluate_long(
             mine[number] = (*shown, all(shown), frame_consistency(clip), diagonal)
             progress(name, min(len(mine) * place.count, prompts))
         shares = gather((time.perf_counter() - began, mine), place)
-        found = {number: values for _, share in shares for number, values in share.items()}
+        found = {number: values for _, part in shares for number, values in part.items()}
         rows = zip(*(found[number] for number in range(prompts)), strict=True)
         scores = dict(zip((*_SHOWN, *_MEANS), map(list, rows), strict=True))
         progress(name, prompts)

@@ -153,17 +153,17 @@ def look(frames: torch.Tensor) -> list[Seen]:
     found = []
     for index, colour in enumerate(COLOURS):
         blobs = [_blob(frame == index) for frame in colours]
-        there = [blob for blob in blobs if blob is not None]
-        if len(there) < _MIN_FRAMES * len(blobs):
+        visible = [blob for blob in blobs if blob is not None]
+        if len(visible) < _MIN_FRAMES * len(blobs):
             continue
         centres = np.full((len(blobs), 2), np.nan)
-        for at, blob in enumerate(blobs):
+        for number, blob in enumerate(blobs):
             if blob is not None:
                 rows, columns = np.nonzero(blob)
-                centres[at] = columns.mean(), rows.mean()
-        votes = Counter(_shape_of(blob) for blob in there)
+                centres[number] = columns.mean(), rows.mean()
+        votes = Counter(_shape_of(blob) for blob in visible)
         shape, count = votes.most_common(1)[0]
-        found.append(Seen(colour, shape if 2 * count > len(there) else None, _direction_of(centres), centres))
+        found.append(Seen(colour, shape if 2 * count > len(visible) else None, _direction_of(centres), centres))
     return found
 
 

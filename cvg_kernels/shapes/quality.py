@@ -53,12 +53,12 @@ def object_distance(frames: torch.Tensor, seen: Sequence[Seen]) -> float | None:
     """
     distances = []
     for number, frame in enumerate(frames):
-        there = [one for one in seen if not np.isnan(one.centres[number, 0])]
-        if not there:
+        visible = [one for one in seen if not np.isnan(one.centres[number, 0])]
+        if not visible:
             continue
-        fits = [_fit(frame, one, number) for one in there]
+        fits = [_fit(frame, one, number) for one in visible]
         drawing = torch.full_like(frame, BACKGROUND)
-        for one, (cover, _) in zip(there, fits, strict=True):
+        for one, (cover, _) in zip(visible, fits, strict=True):
             drawing = drawing + cover * (_colour(one) - drawing)
         error = (frame - drawing).abs().mean(0)  # [H, W]
         distances += [float(error[box].mean()) for _, box in fits]
@@ -74,9 +74,9 @@ def _fit(frame: torch.Tensor, one: Seen, number: int) -> tuple[torch.Tensor, tor
     """Cover and box `[H, W]` of the rendering of an object, of all radii, that is closest to a frame around it."""
     axis = torch.arange(SIZE, dtype=torch.float32)
     x, y = torch.meshgrid(axis, axis, indexing="xy")  # [H, W]
-    x, y = (at - float(centre) for at, centre in zip((x, y), one.centres[number], strict=True))
-    around = torch.maximum(x.abs(), y.abs())  # box distance to the centroid
-    near = around <= _RADII[-1] + _BORDER  # the same pixels for every radius
+    x, y = (index - float(centre) for index, centre in zip((x, y), one.centres[number], strict=True))
+    distance = torch.maximum(x.abs(), y.abs())  # box distance to the centroid
+    near = distance <= _RADII[-1] + _BORDER  # the same pixels for every radius
     ground = torch.tensor(BACKGROUND)
     best, fit = float("inf"), None
     for shape in SHAPES if one.shape is None else (one.shape,):
@@ -85,9 +85,9 @@ def _fit(frame: torch.Tensor, one: Seen, number: int) -> tuple[torch.Tensor, tor
         cover = (0.5 - signed_distance(shape, x, y + below, radii)).clamp(0, 1)  # [R, H, W]
         drawing = ground + cover[:, None] * (_colour(one) - ground)  # [R, 3, H, W]
         errors = (frame - drawing).abs().mean(1)[:, near].mean(1)  # [R]
-        at = int(errors.argmin())
-        if errors[at] < best:
-            best, fit = errors[at], (cover[at], around <= _RADII[at] + _BORDER)
+        index = int(errors.argmin())
+        if errors[index] < best:
+            best, fit = errors[index], (cover[index], distance <= _RADII[index] + _BORDER)
     return fit
 
 

@@ -96,7 +96,7 @@ def _denoiser_stages(rank: int, processes: int, folder: Path, recipe: Recipe, de
     """Everything after the autoencoder, as seen by one process."""
     tokenizer = load_tokenizer(folder / "tokenizer")
     autoencoder = load_model(AutoencoderKL, folder / "vae").eval()
-    share = {"rank": rank, "processes": processes}
+    work = {"rank": rank, "processes": processes}
     for stage, steps in ((IMAGES, recipe.image_steps), (VIDEO, recipe.video_steps)):
         done = (folder / stage.name / "text_encoder").exists()
         if not done:
@@ -107,12 +107,12 @@ def _denoiser_stages(rank: int, processes: int, folder: Path, recipe: Recipe, de
                 seed=recipe.seed,
                 clips=recipe.clips,
                 speed=stage.speed,
-                **share,
+                **work,
             )
         if processes > 1:  # nobody reads what another process is still writing
             torch.distributed.barrier()
         if not done:
-            train_denoiser(folder, tokenizer, stage, seed=recipe.seed, steps=steps, device=device, **share)
+            train_denoiser(folder, tokenizer, stage, seed=recipe.seed, steps=steps, device=device, **work)
         if processes > 1:
             torch.distributed.barrier()
 

@@ -56,7 +56,7 @@ def content_frames(rng: np.random.Generator, count: int) -> tuple[list[Scene], t
     scenes = [random_scene(rng, frames=1, speed=_SPEED, apart=bool(rng.random() < 0.5)) for _ in range(count)]
     captions = []
     for scene in scenes:
-        things = [scene.things[at] for at in rng.permutation(len(scene.things))]
+        things = [scene.things[index] for index in rng.permutation(len(scene.things))]
         if rng.random() < 0.5:
             things = [still(thing) for thing in things]
         captions.append(caption(things))

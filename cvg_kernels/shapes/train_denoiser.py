@@ -80,8 +80,8 @@ class Stage:
         """How much noise each sample gets, as a timestep in [least, 1000)."""
         if self.noise_power == 1:
             return torch.randint(least, 1000, (count,), generator=generator)
-        share = torch.rand(count, generator=generator) ** self.noise_power
-        return (least + (1000 - least) * share).long()
+        fraction = torch.rand(count, generator=generator) ** self.noise_power
+        return (least + (1000 - least) * fraction).long()
 
 
 #: Pictures come from slow clips, whose objects are spread more evenly over the picture.

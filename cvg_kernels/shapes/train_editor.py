@@ -75,8 +75,8 @@ class Editing:
         structure = self.clips.structures[chosen, level].float().transpose(1, 2)
         if alone:  # a random frame of each
             frame = torch.randint(frames, (count,))
-            at = torch.arange(count)
-            latents, structure = (each[at, :, frame][:, :, None] for each in (latents, structure))
+            indices = torch.arange(count)
+            latents, structure = (each[indices, :, frame][:, :, None] for each in (latents, structure))
             frames = 1
         shown = torch.randint(self.clips.embeddings.shape[1], (count,))
         embedding = self.clips.embeddings[chosen, shown].float()

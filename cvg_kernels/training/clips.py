@@ -80,7 +80,7 @@ def make_features(
     size = pipe.unet.config.sample_size
     selection = Selection.of(pipe.unet, (FRAMES, size, size))
     pipe.scheduler.set_timesteps(clips.steps)
-    timesteps = [float(at) for at in pipe.scheduler.timesteps[: clips.read_steps]]
+    timesteps = [float(timestep) for timestep in pipe.scheduler.timesteps[: clips.read_steps]]
     write_index(
         folder,
         {

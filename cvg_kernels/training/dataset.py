@@ -27,11 +27,11 @@ class Entities:
     def __len__(self) -> int:
         return len(self.places)
 
-    def take(self, which: torch.Tensor, at: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Maps `[n, T, 2, M, F, h, w]` and labels `[n]` of some of them, at all steps or those of numbers `at`."""
+    def take(self, which: torch.Tensor, chosen: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Maps `[n, T, 2, M, F, h, w]` and labels `[n]` of some of them, at all steps or those of numbers `chosen`."""
         example, entity = self.places[which].unbind(1)
         maps = self.examples.maps
-        maps = maps[example] if at is None else maps[example[:, None], at]
+        maps = maps[example] if chosen is None else maps[example[:, None], chosen]
         maps = maps.float()  # [n, T, E, M, F, h, w]
         steps = maps.shape[1]
         both = with_context(maps.flatten(0, 1)).unflatten(0, (-1, steps))

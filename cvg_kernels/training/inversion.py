@@ -12,8 +12,8 @@ from cvg_kernels.pipeline.video_pipeline import VideoPipeline
 def _levels(pipe: VideoPipeline, steps: int) -> tuple[list[int], list[float]]:
     """Timesteps of a run, least noise first, and ᾱ of each."""
     pipe.scheduler.set_timesteps(steps)
-    timesteps = [int(at) for at in pipe.scheduler.timesteps.flip(0)]
-    return timesteps, [float(pipe.scheduler.alphas_cumprod[at]) for at in timesteps]
+    timesteps = [int(timestep) for timestep in pipe.scheduler.timesteps.flip(0)]
+    return timesteps, [float(pipe.scheduler.alphas_cumprod[timestep]) for timestep in timesteps]
 
 
 def _invert_step(

@@ -51,7 +51,7 @@ class Examples:
         return cls(*(torch.cat([getattr(part, field.name) for part in parts]) for field in fields(cls)))
 
 
-def settle(path: Path, settings: dict[str, Any]) -> None:
+def write_or_check_settings(path: Path, settings: dict[str, Any]) -> None:
     """Writes how something is made, or checks that it was begun in the same way.
 
     Args:
@@ -63,8 +63,8 @@ def settle(path: Path, settings: dict[str, Any]) -> None:
     """
     settings = json.loads(json.dumps(settings))
     if path.exists():
-        there = read_object(path)
-        changed = [key for key in settings if there.get(key) != settings[key]]
+        stored = read_object(path)
+        changed = [key for key in settings if stored.get(key) != settings[key]]
         if changed:
             raise ArgumentError(
                 f"{path.parent} was made with another {', '.join(changed)}: give another --output, or delete it"
@@ -80,7 +80,7 @@ def write_index(folder: Path, index: dict[str, Any]) -> None:
     Raises:
         ArgumentError: if the folder holds features made in another way.
     """
-    settle(folder / "index.json", {"format": FORMAT} | index)
+    write_or_check_settings(folder / "index.json", {"format": FORMAT} | index)
 
 
 def shard(folder: Path, first: int) -> Path:

@@ -17,7 +17,7 @@ from cvg_kernels.shapes.checkpoint import Checkpoint
 from cvg_kernels.shapes.log import TrainingLog
 from cvg_kernels.training.dataset import Entities, split
 from cvg_kernels.training.score import score
-from cvg_kernels.training.store import WRONG_PROMPT, Examples, load, settle
+from cvg_kernels.training.store import WRONG_PROMPT, Examples, load, write_or_check_settings
 from cvg_kernels.training.symmetry import mirrored, permutations
 from cvg_kernels.writing import write_json
 
@@ -112,7 +112,7 @@ def train_classifier(
     if recipe.mirror and index["grid"][1] != index["grid"][2]:
         raise ArgumentError(f"mirror must be False unless the grid is square, got {index['grid']}")
     if accelerator.is_main_process:
-        settle(folder / "recipe.json", asdict(recipe) | options)
+        write_or_check_settings(folder / "recipe.json", asdict(recipe) | options)
     training = Entities.of(split(examples)[0])
     torch.manual_seed(recipe.seed)
     classifier = new_classifier(index, training, vision_language=vision_language, **options)
@@ -133,14 +133,14 @@ def train_classifier(
         for step in range(first, recipe.steps):
             generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
             drawn = torch.randint(len(training), (recipe.batch,), generator=generator)
-            at = torch.randperm(len(timesteps), generator=generator)[:_STEPS_AT_ONCE]
-            maps, labels = training.take(drawn[rank::processes], at)
+            steps = torch.randperm(len(timesteps), generator=generator)[:_STEPS_AT_ONCE]
+            maps, labels = training.take(drawn[rank::processes], steps)
             if recipe.mirror:
                 which = torch.randint(len(mirrors), (recipe.batch,), generator=generator)
                 maps, labels = mirrored(maps, labels, mirrors, which[rank::processes])
             torch.manual_seed((recipe.seed * 1_000_003 + step) * 64 + rank)  # of dropout
-            logits = logits_of(maps.to(device), timesteps[at.to(device)])  # [n, T, labels]
-            loss = cross_entropy(logits.flatten(0, 1), labels.to(device).repeat_interleave(len(at)))
+            logits = logits_of(maps.to(device), timesteps[steps.to(device)])  # [n, T, labels]
+            loss = cross_entropy(logits.flatten(0, 1), labels.to(device).repeat_interleave(len(steps)))
             optimizer.zero_grad(set_to_none=True)
             accelerator.backward(loss)
             accelerator.clip_grad_norm_(trained, 1.0)

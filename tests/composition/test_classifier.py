@@ -99,7 +99,7 @@ def test_what_is_no_classifier_is_refused(change, tmp_path):
         tiny_classifier(animatediff()[0], TIMES).save(tmp_path)
         path = tmp_path / "classifier.json"
         path.write_text(json.dumps(json.loads(path.read_text()) | {"format": 99}))
-    message = "format 1, got 99" if change == "format" else "must be a folder with classifier.json"
+    message = "format 2, got 99" if change == "format" else "must be a folder with classifier.json"
     with pytest.raises(cvg.ArgumentError, match=message):
         CompositionClassifier.load(tmp_path)
 
@@ -119,7 +119,7 @@ def test_the_vision_language_model_stays_frozen(clip):
     assert classifier.aggregator.training and not any(m.training for m in model.modules())
     trained = [p for p in classifier.parameters() if p.requires_grad]
     optimizer = torch.optim.SGD(trained, lr=0.1)
-    paint = classifier.backbone.paint.weight.detach().clone()
+    render = classifier.backbone.render.weight.detach().clone()
     logits = classifier(features(classifier), torch.tensor(TIMES))
     # Not their cross-entropy: the tiny tokenizer reads all labels alike, so its gradient is a rounding.
     logits.square().sum().backward()
@@ -127,7 +127,7 @@ def test_the_vision_language_model_stays_frozen(clip):
     assert logits.shape == (3, len(LABELS))
     assert all(p.grad is None for p in model.parameters())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
-    assert not torch.equal(classifier.backbone.paint.weight, paint)
+    assert not torch.equal(classifier.backbone.render.weight, render)
 
 
 def test_the_vision_language_backbone_reads_time_as_place(clip):

@@ -27,7 +27,7 @@ def tiny_classifier(pipe, timesteps, grid=(4, 3, 4), **options) -> CompositionCl
         **{"backbone": {"kind": "small-video-net", "width": 4}, **options},
     )
     made.aggregator.mean.fill_(0.15)
-    made.aggregator.spread.fill_(0.02)
+    made.aggregator.std.fill_(0.02)
     return made.eval()
 
 

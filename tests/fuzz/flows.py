@@ -44,7 +44,7 @@ def _path_flow(case: Case, make: Maker) -> Call:
     return Call(cvg.path_flow, arguments, tuple(leaves), max(sizes.values()))
 
 
-def _min_max(case: Case, make: Maker) -> Call:
+def _min_max_matmul(case: Case, make: Maker) -> Call:
     sizes, options = case.sizes, case.options
     arguments: dict[str, Any] = {
         "a": make.tensor(sizes["batch"], sizes["rows"], sizes["inner"]),
@@ -148,7 +148,7 @@ OPERATIONS: dict[str, Operation] = {
         _WIDE,
     ),
     "min_max_matmul": Operation(
-        _min_max,
+        _min_max_matmul,
         {"batch": Range(0, 3, 5), "rows": Range(0, 9, 131), "inner": Range(1, 9, 131), "columns": Range(0, 9, 131)},
         {"temperature": _TEMPERATURES, "correct_bias": (False, True)},
         _WIDE,

@@ -63,7 +63,7 @@ def check(call: AttentionCall) -> None:
         if result is not None:
             assert_as_exact_as(result, usual, wanted, depth=depth)
     assert lies_like(found.out, call.query)
-    assert found.highest is None and found.place is None
+    assert found.row_max is None and found.row_argmax is None
 
 
 @pytest.mark.drawn(2)

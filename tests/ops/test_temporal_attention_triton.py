@@ -37,7 +37,7 @@ def test_rows_begin_at_16_bytes_where_they_can(dim, unit):
     assert {launch.constants[f"{name}_UNIT"] for name in ("QUERY", "KEY", "VALUE", "OUT")} == {unit}
     assert launch.num_warps * 8 <= launch.constants["ROWS"]
     launch.run()
-    wanted, _ = reference.temporal_attention(*given, None, scale=0.3, by_row_max=False)
+    wanted, _ = reference.temporal_attention(*given, None, scale=0.3, scale_bias_by_row_max=False)
     torch.testing.assert_close(out, wanted, rtol=2e-3, atol=2e-3)
 
     grad = torch.ones((), dtype=torch.float16, device=DEVICE).expand_as(out)  # of a sum
@@ -45,7 +45,7 @@ def test_rows_begin_at_16_bytes_where_they_can(dim, unit):
     launch, grads = temporal_attention.backward_launch(*call)
     assert launch.arguments["grad_out"].stride(-1) == 1
     launch.run()
-    wanted = reference.temporal_attention_backward(grad, None, *given, None, scale=0.3, by_row_max=False)
+    wanted = reference.temporal_attention_backward(grad, None, *given, None, scale=0.3, scale_bias_by_row_max=False)
     for found, right in zip(grads[:3], wanted[:3], strict=True):
         torch.testing.assert_close(found, right, rtol=5e-3, atol=5e-3)
 
@@ -61,7 +61,7 @@ def test_every_sequence_has_its_place(positions, frames):
     sequences = launch.constants["SEQUENCES"]
     assert launch.grid == (-(-2 * positions // sequences),)  # one program takes all heads: it owns the maps
     wanted = reference.temporal_attention(
-        *(t.double() for t in given), added.double(), scale=0.3, by_row_max=True, capture=True
+        *(t.double() for t in given), added.double(), scale=0.3, scale_bias_by_row_max=True, capture=True
     )
     for found, exact in zip((out, maps), wanted, strict=True):
         torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-6)
@@ -74,7 +74,9 @@ def test_programs_that_sum_take_several_tiles(monkeypatch):
     given = torch.randn(3, 1, 9, 2, 16, 8, device=DEVICE).unbind(0)
     added, grad_out = torch.rand(16, 16, device=DEVICE), torch.randn_like(given[0])
     needed = (True, True, True, True)
-    wanted = reference.temporal_attention_backward(grad_out, None, *given, added, scale=0.3, by_row_max=True)
+    wanted = reference.temporal_attention_backward(
+        grad_out, None, *given, added, scale=0.3, scale_bias_by_row_max=True
+    )
     for programs in (1, 4, 1024):
         monkeypatch.setattr(temporal_attention, "_SUMMING_PROGRAMS", programs)
         call = (grad_out, None, *given, added, 0.3, True, True, *needed)
@@ -92,7 +94,7 @@ def test_offsets_are_counted_in_64_bits():
     close = apart.contiguous().unbind(0)
     launch, (out, _) = temporal_attention.forward_launch(*apart.unbind(0), None, 0.3, False, False)
     launch.run()
-    wanted, _ = reference.temporal_attention(*close, None, scale=0.3, by_row_max=False)
+    wanted, _ = reference.temporal_attention(*close, None, scale=0.3, scale_bias_by_row_max=False)
     torch.testing.assert_close(out, wanted, rtol=2e-3, atol=2e-3)
 
 

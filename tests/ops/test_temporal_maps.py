@@ -69,7 +69,7 @@ def tensors(case: Case, dtype: torch.dtype, device: torch.device = DEVICE) -> li
     return [torch.randn(b, h, n, d).to(device, dtype) for _ in range(2)]
 
 
-def mask_of(case: Case, device: torch.device) -> torch.Tensor | None:
+def normalize_mask(case: Case, device: torch.device) -> torch.Tensor | None:
     """Half of the text is hidden, or every key weighs differently and two of the video are hidden."""
     if case.mask == "none":
         return None
@@ -141,7 +141,7 @@ def check(backend: str, case: Case, dtype: torch.dtype) -> None:
     """Maps and every gradient, in all four forms, within the budget of eager code of the same precision."""
     device = device_of(backend)
     query, key = tensors(case, dtype, device)
-    mask = mask_of(case, device)
+    mask = normalize_mask(case, device)
     exact = [t.double().requires_grad_() for t in (query, key)]
     scores = logits(*exact, mask, case).detach()
     whole = scores.logsumexp(-1)
@@ -331,7 +331,7 @@ def test_gradcheck(backend, alone, reduction):
     """Finite differences: query, key and log-sum-exp, under a mask."""
     case = Case("", 1, 2, (2, 1, 2), 2, text=2, mask="additive")
     given = tensors(case, torch.float64, torch.device("cpu"))
-    mask = mask_of(case, torch.device("cpu")).double()
+    mask = normalize_mask(case, torch.device("cpu")).double()
     if not alone:
         given.append((given[0] @ given[1].mT).logsumexp(-1) + 1)
     given = [t.requires_grad_() for t in given]

@@ -22,7 +22,7 @@ from cvg_kernels.kernels import Backend  # noqa: E402
 from cvg_kernels.prompt_file import read_prompts  # noqa: E402
 from cvg_kernels.shapes.checkpoint import Checkpoint  # noqa: E402
 from cvg_kernels.shapes.latents import read_shards  # noqa: E402
-from cvg_kernels.training.store import Examples, load, settle, write_index, write_shard  # noqa: E402
+from cvg_kernels.training.store import Examples, load, write_index, write_or_check_settings, write_shard  # noqa: E402
 from cvg_kernels.worklist import Worklist  # noqa: E402
 from tests.trust.files import BAD_JSON, BAD_TENSORS, saved_by_torch  # noqa: E402
 
@@ -215,7 +215,7 @@ def test_good_features_are_read(features):
 def test_an_index_that_is_none(name, features):
     (features / "index.json").write_bytes(BAD_JSON[name][0])
     refused(lambda: load(features), features / "index.json")
-    refused(lambda: settle(features / "index.json", {"format": 2}), features)
+    refused(lambda: write_or_check_settings(features / "index.json", {"format": 2}), features)
 
 
 @pytest.mark.parametrize(

@@ -150,8 +150,8 @@ class Model:
         Args:
             config: config of the denoiser.
         """
-        given, made = (config.get(name) for name in self.channels_of)
-        return min(given, made or given)
+        given, predicted = (config.get(name) for name in self.channels_of)
+        return min(given, predicted or given)
 
     def text(self, arguments: Arguments) -> torch.Tensor:
         """What a denoiser is given of the text, `[B, …, tokens, C]`.
@@ -201,11 +201,11 @@ class Model:
             latents: others, `[B, C, F, H, W]`.
         """
         given = arguments[self.latents]
-        made = self.native(latents).to(given.dtype)
+        latents_native = self.native(latents).to(given.dtype)
         axis = 1 if self.axes == "BNC" else self.axes.index("C")
-        own, there = made.shape[axis], given.shape[axis]
-        if own == there:  # with the strides that it has: others are rounded otherwise
-            return made
+        own, total = latents_native.shape[axis], given.shape[axis]
+        if own == total:  # with the strides that it has: others are rounded otherwise
+            return latents_native
         if self.axes == "BNC" and not self.condition_behind:
-            return torch.cat([given.narrow(axis, 0, there - own), made], dim=axis)
-        return torch.cat([made, given.narrow(axis, own, there - own)], dim=axis)
+            return torch.cat([given.narrow(axis, 0, total - own), latents_native], dim=axis)
+        return torch.cat([latents_native, given.narrow(axis, own, total - own)], dim=axis)
