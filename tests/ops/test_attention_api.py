@@ -6,7 +6,6 @@ import shutil
 
 import pytest
 import torch
-from functorch.compile import make_boxed_func
 from torch._dynamo.backends.common import aot_autograd
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -17,9 +16,7 @@ from cvg_kernels.kernels import Facts
 from cvg_kernels.ops import _attention_native, _choice
 from cvg_kernels.ops import _attention_op as operation
 from cvg_kernels.ops._attention_call import AttentionCall
-
-NATIVE = pytest.mark.skipif(native.reason("cpu") is not None, reason=str(native.reason("cpu")))
-CPU_BACKENDS = ["reference", pytest.param("native", marks=NATIVE)]
+from tests.ops.checks import CPU_BACKENDS, NATIVE, Counter
 
 
 def inputs(dtype: torch.dtype = torch.float32, *, requires_grad: bool = True, queries: int = 5):
@@ -131,17 +128,6 @@ def test_second_derivative_of_a_kernel_names_the_reference():
 
 
 # --- compilation -----------------------------------------------------------------------------------------------------
-
-
-class Counter:
-    """A compiler that leaves graphs as they are and counts them."""
-
-    def __init__(self) -> None:
-        self.graphs = 0
-
-    def __call__(self, graph, example_inputs):
-        self.graphs += 1
-        return make_boxed_func(graph.forward)
 
 
 def everything(query, key, value, ids, mask, backend):

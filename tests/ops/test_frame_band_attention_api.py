@@ -7,17 +7,15 @@ import sys
 
 import pytest
 import torch
-from functorch.compile import make_boxed_func
 from torch._dynamo.backends.common import aot_autograd
 
 import cvg_kernels as cvg
 from cvg_kernels import native
 from cvg_kernels.ops import _attention_op as operation
 from cvg_kernels.ops._attention_call import AttentionCall, Band
+from tests.ops.checks import CPU_BACKENDS, NATIVE, Counter
 from tests.ops.levels import EVERY_LEVEL
 
-NATIVE = pytest.mark.skipif(native.reason("cpu") is not None, reason=f"native: {native.reason('cpu')}")
-CPU_BACKENDS = ["reference", pytest.param("native", marks=NATIVE)]
 QUERY_FRAMES = torch.tensor([-1, 0, 0, 1, 1, 2, 2], dtype=torch.int32)
 KEY_FRAMES = torch.tensor([-1, -1, 0, 0, 2], dtype=torch.int32)
 BAND = Band(QUERY_FRAMES, KEY_FRAMES, 1.5, 0.8, True)
@@ -115,17 +113,6 @@ def test_second_derivative_of_a_kernel_names_the_reference():
     (grad,) = torch.autograd.grad(out.square().sum(), given[0], create_graph=True)
     with pytest.raises(RuntimeError, match="backend='reference'"):
         grad.sum().backward()
-
-
-class Counter:
-    """A compiler that leaves graphs as they are and counts them."""
-
-    def __init__(self) -> None:
-        self.graphs = 0
-
-    def __call__(self, graph, example_inputs):
-        self.graphs += 1
-        return make_boxed_func(graph.forward)
 
 
 @pytest.mark.drawn(3)

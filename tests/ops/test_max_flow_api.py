@@ -8,9 +8,9 @@ from torch._dynamo.backends.common import aot_autograd
 
 import cvg_kernels as cvg
 from cvg_kernels import native
-from tests.ops.test_attention_api import Counter
-from tests.ops.test_max_flow import BACKENDS, FAST, attention_graphs, max_flow, on
-from tests.ops.test_max_flow import subgraph_max_flow as checked_flow
+from tests.ops.checks import Counter
+from tests.ops.max_flows import BACKENDS, FAST, attention_graphs, max_flow, on
+from tests.ops.max_flows import subgraph_max_flow as checked_flow
 
 STEP = 1e-6
 

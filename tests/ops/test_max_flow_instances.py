@@ -16,7 +16,7 @@ import torch
 
 import cvg_kernels as cvg
 from tests.ops.backends import backends
-from tests.ops.test_max_flow import BACKENDS, FAST, max_flow, subgraph_max_flow
+from tests.ops.max_flows import BACKENDS, FAST, max_flow, subgraph_max_flow
 
 INFINITE = 1000  # more than what else a graph has together
 

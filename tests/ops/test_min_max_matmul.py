@@ -11,7 +11,7 @@ from torch.library import opcheck
 import cvg_kernels as cvg
 from cvg_kernels.reference import min_max_matmul as reference
 from tests.ops.backends import backends, device_of
-from tests.ops.test_path_flow_kernels import assert_like_the_reference, results
+from tests.ops.path_flows import assert_like_the_reference, results
 
 BACKENDS = backends("min_max_matmul")
 KERNELS = [backend for backend in BACKENDS if backend.values[0] != "reference"]

@@ -8,7 +8,7 @@ import torch
 import cvg_kernels as cvg
 from cvg_kernels.reference import path_flow as reference
 from tests.ops.backends import backends, device_of
-from tests.ops.test_path_flow_kernels import assert_like_the_reference, graph, results
+from tests.ops.path_flows import assert_like_the_reference, graph, results
 
 BACKENDS = backends("path_flow")
 KERNELS = [backend for backend in BACKENDS if backend.values[0] != "reference"]

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
-from functorch.compile import make_boxed_func
 from torch._dynamo.backends.common import aot_autograd
 
 import cvg_kernels as cvg
 from cvg_kernels import native
 from cvg_kernels._layout import dense_like
 from cvg_kernels.ops import _temporal_attention_native, _temporal_attention_reference
+from tests.ops.checks import CPU_BACKENDS, NATIVE, Counter
 from tests.ops.levels import EVERY_LEVEL
-
-NATIVE = pytest.mark.skipif(native.reason("cpu") is not None, reason=str(native.reason("cpu")))
-CPU_BACKENDS = ["reference", pytest.param("native", marks=NATIVE)]
 
 
 def inputs(dtype: torch.dtype = torch.float32, *, requires_grad: bool = True, frames: int = 6):
@@ -109,17 +106,6 @@ def test_results_lie_as_what_they_belong_to(axes):
 
 
 # --- compilation -----------------------------------------------------------------------------------------------------
-
-
-class Counter:
-    """A compiler that leaves graphs as they are and counts them."""
-
-    def __init__(self) -> None:
-        self.graphs = 0
-
-    def __call__(self, graph, example_inputs):
-        self.graphs += 1
-        return make_boxed_func(graph.forward)
 
 
 @pytest.mark.parametrize("backend", ["auto", *CPU_BACKENDS])

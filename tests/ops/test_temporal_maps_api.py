@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._dynamo.backends.common import aot_autograd
 
 import cvg_kernels as cvg
 from cvg_kernels import native
 from cvg_kernels.ops import _temporal_maps_native
+from tests.ops.checks import CPU_BACKENDS, NATIVE, Counter
 from tests.ops.levels import EVERY_LEVEL
-from tests.ops.test_temporal_attention_api import CPU_BACKENDS, NATIVE, Counter, aot_autograd
 
 GRID, TEXT = (4, 2, 3), 5
 TOKENS = 4 * 2 * 3 + TEXT

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from cvg_kernels.ops import _temporal_attention_native as native
+from tests.ops.emulated_tiles import SHARED, Emulated, replace_cuda
 from tests.ops.emulation import build, changed_sources
-from tests.ops.test_temporal_attention import Case, check
-from tests.ops.test_temporal_tiles import SHARED, Emulated, replace_cuda
+from tests.ops.temporal_cases import Case, check
 
 
 def run_both(gpu: Emulated, name: str, frames: int, dim: int) -> None:
