@@ -68,7 +68,7 @@ OPERATIONS = {
     "attention": ["tests/ops/test_attention_api.py", "tests/ops/test_frame_band_attention_api.py"],
     "flow": [
         "tests/ops/test_max_flow.py::test_definition",
-        "tests/ops/test_path_flow_kernels.py::test_path_flow",
+        "tests/ops/test_path_flow.py::test_path_flow",
         "tests/ops/test_min_max_matmul.py::test_min_max_matmul",
     ],
     "temporal": [

@@ -35,7 +35,7 @@ TESTS = (
     "test_guidance_mix.py",
     "test_max_flow.py",
     "test_min_max_matmul.py",
-    "test_path_flow_kernels.py",
+    "test_path_flow.py",
     "test_temporal_attention.py",
     "test_temporal_maps.py",
     "test_token_peaks.py",

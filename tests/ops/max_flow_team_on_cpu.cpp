@@ -1,4 +1,4 @@
-// The emulated solver of maximum flow as a module of Python; test_max_flow_team.py builds it.
+// The emulated solver of maximum flow as a module of Python; test_max_flow_cuda.py builds it.
 #include "emulated_lanes.h"
 #include "max_flow_calls.h"
 #include "max_flow_team_emulated.h"

@@ -1,4 +1,4 @@
-// The emulated kernels of temporal attention as a module of Python; test_temporal_tiles.py builds
+// The emulated kernels of temporal attention as a module of Python; test_temporal_attention_cuda.py builds
 // it.
 #include "emulated_lanes.h"
 #include "temporal_calls.h"

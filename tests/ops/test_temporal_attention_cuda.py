@@ -1,7 +1,7 @@
 """The tile algorithm of the CUDA kernels: on the CPU lane by lane, and by the kernels where there is a GPU.
 
 On the CPU it is run as on three GPUs, which differ in the shared memory that a block has, with warps and lanes in any
-order and a watch over shared memory; test_temporal_tiles_faults.py shows what the watch sees.
+order and a watch over shared memory; test_temporal_attention_cuda_faults.py shows what the watch sees.
 """
 
 from __future__ import annotations
