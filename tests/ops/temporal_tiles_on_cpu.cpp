@@ -1,5 +1,5 @@
-// The emulated kernels of temporal attention as a module of Python; test_temporal_attention_cuda.py builds
-// it.
+// The emulated kernels of temporal attention as a module of Python; test_temporal_attention_cuda.py
+// builds it.
 #include "emulated_lanes.h"
 #include "temporal_calls.h"
 #include "temporal_tiles_emulated.h"
