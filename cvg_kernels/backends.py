@@ -56,7 +56,7 @@ def unavailable_reason(
             return f"the native kernels take CPU tensors, these are on {device}"
         return native.reason("cpu")
     if backend in TRITON_BACKENDS:
-        return _triton_reason(device)
+        return _triton_reason(backend, device)
     if backend is Backend.CUDA:
         if device is not None and device.type != "cuda":
             return f"the CUDA kernels take tensors on an NVIDIA GPU, these are on {device}"
@@ -90,13 +90,15 @@ def _asked_reason(
     return asked.reason(torch.device("cpu") if device is None else device, torch.float32 if dtype is None else dtype)
 
 
-def _triton_reason(device: torch.device | None) -> str | None:
+def _triton_reason(backend: Backend, device: torch.device | None) -> str | None:
     import torch
 
     try:
-        importlib.import_module("triton")
+        language = importlib.import_module("triton.language")
     except ImportError as error:
         return f"triton cannot be imported: {error} (pip install triton; Linux only)"
+    if backend is Backend.TRITON_SPECIALISED and not hasattr(language, "make_tensor_descriptor"):
+        return "the installed Triton has no tensor descriptors (3.4 has)"
     if os.environ.get("TRITON_INTERPRET") == "1":
         return None  # kernels run on CPU tensors, slowly: for tests
     if device is not None and device.type != "cuda":

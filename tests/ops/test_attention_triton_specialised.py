@@ -211,6 +211,15 @@ def test_it_is_for_hopper(capability, hip, refused, monkeypatch):
         _choice.kernel_for("attention", "triton_specialised", facts)
 
 
+def test_a_triton_without_descriptors_is_told(monkeypatch):
+    """As 3.2 is, which torch 2.6 comes with; the other kernels of Triton do without."""
+    monkeypatch.delattr("triton.language.make_tensor_descriptor")
+    with pytest.raises(cvg.BackendUnavailableError, match="the installed Triton has no tensor descriptors"):
+        cvg.backends.require("attention", cvg.Backend.TRITON_SPECIALISED)
+    reason = cvg.backends.unavailable_reason("attention", cvg.Backend.TRITON)
+    assert reason is None or "descriptors" not in reason
+
+
 # --- what the compiler makes of it
 # ------------------------------------------------------------------------------------
 
