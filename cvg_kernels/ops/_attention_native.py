@@ -7,7 +7,7 @@ import torch
 from cvg_kernels import native
 from cvg_kernels._layout import dense_like
 from cvg_kernels.ops._attention_call import AttentionCall, AttentionGrads, AttentionResult, Needed
-from cvg_kernels.ops._native_call import DTYPE_CODES, address, strided
+from cvg_kernels.ops._native_call import DTYPE_CODES, address, strided, threads
 
 
 def forward(call: AttentionCall) -> AttentionResult:
@@ -88,5 +88,5 @@ def _args(call: AttentionCall):
         band and (address(band.query_frames), address(band.key_frames), *band[2:]),
         call.scale,
         call.head_mean,
-        torch.get_num_threads(),
+        threads(),
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from cvg_kernels import native
-from cvg_kernels.ops._native_call import address
+from cvg_kernels.ops._native_call import address, threads
 
 
 def forward(cross, spatial, temporal):
@@ -21,7 +21,7 @@ def forward(cross, spatial, temporal):
         cross.data_ptr(),
         address(spatial),
         [hop.data_ptr() for hop in hops],
-        torch.get_num_threads(),
+        threads(),
         flow.data_ptr(),
         cut.data_ptr(),
     )

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import torch
-
 from cvg_kernels import native
-from cvg_kernels.ops._native_call import DTYPE_CODES
+from cvg_kernels.ops._native_call import DTYPE_CODES, threads
 
 
 def forward(predictions, scales, sample_scales, rescale, out) -> None:
@@ -22,6 +20,6 @@ def forward(predictions, scales, sample_scales, rescale, out) -> None:
         [tensor.data_ptr() for tensor in predictions],
         numbers,
         rescale,
-        torch.get_num_threads(),
+        threads(),
         out.data_ptr(),
     )

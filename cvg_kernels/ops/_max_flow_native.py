@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from cvg_kernels import native
-from cvg_kernels.ops._native_call import address, strided
+from cvg_kernels.ops._native_call import address, strided, threads
 
 #: residual → (scale, skip): the capacity of a hop is scale · (T + skip · I).
 _MIXING = {"average": (0.5, 1.0), "add": (1.0, 1.0), None: (1.0, 0.0)}
@@ -58,7 +58,7 @@ def subgraph_backward(grad_flow, cut, residual, sink, need_cross, need_temporal)
         with torch.cuda.device(cut.device):
             native.load("cuda").subgraph_max_flow_backward(*given, _stream())
     else:
-        native.load("cpu").subgraph_max_flow_backward(*given, torch.get_num_threads())
+        native.load("cpu").subgraph_max_flow_backward(*given, threads())
     return cross, temporal
 
 
@@ -87,7 +87,7 @@ def forward(capacity, source, sink):
 def _solve(name: str, tensor: torch.Tensor, *given) -> None:
     """Calls a solver where the tensor is. On a GPU it asks for the device memory that it needs."""
     if not tensor.is_cuda:
-        getattr(native.load("cpu"), name)(*given, torch.get_num_threads())
+        getattr(native.load("cpu"), name)(*given, threads())
         return
     scratch = []  # held until the kernel is in the stream, which orders what is allocated after it
 

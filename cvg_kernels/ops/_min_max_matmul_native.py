@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from cvg_kernels import native
-from cvg_kernels.ops._native_call import DTYPE_CODES, address, strided
+from cvg_kernels.ops._native_call import DTYPE_CODES, address, strided, threads
 
 
 def _call(a, b, temperature) -> tuple:
@@ -16,7 +16,7 @@ def _call(a, b, temperature) -> tuple:
         strided(a),
         strided(b),
         temperature or 0.0,
-        torch.get_num_threads(),
+        threads(),
     )
 
 

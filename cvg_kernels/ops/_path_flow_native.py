@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from cvg_kernels import native
-from cvg_kernels.ops._native_call import DTYPE_CODES, address, strided
+from cvg_kernels.ops._native_call import DTYPE_CODES, address, strided, threads
 
 #: residual → (hop_weight, skip_weight)
 _MIXING = {"average": (0.5, 0.5), "add": (1.0, 1.0), None: (1.0, 0.0)}
@@ -20,7 +20,7 @@ def _call(cross, temporal, temperature, residual) -> tuple:
         [strided(hop) for hop in temporal],
         *_MIXING[residual],
         temperature or 0.0,
-        torch.get_num_threads(),
+        threads(),
     )
 
 

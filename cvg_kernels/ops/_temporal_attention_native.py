@@ -9,7 +9,7 @@ import torch
 
 from cvg_kernels import native
 from cvg_kernels._layout import dense_like
-from cvg_kernels.ops._native_call import DTYPE_CODES, address, strided
+from cvg_kernels.ops._native_call import DTYPE_CODES, address, strided, threads
 
 _strided = partial(strided, rank=5)
 
@@ -92,7 +92,7 @@ def _partial_sums(query: torch.Tensor) -> int:
 def _run(name: str, device: torch.device, *given) -> None:
     """Runs a pass where the tensors are, on a GPU in its current stream."""
     if device.type == "cpu":
-        getattr(native.load("cpu"), name)(*given, torch.get_num_threads())
+        getattr(native.load("cpu"), name)(*given, threads())
         return
     with torch.cuda.device(device):
         getattr(native.load("cuda"), name)(*given, torch.cuda.current_stream().cuda_stream)

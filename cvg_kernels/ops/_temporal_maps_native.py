@@ -7,7 +7,7 @@ from functools import partial
 import torch
 
 from cvg_kernels import native
-from cvg_kernels.ops._native_call import DTYPE_CODES, strided
+from cvg_kernels.ops._native_call import DTYPE_CODES, strided, threads
 from cvg_kernels.ops._temporal_maps_call import MapsCall, Targets
 
 _strided5 = partial(strided, rank=5)
@@ -41,5 +41,5 @@ def _arguments(call: MapsCall) -> tuple:
         strided(call.key_bias),
         call.scale,
         call.head_mean,
-        torch.get_num_threads(),
+        threads(),
     )

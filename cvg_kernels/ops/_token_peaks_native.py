@@ -7,13 +7,13 @@ import math
 import torch
 
 from cvg_kernels import native
-from cvg_kernels.ops._native_call import DTYPE_CODES
+from cvg_kernels.ops._native_call import DTYPE_CODES, threads
 from cvg_kernels.ops._token_peaks_call import blocks_shape
 
 
 def _call(flow, sharpness, sigma) -> tuple:
     side = math.exp(-1 / (2 * sigma) ** 2)
-    return (tuple(flow.shape), DTYPE_CODES[flow.dtype], flow.data_ptr(), sharpness, side, torch.get_num_threads())
+    return (tuple(flow.shape), DTYPE_CODES[flow.dtype], flow.data_ptr(), sharpness, side, threads())
 
 
 def forward(flow, sharpness, sigma):
