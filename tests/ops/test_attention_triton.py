@@ -93,7 +93,7 @@ def check(call: AttentionCall, path: list[str], processors: int = 1):
     launches, found = forward_launches(call, processors=processors)
     assert run(launches) == path
     exact, stock = reference.forward(widened(call)), reference.forward(call)
-    for name in ("out", "maps", "lse", "highest"):
+    for name in ("out", "maps", "lse", "row_max"):
         result, wanted, usual = (getattr(results, name) for results in (found, exact, stock))
         assert (result is None) == (wanted is None), name
         if result is None:
