@@ -201,15 +201,20 @@ def test_latte_makes_clips_of_other_lengths():
 
 
 def test_guidance_sees_the_regularised_maps():
-    """Vico within VSTAR: its captured temporal maps are those of the banded layers."""
+    """Vico within VSTAR: its captured temporal maps are those of the banded layers.
+
+    A band so wide that it is the same everywhere takes nothing from the softmax, and the loss is that without one.
+    """
     pipe, options = BUILDERS["animatediff"]()
     losses = []
-    for sigma in (None, 0.3):
+    for sigma in (None, 1e4, 0.3):
         vico = cvg.Vico(["cat", "dog"], iterations=1, stop=0.1)
         with cvg.VSTAR(sigma=sigma).attach(pipe), vico.attach(pipe) as made:
             run(pipe, options)
         losses.append(float(made.history[0]["loss"]))
-    assert losses[0] != losses[1]
+    without, wide, narrow = losses
+    assert wide == pytest.approx(without, rel=1e-5)
+    assert abs(narrow - without) > 3 * abs(wide - without)
 
 
 @pytest.mark.drawn(2)
