@@ -308,7 +308,7 @@ def test_noised_clips(pipe, tmp_path):
     assert torch.isfinite(right).all() and not torch.equal(right, wrong)
 
 
-@pytest.mark.drawn(3, of="whole trainings")
+@pytest.mark.drawn(4, of="whole trainings")
 def test_the_command(tmp_path, capsys):
     arguments = [
         "cvg",

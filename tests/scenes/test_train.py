@@ -34,6 +34,7 @@ def run(tmp_path_factory):
     return folder
 
 
+@pytest.mark.drawn(4, of="whole trainings")
 def test_the_pipeline_makes_clips(run):
     pipe = load_pipeline(run / "pipeline")
     assert type(pipe).__name__ == "AnimateDiffPipeline"
@@ -81,7 +82,7 @@ def test_gate_and_attribution(run, tmp_path, capsys, monkeypatch):
     assert "hard path flow, A + I" in capsys.readouterr().out
 
 
-@pytest.mark.drawn(3, of="whole trainings")
+@pytest.mark.drawn(4, of="whole trainings")
 def test_methods_are_scored_on_every_kind_of_prompt(run, tmp_path, capsys):
     arguments = ["--guidance", "none,temporal-band", "--prompts", "2", "--steps", "2", "--kinds", "motion,relation"]
     out = tmp_path / "eval.json"

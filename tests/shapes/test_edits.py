@@ -96,7 +96,7 @@ def test_tasks_ask_for_another_colour_and_shape_and_are_drawn_one_by_one():
             ]
 
 
-@pytest.mark.drawn(3, of="whole trainings")
+@pytest.mark.drawn(4, of="whole trainings")
 def test_every_arm_runs_and_a_report_has_them_all(monkeypatch, capsys):
     monkeypatch.setattr("cvg_kernels.shapes.edit_arms.STEPS", 1)
     monkeypatch.setattr("cvg_kernels.shapes.edit_arms.LEVELS", (0, 2))

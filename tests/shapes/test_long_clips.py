@@ -39,7 +39,7 @@ def test_consistency_knows_flicker():
     assert frame_consistency(torch.zeros(8, 3, 64, 64)) == 0
 
 
-@pytest.mark.drawn(3, of="whole trainings")
+@pytest.mark.drawn(4, of="whole trainings")
 def test_the_command(tmp_path, capsys):
     path = tmp_path / "long.json"
     few = ["--prompts", "2", "--frames", "9", "--steps", "5"]

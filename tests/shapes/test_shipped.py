@@ -28,7 +28,7 @@ def test_weights_fit():
     assert 1e6 <= parameters <= 3e6
 
 
-@pytest.mark.drawn(3, of="shipped weights")
+@pytest.mark.drawn(4, of="shipped weights")
 def test_it_shows_single_objects():
     """Far above chance: a single object of a trained pair is there, in its colour and shape."""
     things = [

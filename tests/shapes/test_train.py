@@ -71,7 +71,7 @@ def run(tmp_path_factory):
     return folder
 
 
-@pytest.mark.drawn(3, of="whole trainings")
+@pytest.mark.drawn(4, of="whole trainings")
 def test_training_ends_in_a_stock_pipeline(run):
     from diffusers import AnimateDiffPipeline
 
@@ -82,6 +82,7 @@ def test_training_ends_in_a_stock_pipeline(run):
     assert clip.shape == (1, 8, 3, 64, 64) and torch.isfinite(clip).all()
 
 
+@pytest.mark.drawn(4, of="whole trainings")
 def test_training_ends_in_an_editor_that_has_the_networks_of_its_run(run):
     editor = load_editor(run / "pipeline" / "editor")
     world = load_pipeline(run / "pipeline")
@@ -110,7 +111,7 @@ class Stopped(Exception):
     """Stands for a machine that goes away."""
 
 
-@pytest.mark.drawn(3, of="whole trainings")
+@pytest.mark.drawn(4, of="whole trainings")
 def test_a_stopped_run_goes_on_as_it_would_have(run, tmp_path):
     """Stopped after the first video step, then resumed: the same weights as without the stop."""
     whole = run / "pipeline"
@@ -144,7 +145,7 @@ def test_metrics_are_written(run):
     assert all(line["loss"] > 0 for line in lines)
 
 
-@pytest.mark.drawn(3, of="two processes")
+@pytest.mark.drawn(11, of="two processes")
 def test_two_processes_train_together(tmp_path):
     """The processes are separate programs, with the recipe's own batches; two steps of each stage."""
     folder = train(tmp_path, TINY, device=CPU, processes=2)

@@ -363,6 +363,7 @@ socket.socket.connect = socket.socket.connect_ex = socket.getaddrinfo = never
 """
 
 
+@pytest.mark.drawn(4, of="shipped weights")
 def test_what_ships_loads_without_a_network(fresh, tmp_path):
     """Not because it is forbidden: nobody asks."""
     fresh.right(
