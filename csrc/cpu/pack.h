@@ -62,7 +62,7 @@ inline void store_narrow(_Float16* p, Vec<float> v) {
 }
 #else
 inline Vec<float> load_wide(const _Float16* p) {
-  Vec<float> v;
+  Vec<float> v{};
   for (int64_t i = 0; i < kLanes<float>; ++i) {
     v[i] = widen(p[i]);
   }

@@ -72,6 +72,7 @@ def attend(query: torch.Tensor) -> torch.Tensor:
 
 
 @compiled
+@pytest.mark.drawn(11, of="two processes")
 def test_spawned_processes_compute_the_same():
     query = torch.randn(1, 2, 33, 16)
     with multiprocessing.get_context("spawn").Pool(2) as pool:
@@ -85,6 +86,7 @@ def resident() -> int:
     return pages * 4096
 
 
+@pytest.mark.drawn(2, of="long lives")
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc on this system")
 def test_twenty_guided_runs_need_no_more_memory_than_three():
     """No object stays, no tensor, and no memory but what allocators keep back: less than one run's maps a run."""
@@ -107,6 +109,7 @@ def test_twenty_guided_runs_need_no_more_memory_than_three():
     assert resident() - memory < 64 * 2**20
 
 
+@pytest.mark.drawn(2, of="long lives")
 def test_a_thousand_handles_leave_the_pipeline_as_it_was():
     pipe, _ = PIPELINES["animatediff"].build()
     before = tree(pipe)
