@@ -296,7 +296,9 @@ def of_environments(options: argparse.Namespace, before: dict[str, dict]) -> dic
         print(name, flush=True)
         interpreter = virtual_environment(wanted, options.folder / name.replace(" ", "-"), options.pip)
         if interpreter is None:
-            print(f"python{wanted.python} was not found: {name} is left out")
+            print(f"python{wanted.python} was not found: {name} stays as it was")
+            if name in before:
+                rows[name] = before[name]
             continue
         variables = os.environ | {"PYTHONPATH": str(ROOT)}
         rows[name] = {

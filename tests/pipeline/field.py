@@ -7,11 +7,20 @@ from typing import Any
 
 import torch
 
+import cvg_kernels as cvg
 from cvg_kernels.guidance import Guidance, Run
 from cvg_kernels.pipeline.call import Call
-from tests.pipelines import denoisers
+from tests.pipelines import PIPELINES, denoisers
 
 WORDS = ["cat", "dog"]
+
+
+def vico(**options):
+    return cvg.Vico(words=WORDS, stop=0.5, iterations=1, **options)
+
+
+def build(name="animatediff"):
+    return PIPELINES[name].build()
 
 
 @dataclass(frozen=True)

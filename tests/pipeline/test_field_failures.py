@@ -10,18 +10,10 @@ pytest.importorskip("transformers")
 import torch  # noqa: E402
 
 import cvg_kernels as cvg  # noqa: E402
-from tests.pipeline.field import WORDS, tree  # noqa: E402
-from tests.pipelines import PIPELINES, denoisers, run  # noqa: E402
+from tests.pipeline.field import WORDS, build, tree, vico  # noqa: E402
+from tests.pipelines import denoisers, run  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def vico(**options):
-    return cvg.Vico(words=WORDS, stop=0.5, iterations=1, **options)
-
-
-def build(name="animatediff"):
-    return PIPELINES[name].build()
 
 
 def fails_in_the_denoiser(pipe, error):

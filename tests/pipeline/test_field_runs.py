@@ -20,18 +20,10 @@ import diffusers  # noqa: E402
 import torch  # noqa: E402
 
 import cvg_kernels as cvg  # noqa: E402
-from tests.pipeline.field import WORDS, Push, tree  # noqa: E402
+from tests.pipeline.field import WORDS, Push, build, tree, vico  # noqa: E402
 from tests.pipelines import PIPELINES, PROMPT, run  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def vico(**options):
-    return cvg.Vico(words=WORDS, stop=0.5, iterations=1, **options)
-
-
-def build(name="animatediff"):
-    return PIPELINES[name].build()
 
 
 # -- runs that end early
