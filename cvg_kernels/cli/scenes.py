@@ -18,6 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     train.add_argument("--output", type=Path, default=Path("scenes-run"), help="the run's folder")
     train.add_argument("--device", default="cpu", help="cpu or cuda")
     train.add_argument("--processes", type=int, default=2, help="on a CPU; part of the recipe")
+    train.add_argument("--network", choices=("unet", "transformer"), default="unet", help="which of the two models")
     train.add_argument("--from-nothing", action="store_true", help="train the stages whose results ship, too")
     for name, value in vars(Recipe()).items():
         train.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
@@ -80,7 +81,8 @@ def _train(options: argparse.Namespace) -> int:
     recipe = Recipe(**{name: getattr(options, name) for name in vars(Recipe())})
     processes = options.processes if device.type == "cpu" else 1
     trained = None if options.from_nothing else TRAINED
-    print(train(options.output, recipe, device=device, processes=processes, trained=trained))
+    made = train(options.output, recipe, device=device, processes=processes, trained=trained, network=options.network)
+    print(made)
     return 0
 
 
@@ -88,7 +90,8 @@ def _gate(options: argparse.Namespace) -> dict:
     from rich.progress import Progress
 
     from cvg_kernels.scenes.gate import failures, presence, print_failures, print_presence, prompts_of_things
-    from cvg_kernels.shapes.pipeline import STEPS, load_pipeline
+    from cvg_kernels.scenes.pipeline import load_pipeline
+    from cvg_kernels.shapes.pipeline import STEPS
 
     if options.seeds < 2:
         raise ArgumentError(f"--seeds must be at least 2, got {options.seeds}")
@@ -122,7 +125,8 @@ def _eval(options: argparse.Namespace) -> dict:
 
     from cvg_kernels.guidance.methods import method_named
     from cvg_kernels.scenes.evaluation import KINDS, evaluate, print_report
-    from cvg_kernels.shapes.pipeline import STEPS, load_pipeline
+    from cvg_kernels.scenes.pipeline import load_pipeline
+    from cvg_kernels.shapes.pipeline import STEPS
 
     kinds = options.kinds.split(",") if options.kinds else list(KINDS)
     unknown = [kind for kind in kinds if kind not in KINDS]
@@ -150,7 +154,7 @@ def _attribution(options: argparse.Namespace) -> dict:
     from rich.progress import Progress
 
     from cvg_kernels.scenes.attribution import MOTIONS, NOISE, attribution, print_attribution
-    from cvg_kernels.shapes.pipeline import load_pipeline
+    from cvg_kernels.scenes.pipeline import load_pipeline
 
     pipe = load_pipeline(options.model)
     with Progress(transient=True) as bar:

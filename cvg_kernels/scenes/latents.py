@@ -18,6 +18,16 @@ from cvg_kernels.writing import write_tensors
 _SHARD = 512
 
 
+def _source(seed: int, number: int, whole: bool) -> np.random.Generator:
+    """What decides a clip, its caption first."""
+    return np.random.default_rng((seed, 3 if whole else 4, number))
+
+
+def captions_of(*, seed: int, clips: int, first: int = 0, whole: bool) -> list[str]:
+    """The captions of the clips that `encode_shards` draws with the same arguments, in their order."""
+    return [str(random_caption(_source(seed, first + number, whole))) for number in range(clips)]
+
+
 @torch.no_grad()
 def encode_shards(
     folder: Path,
@@ -54,7 +64,7 @@ def encode_shards(
             continue
         latents, texts = [], []
         for number in range(start, min(start + _SHARD, clips)):
-            rng = np.random.default_rng((seed, 3 if whole else 4, first + number))
+            rng = _source(seed, first + number, whole)
             caption = random_caption(rng)
             bodies = random_clip(rng, caption, noisy=True)
             if not whole:

@@ -1,28 +1,110 @@
-"""The scenes pipeline: put together from trained parts, and how clips are made with it."""
+"""The two pipelines of the world of scenes: put together from trained parts, loaded, and how clips are made with them.
+
+One is `AnimateDiffPipeline` with a UNet, the other `CogVideoXPipeline` with a transformer.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
-from diffusers import AnimateDiffPipeline, AutoencoderKL, UNetMotionModel
-from transformers import CLIPTextModel
+import torch
+from diffusers import (
+    AnimateDiffPipeline,
+    AutoencoderKL,
+    AutoencoderKLCogVideoX,
+    CogVideoXDDIMScheduler,
+    CogVideoXPipeline,
+    CogVideoXTransformer3DModel,
+    UNetMotionModel,
+)
+from transformers import CLIPTextModel, T5EncoderModel
 
-from cvg_kernels.shapes.files import load_model, load_tokenizer
-from cvg_kernels.shapes.model import assemble
+from cvg_kernels.errors import ArgumentError
+from cvg_kernels.reading import read_object
+from cvg_kernels.scenes.model import MAX_TOKENS
+from cvg_kernels.shapes import pipeline as shapes
+from cvg_kernels.shapes.files import assemble_from, load_fast_tokenizer, load_model, load_tokenizer
+from cvg_kernels.shapes.model import assemble, build_scheduler
+
+_KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
+    "AnimateDiffPipeline": (
+        AnimateDiffPipeline,
+        {"vae": AutoencoderKL, "text_encoder": CLIPTextModel, "unet": UNetMotionModel},
+    ),
+    "CogVideoXPipeline": (
+        CogVideoXPipeline,
+        {"vae": AutoencoderKLCogVideoX, "text_encoder": T5EncoderModel, "transformer": CogVideoXTransformer3DModel},
+    ),
+}
 
 
 def assemble_run(folder: Path) -> AnimateDiffPipeline:
-    """Puts the trained parts of a run together as a stock `AnimateDiffPipeline`.
+    """Puts the trained parts of a UNet's run together as a stock `AnimateDiffPipeline`.
 
     Args:
         folder: with `tokenizer/`, `vae/` and `video/`.
     """
-    pipe: Any = assemble(
+    return assemble(
         load_model(AutoencoderKL, folder / "vae"),
         load_model(CLIPTextModel, folder / "video" / "text_encoder"),
         load_tokenizer(folder / "tokenizer"),
         load_model(UNetMotionModel, folder / "video" / "unet"),
     )
+
+
+def assemble_transformer_run(folder: Path) -> CogVideoXPipeline:
+    """Puts the trained parts of a transformer's run together as a stock `CogVideoXPipeline`.
+
+    Args:
+        folder: with `t5_tokenizer/`, `video_vae/` and `transformer-video/`.
+    """
+    learnt: Any = build_scheduler().config
+    names = ("beta_start", "beta_end", "beta_schedule", "prediction_type", "clip_sample", "set_alpha_to_one")
+    return CogVideoXPipeline(
+        tokenizer=load_fast_tokenizer(folder / "t5_tokenizer"),
+        text_encoder=load_model(T5EncoderModel, folder / "transformer-video" / "text_encoder"),
+        vae=load_model(AutoencoderKLCogVideoX, folder / "video_vae"),
+        transformer=load_model(CogVideoXTransformer3DModel, folder / "transformer-video" / "transformer"),
+        scheduler=CogVideoXDDIMScheduler(
+            **{name: learnt[name] for name in names},
+            timestep_spacing=learnt["timestep_spacing"],
+            snr_shift_scale=1.0,  # noise as in training
+        ),
+    )
+
+
+def load_pipeline(folder: Path, device: str | torch.device = "cpu") -> Any:
+    """Loads a pipeline of this world.
+
+    Args:
+        folder: a pipeline folder made by `cvg-kernels scenes train`.
+        device: where to put it.
+
+    Raises:
+        ArgumentError: if the folder holds no such pipeline, or weights that are not those of its networks.
+    """
+    if not (folder / "model_index.json").exists():
+        raise ArgumentError(f"folder must hold a diffusers pipeline, got {folder} without model_index.json")
+    name = read_object(folder / "model_index.json").get("_class_name")
+    if name not in _KINDS:
+        raise ArgumentError(f"folder must hold one of {', '.join(_KINDS)}, {folder} holds {name}")
+    kind, networks = _KINDS[name]
+    parts = {part: torch.nn.Module.to(load_model(of, folder / part), torch.float32) for part, of in networks.items()}
+    pipe = assemble_from(kind, folder, parts)
     pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return pipe.to(device)
+
+
+def sample(pipe: Any, prompts: list[str], seeds: list[int], **options: Any) -> torch.Tensor:
+    """Makes clips `[B, F, 3, 64, 64]` in [0, 1]; a clip depends on its prompt and seed alone.
+
+    Args:
+        pipe: one of this world's pipelines.
+        prompts: one a clip.
+        seeds: one a clip.
+        **options: options of `shapes.pipeline.sample`.
+    """
+    if isinstance(pipe, CogVideoXPipeline):
+        options["max_sequence_length"] = MAX_TOKENS
+    return shapes.sample(pipe, prompts, seeds, **options)

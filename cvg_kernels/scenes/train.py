@@ -11,12 +11,16 @@ import torch
 from diffusers import AutoencoderKL
 
 from cvg_kernels.errors import ArgumentError
-from cvg_kernels.scenes.latents import encode_shards
+from cvg_kernels.scenes.latents import captions_of, encode_shards
 from cvg_kernels.scenes.model import build_tokenizer
-from cvg_kernels.scenes.pipeline import assemble_run
+from cvg_kernels.scenes.pipeline import assemble_run, assemble_transformer_run
 from cvg_kernels.scenes.train_autoencoder import train_autoencoder, train_decoder
 from cvg_kernels.scenes.train_denoiser import IMAGES, VIDEO, Stage, train_denoiser
-from cvg_kernels.shapes.files import load_model, load_tokenizer, save_text_encoder
+from cvg_kernels.scenes.train_transformer import CLIPS, PICTURES, train_transformer
+from cvg_kernels.scenes.transformer import build_t5_tokenizer
+from cvg_kernels.scenes.video_autoencoder import train_video_autoencoder
+from cvg_kernels.shapes.files import load_fast_tokenizer, load_model, load_tokenizer, save_text_encoder
+from cvg_kernels.shapes.latents import load_shards
 from cvg_kernels.writing import written_folder
 
 
@@ -31,6 +35,9 @@ class Recipe:
     clips: int = 12288
     video_steps: int = 2400
     decoder_steps: int = 2400
+    transformer_image_steps: int = 2400  # on the pictures of all cycles
+    transformer_video_steps: int = 900
+    video_autoencoder_steps: int = 600
     seed: int = 0
 
 
@@ -39,9 +46,15 @@ TRAINED = Path(__file__).with_name("weights")
 
 
 def train(
-    folder: Path, recipe: Recipe, *, device: torch.device, processes: int = 1, trained: Path | None = None
+    folder: Path,
+    recipe: Recipe,
+    *,
+    device: torch.device,
+    processes: int = 1,
+    trained: Path | None = None,
+    network: str = "unet",
 ) -> Path:
-    """Trains the scenes pipeline: autoencoder, denoiser of pictures, of clips, and the decoder once more.
+    """Trains a pipeline of this world: autoencoder, denoiser of pictures, of clips, and the decoder once more.
 
     A stage whose result lies in `folder` is not repeated, and one that was cut off goes on from its last checkpoint,
     so the same call made again finishes the work.
@@ -52,13 +65,18 @@ def train(
         device: `cpu` or a CUDA device.
         processes: how many train the denoiser together (their number is part of the recipe: the batch grows with it).
         trained: a folder with results of stages, which are taken instead of training them.
+        network: `"unet"`; or `"transformer"`, which learns from the latents of the same autoencoder and ends in
+            `folder/transformer-pipeline`. It is trained by one process.
 
     Returns:
-        The pipeline's folder, which `AnimateDiffPipeline.from_pretrained` loads.
+        The pipeline's folder, which `AnimateDiffPipeline.from_pretrained` loads, or `CogVideoXPipeline`'s.
 
     Raises:
-        ArgumentError: if a number is not positive, or several processes are asked for on a GPU.
+        ArgumentError: if a number is not positive, the network is none of the two, or several processes are asked for
+            on a GPU.
     """
+    if network not in ("unet", "transformer"):
+        raise ArgumentError(f"network must be 'unet' or 'transformer', got {network!r}")
     for name, value in (*vars(recipe).items(), ("processes", processes)):
         least = 0 if name == "seed" else 1
         if value < least:
@@ -74,12 +92,18 @@ def train(
         build_tokenizer(folder / "tokenizer")
     if not (folder / "autoencoder").exists():
         train_autoencoder(folder, seed=recipe.seed, steps=recipe.autoencoder_steps, device=device)
-    if processes == 1:
+    if network == "transformer":
+        _transformer_stages(folder, recipe, device)
+    elif processes == 1:
         _denoiser_stages(0, 1, folder, recipe, device)
     else:
         torch.multiprocessing.spawn(_denoiser_process, (processes, folder, recipe, device), nprocs=processes)
     if not (folder / "vae").exists():
         train_decoder(folder, seed=recipe.seed, steps=recipe.decoder_steps, device=device)
+    if network == "transformer":
+        if not (folder / "video_vae").exists():
+            train_video_autoencoder(folder, seed=recipe.seed, steps=recipe.video_autoencoder_steps, device=device)
+        return _export_transformer(folder)
     return _export(folder)
 
 
@@ -133,6 +157,42 @@ def _cycles(recipe: Recipe) -> list[tuple[str, Stage, int, int, int]]:
         for number in range(recipe.image_cycles)
     ]
     return [*images, ("video", VIDEO, 0, recipe.clips, recipe.video_steps)]
+
+
+def _transformer_stages(folder: Path, recipe: Recipe, device: torch.device) -> None:
+    """The transformer, on the pictures of all cycles at once and then on the clips."""
+    tokenizer = load_tokenizer(folder / "tokenizer")
+    autoencoder = load_model(AutoencoderKL, folder / "autoencoder").eval()
+    if not (folder / "t5_tokenizer").exists():
+        build_t5_tokenizer(folder / "t5_tokenizer")
+    words = load_fast_tokenizer(folder / "t5_tokenizer")
+    before = None
+    for stage, steps in ((PICTURES, recipe.transformer_image_steps), (CLIPS, recipe.transformer_video_steps)):
+        if not (folder / stage.name / "text_encoder").exists():
+            whole = stage is CLIPS
+            latents, captions = [], []
+            for name, of, first, clips, _ in _cycles(recipe):
+                if (of is VIDEO) != whole:
+                    continue
+                drawn = {"seed": recipe.seed, "first": first, "clips": clips, "whole": whole}
+                encode_shards(folder / f"latents-{name}", autoencoder, tokenizer, **drawn)
+                latents.append(load_shards(folder / f"latents-{name}")[0])
+                captions += captions_of(**drawn)
+            all_latents = torch.cat(latents)
+            all_latents = all_latents.transpose(1, 2) if whole else all_latents[:, 0]
+            work = {"before": before, "seed": recipe.seed, "steps": steps, "device": device}
+            train_transformer(folder, words, stage, all_latents, captions, **work)
+        before = folder / stage.name
+
+
+def _export_transformer(folder: Path) -> Path:
+    """Writes the trained parts as one pipeline folder."""
+    pipeline = assemble_transformer_run(folder)
+    with written_folder(folder / "transformer-pipeline", keep=True) as new:
+        pipeline.save_pretrained(new)
+        shutil.rmtree(new / "tokenizer")
+        shutil.copytree(folder / "t5_tokenizer", new / "tokenizer")
+    return folder / "transformer-pipeline"
 
 
 def _export(folder: Path) -> Path:

@@ -6,6 +6,7 @@ motion modules are added to the trained image model, as AnimateDiff does.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -54,6 +55,36 @@ def _start(stage: Stage, before: Path | None, tokenizer: CLIPTokenizer) -> TextT
     return TextToLatents(text_encoder, UNetMotionModel.from_unet2d(images, build_motion_adapter()))
 
 
+def velocity_loss(
+    samples: int, latents: torch.Tensor, tokens: torch.Tensor, no_caption: torch.Tensor, device: torch.device
+) -> Callable[[nn.Module, np.random.Generator], torch.Tensor]:
+    """Makes the loss that denoisers are trained with, ‖v_θ(α_t z + σ_t ε, t, c) − (α_t ε − σ_t z)‖², mean over
+    elements.
+
+    Args:
+        samples: drawn for a step.
+        latents: `[N, C, h, w]` or `[N, C, F, h, w]`, all of them.
+        tokens: `[N, MAX_TOKENS]`, their captions.
+        no_caption: `[1, MAX_TOKENS]`, what stands for a tenth of the captions, for classifier-free guidance.
+        device: where the network is.
+    """
+    noise_schedule = build_scheduler()
+
+    def loss(predict: nn.Module, rng: np.random.Generator) -> torch.Tensor:
+        chosen = torch.from_numpy(rng.integers(len(latents), size=samples))
+        clean = latents[chosen].float()
+        noise = torch.randn(clean.shape)
+        timesteps = (1000 * torch.rand(len(chosen)) ** _NOISE_POWER).long()
+        dropped = torch.rand(chosen.shape) < _CAPTION_DROPOUT
+        words = torch.where(dropped[:, None], no_caption, tokens[chosen])
+        noisy = noise_schedule.add_noise(clean, noise, timesteps)
+        target = noise_schedule.get_velocity(clean, noise, timesteps)
+        prediction = predict(noisy.to(device), timesteps.to(device), words.to(device))
+        return nn.functional.mse_loss(prediction, target.to(device))
+
+    return loss
+
+
 def train_denoiser(
     folder: Path,
     tokenizer: CLIPTokenizer,
@@ -68,9 +99,7 @@ def train_denoiser(
     processes: int = 1,
 ) -> None:
     """Trains one cycle of a stage with v-prediction and saves its moving average to
-    `folder/<name>/{unet,text_encoder}`.
-
-    Loss: ‖v_θ(α_t z + σ_t ε, t, c) − (α_t ε − σ_t z)‖², mean over elements.
+    `folder/<name>/{unet,text_encoder}`; the loss is `velocity_loss`.
 
     Args:
         folder: the run's folder, with `latents-<name>/` made before.
@@ -88,23 +117,9 @@ def train_denoiser(
     model = _start(stage, before, tokenizer).to(device, memory_format=torch.channels_last)
     again = stage.name == "images" and before is not None
     rate = stage.rate * (_AGAIN if again else 1)
-    noise_schedule = build_scheduler()
     latents, tokens = load_shards(folder / f"latents-{name}")
-    no_caption = tokenize(tokenizer, [""])
-
-    def loss(predict: nn.Module, rng: np.random.Generator) -> torch.Tensor:
-        chosen = torch.from_numpy(rng.integers(len(latents), size=stage.samples))
-        clean = latents[chosen].float()
-        clean = clean[:, 0] if stage.name == "images" else clean.transpose(1, 2)
-        noise = torch.randn(clean.shape)
-        timesteps = (1000 * torch.rand(len(chosen)) ** _NOISE_POWER).long()
-        dropped = torch.rand(chosen.shape) < _CAPTION_DROPOUT
-        words = torch.where(dropped[:, None], no_caption, tokens[chosen])
-        noisy = noise_schedule.add_noise(clean, noise, timesteps)
-        target = noise_schedule.get_velocity(clean, noise, timesteps)
-        prediction = predict(noisy.to(device), timesteps.to(device), words.to(device))
-        return nn.functional.mse_loss(prediction, target.to(device))
-
+    latents = latents[:, 0] if stage.name == "images" else latents.transpose(1, 2)
+    loss = velocity_loss(stage.samples, latents, tokens, tokenize(tokenizer, [""]), device)
     trained = fit(
         folder,
         name,

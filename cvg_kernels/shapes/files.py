@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import CLIPTextModel, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTokenizer, PreTrainedTokenizerFast
 
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.model_folders import check_model, check_pipeline, numbers_in, reason_of
@@ -55,8 +55,22 @@ def load_tokenizer(folder: Path) -> CLIPTokenizer:
         ArgumentError: if there is no tokenizer in the folder.
     """
     read_object(folder / "vocab.json")
+    return _tokenizer_from(CLIPTokenizer, folder)
+
+
+def load_fast_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """Loads a tokenizer that is one file, `tokenizer.json`.
+
+    Raises:
+        ArgumentError: if there is no tokenizer in the folder.
+    """
+    read_object(folder / "tokenizer.json")
+    return _tokenizer_from(PreTrainedTokenizerFast, folder)
+
+
+def _tokenizer_from(kind: Any, folder: Path) -> Any:
     try:
-        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
+        return kind.from_pretrained(folder, local_files_only=True)
     except Exception as error:  # the library behind it raises that class itself
         reason = " ".join(str(error).split())[:300]
         raise ArgumentError(f"folder must hold a tokenizer, {folder} does not load: {reason}") from error

@@ -56,6 +56,7 @@ def sample(
     steps: int = STEPS,
     guidance_scale: float = GUIDANCE_SCALE,
     frames: int = FRAMES,
+    **options: Any,
 ) -> torch.Tensor:
     """Makes clips `[B, F, 3, 64, 64]` in [0, 1]; a clip depends on its prompt and seed alone.
 
@@ -67,6 +68,7 @@ def sample(
         steps: denoising steps.
         guidance_scale: scale of classifier-free guidance.
         frames: length of the clips.
+        **options: what the pipeline's call takes besides.
     """
     with nullcontext() if guidance is None else guidance.attach(pipe):
         result = pipe(
@@ -78,5 +80,6 @@ def sample(
             guidance_scale=guidance_scale,
             generator=[torch.Generator().manual_seed(seed) for seed in seeds],
             output_type="pt",
+            **options,
         )
     return result.frames.float().cpu()

@@ -18,11 +18,23 @@ from cvg_kernels.cli import main  # noqa: E402
 from cvg_kernels.scenes import attribution  # noqa: E402
 from cvg_kernels.scenes.captions import all_words, parse_caption  # noqa: E402
 from cvg_kernels.scenes.evaluation import KINDS, prompts_of  # noqa: E402
+from cvg_kernels.scenes.latents import captions_of  # noqa: E402
+from cvg_kernels.scenes.pipeline import load_pipeline, sample  # noqa: E402
 from cvg_kernels.scenes.train import Recipe, train  # noqa: E402
 from cvg_kernels.scenes.verdict import FAILURES  # noqa: E402
-from cvg_kernels.shapes.pipeline import load_pipeline, sample  # noqa: E402
+from cvg_kernels.shapes.latents import load_shards, tokenize  # noqa: E402
 
-RECIPE = Recipe(autoencoder_steps=2, pictures=6, image_steps=2, clips=6, video_steps=2, decoder_steps=2)
+RECIPE = Recipe(
+    autoencoder_steps=2,
+    pictures=6,
+    image_steps=2,
+    clips=6,
+    video_steps=2,
+    decoder_steps=2,
+    transformer_image_steps=2,
+    transformer_video_steps=2,
+    video_autoencoder_steps=2,
+)
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +56,43 @@ def test_the_pipeline_makes_clips(run):
     assert {record.grid[1] for record in captured.records} == {16, 8, 4}
     for word in all_words():
         assert len(pipe.tokenizer(word).input_ids) == 3, word
+
+
+@pytest.fixture(scope="module")
+def transformer(run):
+    """The transformer's pipeline, trained on the same latents."""
+    return train(run, RECIPE, device=torch.device("cpu"), network="transformer")
+
+
+@pytest.mark.drawn(4, of="whole trainings")
+def test_the_transformer_makes_clips(transformer):
+    pipe = load_pipeline(transformer)
+    assert type(pipe).__name__ == "CogVideoXPipeline"
+    with cvg.capture(pipe, words=["circle", "square"]) as captured:
+        clips = sample(pipe, ["a red circle left of a blue square"], [3], steps=2)
+    assert clips.shape == (1, 8, 3, 64, 64) and clips.isfinite().all()
+    assert {record.grid for record in captured.records} == {(8, 8, 8)}
+    for word in all_words():
+        assert len(pipe.tokenizer(word).input_ids) == 2, word
+
+
+@pytest.mark.drawn(4, of="whole trainings")
+def test_both_networks_measured_alike(transformer, tmp_path):
+    few = ["--prompts", "2", "--seeds", "2", "--steps", "2"]
+    assert main(["scenes", "gate", "--model", str(transformer), *few, "--json", str(tmp_path / "gate.json")]) == 0
+    assert set(json.loads((tmp_path / "gate.json").read_text())["presence"]) == {"8×8"}
+
+
+def test_captions_are_those_of_the_shards(run):
+    """The transformer's tokens are made anew from the captions' numbers."""
+    from cvg_kernels.shapes.files import load_tokenizer
+
+    tokenizer = load_tokenizer(run / "tokenizer")
+    for number, name in enumerate(("images-1", "images-2", "video")):
+        whole = name == "video"
+        first = 0 if whole else number * RECIPE.pictures
+        captions = captions_of(seed=RECIPE.seed, clips=6, first=first, whole=whole)
+        assert torch.equal(load_shards(run / f"latents-{name}")[1], tokenize(tokenizer, captions))
 
 
 def test_made_again_it_changes_nothing(run):
