@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,12 +12,12 @@ from torch import nn
 
 from cvg_kernels.backends import parse_backend
 from cvg_kernels.capturing.choice import chosen_layers, chosen_steps
+from cvg_kernels.capturing.recorder import Kind, RecordedCall, Recorder
 from cvg_kernels.capturing.records import Record, heat_map
 from cvg_kernels.capturing.viewer import write_viewer
 from cvg_kernels.errors import ArgumentError, GuidanceWarning, check_flag
-from cvg_kernels.pipeline.attention import MapRequest, Place
 from cvg_kernels.pipeline.call import Call
-from cvg_kernels.pipeline.geometry import Branch, Geometry
+from cvg_kernels.pipeline.geometry import Branch
 from cvg_kernels.pipeline.hooks import PipelineHooks
 from cvg_kernels.pipeline.layers import Layer, attention_layers, check_undivided, frame_layers
 from cvg_kernels.pipeline.models import (
@@ -37,17 +36,6 @@ from cvg_kernels.pipeline.taps import Tap
 from cvg_kernels.pipeline.video_pipeline import VideoPipeline
 from cvg_kernels.prompts.token_table import TokenTable
 from cvg_kernels.prompts.tokens import TokenSpan, Word, check_prompt, check_reach, checked_words
-
-_Kind = Literal["cross", "temporal"]
-
-
-@dataclass(frozen=True)
-class _Recorded:
-    """A denoiser call that is recorded."""
-
-    call: Call
-    geometry: Geometry
-    table: TokenTable | None  # of every sample; `None` without words
 
 
 class Capture:
@@ -111,7 +99,7 @@ class Capture:
         if temporal and (text is not None or grid is not None):
             raise ArgumentError("temporal must be False where text and grid are named: they tell of the text's layers")
         self._backend = backend
-        self._now: _Recorded | None = None
+        self._now: RecordedCall | None = None
         self._runs = 0
 
     def __enter__(self) -> Capture:
@@ -254,12 +242,13 @@ class Capture:
 
     def taps(self, denoiser: nn.Module) -> list[tuple[Layer, Tap]]:
         """What asks the chosen layers for their maps."""
-        wanted: list[tuple[Layer, _Kind]] = []
+        wanted: list[tuple[Layer, Kind]] = []
         if "cross" in self._kinds:
             wanted.extend((one, "cross") for one in attention_layers(denoiser) if one.kind == "cross")
         if "temporal" in self._kinds:
             wanted.extend((layer, "temporal") for layer in frame_layers(denoiser))
-        return [(layer, _Recorder(self, layer, kind)) for layer, kind in wanted if self._chosen(layer.name)]
+        asked = (self._gradients, self._head_reduction, self._backend)
+        return [(layer, Recorder(self, layer, kind, *asked)) for layer, kind in wanted if self._chosen(layer.name)]
 
     changes_modules = False
 
@@ -285,9 +274,9 @@ class Capture:
             if self._words:
                 self._now = self._with_tokens(call)
             else:
-                self._now = _Recorded(call, call.geometry, None)
+                self._now = RecordedCall(call, call.geometry, None)
 
-    def _with_tokens(self, call: Call) -> _Recorded:
+    def _with_tokens(self, call: Call) -> RecordedCall:
         """A call with the tokens of every sample; samples without the prompt look at the same places, if they have
         them.
         """
@@ -309,16 +298,16 @@ class Capture:
         elif table.ids.numel():
             geometry = geometry.reaching(int(table.ids.max()) + 1)
         table = table.repeat(len(call.branches) // len(table.ids)).to(call.latents.device)
-        return _Recorded(call, geometry, table)
+        return RecordedCall(call, geometry, table)
 
     # -- what the taps ask
 
-    def recorded(self) -> _Recorded | None:
+    def recorded(self) -> RecordedCall | None:
         """The pipeline's call that is under way and recorded; none while a method calls the denoiser."""
         call = None if self._hooks is None else self._hooks.call_now()
         return self._now if call is not None and not call.own else None
 
-    def record(self, layer: Layer, kind: _Kind, recorded: _Recorded, maps: torch.Tensor, grid: Grid) -> None:
+    def record(self, layer: Layer, kind: Kind, recorded: RecordedCall, maps: torch.Tensor, grid: Grid) -> None:
         """Keeps the maps of a layer, one record a branch."""
         call = recorded.call
         words = recorded.table.labels[0] if kind == "cross" and recorded.table is not None else ()
@@ -344,45 +333,6 @@ class Capture:
                     call.section,
                 )
             )
-
-
-class _Recorder(Tap):
-    """Asks one layer for its maps and records them."""
-
-    foreseen = True
-
-    def __init__(self, capture: Capture, layer: Layer, kind: _Kind) -> None:
-        self.capture = capture
-        self.layer = layer
-        self.kind: _Kind = kind
-        self.last: _Recorded | None = None  # a replayed layer computes as it did in its call
-
-    def _wanted(self) -> _Recorded | None:
-        capture = self.capture
-        return capture.recorded() or (self.last if capture._gradients else None)
-
-    def active(self) -> bool:
-        return self._wanted() is not None
-
-    def maps(self, place: Place) -> MapRequest | None:
-        capture, recorded = self.capture, self._wanted()
-        if recorded is None or not place.of_text:
-            return None
-        self.last = recorded
-
-        def receive(maps: torch.Tensor, grid: Grid) -> None:
-            if (
-                self.kind == "cross" and recorded.table is not None
-            ):  # in a replay too: it must save what the call saved
-                maps = recorded.table.by_word(maps)
-            if capture.recorded() is not None:
-                capture.record(self.layer, self.kind, recorded, maps, grid)
-
-        ids = None if recorded.table is None else recorded.table.ids
-        spans = self.kind == "temporal" and self.layer.kind != "temporal"
-        return MapRequest(
-            recorded.geometry, receive, "whole" if spans else None, ids, capture._head_reduction, capture._backend
-        )
 
 
 def capture(

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from cvg_kernels.processes import Place, gather
+from cvg_kernels.prompts.words import content_words
 from cvg_kernels.scenes.captions import Caption, random_things
 from cvg_kernels.scenes.oracle import look
 from cvg_kernels.scenes.pipeline import sample
@@ -105,20 +106,28 @@ def judge_prompts(
     Returns:
         The clips in the order of the prompts, and the seconds that it took to make one.
     """
-    mine, count = {}, 0
-    for start in range(place.rank * _BATCH, len(prompts), place.count * _BATCH):
-        part = prompts[start : start + _BATCH]
-        seeds = [seed * 1_000_003 + start + number for number in range(len(part))]
+    mine: dict[int, Judged] = {}
+    seconds = 0.0
+    for numbers in _batches(prompts)[place.rank :: place.count]:
+        part = [prompts[number] for number in numbers]
+        seeds = [seed * 1_000_003 + number for number in numbers]
         began = time.perf_counter()
         clips = sample(pipe, list(map(str, part)), seeds, guidance=guidance, **options)
-        seconds = time.perf_counter() - began
-        judged = [Judged(judge(look(clip), prompt), _change(clip)) for clip, prompt in zip(clips, part, strict=True)]
-        mine[start] = judged, seconds
-        count += len(part)
-        progress(min(count * place.count, len(prompts)))
-    batches = {start: one for each in gather(mine, place) for start, one in each.items()}
-    clips = [clip for start in sorted(batches) for clip in batches[start][0]]
-    return clips, sum(seconds for _, seconds in batches.values()) / len(clips)
+        seconds += time.perf_counter() - began
+        for number, clip, prompt in zip(numbers, clips, part, strict=True):
+            mine[number] = Judged(judge(look(clip), prompt), _change(clip))
+        progress(min(len(mine) * place.count, len(prompts)))
+    found = gather((mine, seconds), place)
+    clips = {number: one for each, _ in found for number, one in each.items()}
+    return [clips[number] for number in range(len(prompts))], sum(took for _, took in found) / len(prompts)
+
+
+def _batches(prompts: Sequence[Caption]) -> list[list[int]]:
+    """Numbers of prompts that are run together: methods ask for as many words in every prompt of a batch."""
+    alike: dict[tuple[int, int], list[int]] = {}
+    for number, prompt in enumerate(prompts):
+        alike.setdefault((len(prompt.things), len(content_words(str(prompt)))), []).append(number)
+    return [group[at : at + _BATCH] for group in alike.values() for at in range(0, len(group), _BATCH)]
 
 
 def _change(clip: torch.Tensor) -> float:

@@ -17,7 +17,7 @@ import cvg_kernels as cvg  # noqa: E402
 from cvg_kernels.cli import main  # noqa: E402
 from cvg_kernels.scenes import attribution  # noqa: E402
 from cvg_kernels.scenes.captions import all_words, parse_caption  # noqa: E402
-from cvg_kernels.scenes.evaluation import KINDS, prompts_of  # noqa: E402
+from cvg_kernels.scenes.evaluation import KINDS, judge_prompts, prompts_of  # noqa: E402
 from cvg_kernels.scenes.latents import captions_of  # noqa: E402
 from cvg_kernels.scenes.pipeline import load_pipeline, sample  # noqa: E402
 from cvg_kernels.scenes.train import Recipe, train  # noqa: E402
@@ -148,6 +148,19 @@ def test_methods_are_scored_on_every_kind_of_prompt(run, tmp_path, capsys):
         means = [results[name]["change"]["mean"] for name in results]
         assert difference == pytest.approx(means[1] - means[0]) and difference != 0
     assert "motion: 2 prompts, seed 0" in capsys.readouterr().out
+
+
+@pytest.mark.drawn(4, of="whole trainings")
+def test_prompts_with_other_numbers_of_words_are_guided_together(run):
+    """As the same clips one by one: in a batch, methods ask for as many words in every prompt."""
+    pipe, method = load_pipeline(run / "pipeline"), cvg.Vico(iterations=1)
+    asked = prompts_of("things", 4, 2)
+    assert len({len(prompt.things) for prompt in asked}) == 3
+    together, _ = judge_prompts(pipe, asked, 5, method, steps=2)
+    assert len(together) == 4
+    for number, prompt in enumerate(asked):
+        clip = sample(pipe, [str(prompt)], [5 * 1_000_003 + number], guidance=method, steps=2)[0]
+        assert together[number].change == pytest.approx(float((clip[1:] - clip[:-1]).abs().mean()), rel=1e-3)
 
 
 def test_prompts_are_of_their_kind_and_can_be_read_back():
