@@ -40,6 +40,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     maps = actions.add_parser("attribution", help="which kind of map lies best on true masks")
     _add_model(maps)
     maps.add_argument("--clips", type=int, default=60, help="of each motion")
+    maps.add_argument("--figure", type=Path, help="also draw the table here, a PNG")
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
@@ -55,8 +56,10 @@ def run(options: argparse.Namespace) -> int:
     name = "clips" if options.action == "attribution" else "prompts"
     if getattr(options, name) < 2:
         raise ArgumentError(f"--{name} must be at least 2, got {getattr(options, name)}")
-    if options.json is not None and not options.json.resolve().parent.is_dir():
-        raise ArgumentError(f"--json must lie in a folder that exists, got {options.json}")
+    for name in ("json", "figure"):
+        file = getattr(options, name, None)
+        if file is not None and not file.resolve().parent.is_dir():
+            raise ArgumentError(f"--{name} must lie in a folder that exists, got {file}")
     report = {"gate": _gate, "eval": _eval, "attribution": _attribution}[options.action](options)
     if options.json is not None:
         write_json(options.json, report)
@@ -153,7 +156,7 @@ def _eval(options: argparse.Namespace) -> dict:
 def _attribution(options: argparse.Namespace) -> dict:
     from rich.progress import Progress
 
-    from cvg_kernels.scenes.attribution import MOTIONS, NOISE, attribution, print_attribution
+    from cvg_kernels.scenes.attribution import MOTIONS, NOISE, attribution, draw_attribution, print_attribution
     from cvg_kernels.scenes.pipeline import load_pipeline
 
     pipe = load_pipeline(options.model)
@@ -163,4 +166,6 @@ def _attribution(options: argparse.Namespace) -> dict:
             pipe, clips=options.clips, seed=options.seed, progress=lambda done: bar.update(task, completed=done)
         )
     print_attribution(found)
+    if options.figure is not None:
+        draw_attribution(found, options.figure)
     return {"model": str(options.model), "clips": options.clips, "seed": options.seed} | {"attribution": found}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from cvg_kernels.scenes.captions import Caption, random_clip, random_things
 from cvg_kernels.scenes.ranking import average_precision, best_iou
 from cvg_kernels.scenes.world import Body, render, render_masks
 from cvg_kernels.shapes.intervals import mean, paired_difference
+from cvg_kernels.viz import Panel, panels_with_intervals
 
 MOTIONS = ("still", "slow", "quick")
 NOISE = (0.25, 0.5, 0.75, 0.9)  # shares of the 1000 timesteps
@@ -216,3 +218,21 @@ def print_attribution(report: dict[str, Any]) -> None:
                     cell += f" {100 * gap:+5.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
                 cells.append(cell.ljust(26))
             print("  ".join([kind.ljust(22), *cells]))
+
+
+def draw_attribution(report: dict[str, Any], path: Path) -> None:
+    """Draws the average precision of every kind against the noise, a panel for each motion.
+
+    Args:
+        report: as `attribution` gives it.
+        path: where the PNG goes.
+    """
+    row = [
+        Panel(
+            f"noise, objects {motion}",
+            list(by_noise),
+            {kind: [found[kind]["average_precision"] for found in by_noise.values()] for kind in KINDS},
+        )
+        for motion, by_noise in report.items()
+    ]
+    panels_with_intervals([row], path)

@@ -8,6 +8,7 @@ import json
 
 import pytest
 import torch
+from PIL import Image
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
@@ -15,6 +16,7 @@ pytest.importorskip("tokenizers")
 
 import cvg_kernels as cvg  # noqa: E402
 from cvg_kernels.cli import main  # noqa: E402
+from cvg_kernels.errors import ArgumentError  # noqa: E402
 from cvg_kernels.scenes import attribution  # noqa: E402
 from cvg_kernels.scenes.captions import all_words, parse_caption  # noqa: E402
 from cvg_kernels.scenes.evaluation import KINDS, judge_prompts, prompts_of  # noqa: E402
@@ -95,6 +97,12 @@ def test_captions_are_those_of_the_shards(run):
         assert torch.equal(load_shards(run / f"latents-{name}")[1], tokenize(tokenizer, captions))
 
 
+def test_another_network_is_refused_before_anything_is_made(tmp_path):
+    with pytest.raises(ArgumentError, match="network must be 'unet' or 'transformer', got 'rnn'"):
+        train(tmp_path / "run", RECIPE, device=torch.device("cpu"), network="rnn")
+    assert not (tmp_path / "run").exists()
+
+
 def test_made_again_it_changes_nothing(run):
     weights = run / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors"
     before = weights.read_bytes()
@@ -125,10 +133,13 @@ def test_gate_and_attribution(run, tmp_path, capsys, monkeypatch):
     assert set(gate["presence"]) == {"16×16", "8×8", "4×4"}
     monkeypatch.setattr(attribution, "NOISE", (0.5,))
     arguments = ["--model", pipeline, "--clips", "2", "--json", str(tmp_path / "maps.json")]
+    arguments += ["--figure", str(tmp_path / "maps.png")]
     assert main(["scenes", "attribution", *arguments]) == 0
     found = json.loads((tmp_path / "maps.json").read_text())["attribution"]
     assert 0 < found["slow"]["0.5"]["exact flow"]["average_precision"]["mean"] < 1
     assert "hard path flow, A + I" in capsys.readouterr().out
+    with Image.open(tmp_path / "maps.png") as figure:
+        assert figure.width > 3 * figure.height  # a panel for each motion
 
 
 @pytest.mark.drawn(4, of="whole trainings")
@@ -183,6 +194,10 @@ def test_prompts_are_of_their_kind_and_can_be_read_back():
         (["gate", "--model", "x", "--prompts", "1"], "--prompts must be at least 2"),
         (["gate", "--model", "x", "--seeds", "1"], "--seeds must be at least 2"),
         (["attribution", "--model", "x", "--clips", "0"], "--clips must be at least 2"),
+        (
+            ["attribution", "--model", "x", "--figure", "no/such/folder.png"],
+            "--figure must lie in a folder that exists",
+        ),
         (["gate", "--model", "nothing/here"], "must hold a diffusers pipeline"),
     ],
 )
