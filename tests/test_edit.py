@@ -388,7 +388,10 @@ def test_things_that_are_never_seen_together_have_no_distance():
 def test_in_python(tmp_path, untrained):
     """A job of its own, and errors that are exceptions."""
     report = run(EditJob(tmp_path / "out", prompt=PROMPT, steps=1), untrained, bars=False)
-    assert report["guided_steps"] == 0 and (tmp_path / "out" / "edited.gif").exists()
+    assert report["guided_steps"] == 0
+    with Image.open(tmp_path / "out" / "edited.gif") as image:
+        assert (image.n_frames, image.size) == (8, (128, 128))
+    assert json.loads((tmp_path / "out" / "report.json").read_text()) == report
     with pytest.raises(ArgumentError, match="--structure"):
         run(EditJob(tmp_path / "out2", prompt=PROMPT, structure=2.5), untrained)
     assert not (tmp_path / "out2").exists()

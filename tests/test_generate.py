@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
+
+from PIL import Image, ImageSequence  # noqa: E402
 
 from cvg_kernels.cli import main  # noqa: E402
 from cvg_kernels.generate import Job, load_pipeline  # noqa: E402
@@ -18,6 +21,13 @@ from tests import offline_pipelines  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 PROMPT = "a red circle moving left and a blue square moving right"
+SHOWN = (8, 128, 128, 3)  # a clip of the shapes pipeline in a file; its 64 × 64 pixels are enlarged
+
+
+def pixels_of(path) -> np.ndarray:
+    """The frames of a GIF, `[F, H, W, 3]`."""
+    with Image.open(path) as clip:
+        return np.stack([np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(clip)])
 
 
 def test_the_main_job(tmp_path, capsys):
@@ -49,13 +59,15 @@ def test_the_main_job(tmp_path, capsys):
 
 
 def test_clips_are_what_the_sheet_shows(tmp_path):
-    from PIL import Image
-
     assert main(["generate", PROMPT, "--output", str(tmp_path / "out"), "--steps", "2"]) == 0
-    with Image.open(tmp_path / "out" / "guided.gif") as clip:
-        assert clip.n_frames == 8
+    clips = [pixels_of(tmp_path / "out" / f"{name}.gif") for name in ("unguided", "guided")]
     with Image.open(tmp_path / "out" / "contact_sheet.png") as sheet:
-        assert sheet.width == 8 * 128
+        shown = np.asarray(sheet.convert("RGB")).astype(int)
+    rows = np.split(shown, 2)  # a clip each, below its label
+    for clip, row in zip(clips, rows, strict=True):
+        assert clip.shape == SHOWN
+        frames = np.concatenate(list(clip), axis=1)
+        assert np.abs(row[-128:] - frames).mean() < 8  # a GIF has 256 colours
 
 
 SPECS = [None, "cvg", "vico", "vstar", "gen1", "temporal-band", "flowmo", "vico+temporal-band", "cvg+vstar+gen1"]
@@ -80,13 +92,14 @@ def test_every_method_writes_its_results(spec, tmp_path):
 
 
 def test_a_run_that_guided_nothing_is_told(tmp_path, capsys):
-    """Its clips are kept."""
+    """Its clips are kept, both the same."""
     out = tmp_path / "out"
     arguments = ["--guidance", "vico:stop=0.0", "--steps", "2", "--output", str(out)]
     assert main(["generate", PROMPT, *arguments]) == 2
     printed = capsys.readouterr()
     assert "guided steps: 0" in printed.out and "no denoising step was guided" in printed.err
-    assert (out / "guided.gif").exists()
+    clip = pixels_of(out / "guided.gif")
+    assert clip.shape == SHOWN and np.array_equal(clip, pixels_of(out / "unguided.gif"))
 
 
 @pytest.mark.parametrize("spec", ["vico:step_size=1e30", "gen1:temporal_scale=1e30"])
@@ -106,7 +119,8 @@ def test_clips_are_kept_if_a_picture_fails(tmp_path, monkeypatch):
     out = tmp_path / "out"
     with pytest.raises(ZeroDivisionError):
         main(["generate", PROMPT, "--steps", "2", "--output", str(out)])
-    assert (out / "guided.gif").exists() and (out / "unguided.gif").exists()
+    guided, unguided = (pixels_of(out / f"{name}.gif") for name in ("guided", "unguided"))
+    assert guided.shape == unguided.shape == SHOWN and not np.array_equal(guided, unguided)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
@@ -125,7 +139,12 @@ def test_other_models(name, tmp_path):
     assert main(["generate", *given]) == 0
     report = json.loads((out / "report.json").read_text())
     assert report["oracle"] == {} and len(report["loss"]) > 0
-    assert (out / "heat_maps_guided.png").exists()
+    side = -(-128 // min(options["height"], options["width"]))  # small frames are enlarged
+    with Image.open(out / "heat_maps_guided.png") as sheet:
+        pixels = np.asarray(sheet.convert("RGB"))
+    clip, heat = np.split(pixels, 2)  # a label and a row of frames each
+    assert pixels.shape[1] == side * options["width"] * frames
+    assert len(clip) > side * options["height"] and not np.array_equal(clip, heat)
 
 
 def test_a_prompt_of_two_states(tmp_path):

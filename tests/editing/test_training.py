@@ -12,6 +12,9 @@ from torch import nn
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
+from transformers import CLIPModel  # noqa: E402
+
+from cvg_kernels.editing.content import embed_images  # noqa: E402
 from cvg_kernels.editing.structure import structure_channels  # noqa: E402
 from cvg_kernels.shapes import edit_latents, train_content  # noqa: E402
 from cvg_kernels.shapes.checkpoint import Checkpoint  # noqa: E402
@@ -128,8 +131,12 @@ def test_parameters_have_the_rates_of_their_names_and_losses_are_written(tmp_pat
 def test_a_few_steps_bring_frames_and_their_captions_together(editor, tmp_path, monkeypatch):
     monkeypatch.setattr("cvg_kernels.shapes.log._EVERY", 1)
     monkeypatch.setattr(train_content, "_BATCH", 32)
-    train_content.train_content_encoder(tmp_path, editor.tokenizer, seed=1, steps=16, device=torch.device("cpu"))
+    cpu = torch.device("cpu")
+    trained = train_content.train_content_encoder(tmp_path, editor.tokenizer, seed=1, steps=16, device=cpu)
     lines = [json.loads(each) for each in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     losses = [each["loss"] for each in lines]
     assert np.mean(losses[-4:]) < np.mean(losses[:4]) - 0.1
-    assert (tmp_path / "content_encoder" / "config.json").exists()
+    saved = CLIPModel.from_pretrained(tmp_path / "content_encoder", local_files_only=True)
+    frames = torch.rand(3, 3, 64, 64)
+    embeddings = embed_images(saved, frames)
+    assert embeddings.shape == (3, 256) and torch.equal(embeddings, embed_images(trained, frames))

@@ -2,119 +2,23 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import pytest
 import torch
-from torch.nn.functional import scaled_dot_product_attention
 
 import cvg_kernels as cvg
-from cvg_kernels.reference import attention as reference
+from tests.ops.attentions import CASES, LONG, Case, check_attention, exact_attention, tensors
 from tests.ops.backends import DEVICE, backends, device_of
-from tests.tolerance import assert_as_exact_as, assert_maps_exact, relative_error
+from tests.tolerance import relative_error
 
 BACKENDS = backends("attention", "reference", "native", "triton")
 
 
-class Case(NamedTuple):
-    """Sizes, as in the issue's contract, and the unusual thing about them."""
-
-    name: str
-    batch: int
-    heads: int
-    queries: int
-    keys: int
-    dim: int
-    value_dim: int
-    tokens: list[int]
-    mask: str = "none"  # "bool", "additive", "rows" (one sample has no key at all)
-    layout: str = "plain"  # "transposed", "expanded", "sliced"
-
-
-CASES = [
-    Case("cross-77", 2, 3, 45, 77, 40, 40, [1, 5, 76]),
-    Case("one-of-everything", 1, 1, 1, 1, 1, 1, [0]),
-    Case("one-query", 2, 2, 1, 19, 8, 8, [3]),
-    Case("one-key", 2, 2, 21, 1, 16, 16, [0, 0]),
-    Case("all-keys-captured", 1, 2, 9, 13, 4, 4, list(range(13))),
-    Case("twice-the-same", 1, 2, 18, 33, 12, 12, [7, 7, 2]),
-    Case("values-wider", 1, 2, 20, 24, 16, 48, [0, 23]),
-    Case("values-narrower", 1, 2, 20, 24, 48, 5, [0, 23]),
-    Case("head-dim-256", 1, 1, 17, 35, 256, 256, [34]),
-    Case("head-dim-160", 1, 2, 17, 35, 160, 160, [34]),
-    Case("head-dim-80", 1, 1, 40, 64, 80, 80, [0, 8]),
-    Case("bool-mask", 3, 2, 30, 50, 24, 24, [0, 49], mask="bool"),
-    Case("additive-mask", 2, 2, 30, 50, 32, 32, [0, 49], mask="additive"),
-    Case("sample-without-keys", 2, 2, 10, 12, 16, 16, [4], mask="rows"),
-    Case("heads-last", 2, 4, 33, 65, 64, 64, [9, 10], layout="transposed"),
-    Case("expanded", 2, 4, 16, 20, 16, 16, [9], layout="expanded"),
-    Case("every-other-dim", 1, 2, 16, 20, 10, 10, [9], layout="sliced"),
-]
-LONG = Case("long-keys", 1, 2, 130, 1500, 64, 64, [0, 700, 1499])
-IDS = [case.name for case in CASES]
-
-
-def tensors(case: Case, dtype: torch.dtype, device: torch.device = DEVICE):
-    """Random query, key and value with the case's layout."""
-
-    def make(length: int, dim: int) -> torch.Tensor:
-        if case.layout == "transposed":
-            made = torch.randn(case.batch, length, case.heads, dim).transpose(1, 2)
-        elif case.layout == "expanded":
-            made = torch.randn(case.batch, 1, length, dim).expand(-1, case.heads, -1, -1)
-        elif case.layout == "sliced":
-            made = torch.randn(case.batch, case.heads, length, 2 * dim)[..., ::2]
-        else:
-            made = torch.randn(case.batch, case.heads, length, dim)
-        return made.to(device, dtype)
-
-    return make(case.queries, case.dim), make(case.keys, case.dim), make(case.keys, case.value_dim)
-
-
-def key_mask(case: Case, device: torch.device = DEVICE) -> torch.Tensor | None:
-    if case.mask == "none":
-        return None
-    seen = torch.rand(case.batch, case.keys) < 0.6
-    seen[:, case.tokens[0]] = True
-    if case.mask == "rows":
-        seen[0] = False
-    if case.mask == "additive":
-        return (3 * torch.randn(case.batch, 1, 1, case.keys)).to(device)
-    return seen.to(device)
-
-
-def additive(mask: torch.Tensor | None) -> torch.Tensor | None:
-    """Any mask as the float64 reference takes it."""
-    if mask is None or mask.dtype != torch.bool:
-        return None if mask is None else mask.double()
-    empty = torch.zeros(mask.shape, dtype=torch.float64, device=mask.device)
-    return empty.masked_fill(~mask, -torch.inf)[:, None, None]
-
-
-def exact_attention(case, query, key, value, mask, head_mean):
-    """The definition in float64 on the very same (rounded) inputs; leaves for gradients included."""
-    leaves = [t.detach().double().requires_grad_() for t in (query, key, value)]
-    ids = torch.tensor(case.tokens, device=query.device).expand(case.batch, -1)
-    options = {"scale": case.dim**-0.5, "mask": additive(mask)}
-    outputs = reference.attention_with_capture(*leaves, ids, head_mean=head_mean, **options)[:3]
-    weights = reference.probabilities(*leaves[:2], **options).weights
-    peak = weights.detach().amax(-1)  # [B, H, N]
-    return leaves, outputs, peak.mean(1) if head_mean else peak
-
-
-def stock_attention(query, key, value, mask):
-    """PyTorch's own attention in the input's dtype; a sample without keys is taken out by the caller."""
-    leaves = [t.detach().clone().requires_grad_() for t in (query, key, value)]
-    bias = None if mask is None else additive(mask).to(query.dtype)
-    return leaves, scaled_dot_product_attention(*leaves, attn_mask=bias)
-
-
 @pytest.mark.parametrize("head_reduction", ["mean", "none"])
-@pytest.mark.parametrize("case", CASES, ids=IDS)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.drawn(35)
 def test_forward_and_gradients_float32(backend, case, head_reduction):
-    check(backend, case, torch.float32, head_reduction, map_bound=2e-6)
+    check_attention(backend, case, torch.float32, head_reduction, map_bound=2e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
@@ -122,80 +26,13 @@ def test_forward_and_gradients_float32(backend, case, head_reduction):
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.drawn(3)
 def test_low_precision(backend, case, dtype):
-    check(backend, case, dtype, "mean", map_bound=5e-6)
+    check_attention(backend, case, dtype, "mean", map_bound=5e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("backend", backends("attention", "native"))
 def test_long_keys(backend, dtype):
-    check(backend, LONG, dtype, "mean", map_bound=2e-6 if dtype == torch.float32 else 5e-6)
-
-
-def check(backend, case, dtype, head_reduction, map_bound):
-    """Forward and all three gradients, from all three outputs at once, within the error budget."""
-    device = device_of(backend)
-    query, key, value = tensors(case, dtype, device)
-    mask = key_mask(case, device)
-    head_mean = head_reduction == "mean"
-    given = [t.detach().requires_grad_() for t in (query, key, value)]
-    with cvg.trace_backends() as ran:
-        out, maps, lse = cvg.attention_with_capture(
-            *given, case.tokens, key_mask=mask, head_reduction=head_reduction, backend=backend
-        )
-    assert ran == [("attention", backend)]
-    exact_leaves, (exact_out, exact_maps, exact_lse), peak = exact_attention(case, query, key, value, mask, head_mean)
-    assert out.dtype == dtype and maps.dtype == torch.float32 and lse.dtype == torch.float32
-    assert_maps_exact(maps.detach(), exact_maps.detach(), peak, map_bound)
-    seen = torch.isfinite(exact_lse)
-    assert torch.equal(torch.isfinite(lse), seen)
-    assert_as_exact_as(lse[seen].detach(), exact_lse[seen].float().detach(), exact_lse[seen].detach(), 8)
-
-    # Gradients that reach the outputs, and what stock attention makes of the part it knows, dO.
-    grad_out = torch.randn_like(out)
-    grad_maps = torch.randn_like(maps)
-    grad_lse = torch.randn_like(lse) * seen
-    cotangents = [grad_out, grad_maps, grad_lse]
-    grads = torch.autograd.grad([out, maps, lse], given, cotangents, retain_graph=True)
-    exact_grads = torch.autograd.grad(
-        [exact_out, exact_maps, exact_lse],
-        exact_leaves,
-        [grad_out.double(), grad_maps.double(), grad_lse.double()],
-        retain_graph=True,
-    )
-    if mask is not None and mask.dtype == torch.bool and not mask.any(-1).all():
-        dead = ~mask.any(-1)
-        for tensor in (out, maps, grads[0], grads[1], grads[2]):
-            assert (tensor[dead] == 0).all()
-        for tensor, exact in zip((out, *grads), (exact_out, *exact_grads), strict=True):
-            torch.testing.assert_close(tensor.double(), exact, rtol=1e-4, atol=1e-5)
-        return
-    stock_leaves, stock_out = stock_attention(query, key, value, mask)
-    depth = max(case.keys, case.dim, case.queries, 32)  # dP − δ of few keys cancels
-    assert_as_exact_as(out.detach(), stock_out.detach(), exact_out.detach(), depth=depth)
-    # The stock path has no maps: its budget for their gradient is that of an eager float32 computation.
-    wide = [t.detach().float().requires_grad_() for t in stock_leaves]
-    ids = torch.tensor(case.tokens, device=device).expand(case.batch, -1)
-    bias = None if mask is None else additive(mask).float()
-    eager = reference.attention_with_capture(*wide, ids, scale=case.dim**-0.5, mask=bias, head_mean=head_mean)
-    from_maps = torch.autograd.grad(eager[1:3], wide[:2], [grad_maps, grad_lse])
-    from_out = torch.autograd.grad(stock_out, stock_leaves, grad_out)
-    stock = [from_out[0].float() + from_maps[0], from_out[1].float() + from_maps[1], from_out[2]]
-    # For tensor cores dS is rounded to 16 bit, with all three gradients that flow into it; the budget rounds dO's
-    # only.
-    factor = 2.5 if backend == "triton" and dtype != torch.float32 else 1.5
-    size = 0.0
-    if case.keys == 1:  # P = 1: dP − δ cancels but for dlse, and dP k is what rounding is measured by
-        terms = (grad_out, value, query, key)
-        longest = [t.detach().double().norm(dim=-1).max().item() for t in terms]
-        size = case.dim**-0.5 * longest[0] * longest[1] * max(longest[2:])
-    for found, plain, exact in zip(grads, stock, exact_grads, strict=True):
-        assert_as_exact_as(found, plain, exact, factor, depth=depth, size=size)
-
-    # What stock attention does too, the gradient of its output, is held to the stock path's own error.
-    alone = torch.autograd.grad(out, given, grad_out)
-    exact_alone = torch.autograd.grad(exact_out, exact_leaves, grad_out.double())
-    for found, plain, exact in zip(alone, from_out, exact_alone, strict=True):
-        assert_as_exact_as(found, plain, exact, depth=depth, size=size)
+    check_attention(backend, LONG, dtype, "mean", map_bound=2e-6 if dtype == torch.float32 else 5e-6)
 
 
 @pytest.mark.drawn(2)

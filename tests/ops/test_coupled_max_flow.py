@@ -1,6 +1,10 @@
-"""Exact flow through all positions: against its definition, the small graphs, cuts, paths and finite differences."""
+"""Exact flow through all positions: against its definition, the small graphs, known ones, cuts, paths and finite
+differences.
+"""
 
 from __future__ import annotations
+
+import itertools
 
 import pytest
 import torch
@@ -9,6 +13,7 @@ from cvg_kernels.reference.path_flow import residual_hop
 import cvg_kernels as cvg
 from cvg_kernels.reference import coupled_max_flow as reference
 from tests.ops.backends import backends
+from tests.ops.known_flows import ACYCLIC, FLOWS, FRAMES, FREE, HOPS, assert_cut, instances_as_attention
 
 BACKENDS = backends("coupled_max_flow")
 
@@ -114,3 +119,55 @@ def test_empty_and_registered():
 
     compiled = torch.compile(flow, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(cross, spatial, temporal[0]), flow(cross, spatial, temporal[0]))
+
+
+@pytest.mark.parametrize("spread", [False, True])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_known_graphs(backend, spread):
+    """All at once; with `spread`, the token sees the first position only, and attention within the frame does the
+    rest.
+    """
+    cross, temporal = instances_as_attention()
+    spatial = None
+    if spread:
+        cross[..., 1:] = 0
+        spatial = cross.new_zeros(1, FRAMES, len(ACYCLIC), len(ACYCLIC))
+        spatial[0, 0, :, 0] = FREE
+    with cvg.trace_backends() as ran:
+        flow, cut = cvg.coupled_max_flow(cross, temporal, spatial, residual=None, backend=backend)
+    assert ran == [("coupled_max_flow", backend)]
+    assert flow.item() == FLOWS.sum()
+    for place, one in enumerate(ACYCLIC.values()):
+        assert_cut(one, cut[0, 0, -HOPS - 1 :, :, place])
+
+
+@pytest.mark.parametrize("within", [False, True])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_random_graphs_by_networkx(backend, within):
+    """Drawn edge by edge from the contract; whole multiples of ¼ are exact and full of ties."""
+    networkx = pytest.importorskip("networkx")
+    frames, positions, hops = 3, 4, 2
+    for _ in range(20):
+        cross, *temporal = (
+            torch.randint(0, 4, shape).double() / 4
+            for shape in [(1, 1, frames, positions)] + [(1, positions, frames, frames)] * hops
+        )
+        spatial = torch.randint(0, 3, (1, frames, positions, positions)).double() / 4
+        graph, first = networkx.DiGraph(), int(within)
+        places = list(itertools.product(range(frames), range(positions)))
+        for f, p in places:
+            graph.add_edge("token", (0, f, p), capacity=cross[0, 0, f, p].item())
+            graph.add_edge((first + hops, f, p), "sink", capacity=1.0)
+            for other in range(positions if within else 0):
+                graph.add_edge((0, f, other), (1, f, p), capacity=spatial[0, f, p, other].item())
+            for h, other in itertools.product(range(hops), range(frames)):
+                ends = (first + h, other, p), (first + h + 1, f, p)
+                graph.add_edge(*ends, capacity=temporal[h][0, p, f, other].item())
+        residual = networkx.algorithms.flow.edmonds_karp(graph, "token", "sink")
+        full = [e[:2] for e in residual.edges.data() if e[2]["capacity"] <= e[2]["flow"]]
+        value = residual.graph["flow_value"]
+        residual.remove_edges_from(full)
+        near = networkx.descendants(residual, "token")
+        flow, cut = cvg.coupled_max_flow(cross, temporal, spatial if within else None, residual=None, backend=backend)
+        assert flow.item() == value
+        assert {tuple(node) for node in cut[0, 0].nonzero().tolist()} == near

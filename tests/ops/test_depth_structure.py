@@ -103,3 +103,12 @@ def test_errors_name_the_argument(change, message):
 def test_other_backends_say_that_they_are_not_there():
     with pytest.raises(cvg.BackendUnavailableError, match="depth_structure has no native kernel"):
         cvg.depth_structure(torch.rand(1, 1, 2, 2), 1, backend="native")
+
+
+@pytest.mark.parametrize("shape", [(0, 3, 4, 5), (2, 0, 4, 5)])
+def test_no_depth_at_all(shape):
+    depth = torch.rand(shape, requires_grad=True)
+    found = cvg.depth_structure(depth, 2)
+    assert found.shape == depth.shape
+    (grad,) = torch.autograd.grad(found.sum(), depth)
+    assert grad.shape == depth.shape

@@ -1,4 +1,4 @@
-"""max_flow and subgraph_max_flow on every backend, against every cut there is and other people's solvers."""
+"""max_flow and subgraph_max_flow on every backend, against every cut there is, other people's graphs and solvers."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import cvg_kernels as cvg
 from cvg_kernels.bench.max_flow import TOKENS, arcs_of, attention, capacities_of, ortools_flows
 from cvg_kernels.cli import main
+from tests.ops.known_flows import ACYCLIC, FLOWS, INSTANCES, WIKIPEDIA_CUTS, assert_cut, instances_as_attention
 from tests.ops.max_flows import BACKENDS, EPS, FAST, attention_graphs, max_flow, subgraph_max_flow
 
 # --- every cut there is ----------------------------------------------------------------------------------------------
@@ -58,6 +59,54 @@ def test_every_cut_of_a_subgraph(backend, sink):
         assert best == (one[frame, place] if sink == "frame" else one[place])
         side = side[frame] if sink == "frame" else side
         assert np.array_equal(side.numpy(), sides_of_best.min(0))
+
+
+# --- other people's graphs ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", INSTANCES)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_value_and_cut_of_known_graphs(backend, name, dtype):
+    one = INSTANCES[name]
+    flow, side = max_flow(one.capacity().to(dtype), 0, len(one.nodes) - 1, backend)
+    assert flow.item() == one.flow
+    assert side[0].tolist() == [node in one.near for node in one.nodes]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_every_pair_of_nodes_of_a_known_graph(backend):
+    capacity = INSTANCES["networkx gomory_hu wikipedia"].capacity()
+    for source, sink in itertools.permutations(range(6), 2):
+        flow, _ = max_flow(capacity, source, sink, backend)
+        assert flow.item() == WIKIPEDIA_CUTS[source][sink]
+
+
+@pytest.mark.parametrize("sink", ["video", "frame"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_known_graphs_as_attention(backend, sink):
+    cross, temporal = instances_as_attention()
+    flow, cut = subgraph_max_flow(cross, temporal, None, sink, backend)
+    if sink == "frame":
+        assert not flow[0, 0, :-1].any()
+        flow, cut = flow[:, :, -1], cut[:, :, :, -1]
+    assert torch.equal(flow[0, 0], FLOWS)
+    for place, one in enumerate(ACYCLIC.values()):
+        assert_cut(one, cut[0, 0, place])
+
+
+@pytest.mark.parametrize("backend", FAST)
+def test_karate_club(backend):
+    """The largest graph of `test_gomory_hu.py` that fits, every pair of its 34 nodes."""
+    networkx = pytest.importorskip("networkx")
+    club = networkx.karate_club_graph()
+    networkx.set_edge_attributes(club, 1, "capacity")
+    tree = networkx.gomory_hu_tree(club)
+    capacity = torch.from_numpy(networkx.to_numpy_array(club, weight=None))[None]
+    for source, sink in itertools.combinations(range(34), 2):
+        path = networkx.shortest_path(tree, source, sink)
+        wanted = min(tree.edges[edge]["weight"] for edge in itertools.pairwise(path))
+        assert max_flow(capacity, source, sink, backend)[0].item() == wanted
 
 
 # --- other people's solvers ------------------------------------------------------------------------------------------

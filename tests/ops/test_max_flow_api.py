@@ -223,9 +223,16 @@ def test_corners(backend, sizes, hops, sink):
     cross, temporal = attention_graphs(*sizes, hops=hops)
     checked_flow(cross, temporal, sink=sink, backend=backend)
     given = leaves((cross, *temporal), backend)
-    flow = cvg.subgraph_max_flow(given[0], given[1:], sink=sink, backend=backend).flow
-    grads = torch.autograd.grad(flow.sum(), given, allow_unused=True)
-    assert [g.shape for g in grads if g is not None] == [t.shape for t in given if t.numel()] or (0 in sizes)
+    flow, cut = cvg.subgraph_max_flow(given[0], given[1:], sink=sink, backend=backend)
+    grads = torch.autograd.grad(flow.sum(), given)
+    # A flow is what its cut has room for, and the gradient of an edge how often the cuts sever it, each hop by half.
+    # Of no flow at all this is 0, which terms that are all positive reach only if each gradient is 0.
+    rooms = [given[0], *(hop + torch.eye(sizes[2]).to(hop) for hop in given[1:])]
+    assert all((grad >= 0).all() for grad in grads)
+    room = sum((grad * room).sum() for grad, room in zip(grads, rooms, strict=True))
+    if sink == "video":  # the edges to the sink, each of 1
+        room = room + cut[..., -1, :].sum()
+    torch.testing.assert_close(room, flow.sum())
 
 
 def test_without_hops():

@@ -13,7 +13,7 @@ import diffusers  # noqa: E402
 import torch  # noqa: E402
 
 import cvg_kernels as cvg  # noqa: E402
-from cvg_kernels.pipeline.attention import _row_by_row, token_frames  # noqa: E402
+from cvg_kernels.pipeline.attention import token_frames  # noqa: E402
 from cvg_kernels.pipeline.layer_capture import LayerCapture  # noqa: E402
 from cvg_kernels.pipeline.layers import attention_layers  # noqa: E402
 from cvg_kernels.pipeline.models import LEFT_OUT, MODELS, arguments_of, model_by_range  # noqa: E402
@@ -131,19 +131,6 @@ def test_entries_name_arguments_that_there_are():
             continue
         parameters = inspect.signature(kind.forward).parameters
         assert model.latents in parameters and "encoder_hidden_states" in parameters
-
-
-def test_tiles_are_put_in_rows():
-    frames, rows, columns, side = 2, 16, 24, 8
-    places = torch.arange(frames * rows * columns).view(frames, rows, columns)
-    tiles = [
-        places[frame, row : row + side, column : column + side].flatten()
-        for frame in range(frames)
-        for row in range(0, rows, side)
-        for column in range(0, columns, side)
-    ]
-    found = _row_by_row(torch.cat(tiles)[None], (frames, rows, columns), side)
-    assert torch.equal(found[0], places.flatten(1))
 
 
 def test_frames_of_tokens_before_a_text():

@@ -199,7 +199,7 @@ def test_kandinsky_whose_tokens_are_in_tiles():
     for name, parameter in network.named_parameters():
         if "modulation" in name:
             torch.nn.init.normal_(parameter, std=0.2)
-    frames, rows, columns = 2, 8, 16
+    frames, rows, columns = 2, 16, 24  # two by three tiles of 8 × 8
     arguments = {
         "hidden_states": torch.randn(1, frames, 2 * rows, 2 * columns, 4),
         "encoder_hidden_states": torch.randn(1, 7, 8),

@@ -1,4 +1,4 @@
-"""Files that nobody should trust."""
+"""Files that nobody should trust, and how they are refused."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ import struct
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
+
+from cvg_kernels.errors import ArgumentError
 
 
 class Bomb:
@@ -82,3 +85,12 @@ BAD_TENSORS = {
     "no such dtype": safetensors({"a": tensor([2], 8, "F31")}, b"\0" * 8),
     "bytes left over": safetensors({"a": tensor([2], 8)}, b"\0" * 9),
 }
+
+
+def refused(load, *names: object) -> None:
+    """Loading fails with one line that has these names."""
+    with pytest.raises(ArgumentError) as caught:
+        load()
+    text = str(caught.value)
+    assert all(str(name) in text for name in names), text
+    assert "\n" not in text and len(text) < 700

@@ -1,4 +1,4 @@
-"""The graphs on which networkx and scipy test their own maximum flows: value and cut, by each of our three forms.
+"""The graphs on which networkx and scipy test their own maximum flows, and each as a graph of attention.
 
 The graphs are those of `networkx/algorithms/flow/tests/test_maxflow.py` and `test_gomory_hu.py` (3.6) and of
 `scipy/sparse/csgraph/tests/test_flow.py` (1.17), and so are the values where those files state them. The others, and
@@ -11,12 +11,7 @@ import itertools
 from graphlib import TopologicalSorter
 from typing import NamedTuple
 
-import pytest
 import torch
-
-import cvg_kernels as cvg
-from tests.ops.backends import backends
-from tests.ops.max_flows import BACKENDS, FAST, max_flow, subgraph_max_flow
 
 INFINITE = 1000  # more than what else a graph has together
 
@@ -82,16 +77,6 @@ INSTANCES = ACYCLIC | {
 }
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("name", INSTANCES)
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_value_and_cut(backend, name, dtype):
-    one = INSTANCES[name]
-    flow, side = max_flow(one.capacity().to(dtype), 0, len(one.nodes) - 1, backend)
-    assert flow.item() == one.flow
-    assert side[0].tolist() == [node in one.near for node in one.nodes]
-
-
 #: Minimum cut between any two nodes of the graph of Wikipedia's article on Gomory–Hu trees.
 WIKIPEDIA_CUTS = [
     [0, 6, 8, 6, 6, 6],
@@ -101,14 +86,6 @@ WIKIPEDIA_CUTS = [
     [6, 7, 6, 6, 0, 6],
     [6, 6, 6, 8, 6, 0],
 ]
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_every_pair_of_nodes(backend):
-    capacity = INSTANCES["networkx gomory_hu wikipedia"].capacity()
-    for source, sink in itertools.permutations(range(6), 2):
-        flow, _ = max_flow(capacity, source, sink, backend)
-        assert flow.item() == WIKIPEDIA_CUTS[source][sink]
 
 
 # --- as graphs of attention ------------------------------------------------------------------------------------------
@@ -127,7 +104,7 @@ def levels(one: Instance) -> dict[str, int]:
     return found | {one.ends[1]: HOPS}
 
 
-def attention_graphs() -> tuple[torch.Tensor, list[torch.Tensor]]:
+def instances_as_attention() -> tuple[torch.Tensor, list[torch.Tensor]]:
     """The acyclic instances, one a position, nodes as frames: each waits at its frame until its last edge has left.
 
     An edge u → v is part of the hop that ends at the level of v. The token feeds the source alone.
@@ -158,85 +135,3 @@ def assert_cut(one: Instance, cut: torch.Tensor) -> None:
 
 
 FLOWS = torch.tensor([one.flow * UNIT for one in ACYCLIC.values()], dtype=torch.float64)
-
-
-@pytest.mark.parametrize("sink", ["video", "frame"])
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_subgraphs(backend, sink):
-    cross, temporal = attention_graphs()
-    flow, cut = subgraph_max_flow(cross, temporal, None, sink, backend)
-    if sink == "frame":
-        assert not flow[0, 0, :-1].any()
-        flow, cut = flow[:, :, -1], cut[:, :, :, -1]
-    assert torch.equal(flow[0, 0], FLOWS)
-    for place, one in enumerate(ACYCLIC.values()):
-        assert_cut(one, cut[0, 0, place])
-
-
-@pytest.mark.parametrize("spread", [False, True])
-@pytest.mark.parametrize("backend", backends("coupled_max_flow"))
-def test_coupled(backend, spread):
-    """All at once; with `spread`, the token sees the first position only, and attention within the frame does the
-    rest.
-    """
-    cross, temporal = attention_graphs()
-    spatial = None
-    if spread:
-        cross[..., 1:] = 0
-        spatial = cross.new_zeros(1, FRAMES, len(ACYCLIC), len(ACYCLIC))
-        spatial[0, 0, :, 0] = FREE
-    with cvg.trace_backends() as ran:
-        flow, cut = cvg.coupled_max_flow(cross, temporal, spatial, residual=None, backend=backend)
-    assert ran == [("coupled_max_flow", backend)]
-    assert flow.item() == FLOWS.sum()
-    for place, one in enumerate(ACYCLIC.values()):
-        assert_cut(one, cut[0, 0, -HOPS - 1 :, :, place])
-
-
-# --- networkx itself -------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("backend", FAST)
-def test_karate_club(backend):
-    """The largest graph of `test_gomory_hu.py` that fits, every pair of its 34 nodes."""
-    networkx = pytest.importorskip("networkx")
-    club = networkx.karate_club_graph()
-    networkx.set_edge_attributes(club, 1, "capacity")
-    tree = networkx.gomory_hu_tree(club)
-    capacity = torch.from_numpy(networkx.to_numpy_array(club, weight=None))[None]
-    for source, sink in itertools.combinations(range(34), 2):
-        path = networkx.shortest_path(tree, source, sink)
-        wanted = min(tree.edges[edge]["weight"] for edge in itertools.pairwise(path))
-        assert max_flow(capacity, source, sink, backend)[0].item() == wanted
-
-
-@pytest.mark.parametrize("within", [False, True])
-@pytest.mark.parametrize("backend", backends("coupled_max_flow"))
-def test_random_coupled_graphs(backend, within):
-    """Drawn edge by edge from the contract; whole multiples of ¼ are exact and full of ties."""
-    networkx = pytest.importorskip("networkx")
-    frames, positions, hops = 3, 4, 2
-    for _ in range(20):
-        cross, *temporal = (
-            torch.randint(0, 4, shape).double() / 4
-            for shape in [(1, 1, frames, positions)] + [(1, positions, frames, frames)] * hops
-        )
-        spatial = torch.randint(0, 3, (1, frames, positions, positions)).double() / 4
-        graph, first = networkx.DiGraph(), int(within)
-        places = list(itertools.product(range(frames), range(positions)))
-        for f, p in places:
-            graph.add_edge("token", (0, f, p), capacity=cross[0, 0, f, p].item())
-            graph.add_edge((first + hops, f, p), "sink", capacity=1.0)
-            for other in range(positions if within else 0):
-                graph.add_edge((0, f, other), (1, f, p), capacity=spatial[0, f, p, other].item())
-            for h, other in itertools.product(range(hops), range(frames)):
-                ends = (first + h, other, p), (first + h + 1, f, p)
-                graph.add_edge(*ends, capacity=temporal[h][0, p, f, other].item())
-        residual = networkx.algorithms.flow.edmonds_karp(graph, "token", "sink")
-        full = [e[:2] for e in residual.edges.data() if e[2]["capacity"] <= e[2]["flow"]]
-        value = residual.graph["flow_value"]
-        residual.remove_edges_from(full)
-        near = networkx.descendants(residual, "token")
-        flow, cut = cvg.coupled_max_flow(cross, temporal, spatial if within else None, residual=None, backend=backend)
-        assert flow.item() == value
-        assert {tuple(node) for node in cut[0, 0].nonzero().tolist()} == near
