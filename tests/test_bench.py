@@ -49,6 +49,7 @@ def test_quick_benchmarks(operation, tmp_path, capsys, one_thread):
     assert all(arm in said for arm in ours)
 
 
+@pytest.mark.drawn(4, of="long tests")
 def test_attention_against_every_stock_backend(capsys, one_thread):
     floors = attention.floors_for(CPU)
     assert list(floors) == ["sdpa alone", "sdpa flash", "sdpa math"]

@@ -59,6 +59,7 @@ def collected(tmp_path):
     return collect
 
 
+@pytest.mark.drawn(4, of="long tests")
 def test_a_whole_run_takes_a_share_and_another_seed_another(collected):
     drawn = [collected("--seed", str(seed)) for seed in (1, 1, 2, 3)]
     for names in drawn:

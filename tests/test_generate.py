@@ -30,6 +30,7 @@ def pixels_of(path) -> np.ndarray:
         return np.stack([np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(clip)])
 
 
+@pytest.mark.drawn(4, of="long tests")
 def test_the_main_job(tmp_path, capsys):
     output = tmp_path / "out"
     assert main(["generate", PROMPT, "--guidance", "vico", "--output", str(output), "--steps", "4"]) == 0
@@ -58,6 +59,7 @@ def test_the_main_job(tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]  # no scratch is left behind
 
 
+@pytest.mark.drawn(4, of="long tests")
 def test_clips_are_what_the_sheet_shows(tmp_path):
     assert main(["generate", PROMPT, "--output", str(tmp_path / "out"), "--steps", "2"]) == 0
     clips = [pixels_of(tmp_path / "out" / f"{name}.gif") for name in ("unguided", "guided")]
@@ -91,6 +93,7 @@ def test_every_method_writes_its_results(spec, tmp_path):
         assert "classifier" not in report["job"] and report["job"]["guidance"] is None
 
 
+@pytest.mark.drawn(4, of="long tests")
 def test_a_run_that_guided_nothing_is_told(tmp_path, capsys):
     """Its clips are kept, both the same."""
     out = tmp_path / "out"
@@ -102,6 +105,7 @@ def test_a_run_that_guided_nothing_is_told(tmp_path, capsys):
     assert clip.shape == SHOWN and np.array_equal(clip, pixels_of(out / "unguided.gif"))
 
 
+@pytest.mark.drawn(4, of="long tests")
 @pytest.mark.parametrize("spec", ["vico:step_size=1e30", "gen1:temporal_scale=1e30"])
 def test_a_clip_of_nan_is_told(spec, tmp_path, capsys):
     arguments = ["--guidance", spec, "--steps", "2", "--output", str(tmp_path / "out")]
@@ -109,6 +113,7 @@ def test_a_clip_of_nan_is_told(spec, tmp_path, capsys):
     assert "infinite" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
+@pytest.mark.drawn(4, of="long tests")
 def test_clips_are_kept_if_a_picture_fails(tmp_path, monkeypatch):
     from cvg_kernels import viz
 
@@ -147,6 +152,7 @@ def test_other_models(name, tmp_path):
     assert len(clip) > side * options["height"] and not np.array_equal(clip, heat)
 
 
+@pytest.mark.drawn(4, of="long tests")
 def test_a_prompt_of_two_states(tmp_path):
     """The synopsis of a prompt with "then"; each half of the clip is judged by its own state."""
     prompt = "a red circle moving left, then a blue circle moving left"
@@ -210,6 +216,7 @@ def test_weights_are_in_the_dtype_asked_for(folder, tmp_path):
         assert {weight.dtype for weight in part.parameters()} == {torch.bfloat16}
 
 
+@pytest.mark.drawn(4, of="long tests")
 def test_a_local_folder_as_model(tmp_path):
     """Any pipeline folder works, without verdicts of the oracle."""
     code = main(

@@ -36,7 +36,7 @@ class Recipe:
     video_steps: int = 2400
     decoder_steps: int = 2400
     transformer_image_steps: int = 2400  # on the pictures of all cycles
-    transformer_video_steps: int = 900
+    transformer_video_steps: int = 600
     video_autoencoder_steps: int = 600
     seed: int = 0
 

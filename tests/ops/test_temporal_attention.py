@@ -186,7 +186,7 @@ def test_nan_stays_where_it_is(backend):
     torch.testing.assert_close(out[~hurt], clean.out[~hurt])
 
 
-@pytest.mark.drawn(2)
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_each_gradient_alone(backend):
     """A gradient from one output only, to one input only, is that of the definition."""
@@ -225,7 +225,7 @@ def test_more_positions_than_a_grid_has_blocks(backend):
     torch.testing.assert_close(found.maps, maps)
 
 
-@pytest.mark.drawn(2)
+@pytest.mark.drawn(4)
 @pytest.mark.parametrize("added", ["none", "band", "bias"])
 @pytest.mark.parametrize("backend", EXACT)
 def test_gradcheck(backend, added):

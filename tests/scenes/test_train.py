@@ -103,6 +103,7 @@ def test_another_network_is_refused_before_anything_is_made(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.drawn(4, of="long tests")
 def test_made_again_it_changes_nothing(run):
     weights = run / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors"
     before = weights.read_bytes()
@@ -122,6 +123,7 @@ def test_the_decoder_learns_alone(run):
         assert not torch.equal(first.decode(latents[0]).sample, last.decode(latents[0]).sample)
 
 
+@pytest.mark.drawn(4, of="long tests")
 def test_gate_and_attribution(run, tmp_path, capsys, monkeypatch):
     pipeline = str(run / "pipeline")
     few = ["--prompts", "2", "--seeds", "2", "--steps", "3"]

@@ -23,6 +23,7 @@ def clip(states, frames=24):
     return torch.cat(halves)
 
 
+@pytest.mark.drawn(4, of="long tests")
 def test_the_truth_shows_its_states():
     for states in changing_things(6, seed=4):
         assert states[0] != states[1]

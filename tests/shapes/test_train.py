@@ -98,6 +98,7 @@ def test_training_ends_in_an_editor_that_has_the_networks_of_its_run(run):
     assert stored and not any(str(run) in text for text in stored)
 
 
+@pytest.mark.drawn(4, of="long tests")
 def test_what_is_trained_otherwise_is_found_and_differs(run, tmp_path):
     found = trained_otherwise(run)
     assert set(found["denoisers"]) == {"joint", "video"} and found["prior_scheduler"] is not None
@@ -132,6 +133,7 @@ def test_a_stopped_run_goes_on_as_it_would_have(run, tmp_path):
         assert all(torch.equal(one[name], other[name]) for name in one), part
 
 
+@pytest.mark.drawn(4, of="long tests")
 def test_a_finished_run_is_left_alone(run):
     weights = run / "video" / "unet" / "diffusion_pytorch_model.safetensors"
     before = weights.stat().st_mtime_ns
@@ -145,7 +147,7 @@ def test_metrics_are_written(run):
     assert all(line["loss"] > 0 for line in lines)
 
 
-@pytest.mark.drawn(11, of="two processes")
+@pytest.mark.drawn(22, of="two processes")
 def test_two_processes_train_together(tmp_path):
     """The processes are separate programs, with the recipe's own batches; two steps of each stage."""
     folder = train(tmp_path, TINY, device=CPU, processes=2)
