@@ -19,7 +19,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     train.add_argument("--device", default="cpu", help="cpu or cuda")
     train.add_argument("--processes", type=int, default=2, help="on a CPU; part of the recipe")
     train.add_argument("--network", choices=("unet", "transformer"), default="unet", help="which of the two models")
-    train.add_argument("--from-nothing", action="store_true", help="train the stages whose results ship, too")
     for name, value in vars(Recipe()).items():
         train.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
 
@@ -44,7 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", type=Path, required=True, help="a pipeline folder")
+    parser.add_argument("--model", type=Path, help="a pipeline folder; default: the UNet's in the sources")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="also write the report here")
 
@@ -66,6 +65,10 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _name(options: argparse.Namespace) -> str:
+    return "unet" if options.model is None else options.model.name
+
+
 def _device(options: argparse.Namespace):
     import torch
 
@@ -78,13 +81,12 @@ def _device(options: argparse.Namespace):
 
 
 def _train(options: argparse.Namespace) -> int:
-    from cvg_kernels.scenes.train import TRAINED, Recipe, train
+    from cvg_kernels.scenes.train import Recipe, train
 
     device = _device(options)
     recipe = Recipe(**{name: getattr(options, name) for name in vars(Recipe())})
     processes = options.processes if device.type == "cpu" else 1
-    trained = None if options.from_nothing else TRAINED
-    made = train(options.output, recipe, device=device, processes=processes, trained=trained, network=options.network)
+    made = train(options.output, recipe, device=device, processes=processes, network=options.network)
     print(made)
     return 0
 
@@ -111,7 +113,7 @@ def _gate(options: argparse.Namespace) -> dict:
             progress=lambda done: bar.update(task, completed=done),
         )
     report = {
-        "model": str(options.model),
+        "model": _name(options),
         "prompts": options.prompts,
         "seeds": options.seeds,
         "seed": options.seed,
@@ -142,7 +144,7 @@ def _eval(options: argparse.Namespace) -> dict:
         report = evaluate(
             pipe,
             methods,
-            model=str(options.model),
+            model=_name(options),
             prompts=options.prompts,
             seed=options.seed,
             kinds=kinds,
@@ -168,4 +170,4 @@ def _attribution(options: argparse.Namespace) -> dict:
     print_attribution(found)
     if options.figure is not None:
         draw_attribution(found, options.figure)
-    return {"model": str(options.model), "clips": options.clips, "seed": options.seed} | {"attribution": found}
+    return {"model": _name(options), "clips": options.clips, "seed": options.seed} | {"attribution": found}

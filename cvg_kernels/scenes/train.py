@@ -6,11 +6,13 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
 
 from cvg_kernels.errors import ArgumentError
+from cvg_kernels.reading import read_object
 from cvg_kernels.scenes.latents import captions_of, encode_shards
 from cvg_kernels.scenes.model import build_tokenizer
 from cvg_kernels.scenes.pipeline import assemble_run, assemble_transformer_run
@@ -21,7 +23,7 @@ from cvg_kernels.scenes.transformer import build_t5_tokenizer
 from cvg_kernels.scenes.video_autoencoder import train_video_autoencoder
 from cvg_kernels.shapes.files import load_fast_tokenizer, load_model, load_tokenizer, save_text_encoder
 from cvg_kernels.shapes.latents import load_shards
-from cvg_kernels.writing import written_folder
+from cvg_kernels.writing import write_json, written_folder
 
 
 @dataclass(frozen=True)
@@ -35,25 +37,13 @@ class Recipe:
     clips: int = 12288
     video_steps: int = 2400
     decoder_steps: int = 2400
-    transformer_image_steps: int = 2400  # on the pictures of all cycles
-    transformer_video_steps: int = 600
+    transformer_image_steps: int = 2400  # of each of two cycles, on all pictures
+    transformer_video_steps: int = 1200
     video_autoencoder_steps: int = 600
     seed: int = 0
 
 
-#: Stages that are trained already, where the sources are at hand: tokenizer, autoencoder and the denoiser of pictures.
-TRAINED = Path(__file__).with_name("weights")
-
-
-def train(
-    folder: Path,
-    recipe: Recipe,
-    *,
-    device: torch.device,
-    processes: int = 1,
-    trained: Path | None = None,
-    network: str = "unet",
-) -> Path:
+def train(folder: Path, recipe: Recipe, *, device: torch.device, processes: int = 1, network: str = "unet") -> Path:
     """Trains a pipeline of this world: autoencoder, denoiser of pictures, of clips, and the decoder once more.
 
     A stage whose result lies in `folder` is not repeated, and one that was cut off goes on from its last checkpoint,
@@ -64,7 +54,6 @@ def train(
         recipe: steps, pictures, clips and seed.
         device: `cpu` or a CUDA device.
         processes: how many train the denoiser together (their number is part of the recipe: the batch grows with it).
-        trained: a folder with results of stages, which are taken instead of training them.
         network: `"unet"`; or `"transformer"`, which learns from the latents of the same autoencoder and ends in
             `folder/transformer-pipeline`. It is trained by one process.
 
@@ -84,10 +73,6 @@ def train(
     if processes > 1 and device.type != "cpu":
         raise ArgumentError(f"processes must be 1 on {device.type}, got {processes}")
     folder.mkdir(parents=True, exist_ok=True)
-    for stage in () if trained is None else ("tokenizer", "autoencoder", IMAGES.name):
-        if (trained / stage).exists() and not (folder / stage).exists():
-            with written_folder(folder / stage) as new:
-                shutil.copytree(trained / stage, new, dirs_exist_ok=True)
     if not (folder / "tokenizer").exists():
         build_tokenizer(folder / "tokenizer")
     if not (folder / "autoencoder").exists():
@@ -127,9 +112,6 @@ def _denoiser_stages(rank: int, processes: int, folder: Path, recipe: Recipe, de
     work = {"rank": rank, "processes": processes, "seed": recipe.seed}
     before = None
     for name, stage, first, clips, steps in _cycles(recipe):
-        if stage is IMAGES and (folder / IMAGES.name).exists():
-            before = folder / IMAGES.name
-            continue
         done = (folder / name / "text_encoder").exists()
         if not done:
             encode_shards(
@@ -160,14 +142,15 @@ def _cycles(recipe: Recipe) -> list[tuple[str, Stage, int, int, int]]:
 
 
 def _transformer_stages(folder: Path, recipe: Recipe, device: torch.device) -> None:
-    """The transformer, on the pictures of all cycles at once and then on the clips."""
+    """The transformer, in two cycles on the pictures of both of the UNet's, and then on the clips."""
     tokenizer = load_tokenizer(folder / "tokenizer")
     autoencoder = load_model(AutoencoderKL, folder / "autoencoder").eval()
     if not (folder / "t5_tokenizer").exists():
         build_t5_tokenizer(folder / "t5_tokenizer")
     words = load_fast_tokenizer(folder / "t5_tokenizer")
     before = None
-    for stage, steps in ((PICTURES, recipe.transformer_image_steps), (CLIPS, recipe.transformer_video_steps)):
+    of_pictures = [(stage, recipe.transformer_image_steps) for stage in PICTURES]
+    for stage, steps in (*of_pictures, (CLIPS, recipe.transformer_video_steps)):
         if not (folder / stage.name / "text_encoder").exists():
             whole = stage is CLIPS
             latents, captions = [], []
@@ -186,22 +169,31 @@ def _transformer_stages(folder: Path, recipe: Recipe, device: torch.device) -> N
 
 
 def _export_transformer(folder: Path) -> Path:
-    """Writes the trained parts as one pipeline folder."""
+    """Writes the trained parts as one pipeline folder, the weights in 16 bits."""
     pipeline = assemble_transformer_run(folder)
     with written_folder(folder / "transformer-pipeline", keep=True) as new:
-        pipeline.save_pretrained(new)
+        _save_in_half(pipeline, new)
         shutil.rmtree(new / "tokenizer")
         shutil.copytree(folder / "t5_tokenizer", new / "tokenizer")
     return folder / "transformer-pipeline"
 
 
 def _export(folder: Path) -> Path:
-    """Writes the trained parts as one pipeline folder."""
+    """The same of the UNet."""
     pipeline = assemble_run(folder)
     with written_folder(folder / "pipeline", keep=True) as new:
-        pipeline.save_pretrained(new)
+        _save_in_half(pipeline, new)
         # What the installed release writes for these two is not what others read.
         save_text_encoder(pipeline.text_encoder, new / "text_encoder")
         shutil.rmtree(new / "tokenizer")
         shutil.copytree(folder / "tokenizer", new / "tokenizer")
     return folder / "pipeline"
+
+
+def _save_in_half(pipeline: Any, folder: Path) -> None:
+    for network in pipeline.components.values():
+        if isinstance(network, torch.nn.Module):
+            torch.nn.Module.half(network)  # that of diffusers warns of what these networks do not have
+    pipeline.save_pretrained(folder)
+    for settings in folder.glob("*/config.json"):  # the place it was loaded from
+        write_json(settings, {name: one for name, one in read_object(settings).items() if name != "_name_or_path"})

@@ -46,7 +46,11 @@ class TransformerStage:
     decay: float  # of the moving average of the weights
 
 
-PICTURES = TransformerStage("transformer-images", 48, rate=1.5e-3, decay=0.998)
+#: Two cycles of the learning rate, as the UNet has.
+PICTURES = (
+    TransformerStage("transformer-images", 48, rate=1.5e-3, decay=0.998),
+    TransformerStage("transformer-images-2", 48, rate=9e-4, decay=0.998),
+)
 CLIPS = TransformerStage("transformer-video", 8, rate=6e-4, decay=0.996)
 
 
@@ -68,7 +72,7 @@ def train_transformer(
     Args:
         folder: the run's folder.
         tokenizer: the transformer's tokenizer.
-        stage: `PICTURES` or `CLIPS`.
+        stage: one of `PICTURES`, or `CLIPS`.
         latents: `[N, C, h, w]` or `[N, C, F, h, w]`, all of them.
         captions: of each.
         before: where the networks lie that it begins with; `None` begins with fresh ones.
