@@ -128,7 +128,7 @@ def _gate(options: argparse.Namespace) -> dict:
 def _eval(options: argparse.Namespace) -> dict:
     from rich.progress import Progress
 
-    from cvg_kernels.guidance.methods import method_named
+    from cvg_kernels.guidance.methods import methods_named
     from cvg_kernels.scenes.evaluation import KINDS, evaluate, print_report
     from cvg_kernels.scenes.pipeline import load_pipeline
     from cvg_kernels.shapes.pipeline import STEPS
@@ -137,7 +137,7 @@ def _eval(options: argparse.Namespace) -> dict:
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown or len(set(kinds)) < len(kinds):
         raise ArgumentError(f"--kinds must be different ones of {', '.join(KINDS)}, got {options.kinds}")
-    methods = {name: method_named(name) for name in options.guidance.split(",")}
+    methods = methods_named(options.guidance)
     pipe = load_pipeline(options.model, _device(options))
     with Progress(transient=True) as bar:
         tasks = {name: bar.add_task(name, total=options.prompts * len(kinds)) for name in methods}

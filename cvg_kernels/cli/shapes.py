@@ -99,10 +99,10 @@ def _train(options: argparse.Namespace, device) -> int:
 
 
 def _eval(options: argparse.Namespace, device) -> int:
-    from cvg_kernels.guidance.methods import method_named
+    from cvg_kernels.guidance.methods import methods_named
     from cvg_kernels.shapes.evaluation import evaluate, print_report
 
-    methods = {name: method_named(name) for name in options.guidance.split(",")}
+    methods = methods_named(options.guidance)
     return _score(
         options,
         device,

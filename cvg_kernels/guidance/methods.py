@@ -49,7 +49,7 @@ def method_named(spec: str, words: Sequence[Word] | None = None) -> Any:
     Raises:
         ArgumentError: for an unknown name or option (lists those there are), or a value that does not fit.
     """
-    parts = re.split(r"\+(?=[A-Za-z_])", spec)  # not the plus of 1e+3
+    parts = _split(spec, r"\+(?=[A-Za-z_])")  # not the plus of 1e+3
     methods = [_one(part, words) for part in parts]
     if len(methods) == 1:
         return methods[0]
@@ -58,9 +58,42 @@ def method_named(spec: str, words: Sequence[Word] | None = None) -> Any:
     return Together(tuple(methods))
 
 
+def methods_named(specs: str) -> dict[str, Any]:
+    """Makes several methods, each under its specification.
+
+    Args:
+        specs: what `method_named` takes, separated by commas; commas in brackets belong to a value.
+
+    Raises:
+        ArgumentError: as `method_named`, and for one that is given twice.
+    """
+    each = _split(specs, ",")
+    if len(set(each)) < len(each):
+        raise ArgumentError(f"guidance methods must differ, got {specs!r}")
+    return {spec: method_named(spec) for spec in each}
+
+
+def _split(text: str, separator: str) -> list[str]:
+    """Splits at a regular expression where no bracket is open, and no quotation mark."""
+    parts, begin, depth, quote = [], 0, 0, ""
+    for at, character in enumerate(text):
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "'\"":
+            quote = character
+        elif character in "([{":
+            depth += 1
+        elif character in ")]}":
+            depth -= 1
+        elif depth == 0 and re.compile(separator).match(text, at):
+            parts.append(text[begin:at])
+            begin = at + 1
+    return [*parts, text[begin:]]
+
+
 def _one(spec: str, words: Sequence[Word] | None) -> Any:
     """One method with its options."""
-    name, *given = spec.strip().split(":")
+    name, *given = _split(spec.strip(), ":")
     if name not in METHODS:
         raise ArgumentError(f"guidance must be one of {', '.join(METHODS)}, got {name!r}")
     kind = METHODS[name]

@@ -6,7 +6,7 @@ import pytest
 
 import cvg_kernels as cvg
 from cvg_kernels.guidance import Together
-from cvg_kernels.guidance.methods import method_named
+from cvg_kernels.guidance.methods import method_named, methods_named
 
 
 def test_names():
@@ -21,6 +21,21 @@ def test_options():
         step_size=0.05, stop=0.2, flow="hard", residual=None
     )
     assert method_named("gen1:temporal_scale=1e+1:backend=reference") == cvg.Gen1(10.0, backend="reference")
+
+
+def test_separators_in_brackets_and_quotes_belong_to_the_value():
+    made = method_named("vico:levels=((16,16),(8,8)):iterations={0: 10, 2: 5}:stop=0.2+gen1:temporal_scale=2")
+    levels = cvg.Vico(levels=((16, 16), (8, 8)), iterations={0: 10, 2: 5}, stop=0.2)
+    assert made == Together((levels, cvg.Gen1(2)))
+    assert method_named("vico:words=['a:b,c+d', 'cat']") == cvg.Vico(words=["a:b,c+d", "cat"])
+    found = methods_named("none,vico:levels=((16,16),),vico+gen1")
+    assert list(found) == ["none", "vico:levels=((16,16),)", "vico+gen1"]
+    assert found["vico:levels=((16,16),)"] == cvg.Vico(levels=((16, 16),))
+
+
+def test_a_method_named_twice_is_told():
+    with pytest.raises(cvg.ArgumentError, match="guidance methods must differ, got 'vico,none,vico'"):
+        methods_named("vico,none,vico")
 
 
 def test_old_names_of_options_still_work():
