@@ -63,7 +63,7 @@ class Job:
         if self.guidance is None and self.model is not None:
             raise ArgumentError(
                 "--guidance must be given with --model: cvg:classifier=FOLDER with a classifier of that model "
-                "(cvg-kernels cvg train), or without training vico, vstar, gen1 or temporal-band"
+                "(cvg-kernels cvg train), or without training vico, vstar, gen1, temporal-band or flowmo"
             )
         method = method_named("cvg" if self.guidance is None else self.guidance, self.words or None)
         if method is None:

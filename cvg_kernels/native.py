@@ -38,7 +38,7 @@ def _load(target: Target) -> ModuleType | str:
         reason = built if built is not None else f"it was built but does not load: {error}"
         remedy = {
             "cpu": "install a C++17 compiler and reinstall with CVG_BUILD=cpu",
-            "cuda": "install nvcc and reinstall with CVG_BUILD=cuda",
+            "cuda": "on a machine with an NVIDIA GPU: install nvcc and reinstall with CVG_BUILD=cuda",
         }
         return f"the compiled {target} module is absent: {reason} ({remedy[target]})"
 

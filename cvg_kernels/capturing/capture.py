@@ -14,7 +14,7 @@ from cvg_kernels.backends import parse_backend
 from cvg_kernels.capturing.choice import chosen_layers, chosen_steps
 from cvg_kernels.capturing.recorder import Kind, RecordedCall, Recorder
 from cvg_kernels.capturing.records import Record, heat_map
-from cvg_kernels.capturing.viewer import write_viewer
+from cvg_kernels.capturing.viewer import Frames, write_viewer
 from cvg_kernels.errors import ArgumentError, GuidanceWarning, check_flag
 from cvg_kernels.pipeline.call import Call
 from cvg_kernels.pipeline.geometry import Branch
@@ -192,7 +192,7 @@ class Capture:
         """
         return heat_map(self.records, word, occurrence, branch, sample, size, run, section)
 
-    def write_viewer(self, path: str | Path, frames: torch.Tensor, *, prompt: str = "", fps: int = 6) -> Path:
+    def write_viewer(self, path: str | Path, frames: Frames, *, prompt: str = "", fps: int = 6) -> Path:
         """Writes a page for the browser that plays the clip and, under the mouse, ranks the words by what they got
         there.
 

@@ -24,6 +24,8 @@ from cvg_kernels.writing import write_text
 if TYPE_CHECKING:
     from cvg_kernels.capturing.capture import Capture
 
+#: What pipelines give under `frames[0]`: `output_type="pt"`, `"np"` and `"pil"`.
+Frames = torch.Tensor | np.ndarray | Sequence[Any]
 _PAGE = Path(__file__).with_name("viewer.html")
 _MOST_BYTES = 6 * 2**20  # of all maps of a page
 ALL_STEPS, ALL_LAYERS = "all, mean", "all, mean"
@@ -38,7 +40,7 @@ _DETAIL: tuple[tuple[int | None, bool, int | None], ...] = (
 
 
 def write_viewer(
-    path: str | Path, clips: Mapping[str, tuple[torch.Tensor, Capture]], *, prompt: str = "", fps: int = 6
+    path: str | Path, clips: Mapping[str, tuple[Frames, Capture]], *, prompt: str = "", fps: int = 6
 ) -> Path:
     """Writes a page that plays clips in step and shows where their words looked.
 
@@ -47,8 +49,9 @@ def write_viewer(
 
     Args:
         path: path of the page, in a folder that exists.
-        clips: name → frames `[F, 3, H, W]` in [0, 1], and what was captured while they were made, of its last run and
-            its first sample. One page takes several, such as with guidance and without.
+        clips: name → frames as a pipeline gives them, and what was captured while they were made, of its last run and
+            its first sample. Frames are a tensor `[F, 3, H, W]` or an array `[F, H, W, 3]`, both in [0, 1], or PIL
+            images. One page takes several, such as with guidance and without.
         prompt: shown above.
         fps: frames a second.
 
@@ -60,12 +63,8 @@ def write_viewer(
     """
     if not clips:
         raise ArgumentError("clips must hold at least one clip, got none")
-    kept = {}
-    for name, (frames, captured) in clips.items():
-        if not torch.is_tensor(frames) or frames.ndim != 4 or frames.shape[1] != 3:
-            given = tuple(frames.shape) if torch.is_tensor(frames) else type(frames).__name__
-            raise ArgumentError(f"clips[{name!r}] must have frames [F, 3, H, W], got {given}")
-        kept[name] = _records(captured.records, name)
+    shown = {name: _as_tensor(frames, name) for name, (frames, _) in clips.items()}
+    kept = {name: _records(captured.records, name) for name, (_, captured) in clips.items()}
     for most_steps, each_layer, side in _DETAIL:
         groups = {name: _groups(records, most_steps, each_layer, side) for name, records in kept.items()}
         size = sum(maps.size for each in groups.values() for *_, maps in each)
@@ -75,12 +74,33 @@ def write_viewer(
         "prompt": prompt,
         "fps": fps,
         "note": _note(most_steps, each_layer, side),
-        "clips": [_clip(name, clips[name][0], kept[name][0].words, each) for name, each in groups.items()],
+        "clips": [_clip(name, shown[name], kept[name][0].words, each) for name, each in groups.items()],
     }
     # "</" would end the script that holds it
     text = json.dumps(page, ensure_ascii=False).replace("</", "<\\/")
     write_text(Path(path), _PAGE.read_text(encoding="utf-8").replace("@@DATA@@", text))
     return Path(path)
+
+
+def _as_tensor(frames: Frames, name: str) -> torch.Tensor:
+    """Frames as a pipeline gives them, as `[F, 3, H, W]`.
+
+    Raises:
+        ArgumentError: for anything else.
+    """
+    found: Any = frames
+    if isinstance(found, (list, tuple)) and found and all(hasattr(one, "convert") for one in found):  # PIL
+        found = np.stack([np.asarray(one.convert("RGB"), dtype=np.float32) / 255 for one in found])
+    if isinstance(found, np.ndarray) and found.ndim == 4:
+        found = torch.from_numpy(found).movedim(3, 1)
+    if not torch.is_tensor(found) or found.ndim != 4 or found.shape[1] != 3:
+        shape = getattr(found, "shape", None)
+        given = type(found).__name__ if shape is None else tuple(shape)
+        raise ArgumentError(
+            f"clips[{name!r}] must have the frames of one video: a tensor [F, 3, H, W], an array [F, H, W, 3] or PIL "
+            f"images, got {given}"
+        )
+    return found
 
 
 def _records(records: Sequence[Record], name: str) -> list[Record]:

@@ -181,7 +181,11 @@ class Vico(Guidance):
             check_flag(name, getattr(self, name))
         self._check_levels()
         if isinstance(self.words, str):
-            check_choice("words", self.words, tuple(_WORDS))
+            if self.words not in _WORDS:
+                choices = " or ".join(map(repr, _WORDS))
+                raise ArgumentError(
+                    f"words must be a list of words, a function of the prompt, or {choices}, got {self.words!r}"
+                )
         elif self.words is not None and not callable(self.words):
             object.__setattr__(self, "words", checked_words(self.words))
         if isinstance(self.sinks, str):

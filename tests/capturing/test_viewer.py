@@ -76,11 +76,23 @@ def test_a_large_page_is_thinned_and_says_so(tmp_path, monkeypatch):
     assert "16 cells a side" in page["note"] and "mean of the layers alone" in page["note"]
 
 
+def test_frames_are_taken_as_pipelines_give_them(tmp_path):
+    """A tensor, an array and PIL images of one clip make one page."""
+    pixels = np.random.default_rng().integers(0, 256, (3, 8, 8, 3), dtype=np.uint8)
+    array = pixels.astype(np.float32) / 255
+    forms = (torch.from_numpy(array).movedim(3, 1), array, [Image.fromarray(each) for each in pixels])
+    captured = Captured()
+    pages = [read(write_viewer(tmp_path / "m.html", {"a": (frames, captured)})) for frames in forms]
+    assert pages[0] == pages[1] == pages[2]
+
+
 def test_what_cannot_be_shown_is_named(tmp_path):
     frames = torch.rand(3, 3, 8, 8)
     with pytest.raises(cvg.ArgumentError, match="at least one clip"):
         write_viewer(tmp_path / "m.html", {})
-    with pytest.raises(cvg.ArgumentError, match=r"clips\['a'\] must have frames \[F, 3, H, W\], got \(3, 8, 8\)"):
+    with pytest.raises(
+        cvg.ArgumentError, match=r"clips\['a'\] must have the frames of one video: .*, got \(3, 8, 8\)"
+    ):
         write_viewer(tmp_path / "m.html", {"a": (frames[0], Captured())})
     with pytest.raises(cvg.ArgumentError, match="must have captured maps of words, got none"):
         write_viewer(tmp_path / "m.html", {"a": (frames, Captured(branch="uncond"))})

@@ -331,7 +331,10 @@ def test_words_of_the_prompt():
         ({"stop": 1.5}, r"stop must be a finite number in \[0, 1\], got 1.5"),
         ({"step_size": -1.0}, "step_size must be a finite number of at least 0, got -1.0"),
         ({"words": []}, "words must name at least one word"),
-        ({"words": "cat"}, "words must be one of 'content', 'nouns_and_verbs', got 'cat'"),
+        (
+            {"words": "cat"},
+            "words must be a list of words, a function of the prompt, or 'content' or 'nouns_and_verbs', got 'cat'",
+        ),
     ],
 )
 def test_errors_name_the_argument(change, message):

@@ -100,5 +100,7 @@ def test_words_by_part_of_speech():
     with guide("nouns_and_verbs").attach(pipe) as made:
         run(pipe, options)
     assert set(made.history[0]["scores"][0]) == {"cat", "dog"}  # no colours
-    with pytest.raises(cvg.ArgumentError, match="words must be one of 'content', 'nouns_and_verbs'"):
+    with pytest.raises(
+        cvg.ArgumentError, match="words must be a list of words, .* 'content' or 'nouns_and_verbs', got"
+    ):
         cvg.Vico(words="adverbs")
