@@ -172,7 +172,8 @@ def _export_transformer(folder: Path) -> Path:
     """Writes the trained parts as one pipeline folder, the weights in 16 bits."""
     pipeline = assemble_transformer_run(folder)
     with written_folder(folder / "transformer-pipeline", keep=True) as new:
-        _save_in_half(pipeline, new)
+        _in_half(pipeline).save_pretrained(new)
+        _without_paths(new)
         shutil.rmtree(new / "tokenizer")
         shutil.copytree(folder / "t5_tokenizer", new / "tokenizer")
     return folder / "transformer-pipeline"
@@ -182,7 +183,8 @@ def _export(folder: Path) -> Path:
     """The same of the UNet."""
     pipeline = assemble_run(folder)
     with written_folder(folder / "pipeline", keep=True) as new:
-        _save_in_half(pipeline, new)
+        _in_half(pipeline).save_pretrained(new)
+        _without_paths(new)
         # What the installed release writes for these two is not what others read.
         save_text_encoder(pipeline.text_encoder, new / "text_encoder")
         shutil.rmtree(new / "tokenizer")
@@ -190,10 +192,15 @@ def _export(folder: Path) -> Path:
     return folder / "pipeline"
 
 
-def _save_in_half(pipeline: Any, folder: Path) -> None:
+def _in_half(pipeline: Any) -> Any:
+    """The pipeline with its weights in 16 bits."""
     for network in pipeline.components.values():
         if isinstance(network, torch.nn.Module):
             torch.nn.Module.half(network)  # that of diffusers warns of what these networks do not have
-    pipeline.save_pretrained(folder)
-    for settings in folder.glob("*/config.json"):  # the place it was loaded from
+    return pipeline
+
+
+def _without_paths(folder: Path) -> None:
+    """Takes out of configurations where the networks were loaded from."""
+    for settings in folder.glob("*/config.json"):
         write_json(settings, {name: one for name, one in read_object(settings).items() if name != "_name_or_path"})
