@@ -24,7 +24,7 @@ from cvg_kernels.errors import ArgumentError
 from cvg_kernels.reading import read_object
 from cvg_kernels.scenes.model import MAX_TOKENS
 from cvg_kernels.shapes import pipeline as shapes
-from cvg_kernels.shapes.files import assemble_from, load_fast_tokenizer, load_model, load_tokenizer
+from cvg_kernels.shapes.files import load_fast_tokenizer, load_model, load_networks, load_tokenizer
 from cvg_kernels.shapes.model import assemble, build_scheduler
 
 #: The trained pipelines, `unet` and `transformer`, where the sources are at hand: they are in no wheel.
@@ -62,7 +62,15 @@ def assemble_transformer_run(folder: Path) -> CogVideoXPipeline:
         folder: with `t5_tokenizer/`, `video_vae/` and `transformer-video/`.
     """
     learnt: Any = build_scheduler().config
-    names = ("beta_start", "beta_end", "beta_schedule", "prediction_type", "clip_sample", "set_alpha_to_one")
+    names = (
+        "beta_start",
+        "beta_end",
+        "beta_schedule",
+        "prediction_type",
+        "clip_sample",
+        "set_alpha_to_one",
+        "timestep_spacing",
+    )
     return CogVideoXPipeline(
         tokenizer=load_fast_tokenizer(folder / "t5_tokenizer"),
         text_encoder=load_model(T5EncoderModel, folder / "transformer-video" / "text_encoder"),
@@ -70,7 +78,6 @@ def assemble_transformer_run(folder: Path) -> CogVideoXPipeline:
         transformer=load_model(CogVideoXTransformer3DModel, folder / "transformer-video" / "transformer"),
         scheduler=CogVideoXDDIMScheduler(
             **{name: learnt[name] for name in names},
-            timestep_spacing=learnt["timestep_spacing"],
             snr_shift_scale=1.0,  # noise as in training
         ),
     )
@@ -98,10 +105,7 @@ def load_pipeline(folder: Path | None = None, device: str | torch.device = "cpu"
     if name not in _KINDS:
         raise ArgumentError(f"folder must hold one of {', '.join(_KINDS)}, {folder} holds {name}")
     kind, networks = _KINDS[name]
-    parts = {part: torch.nn.Module.to(load_model(of, folder / part), torch.float32) for part, of in networks.items()}
-    pipe = assemble_from(kind, folder, parts)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe.to(device)
+    return load_networks(kind, folder, networks, torch.float32).to(device)
 
 
 def sample(pipe: Any, prompts: list[str], seeds: list[int], **options: Any) -> torch.Tensor:

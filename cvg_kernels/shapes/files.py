@@ -184,6 +184,25 @@ def assemble_from(kind: Any, folder: Path, parts: dict[str, Any]) -> Any:
         ) from error
 
 
+def load_networks(kind: Any, folder: Path, networks: dict[str, Any], dtype: torch.dtype) -> Any:
+    """Loads a pipeline, its networks in a dtype and without bars.
+
+    Args:
+        kind: the pipeline's class.
+        folder: folder of the pipeline.
+        networks: component → its class.
+        dtype: dtype of the weights.
+
+    Raises:
+        ArgumentError: as `load_model` and `assemble_from`.
+    """
+    # torch's own `to`: that of diffusers warns of what these networks do not have
+    parts = {name: torch.nn.Module.to(load_model(of, folder / name), dtype) for name, of in networks.items()}
+    pipe = assemble_from(kind, folder, parts)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
 def _check_size(kind: Any, folder: Path) -> None:
     """Checks that a configuration asks for no more memory than its weights have, before it is given.
 

@@ -34,17 +34,13 @@ def load_pipeline(
     from diffusers import AnimateDiffPipeline, AutoencoderKL, UNetMotionModel
     from transformers import CLIPTextModel
 
-    from cvg_kernels.shapes.files import assemble_from, load_model
+    from cvg_kernels.shapes.files import load_networks
 
     folder = WEIGHTS if folder is None else Path(folder)
     if not (folder / "model_index.json").exists():
         raise ArgumentError(f"folder must hold a diffusers pipeline, got {folder} without model_index.json")
     kinds = {"vae": AutoencoderKL, "text_encoder": CLIPTextModel, "unet": UNetMotionModel}
-    # torch's own `to`: that of diffusers warns of what these networks do not have
-    parts = {name: torch.nn.Module.to(load_model(kind, folder / name), dtype) for name, kind in kinds.items()}
-    pipe = assemble_from(AnimateDiffPipeline, folder, parts)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe.to(device)
+    return load_networks(AnimateDiffPipeline, folder, kinds, dtype).to(device)
 
 
 def sample(
