@@ -9,6 +9,7 @@ from cvg_kernels.guidance.gen1 import Gen1, structure_frames
 from cvg_kernels.guidance.losses import (
     band_distance,
     binding_loss,
+    concentration_loss,
     diagonal_roughness,
     diagonality,
     fairness_loss,
@@ -35,6 +36,7 @@ __all__ = [
     "Vico",
     "band_distance",
     "binding_loss",
+    "concentration_loss",
     "diagonal_roughness",
     "diagonality",
     "fairness_loss",

@@ -65,9 +65,9 @@ class Vico(Guidance):
         residual: skip connections as `"average"` (A+I)/2 (code), `"add"` A+I (paper) or `None`.
         combine: `"mean"` over groups (code) or `"max"` (paper, eq. 5).
         loss: what is made of the words' scores, `"min"` (both) or `"variance"` (paper's ablation); or of their maps:
-            `"separation"`, how much they overlap, or `"binding"`, how far an attribute's map is from that of the word
-            it stands directly before among `words` ("red circle"), and how much each of the two overlaps others. See
-            `guidance.losses`.
+            `"concentration"`, how widely the most scattered one is spread, `"separation"`, how much they overlap, or
+            `"binding"`, how far an attribute's map is from that of the word it stands directly before among `words`
+            ("red circle"), and how much each of the two overlaps others. See `guidance.losses`.
         normalize: token softmax, smoothing and peak of the code (`True`), or the paper's bare flow, largest over
             frames and positions (`False`).
         sharpness: factor before the token softmax (100 in the code).
@@ -95,7 +95,7 @@ class Vico(Guidance):
     order: Literal["tokens_first", "hops_first"] = "tokens_first"
     residual: Literal["average", "add"] | None = "average"
     combine: Literal["mean", "max"] = "mean"
-    loss: Literal["min", "variance", "separation", "binding"] = "min"
+    loss: Literal["min", "variance", "concentration", "separation", "binding"] = "min"
     normalize: bool = True
     sharpness: float = 100.0
     sinks: Sequence[Word] | Literal["others"] | None = None
@@ -164,9 +164,9 @@ class Vico(Guidance):
         check_choice("order", self.order, ("tokens_first", "hops_first"))
         check_choice("residual", self.residual, ("average", "add", None))
         check_choice("combine", self.combine, ("mean", "max"))
-        check_choice("loss", self.loss, ("min", "variance", "separation", "binding"))
+        check_choice("loss", self.loss, ("min", "variance", *MAP_LOSSES))
         if self.loss in MAP_LOSSES and self.flow == "exact" and self.spatial:
-            raise ArgumentError(f"loss={self.loss!r} compares maps, and flow='exact' with spatial=True has none")
+            raise ArgumentError(f"loss={self.loss!r} is of maps, and flow='exact' with spatial=True has none")
         check_choice("step_rule", self.step_rule, STEP_RULES)
         check_number("temperature", self.temperature, above=0)
         check_number("sharpness", self.sharpness, above=0)

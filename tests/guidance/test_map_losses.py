@@ -9,7 +9,7 @@ pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
 import cvg_kernels as cvg  # noqa: E402
-from cvg_kernels.guidance import binding_loss, separation_loss  # noqa: E402
+from cvg_kernels.guidance import binding_loss, concentration_loss, separation_loss  # noqa: E402
 from cvg_kernels.guidance.losses import overlaps  # noqa: E402
 from tests.offline_pipelines import animatediff, run  # noqa: E402
 
@@ -49,7 +49,21 @@ def test_binding_by_hand():
     assert float(binding_loss(chain, [(0, 1), (1, 2)])) == 0
 
 
-@pytest.mark.parametrize("loss", [separation_loss, lambda maps: binding_loss(maps, [(0, 1)])], ids=["apart", "bound"])
+def test_concentration_by_hand():
+    """Of the most scattered word; frame by frame, and whatever a map's sum."""
+    one, two, four = at(0), at(0, 1), at(0, 1, 2, 3)
+    assert float(concentration_loss(torch.stack([one, one])[None])) == 0
+    assert float(concentration_loss(torch.stack([one, two])[None])) == 0.5
+    assert float(concentration_loss(torch.stack([7 * four, two, one])[None])) == 0.75
+    changing = torch.stack([one[0], four[0]])  # at one place, then at four
+    torch.testing.assert_close(float(concentration_loss(changing[None, None])), 1 - (1 + 0.25) / 2)
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [concentration_loss, separation_loss, lambda maps: binding_loss(maps, [(0, 1)])],
+    ids=["gathered", "apart", "bound"],
+)
 def test_gradients(loss):
     maps = (torch.rand(2, 4, 3, 2, 3, dtype=torch.float64) + 0.1).requires_grad_()
     assert torch.autograd.gradcheck(loss, maps)
@@ -57,14 +71,14 @@ def test_gradients(loss):
 
 def test_a_word_without_a_map_is_no_nan():
     maps = torch.zeros(1, 2, 2, 2, 2).requires_grad_()
-    loss = separation_loss(maps)
+    loss = separation_loss(maps) + concentration_loss(maps)
     (gradient,) = torch.autograd.grad(loss.sum(), maps)
     assert loss.isfinite().all() and gradient.isfinite().all()
 
 
 @pytest.mark.drawn(3)
 @pytest.mark.parametrize("flow", ["cross", "soft", "exact"])
-@pytest.mark.parametrize("loss", ["separation", "binding"])
+@pytest.mark.parametrize("loss", ["concentration", "separation", "binding"])
 def test_the_loss_falls(loss, flow):
     pipe, options = animatediff()
     options = {**options, "prompt": "a small cat and a large dog"}
