@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING
 
 from cvg_kernels import native
-from cvg_kernels.errors import ArgumentError, BackendUnavailableError
+from cvg_kernels.errors import ArgumentError, BackendUnavailableError, nearest
 from cvg_kernels.kernels import KERNELS, TRITON_BACKENDS, Backend, kernels_of
 
 if TYPE_CHECKING:
@@ -30,8 +30,10 @@ def parse_backend(backend: str | Backend) -> Backend:
     try:
         return Backend(backend)
     except ValueError:
-        names = ", ".join(repr(member.value) for member in Backend)
-        raise ArgumentError(f"backend must be one of {names}, got {backend!r}") from None
+        names = [member.value for member in Backend]
+        raise ArgumentError(
+            f"backend must be one of {', '.join(map(repr, names))}, got {backend!r}{nearest(backend, names)}"
+        ) from None
 
 
 def unavailable_reason(

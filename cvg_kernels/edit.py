@@ -16,7 +16,7 @@ import torch
 from cvg_kernels import viz
 from cvg_kernels.capturing import capture
 from cvg_kernels.environment import devices, versions
-from cvg_kernels.errors import ArgumentError, is_whole
+from cvg_kernels.errors import ArgumentError, is_whole, nearest
 from cvg_kernels.generate import DTYPES, check_device, check_output, peak_memory, timed
 from cvg_kernels.guidance import CVG, Gen1, Together
 from cvg_kernels.guidance.methods import method_named
@@ -83,9 +83,11 @@ class EditJob:
                 option = name.replace("_", "-")
                 raise ArgumentError(f"--{option} must be finite, got {getattr(self, name)}")
         if self.fit not in ("crop", "pad"):
-            raise ArgumentError(f"--fit must be crop or pad, got {self.fit!r}")
+            raise ArgumentError(f"--fit must be crop or pad, got {self.fit!r}{nearest(self.fit, ('crop', 'pad'))}")
         if self.dtype not in DTYPES:
-            raise ArgumentError(f"--dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+            raise ArgumentError(
+                f"--dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}{nearest(self.dtype, DTYPES)}"
+            )
         if self.words and self.prompt is None:
             raise ArgumentError("--words must be those of a --prompt, got none")
         self.methods()

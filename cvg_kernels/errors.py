@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 
 class CvgError(Exception):
@@ -39,6 +40,23 @@ def is_whole(value: object, least: float = -math.inf) -> bool:
         least: the least that counts.
     """
     return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def nearest(given: object, accepted: Iterable[object]) -> str:
+    """Suggests, for the end of a message, the accepted name that looks most like the one that was given.
+
+    Args:
+        given: what is not accepted; nothing is suggested if it is no name.
+        accepted: what is; values other than names are passed over.
+
+    Returns:
+        `"; did you mean 'vico'?"`, or nothing if none looks like it.
+    """
+    from difflib import get_close_matches
+
+    names = {name.lower(): name for name in accepted if isinstance(name, str)}
+    found = get_close_matches(given.lower(), names, n=1) if isinstance(given, str) else []
+    return f"; did you mean {names[found[0]]!r}?" if found else ""
 
 
 class GuidanceWarning(UserWarning):

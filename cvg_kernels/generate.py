@@ -22,7 +22,7 @@ from cvg_kernels import viz
 from cvg_kernels.capturing import capture
 from cvg_kernels.capturing.viewer import write_viewer
 from cvg_kernels.environment import devices, versions
-from cvg_kernels.errors import ArgumentError
+from cvg_kernels.errors import ArgumentError, nearest
 from cvg_kernels.guidance.methods import method_named
 from cvg_kernels.guidance.synopsis import split_at_then
 from cvg_kernels.model_folders import check_pipeline, options_for, reason_of
@@ -99,7 +99,9 @@ class Job:
         if not math.isfinite(self.guidance_scale):
             raise ArgumentError(f"--guidance-scale must be finite, got {self.guidance_scale}")
         if self.dtype not in DTYPES:
-            raise ArgumentError(f"--dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}")
+            raise ArgumentError(
+                f"--dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}{nearest(self.dtype, DTYPES)}"
+            )
         self.method  # noqa: B018 — made here, so that a wrong one is told before a model is loaded
         check_device(self.device)
         check_output(self.output)

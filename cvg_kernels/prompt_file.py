@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cvg_kernels.errors import ArgumentError
+from cvg_kernels.errors import ArgumentError, nearest
 from cvg_kernels.generate import Job
 from cvg_kernels.reading import parse_json, read_bytes, text_of
 
@@ -104,7 +104,10 @@ def _object(line: str, where: str) -> dict[str, Any]:
     if not isinstance(given, dict):
         raise ArgumentError(f"{where}: must be a JSON object, got {line[:60]!r}")
     if unknown := sorted(set(given) - set(_SETTINGS)):
-        raise ArgumentError(f"{where}: takes {', '.join(_SETTINGS)}; got {', '.join(map(repr, unknown))}")
+        raise ArgumentError(
+            f"{where}: takes {', '.join(_SETTINGS)}; got {', '.join(map(repr, unknown))}"
+            f"{nearest(unknown[0], _SETTINGS)}"
+        )
     if "prompt" not in given:
         raise ArgumentError(f"{where}: must have a prompt, got {line[:60]!r}")
     for name, value in given.items():

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from cvg_kernels.errors import ArgumentError, is_whole
+from cvg_kernels.errors import ArgumentError, is_whole, nearest
 from cvg_kernels.image_files import fit_square, shortened, to_tensor, upright
 
 _IMAGES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".ppm"}
@@ -75,7 +75,7 @@ def read_video(
         if value is not None and not is_whole(value, least):
             raise ArgumentError(f"{name} must be a whole number of at least {least}, got {value!r}")
     if fit not in _FITS:
-        raise ArgumentError(f"fit must be one of {', '.join(_FITS)}, got {fit!r}")
+        raise ArgumentError(f"fit must be one of {', '.join(_FITS)}, got {fit!r}{nearest(fit, _FITS)}")
     path = _existing(path)
     total, read = _source(path)
     step = every or min(max(1, (total - start) // frames), _SPARSEST)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 
 def path(text: str) -> Path:
@@ -36,3 +37,24 @@ def whole(low: int, high: int) -> Callable[[str], int]:
         return number
 
     return read
+
+
+def add_recipe(parser: argparse.ArgumentParser, recipe: Mapping[str, Any]) -> None:
+    """Adds an option for each number of a training recipe.
+
+    Args:
+        parser: of the command that trains.
+        recipe: name → default.
+    """
+    meanings = {
+        "clips": "clips to train on",
+        "edit_clips": "clips to train the editor on",
+        "pictures": "pictures to train on, in a cycle",
+        "image_cycles": "cycles of the learning rate on pictures, each with pictures of its own",
+        "comparison_steps": "steps of denoisers trained otherwise, for `shapes edits`; 0 trains none",
+        "seed": "seed of everything that is drawn",
+    }
+    for name, value in recipe.items():
+        stage = name.removesuffix("_steps").replace("_", " ")
+        meaning = meanings.get(name, f"training steps of the stage {stage!r}")
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value, help=meaning)

@@ -7,20 +7,22 @@ import importlib
 
 from cvg_kernels.bench import BENCHMARKS
 from cvg_kernels.cli.arguments import path
-from cvg_kernels.errors import ArgumentError
+from cvg_kernels.errors import ArgumentError, nearest
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `bench`."""
-    parser.add_argument("operation", nargs="?", default="attention", choices=BENCHMARKS)
+    parser.add_argument("operation", nargs="?", default="attention", choices=BENCHMARKS, help="what is measured")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument(
         "--dtype", choices=_DTYPES, help="default: float32; for all kinds of attention on a GPU bfloat16"
     )
-    parser.add_argument("--threads", type=int, help="CPU threads of every arm")
-    parser.add_argument("--rounds", type=int, help="timed rounds; the median counts")
+    parser.add_argument("--threads", type=int, help="CPU threads of every arm; default: torch's own number")
+    parser.add_argument(
+        "--rounds", type=int, help="timed rounds; the median counts; default: the operation's own number"
+    )
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that it works")
     parser.add_argument("--json", type=path, help="also write the figures here, as they come")
     parser.add_argument(
@@ -29,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="instead: compile the Triton kernels for GPUs that need not be there, and print registers, spills, and "
         "per loop the instructions per score element and a modelled fraction of peak",
     )
-    parser.add_argument("--targets", help="with --static: targets, separated by commas")
+    parser.add_argument("--targets", help="with --static: targets, separated by commas; default: all")
     parser.add_argument("--all", action="store_true", help="every operation; with --static every case, an hour")
     parser.add_argument(
         "--objects", action="store_true", help="with --static: the kernels of the CUDA module that was built"
@@ -93,7 +95,10 @@ def _static(options: argparse.Namespace) -> int:
     targets = options.targets.split(",") if options.targets else list(compiled.TARGETS)
     unknown = set(targets) - set(compiled.TARGETS)
     if unknown:
-        raise ArgumentError(f"--targets must be of {', '.join(compiled.TARGETS)}, got {', '.join(sorted(unknown))}")
+        raise ArgumentError(
+            f"--targets must be of {', '.join(compiled.TARGETS)}, got {', '.join(sorted(unknown))}"
+            f"{nearest(min(unknown), compiled.TARGETS)}"
+        )
     jobs = [job for job in (cases.whole if options.all else cases.covering)() if job[1] in targets]
     rows = report.print_table(compiled.collect(jobs[:2] if options.quick else jobs, options.processes))
     if options.json is not None:

@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 
 from cvg_kernels.cli.arguments import path, whole
-from cvg_kernels.edit import EditJob
-from cvg_kernels.edit import run as do
+from cvg_kernels.cli.defaults import defaults_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `edit`."""
+    defaults = defaults_of("cvg_kernels.edit", "EditJob")
     parser.add_argument(
         "video",
         nargs="?",
@@ -26,43 +26,53 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--structure",
         type=whole(0, 7),
-        default=3,
-        help="rounds of blur of the depth that is kept: 0 keeps outlines, 3 places, 7 next to nothing; default: 3",
+        default=defaults["structure"],
+        help="rounds of blur of the depth that is kept: 0 keeps outlines, 3 places, 7 next to nothing",
     )
     parser.add_argument(
-        "--temporal-scale", type=float, default=1.0, help="above 1 frames agree more, below they are freer; default: 1"
+        "--temporal-scale",
+        type=float,
+        default=defaults["temporal_scale"],
+        help="above 1 frames agree more, below 1 they are freer",
     )
-    parser.add_argument("--guidance", help="further methods, as for generate: vico, vico:stop=0.2")
+    parser.add_argument("--guidance", help="further methods, as for generate: vico, vico:stop=0.2; default: none")
     parser.add_argument("--words", help="words of the prompt to guide and to show, by commas")
     parser.add_argument("--negative-prompt", help="what is not to be seen")
     parser.add_argument("--output", type=path, default=Path("out"), help="folder for the results")
-    parser.add_argument("--model", type=path, help="a folder with a StructureContentPipeline")
+    parser.add_argument(
+        "--model", type=path, help="a folder with a StructureContentPipeline; default: the one that ships"
+    )
     parser.add_argument(
         "--depth-model",
         help="for real footage: a folder or the Hub's name of a depth model of transformers; what is named is "
-        "downloaded",
+        "downloaded; default: the pipeline's own",
     )
-    parser.add_argument("--start", type=int, default=0, help="first frame of INPUT; default: 0")
-    parser.add_argument("--every", type=int, help="take every n-th frame of INPUT")
+    parser.add_argument("--start", type=int, default=defaults["start"], help="first frame of INPUT")
+    parser.add_argument(
+        "--every", type=int, help="take every n-th frame of INPUT; default: spread over the clip, at most 8 apart"
+    )
     parser.add_argument(
         "--fit",
-        default="crop",
-        help="how frames of INPUT become squares: crop cuts the middle, pad adds black; default: crop",
+        default=defaults["fit"],
+        help="how frames of INPUT become squares: crop cuts the middle, pad adds black",
     )
-    parser.add_argument("--fps", type=int, default=6, help="frames a second of what is written; default: 6")
-    for name, kind, default in (
-        ("frames", int, 8),
-        ("seed", int, 0),
-        ("steps", int, 20),
-        ("guidance-scale", float, 3.0),
-        ("dtype", str, "float32"),
-        ("device", str, "cpu"),
+    parser.add_argument("--fps", type=int, default=defaults["fps"], help="frames a second of what is written")
+    for name, kind, meaning in (
+        ("frames", int, "frames of the clip"),
+        ("seed", int, "seed of the noise, and of the clip that is drawn without INPUT"),
+        ("steps", int, "denoising steps"),
+        ("guidance-scale", float, "how strongly the content is followed"),
+        ("dtype", str, "float32, bfloat16 or float16"),
+        ("device", str, "cpu or cuda, or one GPU of several: cuda:1"),
     ):
-        parser.add_argument(f"--{name}", type=kind, default=default)
+        parser.add_argument(f"--{name}", type=kind, default=defaults[name.replace("-", "_")], help=meaning)
 
 
 def run(options: argparse.Namespace) -> int:
     """Does the job and prints what was done; returns 2 if guidance was asked for and no step was guided."""
+    from cvg_kernels.edit import EditJob
+    from cvg_kernels.edit import run as do
+
     fields = {n: v for n, v in vars(options).items() if n in EditJob.__annotations__}
     fields["words"] = [word.strip() for word in options.words.split(",")] if options.words else []
     job = EditJob(**fields)

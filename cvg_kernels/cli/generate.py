@@ -7,14 +7,15 @@ import sys
 from pathlib import Path
 
 from cvg_kernels.cli.arguments import path
+from cvg_kernels.cli.defaults import defaults_of
 from cvg_kernels.errors import ArgumentError
-from cvg_kernels.generate import Job
-from cvg_kernels.generate import run as do
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `generate`."""
-    parser.add_argument("prompt", nargs="?", help='e.g. "a red circle moving left and a blue square moving right"')
+    parser.add_argument(
+        "prompt", nargs="?", help='what to show: "a red circle moving left and a blue square moving right"'
+    )
     parser.add_argument(
         "--prompts",
         type=path,
@@ -34,25 +35,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the guidance method, with options after colons, several joined by a plus: "
         "cvg (the default, for the shapes pipeline), vico, gen1:temporal_scale=2, vico:stop=0.2+gen1",
     )
-    parser.add_argument("--words", help="words to guide and to show, separated by commas")
+    parser.add_argument("--words", help="words to guide and to show, separated by commas; default: all content words")
     parser.add_argument("--output", type=path, default=Path("out"), help="folder for the results")
-    parser.add_argument("--model", help="a local folder or hub id (AnimateDiff, Wan, CogVideoX, HunyuanVideo, LTX …)")
+    parser.add_argument(
+        "--model",
+        help="a local folder or hub id (AnimateDiff, Wan, CogVideoX, HunyuanVideo, LTX …); default: the shapes "
+        "pipeline, which ships",
+    )
     parser.add_argument("--negative-prompt", help="what the clip should not show")
-    for name, kind, default in (
-        ("seed", int, 0),
-        ("steps", int, 20),
-        ("frames", int, 8),
-        ("height", int, None),
-        ("width", int, None),
-        ("guidance-scale", float, 3.0),
-        ("dtype", str, "float32"),
-        ("device", str, "cpu"),
+    defaults = defaults_of("cvg_kernels.generate", "Job")
+    for name, kind, meaning in (
+        ("seed", int, "seed of the noise that both clips begin with"),
+        ("steps", int, "denoising steps"),
+        ("frames", int, "frames of the clip"),
+        ("height", int, "in pixels; default: the pipeline's own"),
+        ("width", int, "in pixels; default: the pipeline's own"),
+        ("guidance-scale", float, "of classifier-free guidance"),
+        ("dtype", str, "float32, bfloat16 or float16"),
+        ("device", str, "cpu or cuda, or one GPU of several: cuda:1"),
     ):
-        parser.add_argument(f"--{name}", type=kind, default=default)
+        parser.add_argument(f"--{name}", type=kind, default=defaults[name.replace("-", "_")], help=meaning)
 
 
 def run(options: argparse.Namespace) -> int:
     """Does the job and prints a short table; returns 2 if no step was guided, 1 if prompts of a file failed."""
+    from cvg_kernels.generate import Job
+    from cvg_kernels.generate import run as do
+
     if (options.prompt is None) == (options.prompts is None):
         given = "both" if options.prompts else "neither"
         raise ArgumentError(f"prompt or --prompts FILE must be given, got {given}")
@@ -91,6 +100,7 @@ def _many(options: argparse.Namespace, fields: dict) -> int:
     from rich.progress import TimeRemainingColumn as Remaining
 
     from cvg_kernels.batch import run_all
+    from cvg_kernels.generate import Job
     from cvg_kernels.processes import Place
     from cvg_kernels.prompt_file import read_prompts
 

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 from cvg_kernels import __version__
+from cvg_kernels.cli.parser import Parser
 from cvg_kernels.errors import CvgError
 
 #: Command → what it does. Each is the module of its name beside this file, with two functions:
-#: `add_arguments(parser)` and `run(options) -> exit code`. Only the one that is asked for is imported.
+#: `add_arguments(parser)`, which imports nothing heavy, so that help comes at once, and `run(options) -> exit code`.
+#: Only the module of the command that is asked for is imported.
 COMMANDS = {
     "generate": "make a video, with and without guidance, and a report of what changed",
     "edit": "keep a clip's structure and give it other content",
@@ -24,14 +24,6 @@ COMMANDS = {
     "tune": "measure which kernels are fastest here, for `auto` to go by",
     "info": "versions, devices, which kernels can run here, and what `auto` goes by",
 }
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, like those of the commands themselves."""
-
-    def error(self, message: str) -> NoReturn:
-        """Prints the message and exits with 2."""
-        self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,7 +43,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     wanted = next((word for word in arguments if not word.startswith("-")), None)
     for name, purpose in COMMANDS.items():
-        command = commands.add_parser(name, help=purpose, description=f"{purpose.capitalize()}.")
+        command = commands.add_parser(name, help=purpose, description=f"{purpose[0].upper()}{purpose[1:]}.")
         if name == wanted:
             module = importlib.import_module(f"cvg_kernels.cli.{name}")
             module.add_arguments(command)

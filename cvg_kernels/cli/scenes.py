@@ -5,35 +5,35 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from cvg_kernels.errors import ArgumentError
+from cvg_kernels.cli.arguments import add_recipe
+from cvg_kernels.cli.defaults import defaults_of
+from cvg_kernels.errors import ArgumentError, nearest
 from cvg_kernels.writing import write_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `scenes train`, `scenes gate`, `scenes eval` and `scenes attribution`."""
-    from cvg_kernels.scenes.train import Recipe
-
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     train = actions.add_parser("train", help="train the pipeline from scratch; run again to resume")
     train.add_argument("--output", type=Path, default=Path("scenes-run"), help="the run's folder")
     train.add_argument("--device", default="cpu", help="cpu or cuda")
     train.add_argument("--processes", type=int, default=2, help="on a CPU; part of the recipe")
     train.add_argument("--network", choices=("unet", "transformer"), default="unet", help="which of the two models")
-    for name, value in vars(Recipe()).items():
-        train.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
+    add_recipe(train, defaults_of("cvg_kernels.scenes.train", "Recipe"))
 
+    steps = defaults_of("cvg_kernels.shapes.pipeline")["STEPS"]
     gate = actions.add_parser("gate", help="how a model fails, and what its maps tell of it")
     _add_model(gate)
-    gate.add_argument("--prompts", type=int, default=30)
+    gate.add_argument("--prompts", type=int, default=30, help="how many")
     gate.add_argument("--seeds", type=int, default=8, help="clips of each prompt")
-    gate.add_argument("--steps", type=int, help="denoising steps")
+    gate.add_argument("--steps", type=int, default=steps, help="denoising steps")
 
     score = actions.add_parser("eval", help="score guidance methods on every kind of prompt")
     _add_model(score)
     score.add_argument("--guidance", default="none,vico", help="methods, separated by commas, each as for generate")
     score.add_argument("--kinds", default="", help="of prompts: things,relation,number,motion; default: all")
     score.add_argument("--prompts", type=int, default=60, help="of each kind")
-    score.add_argument("--steps", type=int, help="denoising steps")
+    score.add_argument("--steps", type=int, default=steps, help="denoising steps")
     score.add_argument("--device", default="cpu", help="cpu or cuda")
 
     maps = actions.add_parser("attribution", help="which kind of map lies best on true masks")
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", type=Path, help="a pipeline folder; default: the UNet's in the sources")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=int, default=0, help="seed of the prompts and the noise")
     parser.add_argument("--json", type=Path, help="also write the report here")
 
 
@@ -55,6 +55,8 @@ def run(options: argparse.Namespace) -> int:
     name = "clips" if options.action == "attribution" else "prompts"
     if getattr(options, name) < 2:
         raise ArgumentError(f"--{name} must be at least 2, got {getattr(options, name)}")
+    if getattr(options, "steps", 1) < 1:
+        raise ArgumentError(f"--steps must be at least 1, got {options.steps}")
     for name in ("json", "figure"):
         file = getattr(options, name, None)
         if file is not None and not file.resolve().parent.is_dir():
@@ -96,7 +98,6 @@ def _gate(options: argparse.Namespace) -> dict:
 
     from cvg_kernels.scenes.gate import failures, presence, print_failures, print_presence, prompts_of_things
     from cvg_kernels.scenes.pipeline import load_pipeline
-    from cvg_kernels.shapes.pipeline import STEPS
 
     if options.seeds < 2:
         raise ArgumentError(f"--seeds must be at least 2, got {options.seeds}")
@@ -109,7 +110,7 @@ def _gate(options: argparse.Namespace) -> dict:
             prompts,
             seeds=options.seeds,
             seed=options.seed,
-            steps=options.steps or STEPS,
+            steps=options.steps,
             progress=lambda done: bar.update(task, completed=done),
         )
     report = {
@@ -131,12 +132,12 @@ def _eval(options: argparse.Namespace) -> dict:
     from cvg_kernels.guidance.methods import methods_named
     from cvg_kernels.scenes.evaluation import KINDS, evaluate, print_report
     from cvg_kernels.scenes.pipeline import load_pipeline
-    from cvg_kernels.shapes.pipeline import STEPS
 
     kinds = options.kinds.split(",") if options.kinds else list(KINDS)
     unknown = [kind for kind in kinds if kind not in KINDS]
     if unknown or len(set(kinds)) < len(kinds):
-        raise ArgumentError(f"--kinds must be different ones of {', '.join(KINDS)}, got {options.kinds}")
+        near = nearest(unknown[0], KINDS) if unknown else ""
+        raise ArgumentError(f"--kinds must be different ones of {', '.join(KINDS)}, got {options.kinds}{near}")
     methods = methods_named(options.guidance)
     pipe = load_pipeline(options.model, _device(options))
     with Progress(transient=True) as bar:
@@ -148,7 +149,7 @@ def _eval(options: argparse.Namespace) -> dict:
             prompts=options.prompts,
             seed=options.seed,
             kinds=kinds,
-            steps=options.steps or STEPS,
+            steps=options.steps,
             progress=lambda name, done: bar.update(tasks[name], completed=done),
         )
     print_report(report)

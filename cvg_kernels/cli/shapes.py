@@ -9,23 +9,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from cvg_kernels.cli.arguments import path
-from cvg_kernels.errors import ArgumentError
+from cvg_kernels.cli.arguments import add_recipe, path
+from cvg_kernels.cli.defaults import defaults_of
+from cvg_kernels.errors import ArgumentError, nearest
 from cvg_kernels.processes import Place
 from cvg_kernels.writing import write_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `shapes train`, `shapes eval`, `shapes sweep` and `shapes long`."""
-    from cvg_kernels.shapes.train import Recipe
-
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     train = actions.add_parser("train", help="train the pipeline from scratch; run again to resume")
     train.add_argument("--output", type=path, default=Path("shapes-run"), help="the run's folder")
     train.add_argument("--device", default="cpu", help="cpu or cuda")
     train.add_argument("--processes", type=int, default=3, help="on a CPU; part of the recipe")
-    for name, value in vars(Recipe()).items():
-        train.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
+    add_recipe(train, defaults_of("cvg_kernels.shapes.train", "Recipe"))
 
     score = actions.add_parser("eval", help="score guidance methods on two-object prompts")
     score.add_argument(
@@ -50,21 +48,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     edits = actions.add_parser("edits", help="score the editor, and what one would do without it")
     edits.add_argument("--prompts", type=int, default=100, help="edits of each kind")
-    edits.add_argument("--seed", type=int, default=0)
+    edits.add_argument("--seed", type=int, default=0, help="seed of the clips and the noise")
     edits.add_argument("--model", type=path, help="an editor's folder; default: shipped")
-    edits.add_argument("--training-run", type=path, help="what it has trained otherwise is scored, too")
+    edits.add_argument(
+        "--training-run", type=path, help="a folder of `shapes train`; what it has trained otherwise is scored, too"
+    )
     edits.add_argument("--groups", help="of the comparisons, by commas; default: all")
-    edits.add_argument("--device", default="cpu")
+    edits.add_argument("--device", default="cpu", help="cpu or cuda")
     edits.add_argument("--json", type=path, help="also write the report here")
 
 
 def _add_scoring(parser: argparse.ArgumentParser, prompts: int = 200, seed: int = 0) -> None:
     """The options that every scoring takes."""
-    parser.add_argument("--prompts", type=int, default=prompts)
-    parser.add_argument("--seed", type=int, default=seed)
-    parser.add_argument("--steps", type=int, default=None, help="denoising steps")
+    steps = defaults_of("cvg_kernels.shapes.pipeline")["STEPS"]
+    parser.add_argument("--prompts", type=int, default=prompts, help="how many, each of which makes a clip a method")
+    parser.add_argument("--seed", type=int, default=seed, help="seed of the prompts and the noise")
+    parser.add_argument("--steps", type=int, default=steps, help="denoising steps")
     parser.add_argument("--model", type=path, help="a pipeline folder; default: shipped")
-    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--json", type=path, help="also write the report here")
     parser.epilog = "Several processes share the clips: accelerate launch -m cvg_kernels shapes eval …"
 
@@ -83,6 +84,8 @@ def run(options: argparse.Namespace) -> int:
         return _train(options, device)
     if options.prompts < 2:
         raise ArgumentError(f"--prompts must be at least 2, got {options.prompts}")
+    if getattr(options, "steps", 1) < 1:
+        raise ArgumentError(f"--steps must be at least 1, got {options.steps}")
     if options.json is not None and not options.json.resolve().parent.is_dir():
         raise ArgumentError(f"--json must lie in a folder that exists, got {options.json}")
     actions = {"eval": _eval, "sweep": _sweep, "long": _long, "edits": _edits}
@@ -160,7 +163,9 @@ def _edits(options: argparse.Namespace, device) -> int:
     chosen = list(measured) if options.groups is None else options.groups.split(",")
     unknown = [name for name in chosen if name not in measured]
     if unknown:
-        raise ArgumentError(f"--groups must be of {', '.join(measured)}, got {', '.join(unknown)}")
+        raise ArgumentError(
+            f"--groups must be of {', '.join(measured)}, got {', '.join(unknown)}{nearest(unknown[0], measured)}"
+        )
     measured = {name: measured[name] for name in chosen}
     with Progress(transient=True, disable=place.rank > 0) as bar:
         tasks = {name: bar.add_task(name, total=options.prompts) for group in measured.values() for name in group.arms}
@@ -196,7 +201,7 @@ def _score(
     """Makes a report on methods of some names, shows how far it is, writes and prints it."""
     from rich.progress import Progress
 
-    from cvg_kernels.shapes.pipeline import STEPS, load_pipeline
+    from cvg_kernels.shapes.pipeline import load_pipeline
 
     place = Place.of_this_process()
     pipe = load_pipeline(options.model, device)
@@ -206,7 +211,7 @@ def _score(
             pipe,
             prompts=options.prompts,
             seed=options.seed,
-            steps=options.steps or STEPS,
+            steps=options.steps,
             progress=lambda name, done: bar.update(tasks[name], completed=done),
             place=place,
         )

@@ -7,16 +7,22 @@ from pathlib import Path
 from typing import Any
 
 from cvg_kernels.cli.arguments import path
-from cvg_kernels.errors import ArgumentError
+from cvg_kernels.cli.defaults import defaults_of
+from cvg_kernels.errors import ArgumentError, nearest
 from cvg_kernels.reading import read_json
 from cvg_kernels.writing import write_json
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `tune`."""
+    rounds = defaults_of("cvg_kernels.bench.tuning")["ROUNDS"]
     parser.add_argument("--device", help="cpu or cuda; default: the GPU, where there is one")
     parser.add_argument("--operation", help="tune this one alone; default: all that have a choice")
-    parser.add_argument("--rounds", type=int, help="timed rounds; the median counts")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        help=f"timed rounds; the median counts; default: {rounds['cpu']} on a CPU, {rounds['cuda']} on a GPU",
+    )
     parser.add_argument("--quick", action="store_true", help="smaller layers and 3 rounds")
     parser.add_argument("--dry-run", action="store_true", help="measure and print; write no table of backends")
     parser.add_argument("--json", type=path, help="also write the figures here, as they come")
@@ -51,6 +57,7 @@ def _measure(options: argparse.Namespace) -> int:
         raise ArgumentError(
             f"--operation must be one of {', '.join(tuning_cases.OPERATIONS)} (others have one kernel on each "
             f"device), got {options.operation!r}"
+            f"{nearest(options.operation, tuning_cases.OPERATIONS)}"
         )
     device = _device(torch, options.device)
     operations = tuning_cases.OPERATIONS if options.operation is None else (options.operation,)

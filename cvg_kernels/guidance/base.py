@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from cvg_kernels.backends import parse_backend
-from cvg_kernels.errors import ArgumentError, check_flag, is_whole
+from cvg_kernels.errors import ArgumentError, check_flag, is_whole, nearest
 from cvg_kernels.pipeline.call import Call
 from cvg_kernels.pipeline.layers import Layer
 from cvg_kernels.pipeline.session import PipelineSession, Run
@@ -224,7 +224,8 @@ def check_choice(name: str, value: Any, accepted: tuple[Any, ...]) -> None:
         ArgumentError: if it is not.
     """
     if value not in accepted:
-        raise ArgumentError(f"{name} must be one of {', '.join(map(repr, accepted))}, got {value!r}")
+        listed = ", ".join(map(repr, accepted))
+        raise ArgumentError(f"{name} must be one of {listed}, got {value!r}{nearest(value, accepted)}")
 
 
 def _whole_steps(steps: float) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
-from cvg_kernels.errors import ArgumentError
+from cvg_kernels.errors import ArgumentError, nearest
 from cvg_kernels.guidance.base import Guidance
 from cvg_kernels.guidance.cvg import CVG
 from cvg_kernels.guidance.flowmo import FlowMo
@@ -95,18 +95,21 @@ def _one(spec: str, words: Sequence[Word] | None) -> Any:
     """One method with its options."""
     name, *given = _split(spec.strip(), ":")
     if name not in METHODS:
-        raise ArgumentError(f"guidance must be one of {', '.join(METHODS)}, got {name!r}")
+        raise ArgumentError(f"guidance must be one of {', '.join(METHODS)}, got {name!r}{nearest(name, METHODS)}")
     kind = METHODS[name]
     accepted = [] if kind is None else [field.name for field in fields(kind)]
     if kind is not None and kind.before_step is Guidance.before_step:
         accepted.remove("checkpointing")  # it differentiates nothing
-    accepted = [name for name in accepted if name not in _INPUTS]
+    accepted = [one for one in accepted if one not in _INPUTS]
+    shown = [one for one in accepted if one not in _OLD]
     options = {"words": words} if "words" in accepted else {}
     for pair in given:
         option, equals, value = pair.partition("=")
         if not equals or option not in accepted:
-            shown = ", ".join(one for one in accepted if one not in _OLD) or "none"
-            raise ArgumentError(f"guidance {name!r} takes option=value with the options {shown}; got {pair!r}")
+            raise ArgumentError(
+                f"guidance {name!r} takes option=value with the options {', '.join(shown) or 'none'}; got {pair!r}"
+                f"{'' if option in accepted else nearest(option, shown)}"
+            )
         options[option] = _value(value)
     if kind is None:
         return None

@@ -55,6 +55,10 @@ def test_combinations():
     "spec, message",
     [
         ("magic", "guidance must be one of none, cvg, vico, vstar, gen1, temporal-band, flowmo, got 'magic'"),
+        ("vicco", "guidance must be one of .*, got 'vicco'; did you mean 'vico'\\?"),
+        ("vico:stpo=0.2", "takes option=value with the options .*; got 'stpo=0.2'; did you mean 'stop'\\?"),
+        ("vico:stop", "takes option=value with the options .*; got 'stop'$"),
+        ("vico:flow=exct", "flow must be one of .*, got 'exct'; did you mean 'exact'\\?"),
         ("", "guidance must be one of .*, got ''"),
         ("vico+magic", "guidance must be one of .*, got 'magic'"),
         ("vico+none", "'none' cannot be combined with others, got 'vico\\+none'"),
