@@ -44,7 +44,8 @@ CVG_BUILD ?= auto
 VENV := .venv
 BIN := $(VENV)/bin
 # --no-compile: Python compiles what it imports, which is a small part of what is installed.
-PIP := $(BIN)/python -m pip install --disable-pip-version-check --no-compile $(PIP_ARGS)
+# --no-warn-conflicts: the package is there before what it needs, and of VOCABULARY only a file is read.
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-warn-conflicts --no-compile $(PIP_ARGS)
 # Versions stand in pyproject.toml only.
 LINTERS = $(shell sed -nE 's/^ *"((ruff|clang-format)==[^"]+)".*/\1/p' pyproject.toml)
 BUILDERS = $(shell sed -nE 's/^requires = \[(.*)\]/\1/p' pyproject.toml | tr -d ',')
@@ -59,6 +60,8 @@ FORMATTED := $(CPP_FILES) $(wildcard tests/*/*.cpp tests/*/*.h)
 # The compiler works while packages are fetched and unpacked.
 MAKEFLAGS += --jobs=2
 
+# Set-up says in a line what begins; `make PIP_ARGS=-vv` shows what pip does.
+say = @echo "$(1) …"
 # Ends a recipe that began with SECONDS=0: writes down what it was, when it began and when it ended.
 took = now=$$(date +%s) && printf '%s\t%d\t%d\n' "$(1)" $$((now - SECONDS)) $$now >> $(VENV)/phases
 # Phases lie beside each other: together they take as long as time passed in any of them.
@@ -69,7 +72,8 @@ SUM := sort -n -k 2 -t $$'\t' $(VENV)/phases | awk -F '\t' '{ printf "%-20s %4d 
 .DELETE_ON_ERROR:
 
 demo: $(VENV)/compiled $(VENV)/installed
-	SECONDS=0; $(BIN)/cvg-kernels generate "$(PROMPT)" --guidance "$(GUIDANCE)" --seed "$(SEED)" --output "$(OUT)/" \
+	$(call say,a video without and with guidance: $(OUT)/)
+	@SECONDS=0; $(BIN)/cvg-kernels generate "$(PROMPT)" --guidance "$(GUIDANCE)" --seed "$(SEED)" --output "$(OUT)/" \
 	&& $(call took,guided video)
 	@$(SUM)
 
@@ -121,60 +125,70 @@ format: $(VENV)/linters
 	$(if $(FORMATTED),$(BIN)/clang-format -i $(FORMATTED))
 
 $(VENV)/created:
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "cvg-kernels needs Python 3.10 or newer")'
-	SECONDS=0; $(PYTHON) -m venv $(VENV) && $(call took,virtual environment) \
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "cvg-kernels needs Python 3.10 or newer")'
+	$(call say,virtual environment: $(VENV))
+	@SECONDS=0; $(PYTHON) -m venv $(VENV) && $(call took,virtual environment) \
 	|| { echo "python3 -m venv failed; on Debian: apt install python3-venv" >&2; exit 1; }
-	touch $@
+	@touch $@
 
 $(VENV)/linters: $(VENV)/created pyproject.toml
-	$(PIP) $(LINTERS)
-	touch $@
+	$(call say,pip installs the linters)
+	@$(PIP) $(LINTERS)
+	@touch $@
 
 # It reads the types of torch and diffusers, so these are installed first.
 $(VENV)/types: $(VENV)/tests pyproject.toml
-	$(PIP) $(TYPE_CHECKER)
-	touch $@
+	$(call say,pip installs the type checker)
+	@$(PIP) $(TYPE_CHECKER)
+	@touch $@
 
 $(VENV)/docs: $(VENV)/created pyproject.toml
-	$(PIP) $(DOCS_TOOLS)
-	touch $@
+	$(call say,pip installs what makes the site)
+	@$(PIP) $(DOCS_TOOLS)
+	@touch $@
 
 $(VENV)/wheels: $(VENV)/created pyproject.toml
-	$(PIP) $(WHEEL_TOOLS)
-	touch $@
+	$(call say,pip installs what makes wheels)
+	@$(PIP) $(WHEEL_TOOLS)
+	@touch $@
 
 $(VENV)/builders: $(VENV)/created pyproject.toml
-	SECONDS=0; $(PIP) $(BUILDERS) && $(call took,build tools)
-	touch $@
+	$(call say,pip installs the build tools)
+	@SECONDS=0; $(PIP) $(BUILDERS) && $(call took,build tools)
+	@touch $@
 
 # Editable: Python sources are used where they lie, and what is compiled comes beside them, so a change of C++ compiles that alone.
 $(VENV)/package: $(VENV)/builders
-	CVG_BUILD=none $(PIP) --no-deps --no-build-isolation --editable .
-	touch $@
+	@CVG_BUILD=none $(PIP) --no-deps --no-build-isolation --editable .
+	@touch $@
 
 $(VENV)/compiled: $(VENV)/package setup.py CMakeLists.txt $(CPP_FILES)
-	SECONDS=0; PATH="$(CURDIR)/$(BIN):$$PATH" CVG_BUILD=$(CVG_BUILD) $(BIN)/python setup.py -q build_ext --inplace \
+	$(call say,compiling the kernels)
+	@SECONDS=0; PATH="$(CURDIR)/$(BIN):$$PATH" CVG_BUILD=$(CVG_BUILD) $(BIN)/python setup.py -q build_ext --inplace \
 	&& $(call took,compile)
-	touch $@
+	@touch $@
 
 $(VENV)/torch: $(VENV)/package
-	SECONDS=0; if nvidia-smi --list-gpus 2>/dev/null | grep -q GPU; \
-	then echo "an NVIDIA GPU: pip chooses torch"; \
-	else $(PIP) $(PIP_TORCH_ARGS) "$(TORCH_SPEC)"; fi && $(call took,torch)
-	touch $@
+	@SECONDS=0; if nvidia-smi --list-gpus 2>/dev/null | grep -q GPU; \
+	then echo "an NVIDIA GPU is there: pip chooses torch"; \
+	else echo "pip installs $(TORCH_SPEC), the largest package …" && $(PIP) $(PIP_TORCH_ARGS) "$(TORCH_SPEC)"; fi && $(call took,torch)
+	@touch $@
 
 # What the package needs; it is there already itself.
 $(VENV)/installed: $(VENV)/torch
-	SECONDS=0; $(PIP) "cvg-kernels[video]" && $(call took,packages)
-	touch $@
+	$(call say,pip installs what the package needs)
+	@SECONDS=0; $(PIP) "cvg-kernels[video]" && $(call took,packages)
+	@touch $@
 
 $(VENV)/tests: $(VENV)/installed
-	SECONDS=0; $(PIP) "cvg-kernels[video,test]" && $(PIP) --no-deps "$(VOCABULARY)" && $(call took,packages of tests)
-	touch $@
+	$(call say,pip installs what the tests need)
+	@SECONDS=0; $(PIP) "cvg-kernels[video,test]" && $(PIP) --no-deps "$(VOCABULARY)" && $(call took,packages of tests)
+	@touch $@
 
 $(VENV)/benchmarks: $(VENV)/compiled $(VENV)/tests
-	$(PIP) $(foreach rival,$(RIVALS),"$(rival)")
-	touch $@
+	$(call say,pip installs rivals of the kernels)
+	@$(PIP) $(foreach rival,$(RIVALS),"$(rival)")
+	@touch $@
 
 clean:
 	rm -rf $(VENV) build dist out *.egg-info .pytest_cache .ruff_cache

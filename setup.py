@@ -39,6 +39,9 @@ MODES = ("auto", "cpu", "cuda", "none")
 MODE = os.environ.get("CVG_BUILD", "auto").strip().lower() or "auto"
 if MODE not in MODES:
     raise SystemExit(f"CVG_BUILD must be one of {', '.join(MODES)}; got {MODE!r}")
+#: `setup.py -q` shows of CMake and the compiler only what failed.
+QUIET = "-q" in sys.argv or "--quiet" in sys.argv
+NO_GPU = "no NVIDIA GPU was found at build time"
 LEVELS = os.environ.get("CVG_CPU_LEVELS", "native").strip().lower() or "native"
 if LEVELS not in ("native", "all"):
     raise SystemExit(f"CVG_CPU_LEVELS must be native or all; got {LEVELS!r}")
@@ -87,13 +90,15 @@ def pybind11_dir() -> str:
 
 def run_logged(command: list[str], log: Path) -> None:
     """Runs a command, shows its output, and turns a failure into its first error line."""
-    print("+", " ".join(command), flush=True)
+    if not QUIET:
+        print("+", " ".join(command), flush=True)
     done = subprocess.run(
         command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace"
     )
     with log.open("a") as file:
         file.write(done.stdout)
-    print(done.stdout, flush=True)
+    if not QUIET or done.returncode != 0:
+        print(done.stdout, flush=True)
     if done.returncode == 0:
         return
     lines = [" ".join(line.split()) for line in done.stdout.splitlines() if line.strip()]
@@ -174,7 +179,9 @@ class NativeBuild(build_ext):
         info: dict[str, object] = {}
         for target in ("cpu", "cuda"):
             info[target] = self.attempt(target, package, temporary / target)
-            if info[target] is not None:
+            if info[target] == NO_GPU:
+                print("cvg-kernels: no NVIDIA GPU was found, so the CUDA module is left out; nothing here needs it")
+            elif info[target] is not None:
                 print(f"cvg-kernels: no native {target} module: {info[target]}", file=sys.stderr)
         info["compiler"] = compiler_of(temporary / "cpu") if info["cpu"] is None else None
         info["cuda_archs"] = cuda_archs_of(temporary / "cuda") if info["cuda"] is None else []
@@ -187,7 +194,7 @@ class NativeBuild(build_ext):
         if target == "cuda" and MODE == "cpu":
             return "it was not asked for (CVG_BUILD=cpu)"
         if target == "cuda" and MODE == "auto" and not has_gpu():
-            return "no NVIDIA GPU was found at build time"
+            return NO_GPU
         try:
             if target == "cuda":
                 find_nvcc()

@@ -194,7 +194,8 @@ def run(
     with tempfile.TemporaryDirectory(prefix=".cvg-", dir=scratch) as folder:
         try:
             with timed(times, "write"):
-                report["files"] = _write(Path(folder), job, clips, maps, guided_run.history)
+                written = _write(Path(folder), job, clips, maps, guided_run.history)
+            report["files"] = sorted([*written, "report.json"])
             (Path(folder) / "report.json").write_text(json.dumps(report, indent=2) + "\n")
         finally:  # should a picture fail, the clips before it are kept
             job.output.mkdir(exist_ok=True)

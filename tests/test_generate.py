@@ -57,7 +57,7 @@ def test_the_main_job(tmp_path, capsys):
         "report.json",
     }
     report = json.loads((output / "report.json").read_text())
-    assert set(report["files"]) == written - {"report.json"}
+    assert set(report["files"]) == written
     assert report["words"] == ["red", "circle", "blue", "square"]
     assert report["job"]["seed"] == 0 and report["job"]["prompt"] == PROMPT
     assert {"load", "unguided", "guided", "write"} <= set(report["seconds"])

@@ -93,9 +93,9 @@ def gpu(tools):
     (tools / "nvidia-smi").chmod(0o755)
 
 
-def build_in_place(project, tools, mode, check=True, **environment):
+def build_in_place(project, tools, mode, check=True, options=(), **environment):
     path = {"PATH": str(tools), "CVG_BUILD": mode, "CXX": "", "CUDACXX": ""} | environment
-    done = run(["setup.py", "build_ext", "--inplace"], project, check, **path)
+    done = run(["setup.py", *options, "build_ext", "--inplace"], project, check, **path)
     package = project / "cvg_kernels"
     stored = package / "_build_info.json"
     info = json.loads(stored.read_text()) if stored.exists() else {}
@@ -111,9 +111,10 @@ def test_auto_keeps_the_cpu_module_when_cuda_fails(project, tools, gpu):
 
 @pytest.mark.skipif(any(Path("/proc/driver/nvidia/gpus").glob("*")), reason="there is an NVIDIA GPU")
 def test_auto_builds_for_the_gpu_that_is_there_alone(project, tools, request):
-    _, info, modules = build_in_place(project, tools, "auto", FAKE_CUDA="works")
+    done, info, modules = build_in_place(project, tools, "auto", FAKE_CUDA="works")
     assert modules == ["_native_cpu.so"]
     assert info["cuda"] == "no NVIDIA GPU was found at build time"
+    assert "no NVIDIA GPU was found, so the CUDA module is left out; nothing here needs it" in done.stdout
     request.getfixturevalue("gpu")
     build_in_place(project, tools, "auto", FAKE_CUDA="works")
     (file,) = project.glob("build/*/cuda/architectures")
@@ -129,6 +130,14 @@ def test_the_levels_to_build_reach_cmake(project, tools):
     done, _, _ = build_in_place(project, tools, "cpu", check=False, CVG_CPU_LEVELS="avx9")
     assert done.returncode != 0
     assert "CVG_CPU_LEVELS must be native or all; got 'avx9'" in done.stdout
+
+
+def test_quiet_shows_the_compiler_only_where_it_failed(project, tools, gpu):
+    done, _, _ = build_in_place(project, tools, "cpu", options=["-q"], FAKE_CUDA="works")
+    assert "cmake" not in done.stdout
+    done, info, _ = build_in_place(project, tools, "auto", options=["-q"])
+    assert "this compiler knows no such architecture" in info["cuda"]
+    assert done.stdout.count("this compiler knows no such architecture") == 2  # its own output, and the reason
 
 
 def test_ccache_compiles_where_it_is(project, tools):
