@@ -23,6 +23,8 @@ _PACKAGES = (
     "imageio-ffmpeg",
     "matplotlib",
 )
+#: Those of them that the package itself does without, and its program does not.
+_VIDEO = ("transformers", "accelerate", "imageio", "imageio-ffmpeg", "matplotlib")
 
 
 def versions() -> dict[str, str]:
@@ -126,9 +128,31 @@ def automatic() -> dict[str, dict[str, str]]:
     return found
 
 
+def summary(facts: dict[str, Any]) -> str:
+    """Says in one sentence what works on this machine.
+
+    Args:
+        facts: those of `report`.
+    """
+    there, attention = facts["devices"], facts["backends"]["attention"]
+    gpus = [name.partition(",")[0] for device, name in there.items() if device.startswith("cuda:")]
+    if not gpus:
+        gpu = f"no GPU is used ({there['cuda'].removeprefix('none: ')})"
+    elif attention["triton"] == "yes":
+        gpu = f"those on {gpus[0]}{f' and {len(gpus) - 1} more' if gpus[1:] else ''} are Triton's and torch's own"
+    else:
+        gpu = f"those on {gpus[0]} are torch's own and plain PyTorch ({attention['triton']})"
+    cpu = "compiled" if attention["native"] == "yes" else "plain PyTorch, as no compiled module is there"
+    missing = [name for name in _VIDEO if facts["versions"][name] == "not installed"]
+    program = "`cvg-kernels generate` works"
+    if missing:
+        program = f"`cvg-kernels generate` needs `pip install 'cvg-kernels[video]'` ({', '.join(missing)})"
+    return f"The kernels on the CPU are {cpu}; {gpu}; {program}."
+
+
 def report() -> dict[str, Any]:
     """Everything `info` shows, as plain data."""
-    return {
+    facts = {
         "versions": versions(),
         "devices": devices(),
         "native modules": modules(),
@@ -136,6 +160,7 @@ def report() -> dict[str, Any]:
         "kernels": kernels(),
         "auto": automatic(),
     }
+    return {"summary": summary(facts)} | facts
 
 
 def processor() -> str:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import cvg_kernels
-from cvg_kernels import auto, backends
+from cvg_kernels import auto, backends, environment
 from cvg_kernels.cli import main
 from cvg_kernels.kernels import KERNELS
 
@@ -58,6 +58,26 @@ def test_info_json(capsys):
     assert facts["kernels"]["temporal_attention"]["cuda"]["limits"][0] == "frames 16 to 128"
     assert facts["auto"]["cpu"]["table"] == "shipped"
     assert facts["auto"]["cpu"]["path"] == str(auto.shipped().path)
+
+
+def test_info_begins_with_what_works_here(capsys, monkeypatch):
+    monkeypatch.setattr("cvg_kernels.environment.devices", lambda: {"cpu": "a CPU", "cuda": "none: torch sees no GPU"})
+    monkeypatch.setattr("cvg_kernels.native.reason", lambda target: None)
+    monkeypatch.setattr("cvg_kernels.environment.modules", lambda: {})
+    assert main(["info"]) == 0
+    line = capsys.readouterr().out.partition("\n")[0]
+    assert line.startswith("The kernels on the CPU are compiled; no GPU is used (torch sees no GPU); `cvg-kernels")
+
+    facts = environment.report()
+    facts["backends"]["attention"] |= {"native": "no compiler", "triton": "yes"}
+    facts["devices"] = {"cpu": "a CPU", "cuda:0": "NVIDIA H100, sm_90, 80 GiB", "cuda:1": "NVIDIA H100, sm_90, 80 GiB"}
+    facts["versions"] |= {"matplotlib": "not installed"}
+    assert environment.summary(facts) == (
+        "The kernels on the CPU are plain PyTorch, as no compiled module is there; those on NVIDIA H100 and 1 more are "
+        "Triton's and torch's own; `cvg-kernels generate` needs `pip install 'cvg-kernels[video]'` (matplotlib)."
+    )
+    facts["backends"]["attention"] |= {"triton": "triton cannot be imported"}
+    assert "H100 are torch's own and plain PyTorch (triton cannot be imported);" in environment.summary(facts)
 
 
 def test_info_names_the_users_table(capsys, monkeypatch, tmp_path):

@@ -19,6 +19,7 @@ def run(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(facts, indent=2))
         return 0
+    print(facts["summary"])
     tables = {title: facts[title] for title in ("versions", "devices", "native modules")}
     for device, rows in facts["auto"].items():
         tables[f"auto on {device}"] = rows
