@@ -73,8 +73,8 @@ def test_info_begins_with_what_works_here(capsys, monkeypatch):
     facts["devices"] = {"cpu": "a CPU", "cuda:0": "NVIDIA H100, sm_90, 80 GiB", "cuda:1": "NVIDIA H100, sm_90, 80 GiB"}
     facts["versions"] |= {"matplotlib": "not installed"}
     assert environment.summary(facts) == (
-        "The kernels on the CPU are plain PyTorch, as no compiled module is there; those on NVIDIA H100 and 1 more are "
-        "Triton's and torch's own; `cvg-kernels generate` needs `pip install 'cvg-kernels[video]'` (matplotlib)."
+        "The kernels on the CPU are plain PyTorch, as no compiled module is there; those on NVIDIA H100 and 1 more "
+        "are Triton's and torch's own; `cvg-kernels generate` needs `pip install 'cvg-kernels[video]'` (matplotlib)."
     )
     facts["backends"]["attention"] |= {"triton": "triton cannot be imported"}
     assert "H100 are torch's own and plain PyTorch (triton cannot be imported);" in environment.summary(facts)

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
@@ -26,7 +26,7 @@ from cvg_kernels.prompts.tokens import check_prompt
 
 @dataclass
 class Run:
-    """What happened while methods were attached.
+    """What happened while methods were attached; `with method.attach(pipe) as run` gives one, which fills as it runs.
 
     Attributes:
         history: one entry per evaluation of a loss.
@@ -46,6 +46,14 @@ class Run:
         """How many denoising steps were guided, in all calls of the pipeline together."""
         return len(self.guided)
 
+    def __enter__(self) -> NoReturn:
+        raise ArgumentError(
+            "a Run is what a block gives, and cannot be entered: enter what attach(pipe) returns, as often as you like"
+        )
+
+    def __exit__(self, *error: object) -> None:
+        """Is there for the error of `__enter__` only."""
+
     def mark(self, call: Call) -> None:
         """Notes that a method has changed the step of a call.
 
@@ -59,7 +67,9 @@ class Run:
 
 
 class PipelineSession:
-    """Connects methods to a pipeline; a context manager that yields the `Run`.
+    """The handle that `attach` returns: a context manager that connects methods to a pipeline and yields the `Run`.
+
+    It may be entered again once it was left; every block has a `Run` of its own.
 
     With several methods, those that move the latents do so in turn, each from where the one before has left them; so
     do sessions that are attached one within the other, the outer first.

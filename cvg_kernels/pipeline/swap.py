@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
+from typing import Any
 
 from torch import nn
 
@@ -29,7 +29,7 @@ class _Swap(Tap):
 
 
 class ProcessorSwap:
-    """Handle of `use_processors`.
+    """Handle of `use_processors`; as a context manager it restores at the end of the block.
 
     Attributes:
         layers: names of the layers that compute with our kernels, for as long as they do.
@@ -59,6 +59,14 @@ class ProcessorSwap:
                 GuidanceWarning,
                 stacklevel=2,
             )
+
+    def __enter__(self) -> ProcessorSwap:
+        if not self._swapped:
+            raise ArgumentError("this swap has been restored already: call use_processors(pipe) again")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.restore()
 
     def __repr__(self) -> str:
         return f"ProcessorSwap({len(self._swapped)} layers)"
@@ -97,11 +105,33 @@ def use_processors(pipe: VideoPipeline | nn.Module, *, backend: str = "auto") ->
     return ProcessorSwap(swapped)
 
 
-@contextmanager
-def processors(pipe: VideoPipeline | nn.Module, *, backend: str = "auto") -> Iterator[ProcessorSwap]:
-    """`use_processors` for the length of a `with` block."""
-    swap = use_processors(pipe, backend=backend)
-    try:
-        yield swap
-    finally:
-        swap.restore()
+class _SwappedBlock(AbstractContextManager[ProcessorSwap]):
+    """Swaps when a `with` block begins, and back when it ends; one block after the other."""
+
+    def __init__(self, **asked: Any) -> None:
+        self._asked = asked
+        self._swap: ProcessorSwap | None = None
+
+    def __enter__(self) -> ProcessorSwap:
+        if self._swap is not None:
+            raise ArgumentError("this block of processors(…) is open already: leave it first")
+        self._swap = use_processors(**self._asked)
+        return self._swap
+
+    def __exit__(self, *error: object) -> None:
+        swap, self._swap = self._swap, None
+        if swap is not None:
+            swap.restore()
+
+
+def processors(pipe: VideoPipeline | nn.Module, *, backend: str = "auto") -> AbstractContextManager[ProcessorSwap]:
+    """`use_processors` for the length of a `with` block.
+
+    Args:
+        pipe: as for `use_processors`.
+        backend: likewise.
+
+    Raises:
+        ArgumentError: as `use_processors`, when the block begins.
+    """
+    return _SwappedBlock(pipe=pipe, backend=backend)

@@ -339,3 +339,22 @@ def test_a_handle_may_be_entered_again():
         run(pipe, options)
     with pytest.raises(cvg.ArgumentError, match="has been open already"), captured:
         pass
+    with pytest.raises(cvg.ArgumentError, match="enter what attach.pipe. returns"), second:
+        pass
+
+
+def test_a_block_of_processors_may_be_entered_again():
+    pipe, _ = build()
+    stock = dict(pipe.unet.attn_processors)
+    block = cvg.processors(pipe)
+    for _ in range(2):
+        with block as swap:
+            assert swap.layers
+            with pytest.raises(cvg.ArgumentError, match="is open already"), block:
+                pass
+        assert pipe.unet.attn_processors == stock
+    with pytest.raises(cvg.ArgumentError, match="has been restored already"), swap:
+        pass
+    with cvg.use_processors(pipe) as swap:
+        assert swap.layers
+    assert not swap.layers and pipe.unet.attn_processors == stock
