@@ -1,9 +1,10 @@
-"""`cvg-kernels cvg`: train the composition classifier on the shapes world."""
+"""`cvg-kernels cvg`: train a composition classifier on one of the two worlds."""
 
 from __future__ import annotations
 
 import argparse
 import json
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +15,28 @@ from cvg_kernels.model_folders import check_model, options_for, reason_of
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `cvg train`."""
-    from cvg_kernels.training.clips import Clips
+    from cvg_kernels.scenes.classifier_clips import LABELS
+    from cvg_kernels.shapes.classifier_clips import Clips
     from cvg_kernels.training.train import Recipe
 
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     train = actions.add_parser(
         "train",
         help="make features, train and test the classifier; run again to resume",
-        description="Inverts clips of the shapes world and generates others, keeps the attention maps of the first "
+        description="Inverts clips of the world and generates others, keeps the attention maps of the first "
         "steps in OUTPUT/features, and trains the classifier in OUTPUT/classifier on them. Run again, it resumes "
         "where it stopped. Several processes or devices: accelerate launch -m cvg_kernels cvg train …",
     )
     train.add_argument("--output", type=path, default=Path("cvg-run"), help="the run's folder")
+    train.add_argument("--world", choices=("shapes", "scenes"), default="shapes", help="whose pipeline and clips")
+    train.add_argument("--question", choices=tuple(LABELS), help="of scenes: what it learns to tell; default: number")
     train.add_argument("--features", type=path, help="those of another run; made if not given")
-    train.add_argument("--model", type=path, help="a pipeline folder; default: shipped")
-    train.add_argument("--clips", type=int, default=Clips.real, help="real clips to invert")
-    train.add_argument("--generated", type=int, default=Clips.generated, help="clips to generate")
-    train.add_argument("--read-steps", type=int, default=Clips.read_steps, help="denoising steps read")
-    train.add_argument("--noise", action="store_true", help="noise real clips, do not invert them")
-    train.add_argument("--no-dual", action="store_true", help="train without the wrong prompts")
+    train.add_argument("--model", type=path, help="a pipeline folder of that world; default: that in the sources")
+    train.add_argument("--clips", type=int, help=f"real clips to invert; of shapes, default: {Clips.real}")
+    train.add_argument("--generated", type=int, help=f"clips to generate; default: {Clips.generated}")
+    train.add_argument("--read-steps", type=int, help="denoising steps read; default: 8, of scenes 4")
+    train.add_argument("--noise", action="store_true", help="of shapes: noise real clips, do not invert them")
+    train.add_argument("--no-dual", action="store_true", help="of shapes: train without the wrong prompts")
     train.add_argument(
         "--vision-language",
         help="a local folder or hub id of a CLIP or SigLIP model: the frozen backbone; default: a small 3-D network",
@@ -46,41 +50,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Trains and prints the test figures."""
     for name, least in (("clips", 0), ("generated", 0), ("read_steps", 1), ("steps", 1), ("batch", 1)):
-        if getattr(options, name) < least:
-            flag = name.replace("_", "-")
-            raise ArgumentError(f"--{flag} must be at least {least}, got {getattr(options, name)}")
+        given = getattr(options, name)
+        if given is not None and given < least:
+            raise ArgumentError(f"--{name.replace('_', '-')} must be at least {least}, got {given}")
+    others = ("question",) if options.world == "shapes" else ("clips", "noise", "no_dual")
+    for name in others:
+        if getattr(options, name) not in (None, False):
+            raise ArgumentError(f"--{name.replace('_', '-')} is not for --world {options.world}")
     if options.output.exists() and not options.output.is_dir():
         raise ArgumentError(f"--output must be a folder, got the file {options.output}")
 
     from accelerate import Accelerator
     from rich.progress import Progress
 
-    from cvg_kernels.shapes.pipeline import load_pipeline
-    from cvg_kernels.training.clips import Clips, make_features
     from cvg_kernels.training.train import Recipe, train_classifier
 
     accelerator = Accelerator(cpu=options.cpu)
-    clips = Clips(
-        real=options.clips,
-        generated=options.generated,
-        noise=options.noise,
-        read_steps=options.read_steps,
-        seed=options.seed,
-    )
+    world = import_module(f"cvg_kernels.{options.world}.classifier_clips")
+    told = {"real": options.clips, "generated": options.generated, "read_steps": options.read_steps}
+    told |= {"question": options.question, "noise": options.noise or None, "seed": options.seed}
+    clips = world.Clips(**{name: value for name, value in told.items() if value is not None})
     recipe = Recipe(
         steps=options.steps,
         batch=options.batch,
         dual=not options.no_dual,
-        read_steps=options.read_steps,
+        read_steps=clips.read_steps,
         seed=options.seed,
     )
     if options.features is None:
         with Progress(disable=not accelerator.is_main_process) as bar:
-            own = (clips.real + clips.generated) // accelerator.num_processes
+            own = clips.count // accelerator.num_processes
             task = bar.add_task("features", total=own)
-            make_features(
+            load = import_module(f"cvg_kernels.{options.world}.pipeline").load_pipeline
+            world.make_features(
                 options.output / "features",
-                load_pipeline(options.model, accelerator.device),
+                load(options.model, accelerator.device),
                 clips,
                 rank=accelerator.process_index,
                 processes=accelerator.num_processes,

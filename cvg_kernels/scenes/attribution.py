@@ -17,13 +17,13 @@ import torch
 from torch.nn.functional import avg_pool2d, interpolate
 
 from cvg_kernels.guidance.flow_graph import Group, flow_groups, flow_of
+from cvg_kernels.intervals import mean, paired_difference
 from cvg_kernels.pipeline.layer_capture import LayerCapture
 from cvg_kernels.prompts.token_table import TokenTable
 from cvg_kernels.prompts.tokens import EncodedText
 from cvg_kernels.scenes.captions import Caption, random_clip, random_things
 from cvg_kernels.scenes.ranking import average_precision, best_iou
 from cvg_kernels.scenes.world import Body, render, render_masks
-from cvg_kernels.shapes.intervals import mean, paired_difference
 from cvg_kernels.viz import Panel, panels_with_intervals
 
 MOTIONS = ("still", "slow", "quick")

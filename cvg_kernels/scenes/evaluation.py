@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from cvg_kernels.intervals import mean, paired_differences
 from cvg_kernels.processes import Place, gather
 from cvg_kernels.prompts.words import content_words
 from cvg_kernels.scenes.captions import Caption, random_things
@@ -18,7 +19,6 @@ from cvg_kernels.scenes.oracle import look
 from cvg_kernels.scenes.pipeline import sample
 from cvg_kernels.scenes.verdict import FAILURES, Verdict, judge
 from cvg_kernels.scenes.world import DIRECTIONS, RELATIONS, TRAVEL
-from cvg_kernels.shapes.intervals import mean, paired_differences
 
 #: What prompts ask for: several things, how two stand, how many there are, how they move.
 KINDS = ("things", "relation", "number", "motion")

@@ -15,13 +15,13 @@ import numpy as np
 import torch
 
 import cvg_kernels as cvg
+from cvg_kernels.intervals import rate
 from cvg_kernels.scenes.captions import Caption, random_things
 from cvg_kernels.scenes.oracle import look
 from cvg_kernels.scenes.pipeline import sample
 from cvg_kernels.scenes.ranking import within_prompt_auc
 from cvg_kernels.scenes.verdict import FAILURES, Verdict, judge
 from cvg_kernels.scenes.world import FRAMES
-from cvg_kernels.shapes.intervals import rate
 
 #: Steps of denoising whose maps are looked at.
 STEPS = (0, 2, 4, 8)

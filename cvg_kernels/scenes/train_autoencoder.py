@@ -12,8 +12,8 @@ from cvg_kernels.scenes.captions import random_caption, random_clip
 from cvg_kernels.scenes.model import build_autoencoder
 from cvg_kernels.scenes.world import render
 from cvg_kernels.shapes.files import load_model, save_model
-from cvg_kernels.shapes.fit import fit
 from cvg_kernels.shapes.model import fold_latent_scale
+from cvg_kernels.training.fit import fit
 
 _KL_WEIGHT = 1e-3
 _BATCH = 16

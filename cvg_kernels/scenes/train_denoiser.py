@@ -19,10 +19,10 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from cvg_kernels.scenes.model import build_image_denoiser, build_motion_adapter, build_text_encoder
 from cvg_kernels.shapes.files import load_model, save_model, save_text_encoder
-from cvg_kernels.shapes.fit import fit
 from cvg_kernels.shapes.latents import load_shards, tokenize
 from cvg_kernels.shapes.model import build_scheduler
 from cvg_kernels.shapes.train_denoiser import TextToLatents
+from cvg_kernels.training.fit import fit
 
 _CAPTION_DROPOUT = 0.1  # the share of captions replaced by "", for classifier-free guidance
 _AGAIN = 0.6  # share of the learning rate for pictures that are trained on

@@ -16,8 +16,8 @@ from transformers import PreTrainedTokenizerFast, T5EncoderModel
 from cvg_kernels.scenes.train_denoiser import velocity_loss
 from cvg_kernels.scenes.transformer import build_t5_encoder, build_transformer
 from cvg_kernels.shapes.files import load_model, save_model
-from cvg_kernels.shapes.fit import fit
 from cvg_kernels.shapes.latents import tokenize
+from cvg_kernels.training.fit import fit
 
 
 class TextToVideo(nn.Module):

@@ -20,7 +20,7 @@ from torch import nn
 from cvg_kernels.scenes.captions import random_caption, random_clip
 from cvg_kernels.scenes.world import SIZE, render
 from cvg_kernels.shapes.files import load_model, save_model
-from cvg_kernels.shapes.fit import fit
+from cvg_kernels.training.fit import fit
 
 _BATCH = 8
 _FRAMES = 2  # as many as CogVideoX's decoder takes at a time; its norms look at all of them together

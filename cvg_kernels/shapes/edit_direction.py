@@ -10,9 +10,9 @@ import torch
 
 from cvg_kernels.editing.structure import MOST_ROUNDS
 from cvg_kernels.guidance import CVG
+from cvg_kernels.intervals import paired_difference, rate
 from cvg_kernels.shapes.edit_arms import edit
 from cvg_kernels.shapes.edit_tasks import edit_tasks
-from cvg_kernels.shapes.intervals import paired_difference, rate
 from cvg_kernels.shapes.oracle import look
 from cvg_kernels.shapes.world import DIRECTIONS
 

@@ -11,7 +11,7 @@ import torch
 
 from cvg_kernels.editing.content import embed_images, embed_texts, predict_image_embedding
 from cvg_kernels.editing.depth import estimate_depth
-from cvg_kernels.shapes.intervals import mean, rate
+from cvg_kernels.intervals import mean, rate
 from cvg_kernels.shapes.latents import tokenize
 from cvg_kernels.shapes.train_depth import depth_frames
 from cvg_kernels.shapes.world import COLOURS, DIRECTIONS, HELD_OUT, SHAPES, Thing, caption, random_scene, render

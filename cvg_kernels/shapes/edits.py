@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from cvg_kernels.environment import versions
+from cvg_kernels.intervals import mean, paired_differences
 from cvg_kernels.processes import Place, gather
 from cvg_kernels.shapes.edit_arms import STRUCTURE, Arm, content_arms, level_arms, sdedit_arms, temporal_arms
 from cvg_kernels.shapes.edit_tasks import SCORES, EditTask, EditVerdict, edit_tasks, judge_edits
-from cvg_kernels.shapes.intervals import mean, paired_differences
 
 #: The editor as it is used: the prompt, and the structure of all comparisons that are not about the level.
 PLAIN = f"Gen-1, structure {STRUCTURE}"

@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from cvg_kernels.intervals import mean, paired_differences, rate
 from cvg_kernels.pipeline.video_pipeline import VideoPipeline
 from cvg_kernels.processes import Place, gather
-from cvg_kernels.shapes.intervals import mean, paired_differences, rate
 from cvg_kernels.shapes.oracle import Verdict, compare, frame_consistency, look
 from cvg_kernels.shapes.pipeline import sample
 from cvg_kernels.shapes.quality import encoder_features, encoder_frechet, object_distance, real_clips, reconstruct

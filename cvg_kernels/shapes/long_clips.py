@@ -16,9 +16,9 @@ import torch
 
 from cvg_kernels.capturing import capture
 from cvg_kernels.guidance import VSTAR, diagonality
+from cvg_kernels.intervals import mean, paired_differences, rate
 from cvg_kernels.pipeline.video_pipeline import VideoPipeline
 from cvg_kernels.processes import Place, gather
-from cvg_kernels.shapes.intervals import mean, paired_differences, rate
 from cvg_kernels.shapes.oracle import frame_consistency, look
 from cvg_kernels.shapes.pipeline import sample
 from cvg_kernels.shapes.world import COLOURS, DIRECTIONS, FRAMES, Thing, random_things

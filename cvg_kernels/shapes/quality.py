@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cvg_kernels.shapes.intervals import Z95
+from cvg_kernels.intervals import Z95
 from cvg_kernels.shapes.oracle import Seen
 from cvg_kernels.shapes.world import (
     BACKGROUND,

@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL
 
-from cvg_kernels.shapes.checkpoint import Checkpoint
 from cvg_kernels.shapes.files import save_model
-from cvg_kernels.shapes.log import TrainingLog
 from cvg_kernels.shapes.model import build_autoencoder, fold_latent_scale
 from cvg_kernels.shapes.world import random_scene, render
+from cvg_kernels.training.checkpoint import Checkpoint
+from cvg_kernels.training.log import TrainingLog
 
 _KL_WEIGHT = 1e-3
 _BATCH = 24

@@ -11,10 +11,10 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from cvg_kernels.editing.content import embed_images, embed_texts
 from cvg_kernels.shapes.files import save_model
-from cvg_kernels.shapes.fit import fit
 from cvg_kernels.shapes.latents import tokenize
 from cvg_kernels.shapes.model import MAX_TOKENS, TEXT_WIDTH
 from cvg_kernels.shapes.world import SIZE, Scene, caption, random_scene, render
+from cvg_kernels.training.fit import fit
 
 #: Four tokens of the denoiser's cross-attention.
 CONTENT_WIDTH = 4 * TEXT_WIDTH

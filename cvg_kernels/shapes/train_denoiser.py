@@ -17,12 +17,12 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from cvg_kernels.shapes.checkpoint import Checkpoint
 from cvg_kernels.shapes.files import load_model, save_model, save_text_encoder
 from cvg_kernels.shapes.latents import load_shards, tokenize
-from cvg_kernels.shapes.log import TrainingLog
 from cvg_kernels.shapes.model import build_image_denoiser, build_motion_adapter, build_scheduler, build_text_encoder
 from cvg_kernels.shapes.world import SPEED
+from cvg_kernels.training.checkpoint import Checkpoint
+from cvg_kernels.training.log import TrainingLog
 
 _CAPTION_DROPOUT = 0.1  # the share of captions replaced by "", for classifier-free guidance
 

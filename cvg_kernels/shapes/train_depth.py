@@ -9,8 +9,8 @@ import torch
 from transformers import DepthAnythingConfig, DepthAnythingForDepthEstimation, Dinov2Config
 
 from cvg_kernels.shapes.files import save_model
-from cvg_kernels.shapes.fit import fit
 from cvg_kernels.shapes.world import SIZE, random_scene, render, render_depth
+from cvg_kernels.training.fit import fit
 
 _BATCH = 16
 _RATE = 1e-3

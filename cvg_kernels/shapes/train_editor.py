@@ -17,9 +17,9 @@ from cvg_kernels.pipeline.temporal_layers import temporal_layers_off
 from cvg_kernels.pipeline.video_pipeline import VideoPipeline
 from cvg_kernels.shapes.edit_latents import EditClips, load_edit_clips
 from cvg_kernels.shapes.files import save_model
-from cvg_kernels.shapes.fit import fit
 from cvg_kernels.shapes.latents import tokenize
 from cvg_kernels.shapes.model import build_scheduler
+from cvg_kernels.training.fit import fit
 
 _CLIPS = 12  # of a step on video
 _IMAGES = 64  # of a step on single frames

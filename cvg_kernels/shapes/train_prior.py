@@ -13,8 +13,8 @@ from transformers import CLIPModel
 from cvg_kernels.editing.content import embed_texts
 from cvg_kernels.shapes.edit_latents import load_edit_clips
 from cvg_kernels.shapes.files import save_model
-from cvg_kernels.shapes.fit import fit
 from cvg_kernels.shapes.train_content import CONTENT_WIDTH
+from cvg_kernels.training.fit import fit
 
 _BATCH = 256
 _RATE = 1e-3

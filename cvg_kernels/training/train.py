@@ -13,9 +13,9 @@ from torch.nn.functional import cross_entropy
 from cvg_kernels.composition.classifier import CompositionClassifier
 from cvg_kernels.composition.features import Selection
 from cvg_kernels.errors import ArgumentError
-from cvg_kernels.shapes.checkpoint import Checkpoint
-from cvg_kernels.shapes.log import TrainingLog
+from cvg_kernels.training.checkpoint import Checkpoint
 from cvg_kernels.training.dataset import Entities, split
+from cvg_kernels.training.log import TrainingLog
 from cvg_kernels.training.score import score
 from cvg_kernels.training.store import WRONG_PROMPT, Examples, load, write_or_check_settings
 from cvg_kernels.training.symmetry import mirrored, permutations

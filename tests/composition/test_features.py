@@ -18,6 +18,8 @@ from tests.offline_pipelines import BUILDERS, PROMPT, run  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 LABELS = ("left", "right", "up", "down")
+RELATIONS = ("left of", "right of", "above", "below")
+NUMBERS = ("one", "two", "three", "none")
 
 
 @pytest.mark.parametrize(
@@ -37,6 +39,29 @@ LABELS = ("left", "right", "up", "down")
 def test_entities(prompt, expected):
     found = [(*entity.phrase, entity.label) for entity in entities_of(prompt, LABELS)]
     assert found == expected
+
+
+@pytest.mark.parametrize(
+    ("prompt", "labels", "expected"),
+    [
+        ("a red circle left of two blue squares", RELATIONS, [("red circle", "left of"), ("blue squares", None)]),
+        ("the circle Above the circle", RELATIONS, [("circle", "above"), ("circle", None)]),
+        ("a cat left of a dog and a bird", RELATIONS, [("cat", "left of"), ("dog", None), ("bird", None)]),
+        ("a red circle left of two blue squares", NUMBERS, [("red circle left of two blue squares", "one")]),
+        ("Two cats, a dog and three birds", NUMBERS, [("cats", "two"), ("dog", "one"), ("birds", "three")]),
+        ("two cats moving left", (*NUMBERS, *LABELS), [("cats", "left")]),
+        ("circles", NUMBERS, [("circles", None)]),
+    ],
+)
+def test_relations_and_numbers(prompt, labels, expected):
+    assert [(entity.name, entity.label) for entity in entities_of(prompt, labels)] == expected
+
+
+def test_a_relation_tells_occurrences_apart():
+    assert [entity.phrase for entity in entities_of("a circle above a circle", RELATIONS)] == [
+        ("circle", 0),
+        ("circle", 1),
+    ]
 
 
 def test_the_word_of_the_label_is_withheld():

@@ -16,10 +16,10 @@ pytest.importorskip("accelerate")
 import cvg_kernels as cvg  # noqa: E402
 from cvg_kernels.cli import main  # noqa: E402
 from cvg_kernels.composition import CompositionClassifier  # noqa: E402
-from cvg_kernels.shapes.checkpoint import Checkpoint  # noqa: E402
+from cvg_kernels.shapes.classifier_clips import LABELS, Clips, make_features  # noqa: E402
 from cvg_kernels.shapes.pipeline import load_pipeline  # noqa: E402
 from cvg_kernels.shapes.world import DIRECTIONS, parse_caption, random_scene, render  # noqa: E402
-from cvg_kernels.training.clips import LABELS, Clips, make_features  # noqa: E402
+from cvg_kernels.training.checkpoint import Checkpoint  # noqa: E402
 from cvg_kernels.training.dataset import Entities, split  # noqa: E402
 from cvg_kernels.training.inversion import add_noise, ddim_invert  # noqa: E402
 from cvg_kernels.training.score import score  # noqa: E402
@@ -286,6 +286,10 @@ def test_symmetries_move_maps_and_labels_alike():
             x, y = DIRECTIONS[LABELS[now]]
             assert torch.equal(shown, ((columns - 1.5) * x + (rows - 1.5) * y > 0).float())
     assert (table[:, LABELS.index("nowhere")] == LABELS.index("nowhere")).all()
+    ways = dict(zip(("left of", "right of", "above", "below"), ("left", "right", "up", "down"), strict=True))
+    relations = permutations([*ways, "behind"])
+    as_motions = permutations([*ways.values(), "behind"])
+    assert torch.equal(relations, as_motions) and (relations[:, 4] == 4).all()
 
 
 class Loaded:

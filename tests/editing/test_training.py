@@ -17,11 +17,11 @@ from transformers import CLIPModel  # noqa: E402
 from cvg_kernels.editing.content import embed_images  # noqa: E402
 from cvg_kernels.editing.structure import structure_channels  # noqa: E402
 from cvg_kernels.shapes import edit_latents, train_content  # noqa: E402
-from cvg_kernels.shapes.checkpoint import Checkpoint  # noqa: E402
 from cvg_kernels.shapes.edit_latents import encode_edit_clips, load_edit_clips  # noqa: E402
-from cvg_kernels.shapes.fit import fit  # noqa: E402
 from cvg_kernels.shapes.pipeline import load_pipeline  # noqa: E402
 from cvg_kernels.shapes.train_editor import Editing, widened  # noqa: E402
+from cvg_kernels.training.checkpoint import Checkpoint  # noqa: E402
+from cvg_kernels.training.fit import fit  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -122,7 +122,7 @@ def test_a_run_that_was_cut_off_ends_as_one_that_was_not(tmp_path, monkeypatch, 
 
 
 def test_parameters_have_the_rates_of_their_names_and_losses_are_written(tmp_path, monkeypatch):
-    monkeypatch.setattr("cvg_kernels.shapes.log._EVERY", 1)
+    monkeypatch.setattr("cvg_kernels.training.log._EVERY", 1)
     slow = line(tmp_path, rates={"slope": 0.0})
     torch.manual_seed(0)
     assert torch.equal(slow["slope"].weight, nn.Linear(2, 1).weight)
@@ -132,7 +132,7 @@ def test_parameters_have_the_rates_of_their_names_and_losses_are_written(tmp_pat
 
 @pytest.mark.drawn(4, of="long tests")
 def test_a_few_steps_bring_frames_and_their_captions_together(editor, tmp_path, monkeypatch):
-    monkeypatch.setattr("cvg_kernels.shapes.log._EVERY", 1)
+    monkeypatch.setattr("cvg_kernels.training.log._EVERY", 1)
     monkeypatch.setattr(train_content, "_BATCH", 32)
     cpu = torch.device("cpu")
     trained = train_content.train_content_encoder(tmp_path, editor.tokenizer, seed=1, steps=16, device=cpu)

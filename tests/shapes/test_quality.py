@@ -15,8 +15,8 @@ pytest.importorskip("transformers")
 
 from cvg_kernels.cli import main  # noqa: E402
 from cvg_kernels.errors import ArgumentError  # noqa: E402
+from cvg_kernels.intervals import mean, paired_difference  # noqa: E402
 from cvg_kernels.shapes.evaluation import two_object_prompts  # noqa: E402
-from cvg_kernels.shapes.intervals import mean, paired_difference  # noqa: E402
 from cvg_kernels.shapes.oracle import look  # noqa: E402
 from cvg_kernels.shapes.pipeline import load_pipeline  # noqa: E402
 from cvg_kernels.shapes.quality import (  # noqa: E402

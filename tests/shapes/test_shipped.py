@@ -12,8 +12,8 @@ pytest.importorskip("transformers")
 
 from cvg_kernels.cli import main  # noqa: E402
 from cvg_kernels.errors import ArgumentError  # noqa: E402
+from cvg_kernels.intervals import paired_difference, wilson  # noqa: E402
 from cvg_kernels.shapes.evaluation import judge_clips, two_object_prompts  # noqa: E402
-from cvg_kernels.shapes.intervals import paired_difference, wilson  # noqa: E402
 from cvg_kernels.shapes.pipeline import WEIGHTS, load_pipeline, sample  # noqa: E402
 from cvg_kernels.shapes.world import parse_caption  # noqa: E402
 

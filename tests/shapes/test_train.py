@@ -14,12 +14,12 @@ pytest.importorskip("transformers")
 
 from cvg_kernels.errors import ArgumentError  # noqa: E402
 from cvg_kernels.shapes import train as training  # noqa: E402
-from cvg_kernels.shapes.checkpoint import Checkpoint  # noqa: E402
 from cvg_kernels.shapes.edit_stages import trained_otherwise  # noqa: E402
 from cvg_kernels.shapes.editor import load_editor  # noqa: E402
 from cvg_kernels.shapes.model import build_autoencoder, build_tokenizer, fold_latent_scale  # noqa: E402
 from cvg_kernels.shapes.pipeline import load_pipeline, sample  # noqa: E402
 from cvg_kernels.shapes.train import Recipe, train  # noqa: E402
+from cvg_kernels.training.checkpoint import Checkpoint  # noqa: E402
 from tests.shapes.files import written_for_all  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -65,7 +65,7 @@ def run(tmp_path_factory):
     torch.set_num_threads(1)  # rounded as in the tests
     with pytest.MonkeyPatch.context() as patch:
         small_batches_by(patch)
-        patch.setattr("cvg_kernels.shapes.log._EVERY", 1)
+        patch.setattr("cvg_kernels.training.log._EVERY", 1)
         train(folder, TINY, device=CPU)
     torch.set_num_threads(before)
     return folder

@@ -13,8 +13,8 @@ from torch import nn
 pytest.importorskip("diffusers")
 pytest.importorskip("transformers")
 
-from cvg_kernels.shapes.checkpoint import Checkpoint  # noqa: E402
 from cvg_kernels.shapes.latents import read_shards  # noqa: E402
+from cvg_kernels.training.checkpoint import Checkpoint  # noqa: E402
 from cvg_kernels.training.store import Examples, load, write_index, write_or_check_settings, write_shard  # noqa: E402
 from tests.trust.files import BAD_JSON, BAD_TENSORS, refused, saved_by_torch  # noqa: E402
 

@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from cvg_kernels.shapes.checkpoint import Checkpoint
-from cvg_kernels.shapes.log import TrainingLog
+from cvg_kernels.training.checkpoint import Checkpoint
+from cvg_kernels.training.log import TrainingLog
 
 
 def fit(

@@ -1,4 +1,4 @@
-"""The examples of the shapes world: real clips inverted, and generated clips as the oracle reads them."""
+"""What the shapes world's classifier learns from: real clips inverted, and generated ones as the oracle reads them."""
 
 from __future__ import annotations
 
@@ -10,21 +10,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from cvg_kernels.composition.entities import entities_of
 from cvg_kernels.composition.features import Selection
-from cvg_kernels.composition.fingerprint import fingerprint
 from cvg_kernels.pipeline.video_pipeline import VideoPipeline
 from cvg_kernels.shapes.oracle import look
 from cvg_kernels.shapes.pipeline import GUIDANCE_SCALE, STEPS
 from cvg_kernels.shapes.world import DIRECTIONS, FRAMES, SIZE, Thing, caption, random_scene, random_things, render
+from cvg_kernels.training.features import batches, examples_of, make_shards, record_entities
 from cvg_kernels.training.inversion import add_noise, ddim_invert
-from cvg_kernels.training.record import record
-from cvg_kernels.training.store import GENERATED, RIGHT_PROMPT, WRONG_PROMPT, Examples, shard, write_index, write_shard
+from cvg_kernels.training.store import GENERATED, RIGHT_PROMPT, WRONG_PROMPT, Examples
 
 #: Which way an entity moves; or nowhere: the clip does not show it, or shows it without a clear motion. The last is
 #: read off generated clips only, and gives guidance something to lead away from.
 LABELS = (*DIRECTIONS, "nowhere")
-_BATCH = 10
 _ENTITIES = 2  # the most that a clip shows
 
 
@@ -50,6 +47,11 @@ class Clips:
     read_steps: int = 8
     steps: int = STEPS
     seed: int = 0
+
+    @property
+    def count(self) -> int:
+        """How many clips in all."""
+        return self.real + self.generated
 
 
 def make_features(
@@ -78,33 +80,20 @@ def make_features(
         ArgumentError: if the folder holds features made in another way.
     """
     size = pipe.unet.config.sample_size
-    selection = Selection.of(pipe.unet, (FRAMES, size, size))
-    pipe.scheduler.set_timesteps(clips.steps)
-    timesteps = [float(timestep) for timestep in pipe.scheduler.timesteps[: clips.read_steps]]
-    write_index(
+    make_shards(
         folder,
-        {
-            "labels": LABELS,
-            "timesteps": timesteps,
-            "layers": selection.layers,
-            "heads": selection.heads,
-            "grid": selection.grid,
-            "fingerprint": fingerprint(pipe.unet, selection.layers),
-            "recipe": vars(clips),
-        },
+        pipe,
+        labels=LABELS,
+        grid=(FRAMES, size, size),
+        steps=clips.steps,
+        read_steps=clips.read_steps,
+        recipe=vars(clips),
+        parts=batches(clips.real, clips.count)[rank::processes],
+        make=lambda selection, numbers: (_real if numbers[0] < clips.real else _generated)(
+            pipe, clips, selection, numbers
+        ),
+        progress=progress,
     )
-    batches = [
-        range(first, min(first + _BATCH, end))
-        for begin, end in ((0, clips.real), (clips.real, clips.real + clips.generated))
-        for first in range(begin, end, _BATCH)
-    ]
-    for numbers in batches[rank::processes]:
-        path = shard(folder, numbers[0])
-        if not path.exists():
-            make = _real if numbers[0] < clips.real else _generated
-            write_shard(path, make(pipe, clips, selection, numbers))
-        if progress is not None:
-            progress(len(numbers))
 
 
 def _draw(clips: Clips, numbers: range) -> list[np.random.Generator]:
@@ -157,12 +146,10 @@ def _generated(pipe: Any, clips: Clips, selection: Selection, numbers: range) ->
 
 
 def _record(pipe, clips: Clips, selection: Selection, said, *, video: bool, **options):
-    prompts = [caption(things) for things in said]
-    phrases = [[entity.phrase for entity in entities_of(prompt, LABELS)] for prompt in prompts]
-    maps, _, frames = record(
+    return record_entities(
         pipe,
-        prompts,
-        phrases,
+        [caption(things) for things in said],
+        LABELS,
         selection,
         steps=clips.read_steps,
         video=video,
@@ -173,22 +160,8 @@ def _record(pipe, clips: Clips, selection: Selection, said, *, video: bool, **op
         guidance_scale=GUIDANCE_SCALE,
         **options,
     )
-    return maps, frames
 
 
 def _examples(maps: torch.Tensor, shown, said, source: int, numbers: range) -> Examples:
-    """Pads the entities and puts labels to numbers."""
-    padded = maps.new_zeros(*maps.shape[:2], _ENTITIES, *maps.shape[3:])
-    padded[:, :, : maps.shape[2]] = maps
-
-    def labels(clips) -> torch.Tensor:
-        rows = [[LABELS.index(thing.direction) for thing in things] for things in clips]
-        return torch.tensor([row + [-1] * (_ENTITIES - len(row)) for row in rows], dtype=torch.int8)
-
-    return Examples(
-        padded.half(),
-        labels(shown),
-        labels(said),
-        torch.full((len(numbers),), source, dtype=torch.uint8),
-        torch.tensor(numbers),
-    )
+    true, asked = ([[LABELS.index(one.direction) for one in things] for things in clips] for clips in (shown, said))
+    return examples_of(maps, true, asked, entities=_ENTITIES, source=source, numbers=numbers)
