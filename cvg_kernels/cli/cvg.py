@@ -9,16 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from cvg_kernels.cli.arguments import path
+from cvg_kernels.cli.defaults import defaults_of
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.model_folders import check_model, options_for, reason_of
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `cvg train`."""
-    from cvg_kernels.scenes.classifier_clips import LABELS
-    from cvg_kernels.shapes.classifier_clips import Clips
-    from cvg_kernels.training.train import Recipe
-
+    shapes, scenes = (defaults_of(f"cvg_kernels.{world}.classifier_clips", "Clips") for world in ("shapes", "scenes"))
+    recipe = defaults_of("cvg_kernels.training.train", "Recipe")
     actions = parser.add_subparsers(dest="action", metavar="ACTION", required=True)
     train = actions.add_parser(
         "train",
@@ -29,21 +28,24 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     train.add_argument("--output", type=path, default=Path("cvg-run"), help="the run's folder")
     train.add_argument("--world", choices=("shapes", "scenes"), default="shapes", help="whose pipeline and clips")
-    train.add_argument("--question", choices=tuple(LABELS), help="of scenes: what it learns to tell; default: number")
+    train.add_argument(
+        "--question", help=f"of scenes: what it learns to tell, number or relation; default: {scenes['question']}"
+    )
     train.add_argument("--features", type=path, help="those of another run; made if not given")
     train.add_argument("--model", type=path, help="a pipeline folder of that world; default: that in the sources")
-    train.add_argument("--clips", type=int, help=f"real clips to invert; of shapes, default: {Clips.real}")
-    train.add_argument("--generated", type=int, help=f"clips to generate; default: {Clips.generated}")
-    train.add_argument("--read-steps", type=int, help="denoising steps read; default: 8, of scenes 4")
+    train.add_argument("--clips", type=int, help=f"real clips to invert; of shapes, default: {shapes['real']}")
+    for name, meaning in (("generated", "clips to generate"), ("read_steps", "denoising steps read")):
+        told = f"{meaning}; default: {shapes[name]}, of scenes {scenes[name]}"
+        train.add_argument(f"--{name.replace('_', '-')}", type=int, help=told)
     train.add_argument("--noise", action="store_true", help="of shapes: noise real clips, do not invert them")
     train.add_argument("--no-dual", action="store_true", help="of shapes: train without the wrong prompts")
     train.add_argument(
         "--vision-language",
         help="a local folder or hub id of a CLIP or SigLIP model: the frozen backbone; default: a small 3-D network",
     )
-    train.add_argument("--steps", type=int, default=Recipe.steps, help="of the optimiser")
-    train.add_argument("--batch", type=int, default=Recipe.batch, help="entities a step")
-    train.add_argument("--seed", type=int, default=Recipe.seed)
+    train.add_argument("--steps", type=int, default=recipe["steps"], help="of the optimiser")
+    train.add_argument("--batch", type=int, default=recipe["batch"], help="entities a step")
+    train.add_argument("--seed", type=int, default=recipe["seed"], help="seed of everything that is drawn")
     train.add_argument("--cpu", action="store_true", help="run on the CPU even if there is a GPU")
 
 
