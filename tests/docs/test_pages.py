@@ -43,6 +43,22 @@ def test_snippets_are_python_and_name_what_exists(page):
         assert named <= set(cvg_kernels.__all__)
 
 
+def test_the_snippets_about_kernels_run_one_after_the_other():
+    """And what they say of shapes is so."""
+    names: dict[str, object] = {}
+    for snippet in blocks((ROOT / "docs" / "kernels.md").read_text(encoding="utf-8"), "python"):
+        exec(snippet, names)
+    sizes = {name: getattr(names[name], "shape", None) for name in ("maps", "lse", "peaks", "flow", "side", "cross")}
+    assert sizes == {
+        "maps": (1, 60, 4, 4),
+        "lse": (1, 8, 240),
+        "peaks": (1, 2),
+        "flow": (3,),
+        "side": (3, 6),
+        "cross": (1, 2, 4, 60),
+    }
+
+
 def test_the_site_has_every_page_and_every_picture_is_shown():
     nav = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     listed = re.findall(r"^ +- [^:\n]+: (\S+\.md)$", nav, re.MULTILINE)
