@@ -4,6 +4,7 @@ a text layer, the layers that follow it, and the flow of tokens through them.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,8 +21,9 @@ from cvg_kernels.pipeline.layers import (
     temporal_partners,
 )
 from cvg_kernels.pipeline.models import model_of
+from cvg_kernels.reference.path_flow import residual_hop
 
-FlowForm = Literal["soft", "hard", "exact", "cross"]
+FlowForm = Literal["soft", "hard", "exact", "rollout", "cross"]
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,8 @@ def flow_of(
     Args:
         group: the graph.
         maps: layer name → maps: cross `[B, K, F, h, w]`, spatial `[B, F, h·w, h·w]`, temporal `[B, h·w, F, F]`.
-        form: `"soft"` and `"hard"` widest paths, `"exact"` maximum flow, or `"cross"`, the text layer alone.
+        form: `"soft"` and `"hard"` widest paths, `"exact"` maximum flow, `"rollout"` the product of the maps, or
+            `"cross"`, the text layer alone.
         temperature: temperature of the soft form.
         order: order of the soft form's products, as for `path_flow`.
         residual: skip connections, as for `path_flow`.
@@ -103,6 +106,8 @@ def flow_of(
         return (flow / cross[0, 0].numel())[:, :, None, None, None]
     if form == "exact":
         flow = subgraph_max_flow(cross.flatten(3), temporal, residual=residual, sink="frame", backend=backend).flow
+    elif form == "rollout":
+        flow = _rollout(cross.flatten(3), temporal, spatial, residual)
     else:
         flow = path_flow(
             cross.flatten(3),
@@ -114,3 +119,21 @@ def flow_of(
             backend=backend,
         )
     return flow.unflatten(-1, cross.shape[-2:])
+
+
+def _rollout(
+    cross: torch.Tensor,
+    temporal: Sequence[torch.Tensor],
+    spatial: torch.Tensor | None,
+    residual: Literal["average", "add"] | None,
+) -> torch.Tensor:
+    """Attention through the layers as a product, with their skip connections: T₂ T₁ S X, `[B, K, F, h·w]`.
+
+    "Quantifying Attention Flow in Transformers", whose rollout this is; its flow is `"exact"`.
+    """
+    flow = cross
+    if spatial is not None:
+        flow = torch.einsum("bfij,bkfj->bkfi", residual_hop(spatial, residual), flow)
+    for hop in temporal:
+        flow = torch.einsum("blij,bkjl->bkil", residual_hop(hop, residual), flow)
+    return flow

@@ -12,7 +12,7 @@ import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 
@@ -53,8 +53,9 @@ class Vico(Guidance):
     Attributes:
         words: what to balance, as for `capture`, or a function of the prompt; `None` takes the prompt's content words:
             all but articles, prepositions, conjunctions and the words of motion.
-        flow: `"soft"` (default of paper and code), `"hard"`, `"exact"`: the maximum flow that both stand for, or
-            `"cross"`: the cross-attention alone (paper, table 4).
+        flow: `"soft"` (default of paper and code), `"hard"`, `"exact"`: the maximum flow that both stand for,
+            `"rollout"`: the product of the maps (attention rollout), or `"cross"`: the cross-attention alone (paper,
+            table 4).
         spatial: let the flow pass through the attention within frames, between the text layer and the temporal ones,
             as the paper has it and its code has not (networks with such layers: AnimateDiff, ModelScope, Latte). With
             `flow="exact"` the positions are coupled: a token's score comes from its flow to the whole video.
@@ -160,7 +161,7 @@ class Vico(Guidance):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("flow", self.flow, ("soft", "hard", "exact", "cross"))
+        check_choice("flow", self.flow, get_args(FlowForm))
         check_choice("order", self.order, ("tokens_first", "hops_first"))
         check_choice("residual", self.residual, ("average", "add", None))
         check_choice("combine", self.combine, ("mean", "max"))

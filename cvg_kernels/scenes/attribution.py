@@ -32,15 +32,6 @@ _GRID = 16  # cells a side that maps are compared on
 _BATCH = 4
 
 
-def _rollout(cross: torch.Tensor, temporal: Sequence[torch.Tensor]) -> torch.Tensor:
-    """Attention through the layers as a product: Π (T + I)/2 · X, `[B, K, F, h, w]`."""
-    flow = cross.flatten(3)  # [B, K, F, L]
-    for hop in temporal:
-        eye = torch.eye(hop.shape[-1], dtype=hop.dtype)
-        flow = torch.einsum("blij,bkjl->bkil", (hop + eye) / 2, flow)
-    return flow.view_as(cross)
-
-
 def _spread(cross: torch.Tensor, spatial: torch.Tensor) -> torch.Tensor:
     """Attention to the word, spread by attention within each frame: (S + I)/2 · X."""
     eye = torch.eye(spatial.shape[-1], dtype=spatial.dtype)
@@ -55,7 +46,7 @@ def _by_flow(form: str, residual: str | None = "average") -> Callable:
 KINDS: dict[str, Callable[[Group, dict[str, torch.Tensor]], torch.Tensor]] = {
     "cross-attention": lambda group, maps: maps[group.cross],
     "cross × spatial": lambda group, maps: _spread(maps[group.cross], maps[group.spatial]),
-    "rollout": lambda group, maps: _rollout(maps[group.cross], [maps[t] for t in group.temporal]),
+    "rollout": _by_flow("rollout"),
     "soft path flow": _by_flow("soft"),
     "hard path flow": _by_flow("hard"),
     "hard path flow, A + I": _by_flow("hard", "add"),

@@ -77,7 +77,7 @@ def test_a_word_without_a_map_is_no_nan():
 
 
 @pytest.mark.drawn(3)
-@pytest.mark.parametrize("flow", ["cross", "soft", "exact"])
+@pytest.mark.parametrize("flow", ["cross", "soft", "exact", "rollout"])
 @pytest.mark.parametrize("loss", ["concentration", "separation", "binding"])
 def test_the_loss_falls(loss, flow):
     pipe, options = animatediff()

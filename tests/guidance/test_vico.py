@@ -323,7 +323,7 @@ def test_words_of_the_prompt():
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"flow": "best"}, "flow must be one of 'soft', 'hard', 'exact', 'cross', got 'best'"),
+        ({"flow": "best"}, "flow must be one of 'soft', 'hard', 'exact', 'rollout', 'cross', got 'best'"),
         ({"loss": "max"}, "loss must be one of"),
         ({"residual": "mean"}, "residual must be one of"),
         ({"step_rule": "lion"}, "step_rule must be one of"),
