@@ -33,7 +33,7 @@ def test_the_layout_of_layers():
 
 
 @pytest.mark.parametrize("operation", ["attention", "temporal_attention", "temporal_maps", "frame_band_attention"])
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 def test_quick_benchmarks(operation, tmp_path, capsys, one_thread):
     """Every arm runs, and agrees; ours is there by every backend that runs here."""
     path = tmp_path / "figures.json"
@@ -49,7 +49,7 @@ def test_quick_benchmarks(operation, tmp_path, capsys, one_thread):
     assert all(arm in said for arm in ours)
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_attention_against_every_stock_backend(capsys, one_thread):
     floors = attention.floors_for(CPU)
     assert list(floors) == ["sdpa alone", "sdpa flash", "sdpa math"]

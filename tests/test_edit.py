@@ -79,7 +79,7 @@ def refused(tmp_path, capsys, *arguments) -> str:
     return printed.err
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_the_job(clip, tmp_path, capsys):
     arguments = ("--prompt", PROMPT, "--structure", 2, "--temporal-scale", 1.5, "--seed", 7)
     report = edit(tmp_path, clip, *arguments)
@@ -108,7 +108,7 @@ def test_the_job(clip, tmp_path, capsys):
             assert image.n_frames == 8
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_the_clip_is_that_of_the_pipeline(clip, tmp_path, untrained):
     """Settings reach the pipeline's call, to the bit."""
     from cvg_kernels.guidance import Gen1
@@ -153,7 +153,7 @@ def test_the_clip_is_that_of_the_pipeline(clip, tmp_path, untrained):
     assert torch.equal(seen["frames"], expected)
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize("kind", ["mp4", "folder", "portrait"])
 def test_inputs_of_any_kind(kind, tmp_path):
     path = tmp_path / "given"
@@ -172,7 +172,7 @@ def test_inputs_of_any_kind(kind, tmp_path):
     assert set(report["files"]) == WRITTEN
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_which_frames_and_how(tmp_path):
     save_gif(torch.rand(30, 3, 128, 160), tmp_path / "clip.gif")
     given = ("--start", 10, "--every", 2, "--frames", 6, "--fit", "pad", "--fps", 10)
@@ -209,7 +209,7 @@ def test_many_things_in_the_prompt_are_no_endless_draw(tmp_path):
     assert len(edit(tmp_path, "--prompt", prompt)["oracle"]["before"]) <= 2
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_an_image_as_content(clip, tmp_path):
     pixels = np.random.default_rng().integers(0, 256, (40, 70, 4), dtype=np.uint8)
     Image.fromarray(pixels).save(tmp_path / "content.png")
@@ -224,7 +224,7 @@ def test_an_image_as_content(clip, tmp_path):
     assert (tmp_path / "out" / "edited.gif").read_bytes() != first
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_words_and_further_guidance(clip, tmp_path):
     arguments = ("--prompt", "a red circle and a blue square", "--words", "red,square")
     report = edit(tmp_path, clip, *arguments, "--guidance", "vico:stop=1.0", "--temporal-scale", 2)
@@ -233,7 +233,7 @@ def test_words_and_further_guidance(clip, tmp_path):
     assert report["guided_steps"] == 4  # two methods in two steps
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_the_classifier_of_the_shapes_pipeline_is_taken_to_the_editor(tmp_path):
     out = tmp_path / "out"
     prompt = "a blue square moving left"

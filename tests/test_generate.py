@@ -41,7 +41,7 @@ def apart(one: np.ndarray, other: np.ndarray) -> float:
     return np.abs(one.astype(float) - other).mean()
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_the_main_job(tmp_path, capsys):
     output = tmp_path / "out"
     assert main(["generate", PROMPT, "--guidance", "vico", "--output", str(output), "--steps", "4"]) == 0
@@ -70,7 +70,7 @@ def test_the_main_job(tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]  # no scratch is left behind
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_clips_are_what_the_sheet_shows(tmp_path):
     assert main(["generate", PROMPT, "--output", str(tmp_path / "out"), "--steps", "2"]) == 0
     rows = rows_of(tmp_path / "out" / "contact_sheet.png", 128)
@@ -101,7 +101,7 @@ def test_every_method_writes_its_results(spec, tmp_path):
         assert "classifier" not in report["job"] and report["job"]["guidance"] is None
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_a_run_that_guided_nothing_is_told(tmp_path, capsys):
     """Its clips are kept, both the same."""
     out = tmp_path / "out"
@@ -113,7 +113,7 @@ def test_a_run_that_guided_nothing_is_told(tmp_path, capsys):
     assert clip.shape == SHOWN and apart(clip, pixels_of(out / "unguided.gif")) < 1
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("spec", ["vico:step_size=1e30", "gen1:temporal_scale=1e30"])
 def test_a_clip_of_nan_is_told(spec, tmp_path, capsys):
     arguments = ["--guidance", spec, "--steps", "2", "--output", str(tmp_path / "out")]
@@ -121,7 +121,7 @@ def test_a_clip_of_nan_is_told(spec, tmp_path, capsys):
     assert "infinite" in capsys.readouterr().err and not list(tmp_path.iterdir())
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_clips_are_kept_if_a_picture_fails(tmp_path, monkeypatch):
     from cvg_kernels import viz
 
@@ -158,7 +158,7 @@ def test_other_models(name, tmp_path):
     assert apart(clip, heat) > 8
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_a_prompt_of_two_states(tmp_path):
     """The synopsis of a prompt with "then"; each half of the clip is judged by its own state."""
     prompt = "a red circle moving left, then a blue circle moving left"
@@ -222,7 +222,7 @@ def test_weights_are_in_the_dtype_asked_for(folder, tmp_path):
         assert {weight.dtype for weight in part.parameters()} == {torch.bfloat16}
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_a_local_folder_as_model(tmp_path):
     """Any pipeline folder works, without verdicts of the oracle."""
     code = main(

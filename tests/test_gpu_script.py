@@ -75,7 +75,7 @@ def result(tmp_path) -> dict:
     return json.loads(file.read_text())
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_builds_tests_measures_and_writes_it_down(script, tmp_path, capfd):
     script.main()
     facts = result(tmp_path)
@@ -92,7 +92,7 @@ def test_builds_tests_measures_and_writes_it_down(script, tmp_path, capfd):
     assert not list((tmp_path / "results").glob("*.parts"))
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_an_absent_build_package_is_skipped_by_name(script, monkeypatch, tmp_path, capfd):
     monkeypatch.setattr(script, "BUILD_PACKAGES", ("setuptools", "a_package_that_is_nowhere"))
     script.main()
@@ -101,7 +101,7 @@ def test_an_absent_build_package_is_skipped_by_name(script, monkeypatch, tmp_pat
     assert not (tmp_path / "built").exists()
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_a_benchmark_without_its_packages_is_skipped_by_name(script, monkeypatch, tmp_path, capfd):
     monkeypatch.setattr(script, "NEEDS", {"attention": ("torch", "a_package_that_is_nowhere")})
     script.main()
@@ -110,7 +110,7 @@ def test_a_benchmark_without_its_packages_is_skipped_by_name(script, monkeypatch
     assert "measured" not in result(tmp_path)["benchmark of attention"]
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_failures_are_named_and_the_rest_goes_on(script, tmp_path, capfd):
     (tmp_path / "setup.py").write_text("raise SystemExit(3)")
     (tmp_path / "tests" / "test_gpu.py").write_text(
@@ -127,7 +127,7 @@ def test_failures_are_named_and_the_rest_goes_on(script, tmp_path, capfd):
     assert "FAILED tests: 1 failed: tests/test_gpu.py::test_wrong" in said
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_compute_sanitizer_runs_every_tool(script, tmp_path, capfd):
     assert script.main() == 1
     found = result(tmp_path)["sanitizer"]
@@ -140,14 +140,14 @@ def test_compute_sanitizer_runs_every_tool(script, tmp_path, capfd):
     assert "FAILED sanitizer: racecheck: exit code 9" in capfd.readouterr().out
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_without_compute_sanitizer_it_says_so(script, monkeypatch, tmp_path, capfd):
     monkeypatch.setattr(script, "find_sanitizer", lambda: None)
     assert script.main() == 0
     assert "skipped compute-sanitizer: compute-sanitizer not found" in capfd.readouterr().out
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_tune_is_called_where_there_is_one(script, tmp_path, capfd):
     package = tmp_path / "cvg_kernels"
     (package / "cli" / "tune.py").touch()
@@ -174,7 +174,7 @@ def run_tests(script, tmp_path, source: str, processes: int, seconds: float = 30
     return script.gpu_tests.run(tmp_path / "parts", [], processes, seconds, start, script.stop)
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_processes_share_the_tests(script, tmp_path):
     """The first tests of two processes wait for each other, and every test runs once."""
     found = run_tests(
@@ -198,7 +198,7 @@ def test_number(number):
     assert found["failure"] == "1 failed: test_gpu.py::test_number[5]"
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_a_process_that_dies_costs_one_test(script, tmp_path):
     found = run_tests(
         script,
@@ -215,7 +215,7 @@ def test_number(number):
     assert found["failed"] == {"test_gpu.py::test_number[2]": "its process ended while it ran"}
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_a_process_whose_gpu_is_broken_is_replaced(script, tmp_path):
     found = run_tests(
         script,
@@ -266,7 +266,7 @@ def test_third(): pass
     assert found["failure"].startswith("ended after 1 s, its share of the time; 1 tests did not")
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_a_file_that_cannot_be_imported_is_a_failure(script, tmp_path):
     (tmp_path / "test_other.py").write_text("def test_other(): pass")
     found = run_tests(script, tmp_path, "import a_package_that_is_nowhere", processes=1)
@@ -275,12 +275,12 @@ def test_a_file_that_cannot_be_imported_is_a_failure(script, tmp_path):
     assert name == "test_gpu.py" and "a_package_that_is_nowhere" in why
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_no_tests_are_a_failure(script, tmp_path):
     assert run_tests(script, tmp_path, "", processes=1)["failure"] == "no test passed (exit codes 5)"
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_the_core_comes_first(script, tmp_path):
     (tmp_path / "tests" / "ops").mkdir()
     for name in ("a", "attention"):
@@ -325,7 +325,7 @@ def test_what_a_benchmark_wrote_before_it_failed_counts(script, tmp_path):
     assert found == {"failure": "exit code 7", "measured": None}
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_a_step_that_hangs_is_ended_with_its_children(script, tmp_path):
     (tmp_path / "hang.py").write_text(
         "import subprocess, sys\n"

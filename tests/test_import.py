@@ -78,13 +78,13 @@ def test_import_loads_nothing_heavy(fresh, tmp_path):
     assert not loaded & set(HEAVY)
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize("blocked", ["triton", "diffusers", "cvg_kernels._native_cpu"])
 def test_without_it_the_reference_runs(blocked, fresh, tmp_path):
     fresh.right(f"BLOCKED = {(blocked,)!r}{BLOCK}{REFERENCE}", tmp_path, TRITON_INTERPRET="0")
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize(("blocked", "backend"), [("triton", "triton"), ("cvg_kernels._native_cpu", "native")])
 def test_without_it_its_backend_says_why(blocked, backend, fresh, tmp_path):
     said = fresh.right(
@@ -103,7 +103,7 @@ def test_without_it_its_backend_says_why(blocked, backend, fresh, tmp_path):
     assert "is blocked by this test" in said or "never built" in said or "not found" in said
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_without_diffusers_every_operation_and_capture_is_there(fresh, tmp_path):
     fresh.right(
         f"BLOCKED = ('diffusers', 'transformers'){BLOCK}"

@@ -121,7 +121,7 @@ def test_auto_builds_for_the_gpu_that_is_there_alone(project, tools, request):
     assert file.read_text() == "native"
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_the_levels_to_build_reach_cmake(project, tools):
     for asked in ("native", "all", ""):
         build_in_place(project, tools, "cpu", CVG_CPU_LEVELS=asked)
@@ -153,7 +153,7 @@ def test_a_label_is_added_to_the_version(project):
     assert "\nVersion: 0.1.0+cu130\n" in facts.read_text(), done.stdout
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_both_modules(project, tools, gpu):
     for mode in ("auto", "cuda"):
         _, info, modules = build_in_place(project, tools, mode, FAKE_CUDA="works")
@@ -161,7 +161,7 @@ def test_both_modules(project, tools, gpu):
         assert (info["cpu"], info["cuda"]) == (None, None)
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_the_gpus_to_build_for_reach_cmake(project, tools):
     for asked in ("native", ""):
         build_in_place(project, tools, "cuda", FAKE_CUDA="works", CVG_CUDA_ARCHITECTURES=asked)
@@ -183,7 +183,7 @@ def test_cpu_leaves_cuda_alone_and_removes_a_stale_one(project, tools):
     assert info["cuda"] == "it was not asked for (CVG_BUILD=cpu)"
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_without_a_compiler_auto_is_pure_python_and_says_so(project, tools):
     for name in ("c++", "nvcc"):
         (tools / name).unlink()
@@ -217,7 +217,7 @@ def wheel_of(project, folder, **environment):
     return wheel
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_wheel_holds_the_module_and_the_reason(project, tools, tmp_path_factory):
     # what an earlier build in place left behind must not come along
     (project / "cvg_kernels" / "_native_cuda.so").touch()
@@ -232,7 +232,7 @@ def test_wheel_holds_the_module_and_the_reason(project, tools, tmp_path_factory)
     assert info["cuda"] is not None
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_wheel_holds_nothing_of_an_earlier_build(project, tmp_path_factory):
     stale = project / "build" / "lib" / "cvg_kernels" / "removed_since.py"
     stale.parent.mkdir(parents=True)
@@ -276,7 +276,7 @@ def assert_definitions(folder, prepare, where):
     assert where in Path(file).parents
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_an_editable_install_has_the_definitions_inside_the_package(source_tree, tmp_path):
     install = ["-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation", "--ignore-installed"]
     run([*install, "--prefix", str(tmp_path / "prefix"), "-e", str(source_tree)], tmp_path, CVG_BUILD="none")
@@ -286,14 +286,14 @@ def test_an_editable_install_has_the_definitions_inside_the_package(source_tree,
     assert_definitions(tmp_path, prepare, source_tree / "python_ref")
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_a_checkout_that_is_not_installed_has_the_definitions_inside_the_package(source_tree, tmp_path):
     # By its root `python_ref` could be imported as well, so the package alone is on the path.
     (tmp_path / "cvg_kernels").symlink_to(source_tree / "cvg_kernels")
     assert_definitions(tmp_path, f"sys.path.insert(0, {str(tmp_path)!r})", source_tree / "python_ref")
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.slow
 def test_sdist_builds_the_same_wheel(source_tree, tmp_path):
     make_sdist = "import sys, setuptools.build_meta as b; b.build_sdist(sys.argv[1])"
@@ -347,7 +347,7 @@ exec "{compiler}" "$@" -O0
 """
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("c++"), reason="no C++ compiler on this machine")
 def test_installed_wheel_runs_its_cpu_module(source_tree, tmp_path):

@@ -111,7 +111,7 @@ def test_odd_sizes(tmp_path):
     assert clip.frames.shape == (8, 3, 47, 61) and numbers(clip, 8) == list(range(8))
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_a_long_film_is_not_held(tmp_path, monkeypatch):
     """10 000 frames: those that are not asked for never become pictures."""
     write_film(tmp_path / "long.mp4", np.zeros((10_000, 32, 32, 3), np.uint8), "-preset", "ultrafast")
@@ -123,7 +123,7 @@ def test_a_long_film_is_not_held(tmp_path, monkeypatch):
     assert clip.indices == tuple(range(0, 64, 8))  # no farther apart, or motion is lost
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_a_long_folder_is_not_read(tmp_path):
     """Files that are not asked for are not opened: here they are no images at all."""
     write_folder(tmp_path / "frames", grey_frames(8))

@@ -59,7 +59,7 @@ def eager_maps(pipe, options, monkeypatch, **changes):
     return found
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("name", NAMES)
 def test_the_drop_in_processors_change_nothing(name):
     pipe, options = BUILDERS[name]()
@@ -75,7 +75,7 @@ def test_the_drop_in_processors_change_nothing(name):
     assert all(processors_of(pipe)[layer] is before[layer] for layer in before)
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("name", NAMES)
 def test_maps_are_the_eager_ones(name, monkeypatch):
     """Cross maps of every layer, step and branch against softmax(q kᵀ) of the stock run."""
@@ -112,7 +112,7 @@ def test_maps_are_the_eager_ones(name, monkeypatch):
     assert sorted({record.step for record in captured.records}) == [0, 1, 2]
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("name", ["animatediff", "modelscope", "latte"])
 def test_temporal_maps_are_the_eager_ones(name, monkeypatch):
     pipe, options = BUILDERS[name]()
@@ -225,7 +225,7 @@ def test_without_classifier_free_guidance(name):
     assert {record.branch for record in captured.records} == {"cond"}
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("name", NAMES)
 def test_several_prompts_at_once(name):
     """Each sample of a batch has the maps that it has alone, also where its word stands elsewhere."""

@@ -15,7 +15,7 @@ from tests.pipelines import PIPELINES, run  # noqa: E402
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize(
     ("name", "changes", "sections"),
     [

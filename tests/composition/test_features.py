@@ -74,7 +74,7 @@ def test_a_prompt_without_entities():
         entities_of(" , ", LABELS)
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("name", list(BUILDERS))
 def test_maps_are_those_of_capture(name):
     """Against `cvg.capture` on the same run: the sum over an entity's tokens, per head, resized."""

@@ -78,7 +78,7 @@ def pipe():
     return load_pipeline()
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_an_inverted_clip_comes_back(pipe):
     """Clip → noise → clip by DDIM without guidance; with the refined prediction closely."""
     scene = random_scene(np.random.default_rng(5), parse_caption("a red circle moving left"))
@@ -133,7 +133,7 @@ def test_a_flow_model_cannot_be_inverted():
         ddim_invert(wan()[0], torch.zeros(1, 16, 3, 4, 4), ["a cat"], steps=2)
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_features_of_the_shapes_world(pipe, tmp_path):
     """Both kinds of clips, both inversions, cut off and taken up by two processes: what one would have made."""
     clips = Clips(real=2, generated=1, read_steps=2, steps=3)
@@ -161,7 +161,7 @@ def test_no_features_is_an_error(tmp_path):
         train_classifier(tmp_path, RECIPE, accelerator())
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_training_learns(tmp_path):
     write_features(tmp_path, clips=96)
     recipe = replace(RECIPE, steps=120, batch=16, rate=1e-2)
@@ -205,7 +205,7 @@ def two_processes(folder):
     train_classifier(folder, RECIPE, shared, **SMALL)
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_two_processes_compute_the_same(tmp_path):
     from accelerate import debug_launcher
     from accelerate.state import AcceleratorState
@@ -327,7 +327,7 @@ def test_noised_clips(pipe, tmp_path):
     assert torch.isfinite(right).all() and not torch.equal(right, wrong)
 
 
-@pytest.mark.drawn(4, of="whole trainings")
+@pytest.mark.drawn(8, of="whole trainings")
 def test_the_command(tmp_path, capsys):
     arguments = [
         "cvg",

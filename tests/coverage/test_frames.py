@@ -139,7 +139,7 @@ class Probe(Guidance):
         self.found.update(latents=z.detach(), scale=call.scale, gradient=gradient)
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("row", ["wan", "cogvideox", "hunyuan_video", "ltx", "mochi", "kandinsky5"], indirect=True)
 def test_the_gradient_on_the_latents(row, monkeypatch):
     """Of a random loss of the maps that guidance is given, against eager PyTorch."""

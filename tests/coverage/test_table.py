@@ -64,7 +64,7 @@ def test_the_readme_has_its_numbers(committed):
     assert said in text
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_no_pipeline_of_diffusers_is_forgotten(committed):
     """One that is new must get a tiny pipeline or a reason."""
     named = {row["pipeline"] for row in committed["rows"].values()} | set(LEFT_OUT)

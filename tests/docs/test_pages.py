@@ -81,7 +81,7 @@ def texts_of_the_package() -> list[str]:
     return found
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_the_messages_of_troubleshooting_exist():
     """Piece by piece: where a message on the page has `…`, the code fills something in."""
     texts = texts_of_the_package()

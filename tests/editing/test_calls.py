@@ -49,7 +49,7 @@ def scheduled(editor):
     editor.scheduler = own
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("kind", ["DDIM", "EulerDiscrete", "UniPCMultistep"])
 def test_noise_that_is_given_is_as_noise_that_is_drawn(editor, clips, scheduled, kind):
     scheduled(kind)
@@ -58,7 +58,7 @@ def test_noise_that_is_given_is_as_noise_that_is_drawn(editor, clips, scheduled,
     assert torch.equal(latents_of(editor, video=clips[0], latents=noise), drawn)
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize("kind", ["EulerAncestralDiscrete", "DDPM", "LCM"])
 def test_schedulers_that_draw_noise_follow_the_generator(editor, clips, scheduled, kind):
     scheduled(kind)
@@ -90,7 +90,7 @@ def test_one_text_in_a_list_is_for_all_clips(editor, clips):
     assert torch.equal(found, wanted)
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize(
     "method",
     [cvg.Gen1(temporal_scale=2.0), cvg.VSTAR(), cvg.Vico(words=["blue", "square"])],
@@ -169,7 +169,7 @@ def test_a_negative_prompt_without_guidance_is_told(editor, clips):
         editor(prompt="a blue square", guidance_scale=3.0, **call)
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_pictures_of_pil_may_have_any_colours(editor, clips):
     grey = Image.fromarray(np.random.default_rng().integers(256, size=(64, 64), dtype=np.uint8))
     in_colour = grey.convert("RGB")
@@ -232,7 +232,7 @@ def test_an_interrupted_call_leaves_all_as_it_was(editor, clips):
     assert torch.equal(latents_of(editor, video=clips[0], generator=generators(0)[0]), wanted)
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_a_denoiser_in_the_wrapping_of_a_compiled_one_does_the_same(editor, clips):
     """Not traced here, which takes long."""
     wanted = latents_of(editor, video=clips[0], generator=generators(0)[0])
@@ -246,7 +246,7 @@ def test_a_denoiser_in_the_wrapping_of_a_compiled_one_does_the_same(editor, clip
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_an_offloaded_encoder_is_fetched_for_images_and_for_texts(clips):
     pipe = tiny_editor()
     wanted = latents_of(pipe, video=clips[0], generator=generators(0)[0])

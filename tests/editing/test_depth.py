@@ -104,7 +104,7 @@ def test_larger_is_nearer(name):
     assert turned[..., :24].median() > turned[..., 36:].median()
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("name", BUILDERS)
 def test_what_the_network_gives(name):
     """Through the whole network, some frames at a time, and in any size; formula of distances included."""

@@ -46,7 +46,7 @@ def calls_of(pipe):
         handle.remove()
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize(("batch", "frames", "scale"), [(1, 8, 3.0), (2, 5, 3.0), (2, 1, 1.0)])
 def test_shapes_of_all_that_goes_in_and_comes_out(editor, batch, frames, scale):
     video = torch.rand(batch, frames, 3, 64, 64)
@@ -64,7 +64,7 @@ def test_shapes_of_all_that_goes_in_and_comes_out(editor, batch, frames, scale):
     assert latents.shape == (batch, 4, frames, 8, 8)
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("level", [0, 3, 7])
 def test_both_branches_have_the_structure_and_one_of_them_the_content(editor, clip, level):
     with calls_of(editor) as seen:
@@ -107,7 +107,7 @@ def test_the_frames_are_those_of_the_definition(editor, clip):
     torch.testing.assert_close(found, z, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_levels_and_contents_make_a_difference_and_seeds_repeat(editor, clip):
     base = edit(editor, video=clip, structure=2).frames
     assert torch.equal(base, edit(editor, video=clip, structure=2).frames)
@@ -122,7 +122,7 @@ def test_levels_and_contents_make_a_difference_and_seeds_repeat(editor, clip):
         assert not torch.equal(base, edit(editor, **{"video": clip, "structure": 2} | change).frames)
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_clips_may_come_in_every_form(editor, clip):
     clip = (clip * 255).round() / 255
     arrays = clip.permute(0, 2, 3, 1).numpy()
@@ -134,7 +134,7 @@ def test_clips_may_come_in_every_form(editor, clip):
         torch.testing.assert_close(edit(editor, video=form).frames, wanted, rtol=0, atol=2e-3)
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_one_clip_with_many_prompts_and_many_clips_with_one(editor, clip):
     prompts = ["a blue square", "a red circle"]
     both = edit(editor, [3, 4], video=clip, prompt=prompts).frames
@@ -148,7 +148,7 @@ def test_one_clip_with_many_prompts_and_many_clips_with_one(editor, clip):
     torch.testing.assert_close(both[1], edit(editor, 4, video=clips[1]).frames[0], rtol=0, atol=1e-4)
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_depth_takes_the_place_of_a_clip_and_of_the_estimate(editor, clip):
     depth = editor._depth(clip[None], None)[0]
     wanted = edit(editor, video=clip).frames
@@ -184,7 +184,7 @@ def test_without_temporal_layers_frames_do_not_see_each_other(editor, clip):
             torch.testing.assert_close(whole[frame], alone[0], rtol=0, atol=1e-4)
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_a_temporal_scale_of_one_is_the_plain_model_to_the_bit(editor, clip):
     plain = edit(editor, video=clip).frames
     with cvg.Gen1(temporal_scale=1.0).attach(editor):
@@ -195,7 +195,7 @@ def test_a_temporal_scale_of_one_is_the_plain_model_to_the_bit(editor, clip):
     assert torch.equal(edit(editor, video=clip).frames, plain)
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("content", [{"prompt": "a blue square"}, {"prompt": None, "image": True}])
 def test_methods_attach_to_edits_by_text_and_by_image(editor, clip, content):
     content = {name: clip[0] if value is True else value for name, value in content.items()}
@@ -234,7 +234,7 @@ def test_captured_maps_are_those_of_the_words(editor, clip):
     torch.testing.assert_close(found, weights[..., place].detach(), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_it_is_saved_and_loaded_as_any_pipeline(editor, clip, tmp_path):
     editor.save_pretrained(tmp_path / "plain")
     wanted = edit(editor, video=clip).frames
@@ -281,7 +281,7 @@ def test_other_schedulers_take_its_place(editor, clip, kind):
         editor.scheduler = own
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_it_runs_in_bfloat16(clip):
     from tests.editing.tiny import tiny_editor
 

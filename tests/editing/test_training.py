@@ -39,7 +39,7 @@ def shards(editor, tmp_path_factory):
     return folder
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_clips_are_what_they_are_whoever_makes_them(editor, shards, tmp_path, monkeypatch):
     monkeypatch.setattr(edit_latents, "_SHARD", 2)
     for rank in (1, 0):
@@ -64,7 +64,7 @@ def test_a_widened_denoiser_is_the_old_one_whatever_the_structure():
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize(("share", "frames"), [(0.0, 8), (1.0, 1)])
 def test_the_task_is_on_clips_or_on_single_frames_without_time(editor, shards, share, frames):
     task = Editing(load_edit_clips(shards), editor.text_encoder, editor.tokenizer, share)
@@ -130,7 +130,7 @@ def test_parameters_have_the_rates_of_their_names_and_losses_are_written(tmp_pat
     assert [each["step"] for each in lines] == list(range(1, 7))
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_a_few_steps_bring_frames_and_their_captions_together(editor, tmp_path, monkeypatch):
     monkeypatch.setattr("cvg_kernels.training.log._EVERY", 1)
     monkeypatch.setattr(train_content, "_BATCH", 32)

@@ -30,7 +30,7 @@ PARTS = [
 ]
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("backend,calls", PARTS)
 def test_generated_calls(backend, calls, one_thread, monkeypatch):
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)

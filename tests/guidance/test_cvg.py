@@ -35,7 +35,7 @@ def reading_in_float64(method: cvg.CVG) -> cvg.CVG:
     return method
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_step_of_zero_changes_nothing(name):
     pipe, options = BUILDERS[name]()
@@ -107,14 +107,14 @@ def test_plain_descent():
     torch.testing.assert_close(moved[1], 2 * moved[0], rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_samples_do_not_see_each_other():
     pipe, options = animatediff()
     method = reading_in_float64(guide(pipe, iterations=2))
     assert_samples_apart(method, pipe, options, torch.randn(2, 4, 4, 5, 7))
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_the_parameters_take_no_part():
     pipe, options = animatediff()
     method = guide(pipe)
@@ -125,7 +125,7 @@ def test_the_parameters_take_no_part():
     assert not method.reader.training
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_low_precision_model(dtype):
     pipe, options = animatediff()
@@ -151,7 +151,7 @@ def test_labels(label, prompt, expected):
     assert [entity.label for entity in found] == expected
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize(
     ("label", "message"),
     [
@@ -210,7 +210,7 @@ def test_another_pipeline_is_refused():
         guide(pipe).attach(BUILDERS["modelscope"]()[0])
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_together_with_vico():
     pipe, options = animatediff()
     method = guide(pipe)

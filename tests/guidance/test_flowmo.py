@@ -83,7 +83,7 @@ def test_clean_latents_of_a_flow(scheduler):
     assert (found - x).abs().max() < 2e-3 * (noise - x).abs().max()  # UniPC rounds its timesteps
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("name", NAMES)
 def test_the_loss_falls(name):
     pipe, options = BUILDERS[name]()

@@ -59,7 +59,7 @@ def as_video(prediction: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
     return prediction.unflatten(0, (like.shape[0], -1)).transpose(1, 2)
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("name", NAMES)
 def test_without_temporal_layers_a_frame_is_alone(name):
     """A change of one frame reaches the others through the temporal layers, every one of them, and through nothing
@@ -87,7 +87,7 @@ def test_without_temporal_layers_a_frame_is_alone(name):
             assert (difference()[others] > 0).any()
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("temporal_scale", [0.0, 0.5, 1.5, 3.0])
 def test_the_formula(name, temporal_scale):
@@ -125,7 +125,7 @@ def test_a_temporal_scale_of_one_is_the_pipeline_itself(name):
         assert not torch.equal(run(pipe, options), stock)
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize(
     "start, stop, guided", [(0.0, 1.0, [0, 1, 2]), (0.0, 0.5, [0, 1]), (0.5, 1.0, [2]), (0.3, 0.3, [])]
 )
@@ -139,7 +139,7 @@ def test_the_range_of_steps(start, stop, guided):
         torch.testing.assert_close(used.double(), wanted, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("name", NAMES)
 def test_samples_do_not_see_each_other(name):
     pipe, options = build(name)
@@ -152,7 +152,7 @@ def test_samples_do_not_see_each_other(name):
             torch.testing.assert_close(together[sample], alone[0], rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("scheduler", ["EulerDiscreteScheduler", "DPMSolverMultistepScheduler"])
 def test_schedulers(scheduler):
     """Also one that scales the denoiser's input."""
@@ -186,7 +186,7 @@ def leftovers(pipe):
     )
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("name", NAMES)
 def test_everything_is_put_back(name):
     pipe, options = build(name)
@@ -200,7 +200,7 @@ def test_everything_is_put_back(name):
     assert torch.equal(run(pipe, options), stock)
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("evaluation", [1, 2], ids=["video model", "image model"])
 def test_everything_is_put_back_after_an_exception(name, evaluation):
@@ -241,7 +241,7 @@ def test_a_forward_that_was_there_stays():
     assert seen.count(denoiser) == 6 and seen.count(module) == 3
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("outside", ["capture", "guidance"])
 def test_a_capture_sees_the_pipeline_only(outside):
     """Whichever was entered first: as many records, of the same shapes, and the same video."""
@@ -262,7 +262,7 @@ def test_a_capture_sees_the_pipeline_only(outside):
     assert {record.maps.shape[0] for record in captured.records} == {1}
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize("name", NAMES)
 def test_beside_vico(name):
     """Vico's own calls are left alone; its moved latents reach the image model too."""
@@ -286,7 +286,7 @@ def test_beside_vico(name):
     torch.testing.assert_close(as_video(seen.used[-1], wanted).double(), wanted, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("first", ["vstar", "gen1"])
 def test_beside_vstar(name, first):

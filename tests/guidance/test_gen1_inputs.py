@@ -41,7 +41,7 @@ def control_seen(pipe):
     hook.remove()
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("name", CONTROLLED)
 def test_a_level_is_what_the_network_sees(name):
     """Another level is another control and another clip; the same level is the same to the bit."""
@@ -101,7 +101,7 @@ def test_without_video_and_the_frames_asked_for(name):
             gen1.inputs(pipe, depth=depth, frame_indices=[0])
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize("name", CONTROLLED)
 def test_vico_beside(name):
     """Words are captured and moved beside the control."""
@@ -123,7 +123,7 @@ def test_vico_beside(name):
 
 @pytest.mark.parametrize("images", [1, 3])
 @pytest.mark.parametrize("name", ["animatediff", *CONTROLLED[:3]])
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 def test_content_by_an_adapter(name, images):
     pipe, options = with_adapter(name)
     first, other = ([image(40, 30, seed + at) for at in range(images)] for seed in (0, 10))
@@ -167,7 +167,7 @@ def test_content_of_vace():
     assert set(alone.inputs(pipe)) == {"reference_images"}
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_our_own_pipeline():
     pipe = tiny_editor()
     frames, reference = torch.rand(4, 3, 64, 64), image(64, 64, 3)

@@ -71,7 +71,7 @@ def test_a_call_without_the_inputs(name):
     assert type(pipe) is before
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("distances", [False, True])
 def test_depth_is_estimated(distances, tmp_path):
     """Of the frames as the pipeline gets them; what is nearer is whiter, whether the model gives nearness or

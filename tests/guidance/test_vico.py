@@ -35,7 +35,7 @@ def guide(words, **options) -> cvg.Vico:
     return cvg.Vico(words, **{"stop": 0.5, "iterations": 1, **options})
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_step_of_zero_changes_nothing(name):
     pipe, options = BUILDERS[name]()
@@ -46,7 +46,7 @@ def test_a_step_of_zero_changes_nothing(name):
     assert [entry["step"] for entry in made.history] == [0, 1]  # the first half of three steps, rounded up
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize("name", NAMES)
 def test_the_loss_falls(name):
     pipe, options = BUILDERS[name]()
@@ -145,7 +145,7 @@ def test_the_first_step_is_guided_in_every_place(name):
 @pytest.mark.parametrize(
     "scheduler", ["DDIMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"]
 )
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 def test_schedulers(scheduler):
     """Also one that scales the denoiser's input: a step of zero changes nothing, the loss falls."""
     pipe, options = animatediff()
@@ -180,7 +180,7 @@ def test_schedulers_of_transformers(name):
         assert not torch.equal(run(pipe, options), stock)
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize("name", NAMES)
 def test_samples_do_not_see_each_other(name):
     pipe, options = BUILDERS[name]()
@@ -194,7 +194,7 @@ def test_several_videos_of_a_prompt():
     assert len(frames) == 2 and made.history[0]["loss"].shape == (2,)
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_low_precision_model_has_float32_latents(dtype):
     pipe, options = animatediff()
@@ -228,7 +228,7 @@ def leftovers(pipe):
     )
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize("name", NAMES)
 def test_everything_is_put_back(name):
     pipe, options = BUILDERS[name]()
@@ -244,7 +244,7 @@ def test_everything_is_put_back(name):
     assert leftovers(pipe) == before
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_capture_beside_guidance_sees_the_pipeline_only():
     pipe, options = animatediff()
     with cvg.capture(pipe, words=WORDS) as alone:
@@ -292,7 +292,7 @@ def test_every_option_guides(name):
     assert all(torch.isfinite(entry["gradient_norm"]).all() for entry in made.history)
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_presets():
     pipe, options = animatediff()
     released, paper = cvg.Vico.released(WORDS), cvg.Vico.paper(WORDS, iterations=2)

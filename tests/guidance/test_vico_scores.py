@@ -33,7 +33,7 @@ def scored(vico):
     return made.history[0]["scores"][0], float(made.history[0]["loss"])
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_sinks_are_left_out_of_the_token_softmax():
     """Fewer tokens share it: every word that stays gets more, and alone a word gets all of it."""
     all_share, _ = scored(guide(WORDS))
@@ -85,7 +85,7 @@ def test_a_saturated_score_names_its_sinks():
         tables._tell([torch.tensor([[0.0, 0.02, 0.95, 0.0, 0.0, 0.0, 0.0]])], table, Call)
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_the_order_of_the_soft_products():
     """Another number for the soft form, the same for the hard one; the released settings have the released order."""
     soft = [scored(guide(WORDS, order=order)) for order in ("tokens_first", "hops_first")]

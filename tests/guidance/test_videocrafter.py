@@ -82,7 +82,7 @@ def test_every_layer_computes_the_definition(temporal_context, backend, inputs):
         torch.testing.assert_close(out.double(), wanted, rtol=1e-4, atol=1e-5, msg=name)
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_first_steps_have_the_band_and_the_others_are_stock(unet, inputs):
     """The released 14 of 25 steps; the rest to the last bit, as often as the sampler runs."""
     stock = [call(unet, inputs, step) for step in STEPS]

@@ -30,7 +30,7 @@ def temporal_maps(pipe, options):
     return frames, captured
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("name", NAMES)
 def test_without_a_band_nothing_changes(name):
     pipe, options = BUILDERS[name]()
@@ -41,7 +41,7 @@ def test_without_a_band_nothing_changes(name):
         assert torch.equal(run(pipe, options), stock)
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("name", NAMES)
 def test_the_band_is_on_the_chosen_layers_and_steps(name):
     pipe, options = BUILDERS[name]()
@@ -63,7 +63,7 @@ def test_the_band_is_on_the_chosen_layers_and_steps(name):
     assert wanted <= changed  # layers behind them see other input, and change a little too
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("name", NAMES)
 def test_the_output_is_that_of_the_definition(name):
     """A layer with a band computes what `temporal_attention` computes by its reference."""
@@ -77,7 +77,7 @@ def test_the_output_is_that_of_the_definition(name):
     torch.testing.assert_close(*results, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_frame_gets_its_text(name):
     """One state is the prompt itself; two states differ first and last; the unconditional branch keeps its text."""
@@ -220,7 +220,7 @@ def test_guidance_sees_the_regularised_maps():
     assert abs(narrow - without) > 3 * abs(wide - without)
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize("loss", ["band", "diagonality", "roughness"])
 def test_descent_on_the_band(loss):
     pipe, options = BUILDERS["animatediff"]()
@@ -317,7 +317,7 @@ def test_errors_name_the_argument(change, message):
         cvg.VSTAR(**change)
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_gradient_checkpointing_replays_with_the_band():
     """Guidance within VSTAR gets the same gradient with and without checkpointing."""
     norms = []

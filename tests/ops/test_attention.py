@@ -35,7 +35,7 @@ def test_long_keys(backend, dtype):
     check_attention(backend, LONG, dtype, "mean", map_bound=2e-6 if dtype == torch.float32 else 5e-6)
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_each_gradient_alone(backend):
     """A gradient from one output only, to one input only, is that of the float64 definition."""
@@ -62,7 +62,7 @@ def test_each_gradient_alone(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("head_reduction", ["mean", "none"])
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 def test_maps_alone_equal_maps_with_values(backend, head_reduction):
     case = CASES[0]
     query, key, value = tensors(case, torch.float32, device_of(backend))
@@ -104,7 +104,7 @@ def test_empty(backend, batch, queries):
         assert grad.shape == tensor.shape and (grad == 0).all()
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("backend", backends("attention", "reference", "native"))
 def test_gradcheck(backend):
     query, key, value = (torch.randn(2, 2, n, 5, dtype=torch.float64, requires_grad=True) for n in (4, 6, 6))
@@ -148,7 +148,7 @@ def assert_close_to_definition(backend, inputs, ids, mask=None, **options):
         assert relative_error(actual, true) <= 5e-5
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("scale", [-0.7, 0.0, 3.0])
 def test_any_scale(backend, scale):
@@ -156,7 +156,7 @@ def test_any_scale(backend, scale):
     assert_close_to_definition(backend, inputs, [0, 20], scale=scale)
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("level", [-1e4, torch.finfo(torch.float32).min, 1e4])
 def test_masks_of_large_numbers(backend, level):
@@ -169,7 +169,7 @@ def test_masks_of_large_numbers(backend, level):
     assert_close_to_definition(backend, inputs, [0, 20], mask)
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("layout", ["expanded", "transposed"])
 def test_gradients_arrive_in_any_layout(backend, layout):

@@ -41,7 +41,7 @@ def inputs(dtype: torch.dtype = torch.float32, *, requires_grad: bool = True, qu
     ],
     ids=["all", "bf16", "fp64-no-grad", "maps-only", "token-bias", "reference-maps-only", "reference"],
 )
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 def test_opcheck_forward(values, masked, biased, head_mean, dtype, requires_grad, backend):
     query, key, value = inputs(dtype, requires_grad=requires_grad)
     query = query.transpose(1, 2).contiguous().transpose(1, 2)
@@ -64,7 +64,7 @@ def test_opcheck_forward(values, masked, biased, head_mean, dtype, requires_grad
     ids=["all", "out-to-query", "maps-to-query-and-key", "lse-to-key"],
 )
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 def test_opcheck_backward(arriving, needed, backend):
     bias = torch.randn(2, 2, 5)
     ids = torch.tensor([[1, 2], [0, 3]])
@@ -161,7 +161,7 @@ def test_fullgraph_compile(backend, mask):
     assert graphs == [2, 4, 4, 4]
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize("shape", [(2, 15), (2, 1, 1, 15)], ids=["bool", "additive"])
 def test_compiled_code_meets_a_mask_when_sizes_are_symbols(shape):
     """The number of keys is a symbol by then, that of the new mask a number: they must still compare equal."""
@@ -177,7 +177,7 @@ def test_compiled_code_meets_a_mask_when_sizes_are_symbols(shape):
         torch.testing.assert_close(compiled(*arguments), everything(*arguments))
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch's CPU compiler needs g++")
 def test_compile_by_inductor():
@@ -294,7 +294,7 @@ def test_dense_masks_go_to_the_reference(shape, kind):
     torch.testing.assert_close(lse, scores.logsumexp(-1))
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("shape", [(2, 1, 1, 7), (2, 3, 5, 7)], ids=["per-key", "dense"])
 def test_the_reference_differentiates_the_mask(shape):
     given = [*inputs(torch.float64), torch.randn(shape, dtype=torch.float64, requires_grad=True)]

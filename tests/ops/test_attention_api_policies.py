@@ -124,7 +124,7 @@ def test_a_bias_takes_a_token_away(backend):
     torch.testing.assert_close(some.out[:, :, 1::2], plain.out[:, :, 1::2])
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_token_bias_beside_a_mask(backend):
     device = device_of(backend)
@@ -145,7 +145,7 @@ def test_token_bias_beside_a_mask(backend):
 @pytest.mark.parametrize("head_reduction", ["mean", "none"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["fp32", "bf16"])
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 def test_maps_under_a_band(backend, dtype, head_reduction, row_max_grad):
     """Maps of video tokens, which the band changes, and of text tokens, which it does not, in one pass."""
     device = device_of(backend)
@@ -177,7 +177,7 @@ def test_maps_under_a_band(backend, dtype, head_reduction, row_max_grad):
     compare(found, given, results[0], exact_given, results[1], eager_given)
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize("backend", backends("attention", "native", "triton"))
 def test_the_output_can_be_written_into(backend):
     """It is a tensor of its own, no view of one, which autograd would let nobody change."""
@@ -203,7 +203,7 @@ def test_traced_by_jit(backend):
         torch.testing.assert_close(mine, right)
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("layout", ["heads-last", "heads-first"])
 @pytest.mark.parametrize("backend", backends("attention", "reference", "native", "triton", "stock"))
 def test_results_lie_as_the_query_does(backend, layout):
@@ -222,7 +222,7 @@ def test_results_lie_as_the_query_does(backend, layout):
         assert dense.is_contiguous()
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize("backend", backends("attention", "reference", "native", "triton"))
 def test_nothing_captured(backend):
     given = tensors(device_of(backend), torch.float32)
@@ -285,7 +285,7 @@ def test_lists_of_ids_are_copied_once(monkeypatch):
         cvg.capture_maps(query, key[:, :, :30], [11, 29, 31])
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize("backend", backends("attention", "native", "triton", "stock"))
 def test_gradients_are_the_same_under_checkpointing(backend):
     given = tensors(device_of(backend), torch.float32)

@@ -230,7 +230,7 @@ def test_an_unknown_level_is_refused(level, call, fresh, tmp_path):
     )
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("level", ["", "baseline"])
 def test_info_names_the_level_and_what_caps_it(level, fresh, tmp_path):
     shown_by = "from cvg_kernels.cli import main; raise SystemExit(main(['info']))"

@@ -119,7 +119,7 @@ def test_masks_of_large_numbers_keep_rows_normalised(level):
     torch.testing.assert_close(weights.sum(-1), torch.ones(1, 1, 4), rtol=1e-6, atol=0)
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("dense", [False, True], ids=["per-key", "dense"])
 @pytest.mark.parametrize("values", [True, False], ids=["values", "maps-only"])
 def test_gradients_of_first_and_second_order(dense, values):

@@ -112,27 +112,27 @@ def check(call: AttentionCall, path: list[str], processors: int = 1):
 LONG, FEW = "forward_kernel", "few_keys_kernel"
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("scale", [0.3, -0.3, 0.0])
 @pytest.mark.parametrize("keys", [1, 32, 37, 64])
 def test_keys_in_a_loop(keys, scale):
     check(make_call((2, 2, 21, keys), tokens=1, scale=scale), [LONG, "add_maps_kernel"])
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize("keys", [1, 16, 37, 64, 77, 80, 90, 100, 128])
 def test_few_keys(keys):
     check(make_call((4, 3, 9, keys), dtype=torch.float16, tokens=1), [FEW])
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("scale", [0.3, -0.3, 0.0])
 def test_few_keys_of_any_scale(dtype, scale):
     check(make_call((2, 3, 70, 77), 40, dtype=dtype, tokens=5, scale=scale), [FEW])
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize(
     "options",
     [
@@ -155,7 +155,7 @@ def test_heads_of_few_keys_are_shared_out_where_programs_are_few():
     check(call, [FEW, "add_maps_kernel"], processors=132)
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize(
     "options",
     [
@@ -204,7 +204,7 @@ def test_nothing_to_attend(shape, dtype):
     assert torch.equal(found.lse, torch.full_like(found.lse, float("-inf")))
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize(
     "options",
     [{}, {"masked": True}, {"biased": True}, {"head_mean": False}, {"band": True}, {"masked": True, "biased": True}],
@@ -239,7 +239,7 @@ def test_a_bias_that_rows_share_is_read_where_it_is():
     check(call, [LONG, "add_maps_kernel"])
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize(
     "options",
     [

@@ -146,7 +146,7 @@ def check(call, given=("out", "maps", "lse"), needed=EVERYTHING, **options) -> l
     return ran
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize("given", ["out", "maps", "lse", "all"])
 @pytest.mark.parametrize("kind", ["captured", "biased", "band"])
 def test_each_gradient_that_comes_in(given, kind):
@@ -154,7 +154,7 @@ def test_each_gradient_that_comes_in(given, kind):
     check(call, ("out", "maps", "lse") if given == "all" else (given,))
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize("biased", [False, True], ids=["captured", "biased"])
 def test_masked_rows_many_tokens_and_maps_per_head(biased):
     call = make(67, batch=2, keys=70, queries=37, masked=True, biased=biased, head_mean=False)
@@ -163,14 +163,14 @@ def test_masked_rows_many_tokens_and_maps_per_head(biased):
     assert ("token_bias_kernel" in ran) == biased
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize("tokens", [0, 3], ids=["plain", "maps"])
 @pytest.mark.parametrize("row_max_grad", [False, True], ids=["constant-maximum", "maximum"])
 def test_band(tokens, row_max_grad):
     check(make(tokens, row_max_grad=row_max_grad))
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("biased", [False, True], ids=["captured", "biased"])
 def test_queries_are_split_where_programs_are_few(biased):
     call = make(3, batch=1, heads=1, queries=270, keys=9, biased=biased)
@@ -178,7 +178,7 @@ def test_queries_are_split_where_programs_are_few(biased):
     assert ran.count("add_parts_kernel") == 2
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("value_dim", [20, 136], ids=["together", "dk-and-dv-apart"])
 def test_low_precision(dtype, value_dim):
@@ -186,7 +186,7 @@ def test_low_precision(dtype, value_dim):
     assert ran.count("key_kernel") == (2 if value_dim > 128 else 1)
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("name", Needed._fields)
 def test_one_gradient_alone(name):
     needed = Needed(*(field == name for field in Needed._fields))
@@ -200,7 +200,7 @@ def test_only_the_query_needs_one_kernel():
         assert check(call, needed=QUERY_ALONE) == ["row_kernel"]
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_gradients_of_any_strides():
     call = make(2, heads_last=False)
     result = reference.forward(call)
@@ -228,7 +228,7 @@ def test_small_gradients_stay_within_float16():
     assert (dq.double() - exact).abs().max() <= 2.0**-24  # the spacing of float16 there
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_every_run_gives_the_same_bits():
     call = make(3, batch=1, queries=270, keys=9, masked=True, biased=True)
     result = reference.forward(call)

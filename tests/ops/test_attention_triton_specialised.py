@@ -66,7 +66,7 @@ def check(call: AttentionCall) -> None:
     assert found.row_max is None and found.row_argmax is None
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 @runs
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(("queries", "keys", "dim"), [(37, 301, 64), (131, 77, 128), (129, 256, 64), (1, 1, 64)])
@@ -89,7 +89,7 @@ def test_maps(tokens, head_mean):
     check(call_of(rows(19, 64), rows(150, 64), rows(150, 64), tokens, head_mean=head_mean))
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @runs
 def test_what_no_descriptor_takes_is_copied():
     """Rows of odd strides, rows that begin beside 16 bytes, a last axis with gaps, and heads that share their rows."""
@@ -117,7 +117,7 @@ def test_nothing_to_do():
     assert result.maps.shape == (1, 3, 0)
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @runs
 def test_the_operation_with_its_gradient_by_name():
     heads = [rows(length, 64) for length in (21, 140, 140)]
@@ -245,7 +245,7 @@ json.dump(found, sys.stdout)
 """
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_the_compiler_specialises_it_for_hopper():
     """It may leave a loop as it is without a word: asked of the machine code."""
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}

@@ -143,7 +143,7 @@ def derivative(mode, loss, tensors, tangents):
         return [tangent.clone()]
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize("mode", DERIVATIVES)
 def test_derivatives_of_torch_func_and_forward_mode(mode, case, backend):
     name, _, tensors = case
@@ -233,7 +233,7 @@ def test_without_gradients(mode, case, backend):
         torch.testing.assert_close(have, want.detach())
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_fake_tensors(case, backend):
     """Shapes and dtypes of results and gradients without a number."""
     name, call, tensors = case
@@ -263,7 +263,7 @@ def test_a_kernel_serves_constants_under_a_derivative(backend):
         torch.func.grad(lambda a: cvg.min_max_matmul(a, b, backend=backend).sum())(a)
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("transform", ["grad", "jvp", "vmap", "forward"])
 def test_compiled(transform):
     """The transform inside the graph, or forward mode around it."""

@@ -106,7 +106,7 @@ def test_errors_name_the_argument():
         cvg.coupled_max_flow(cross, temporal, backend="triton")
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_empty_and_registered():
     cross, temporal, spatial = graph()
     empty = cvg.coupled_max_flow(cross[:0], [hop[:0] for hop in temporal], spatial[:0])

@@ -140,7 +140,7 @@ def test_more_keys_than_a_tile(backend, case):
     check(backend, case, torch.float16 if backend == "triton" else torch.float32)
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 @pytest.mark.parametrize("case", [CASES[0], CASES[1], CASES[5]], **by_name)
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -151,7 +151,7 @@ def test_low_precision(backend, case, dtype):
 # --- what it computes ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_without_band_it_is_stock_attention(backend):
     case = CASES[1]
@@ -262,7 +262,7 @@ def test_the_row_maximum_has_a_gradient(backend, keys):
     assert difference[0, 0, 1].abs().max() > 100 * difference[0, 0, others].abs().max()
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_nan_stays_where_it_is(backend):
     """A query that is not a number says so, and to no other query."""

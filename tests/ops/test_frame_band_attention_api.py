@@ -33,7 +33,7 @@ def inputs(dtype=torch.float32, requires_grad=True):
     ]
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("row_max_grad", [True, False])
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_gradcheck(backend, row_max_grad):
@@ -63,7 +63,7 @@ def test_the_reference_is_differentiable_twice():
     assert torch.autograd.gradgradcheck(attend, inputs(torch.float64), fast_mode=True)
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("backend", CPU_BACKENDS)
 def test_opcheck_forward(backend, dtype):
@@ -214,7 +214,7 @@ assert grown < 64, grown  # MiB; the N×N matrix alone would be 256
 """
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @NATIVE
 def test_the_square_matrix_is_never_held():
     subprocess.run([sys.executable, "-c", _MEMORY_CHECK], check=True)

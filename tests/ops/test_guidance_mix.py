@@ -207,7 +207,7 @@ for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
 """
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("level", EVERY_LEVEL)
 def test_every_level_of_this_machine(level, fresh, tmp_path):
     fresh.right(_LEVEL_CHECK.format(level=level), tmp_path, CVG_CPU_ISA=level)
@@ -297,7 +297,7 @@ for dtype in (torch.float32, torch.bfloat16):
 """
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_the_triton_kernel_on_gpus_that_are_not_here(fresh, tmp_path):
     """It compiles, does not spill, and fuses no product with a sum."""
     pytest.importorskip("triton")
@@ -344,7 +344,7 @@ def test_an_absent_backend_is_named():
         cvg.guidance_mix(draw(2, 2), [2.0], backend="cuda")
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_the_benchmark_runs(tmp_path, monkeypatch, capsys):
     from cvg_kernels.cli import main
 

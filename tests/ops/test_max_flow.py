@@ -151,7 +151,7 @@ def test_networkx_and_scipy(backend, nodes):
         assert near.sum() <= len(reached)
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize("hops", [0, 1, 2, 3])
 @pytest.mark.parametrize("frames", [1, 2, 7, 16])
 @pytest.mark.parametrize("sink", ["video", "frame"])

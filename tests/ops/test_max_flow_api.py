@@ -22,7 +22,7 @@ def leaves(tensors, backend="native"):
 # --- gradients -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("residual", ["average", "add", None])
 @pytest.mark.parametrize("sink", ["video", "frame"])
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -129,7 +129,7 @@ def test_the_reference_is_differentiable_twice():
 # --- torch.library and torch.compile ---------------------------------------------------------------------------------
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize("requires_grad", [True, False])
 @pytest.mark.parametrize("backend, dtype", [("native", torch.float32), ("reference", torch.float64)])
 @pytest.mark.parametrize("sink", ["video", "frame"])

@@ -64,7 +64,7 @@ def test_subgraphs(flow_team, frames, hops, sink, device):
             assert_same(found, native.subgraph_forward(*given))
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("sink, tokens", [("video", 9), ("frame", 1)])
 @pytest.mark.parametrize("device", DEVICES)
 def test_64_frames(flow_team, device, sink, tokens):
@@ -76,7 +76,7 @@ def test_64_frames(flow_team, device, sink, tokens):
     assert not team.plan["far_in_shared"]
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("nodes", [2, 3, 17, 33, 64])
 def test_any_graph(flow_team, nodes, device):

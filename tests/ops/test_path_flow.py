@@ -41,7 +41,7 @@ def test_path_flow(backend, temperature, sizes):
         assert torch.equal(kernel(*tensors), definition(*tensors))
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("temperature", [None, 0.05])
 def test_spatial_hop(backend, temperature):
@@ -128,7 +128,7 @@ def test_ties_share_the_gradient_as_torch_shares_it(backend):
 
 @pytest.mark.parametrize("backend", KERNELS)
 @pytest.mark.parametrize("temperature", [None, 0.01])
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 def test_sparse_gradients(backend, temperature):
     """A gradient at one output, as a maximum sends it, and none at all."""
     tensors = graph((2, 20, 6, 37, 2), device=device_of(backend))
@@ -165,7 +165,7 @@ def test_a_nan_among_zeros_of_a_gradient_is_not_lost(backend, temperature):
     assert not grad_cross[0, :2].isnan().any() and not grad_hop[0, :33].isnan().any()
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("backend", KERNELS)
 @pytest.mark.parametrize("temperature", [None, 0.01])
 def test_any_strides(backend, temperature):
@@ -273,7 +273,7 @@ def test_it_is_what_the_released_code_computes(backend, temperature, residual):
     assert (flow - other).abs().max() > 0.01 * temperature
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize("hops", [0, 1, 2, 3])
 @pytest.mark.parametrize("residual", ["average", "add", None])
 @pytest.mark.parametrize("backend", BACKENDS)

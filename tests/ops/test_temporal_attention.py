@@ -50,7 +50,7 @@ by_name = {"ids": lambda case: case.name if isinstance(case, Case) else None}
 
 @pytest.mark.parametrize("case", CASES, **by_name)
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 def test_forward_and_gradients_float32(backend, case):
     check(backend, case, torch.float32)
 
@@ -186,7 +186,7 @@ def test_nan_stays_where_it_is(backend):
     torch.testing.assert_close(out[~hurt], clean.out[~hurt])
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_each_gradient_alone(backend):
     """A gradient from one output only, to one input only, is that of the definition."""
@@ -225,7 +225,7 @@ def test_more_positions_than_a_grid_has_blocks(backend):
     torch.testing.assert_close(found.maps, maps)
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize("added", ["none", "band", "bias"])
 @pytest.mark.parametrize("backend", EXACT)
 def test_gradcheck(backend, added):

@@ -25,7 +25,7 @@ def test_tiles_hold_whole_sequences(frames, element_size):
         assert (tile.sequences + 1) * frames > tile.rows
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize("dim, unit", [(40, 8), (72, 8), (88, 8), (64, 1), (36, 1)])
 def test_rows_begin_at_16_bytes_where_they_can(dim, unit):
     """As diffusers has heads, `[P, F, H, D].transpose(1, 2)`:
@@ -50,7 +50,7 @@ def test_rows_begin_at_16_bytes_where_they_can(dim, unit):
         torch.testing.assert_close(found, right, rtol=5e-3, atol=5e-3)
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("positions, frames", [(5, 16), (13, 7), (3, 33), (70, 1)], ids=str)
 def test_every_sequence_has_its_place(positions, frames):
     """A last tile that is not full, positions of two samples in one tile, and nothing written beyond."""
@@ -70,7 +70,7 @@ def test_every_sequence_has_its_place(positions, frames):
     assert launch.grid == (3 * -(-2 * positions // sequences),)
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_programs_that_sum_take_several_tiles(monkeypatch):
     """The band's gradient does not depend on how many programs share the tiles."""
     given = torch.randn(3, 1, 9, 2, 16, 8, device=DEVICE).unbind(0)

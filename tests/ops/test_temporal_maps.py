@@ -132,7 +132,7 @@ def test_beyond_the_gpu_kernels(backend, case):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
 @pytest.mark.parametrize("case", [CASES[0], CASES[2], CASES[7], *LONG], **by_name)
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 def test_low_precision(backend, case, dtype):
     check(backend, case, dtype)
 

@@ -37,7 +37,7 @@ def test_rows_begin_at_16_bytes_where_they_can(dim, unit):
 
 @pytest.mark.parametrize("places, frames", [(5, 16), (13, 7), (3, 32), (70, 1)], ids=str)
 @pytest.mark.parametrize("head_mean", [True, False])
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 def test_every_sequence_has_its_place(places, frames, head_mean):
     """A last tile that is not full, places of two samples in one tile, and nothing written beyond."""
     call = call_of(frames, places, 8, torch.float32, batch=2, head_mean=head_mean)

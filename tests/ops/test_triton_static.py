@@ -62,7 +62,7 @@ def _attention(row: dict) -> bool:
     return row["dtype"] != "float32" and any(loop["fraction"] for loop in row["loops"])
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_every_kernel_compiles(rows, pytestconfig):
     compiled = {(row["variant"], row["dtype"], row["target"]) for row in rows}
     targets = {row["target"] for row in rows}

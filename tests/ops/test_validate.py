@@ -41,7 +41,7 @@ TENSORS = [
 ]
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize("junk", NO_TENSORS.values(), ids=NO_TENSORS)
 @pytest.mark.parametrize("function,name", TENSORS, ids=lambda one: getattr(one, "__name__", one))
 @pytest.mark.parametrize("backend", ["auto", "reference"])

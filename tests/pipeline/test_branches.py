@@ -39,7 +39,7 @@ def test_videos_that_share_one_text_are_no_branches(videos):
     assert {len(record.maps) for record in captured.records} == {2}
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("guidance_scale", [1.0, 3.0])
 @pytest.mark.parametrize(
     "disturbed", [{"modality_scale": 2.0}, {"stg_scale": 1.0, "spatio_temporal_guidance_blocks": [0]}]

@@ -42,7 +42,7 @@ def guided(pipe, options, method):
     return [frames, *losses, *(record.maps for record in captured.records)]
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize("name", NAMES)
 def test_the_guidance_is_the_same(name):
     """Also the record: the layers that run again are recorded once, and the pipeline's own calls run as ever."""

@@ -156,7 +156,7 @@ def test_a_network_that_breaks_by_itself_breaks_no_more(coverage_note):
     coverage_note("animatediff", "compile", "broken where the stock network is")
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize("how", [wrapped, blocks], ids=lambda how: how.__name__)
 def test_guidance_runs_in_graphs(how):
     """Vico's gradient goes through the compiled denoiser:
@@ -203,7 +203,7 @@ def test_temporal_maps_in_graphs(how, name):
     assert graphs.new() == 0 and not counters["graph_break"]
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize("how", [wrapped, blocks], ids=lambda how: how.__name__)
 def test_a_gradient_of_captured_maps(how):
     """To the latents, through maps that were captured in a loop of the user's own."""
@@ -230,7 +230,7 @@ def test_a_gradient_of_captured_maps(how):
         gradient()
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize("how", [wrapped, blocks], ids=lambda how: how.__name__)
 def test_the_swap_is_part_of_a_graph(how):
     """Also while something is captured, and gone with its end."""
@@ -278,7 +278,7 @@ def test_several_take_part_in_one_graph():
         results()
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_what_a_graph_cannot_see_runs_uncompiled(caplog):
     """VSTAR's band depends on the step; what else is captured meanwhile is right, and afterwards all is compiled."""
     pipe, options = PIPELINES["wan"].build()
@@ -336,7 +336,7 @@ def test_a_tap_that_cannot_be_foreseen_breaks_the_graph():
             network(**call)
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_a_failed_run_leaves_the_compiled_network(monkeypatch):
     pipe, options = PIPELINES["wan"].build()
     options["num_inference_steps"] = 1

@@ -42,7 +42,7 @@ def test_a_textual_inversion_is_all_of_its_vectors():
     assert set(made.history[0]["scores"][0]) == {"<thing>", "dog"}
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize(
     "method",
     [None, VICO, cvg.Gen1(), cvg.VSTAR(sigma=None, prompts=["a red cat", "a blue dog"]), cvg.VSTAR(sigma=1.0)],
@@ -63,7 +63,7 @@ def test_freenoise_of_one_window_is_the_plain_pipeline(method):
     assert other_guided == guided and bool(guided) == (method is not None)
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_an_image_prompt_is_not_taken_for_the_text():
     """At scale 0 an IP-Adapter changes nothing, neither maps nor guidance; its own attention is not captured."""
     pipe, options = PIPELINES["animatediff_ip_adapter"].build()

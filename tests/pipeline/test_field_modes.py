@@ -40,7 +40,7 @@ def results(pipe, options, method=VICO):
 # -- precision and gradients
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("name", ["animatediff", "wan"])
 def test_maps_are_float32_under_autocast(name):
     pipe, options = PIPELINES[name].build()
@@ -66,7 +66,7 @@ def test_latents_are_moved_under_autocast_too(name):
     assert not torch.equal(frames, stock)
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize("name", FIVE)
 def test_inference_mode_changes_nothing(name):
     """Rotary positions, texts and timesteps that were made in it can be saved for no backward pass."""
@@ -180,7 +180,7 @@ def process_wide(pipe, backend):
     return diffusers.attention_backend(backend)
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("how", [set_before, process_wide], ids=lambda how: how.__name__)
 @pytest.mark.parametrize("backend", ["flex", "_native_math"])
 def test_another_backend_of_attention(backend, how):

@@ -67,7 +67,7 @@ def test_a_generator_that_is_closed_in_the_middle():
 # -- several runs in a block
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_the_runs_of_a_capture_are_told_apart():
     pipe, options = build()
     other = "a blue dog and a red cat"
@@ -121,7 +121,7 @@ def test_copies_are_of_the_pipeline_alone():
     assert not [name for name in vars(twin) if "cvg" in name]
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize("during", [False, True], ids=["after", "during"])
 def test_networks_are_pickled_as_they_were(during):
     pipe, options = build()
@@ -201,7 +201,7 @@ def test_what_is_kept_keeps_no_model():
     assert captured.heat_map("cat").isfinite().all() and made.guided_steps == 1 and not swap.layers
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_many_blocks_leave_no_objects():
     pipe, options = build("wan")
 
@@ -321,7 +321,7 @@ def test_a_capture_sees_the_pipelines_calls_alone(first, method):
     assert len(kinds) == len(captured.records) == 3 * 2 * len(layers)
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_a_handle_may_be_entered_again():
     """After it was left, and a capture not at all: its records are those of one block."""
     pipe, options = build()

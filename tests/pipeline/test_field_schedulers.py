@@ -164,7 +164,7 @@ def test_a_scheduler_that_cannot_be_guided_is_refused_before_anything_runs():
     assert captured.records
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize("name", ["animatediff", "wan"])
 def test_schedulers_compared_in_a_loop(name):
     """`pipe.scheduler = …` in the block: each is as if it had been there from the beginning."""

@@ -28,7 +28,7 @@ def cross_names(pipe):
     return [layer.name for layer in attention_layers(denoisers_of(pipe)[0]) if layer.kind == "cross"]
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
 def test_layer_capture_is_differentiable(checkpointing):
     """The gradient on the latents is that of finite differences, with and without replayed layers."""
@@ -80,7 +80,7 @@ def test_a_replayed_layer_is_recorded_once():
     torch.testing.assert_close(found[True][1], found[False][1], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_a_replayed_joint_layer_is_recorded_once():
     """CogVideoX: the gradient of maps and prediction on its latents, with and without checkpointing,
     by differences.

@@ -61,7 +61,7 @@ def test_lora_loaded_fused_unfused_and_gone(name):
     torch.testing.assert_close(results(pipe, options), plain, **SAME)
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("name", ["wan", "cogvideox"])
 def test_tiles_of_the_autoencoder(name):
     """Only the decoding is in tiles: maps, losses and latents are the same, the video is that of the tiles."""
@@ -75,7 +75,7 @@ def test_tiles_of_the_autoencoder(name):
         torch.testing.assert_close(run(pipe, options, num_inference_steps=2), stock, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize("name", ["animatediff", "wan"])
 def test_layers_on_several_devices(name, tmp_path):
     """A `device_map` with every second part on disk: accelerate brings its weights for each forward."""

@@ -66,7 +66,7 @@ def test_an_interrupted_run_leaves_nothing_for_the_next(built, name):
     built.runs_as_before()
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize("built", FAMILIES, indirect=True)
 def test_capture_after_an_interrupted_run(built):
     with cvg.capture(built.pipe, WORDS) as clean:
@@ -93,7 +93,7 @@ def test_capture_after_an_interrupted_run(built):
     [pair for pair in accepted(SHORTENED) if pair[1] != "synopsis"],  # that is for all steps
     indirect=["built"],
 )
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 def test_the_steps_between_two_shares(built, name):
     with METHODS[name](built, start=1 / 3, stop=2 / 3).attach(built.pipe) as run:
         video = built.run()
@@ -102,7 +102,7 @@ def test_the_steps_between_two_shares(built, name):
     built.is_as_before()
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_pag_after_a_run_that_failed_without_us():
     """It has left its processors, with which a method could not call the network."""
     built = Built.of("animatediff_pag")
@@ -134,7 +134,7 @@ def test_without_classifier_free_guidance(built, name):
     built.is_as_before()
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("built", FAMILIES, indirect=True)
 def test_capture_without_classifier_free_guidance(built):
     with cvg.capture(built.pipe, WORDS) as captured:
@@ -159,7 +159,7 @@ def test_in_inference_mode(built, name):
     built.is_as_before()
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("built", FAMILIES, indirect=True)
 def test_capture_in_inference_mode(built):
     with cvg.capture(built.pipe, WORDS) as usual:
@@ -170,7 +170,7 @@ def test_capture_in_inference_mode(built):
     built.runs_as_before()
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize("built", FAMILIES, indirect=True)
 def test_capture_under_autocast(built):
     """The rows of softmax in bfloat16 have 8 bits, and so do the queries and keys."""
@@ -209,7 +209,7 @@ def test_each_video_of_a_batch_is_as_alone(built, name):
     built.is_as_before()
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize("built", BATCHED, indirect=True)
 def test_maps_of_each_video_of_a_batch_are_as_alone(built):
     prompts = [PROMPT, "a blue dog and a red cat"]

@@ -153,7 +153,7 @@ def test_group_offload(name, level, place, tmp_path):
     torch.testing.assert_close(built.run(), built.stock, **same)
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_layerwise_casting(name):
     """Weights stored in 8 bits are other weights; attached to before or after, they are the same."""

@@ -99,7 +99,7 @@ def bitsandbytes_4(pipe):
 WEIGHTS = [gguf_q8, torchao_int8, torchao_float8, bitsandbytes_4]
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("quantise", [*WEIGHTS, bitsandbytes_8], ids=lambda one: one.__name__)
 def test_capture_and_swap(quantise):
     """The video is the quantised model's own, and the maps are those of the queries and keys that it makes."""

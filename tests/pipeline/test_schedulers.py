@@ -100,7 +100,7 @@ def test_a_move_under_v_prediction_stays_as_it_is_to_the_end(name: str, push: in
     assert all(error <= allowed * float(shift.abs().max()) for error in found), found
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize("case", MEMORY + GIVEN, ids=str)
 def test_no_move_gives_the_stock_run(case: Case):
     scheduler = case.build()
@@ -113,7 +113,7 @@ def test_no_move_gives_the_stock_run(case: Case):
         torch.testing.assert_close(latents, without, rtol=0, atol=0)
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize("case", MEMORY + GIVEN, ids=str)
 def test_a_step_leaves_nothing_behind_even_if_it_raises(case: Case):
     scheduler = case.build()
@@ -198,7 +198,7 @@ LEADERS = [
 ]
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize("case", LEADERS, ids=str)
 def test_an_entry_leads_just_where_the_stock_scheduler_carries_the_move(case: Case):
     scheduler = case.build()

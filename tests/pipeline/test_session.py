@@ -63,7 +63,7 @@ def test_a_method_that_guided_no_step_says_so():
             run(pipe, options)
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize(
     "method",
     [
@@ -310,7 +310,7 @@ def test_a_loss_that_is_not_finite_is_told():
         run(pipe, options)
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize(
     ("returned", "message"),
     [

@@ -47,7 +47,7 @@ def house(kind, *methods):
     return made
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("name", ["animatediff", "wan", "cogvideox"])
 def test_a_pipeline_of_somebodys_own(name):
     """The prompt without a name, a scheduler, a network and an encoder that only hand on."""

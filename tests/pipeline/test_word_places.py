@@ -63,7 +63,7 @@ def test_words_of_every_pipeline(name):
     check(seen(name, pipe, options), [PROMPT], WORDS, pipe)
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("name", TEMPLATES)
 def test_a_template_is_not_the_prompt(name):
     """Its words are not found; those of a prompt that speaks as it does are found in the prompt."""
@@ -76,7 +76,7 @@ def test_a_template_is_not_the_prompt(name):
     check(found, [prompt], prompt.split(), pipe)
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("name", ["wan", *TEMPLATES])
 def test_a_prompt_that_was_cut_off(name):
     pipe, options = PIPELINES[name].build()

@@ -108,7 +108,7 @@ def test_a_pipeline_is_what_its_case_says(name):
         assert {call.latents.shape for call in found.calls} == {torch.Size(want)}
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("name", SHORTENED)
 @pytest.mark.parametrize("asked", [2, 4])
 def test_video_to_video_leaves_out_a_share_of_the_schedule(name, asked):
@@ -134,7 +134,7 @@ def test_the_negative_prompt_moves_the_unconditional_branch_alone(name):
     assert moved == [branch == "uncond" for branch in case.branches]
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("name", ["animatediff_pag", "animatediff_pag_alone"])
 def test_the_perturbed_branch_is_the_last(name):
     pipe, options = PIPELINES[name].build()
@@ -154,7 +154,7 @@ def test_the_same_pipeline_in_other_clothes(name):
     assert torch.equal(run(PIPELINES[name]), run(PIPELINES["wan"]))
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_adapters_and_prompts_on_the_way_reach_the_frames():
     plain = run(PIPELINES["animatediff_freenoise"])
     assert not torch.equal(run(PIPELINES["animatediff_freenoise_prompts"]), plain)

@@ -85,7 +85,7 @@ def pieces(tokenizer, prompt: str) -> list[str | None]:
     return [*tokenizer.convert_ids_to_tokens(ids[:-1]), None]
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("prompt", "word", "there"), LATIN, ids=[f"{word} in {prompt}" for prompt, word, _ in LATIN])
 def test_a_word_has_the_pieces_of_its_characters(tokenizers, kind, prompt, word, there):

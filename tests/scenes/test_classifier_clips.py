@@ -59,7 +59,7 @@ def test_what_is_asked_is_what_guidance_reads(question, prompt):
     assert labels_asked(question, parse_caption(prompt)) == [label for label in read if label is not None]
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.skipif(not WEIGHTS.exists(), reason="weights of this world are in the sources alone")
 @pytest.mark.parametrize("question", list(LABELS))
 def test_features_are_made_and_kept(tmp_path, question):

@@ -28,7 +28,7 @@ def seen(*bodies: Body) -> set[tuple[str, str | None]]:
     return {(one.colour, one.shape) for one in look(render([bodies])[0])}
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_it_is_right_on_true_clips():
     """Everything that captions say, on clips nobody chose: 99 % of the captions whole."""
     rng = np.random.default_rng(np.random.randint(2**31))

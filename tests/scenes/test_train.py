@@ -48,7 +48,7 @@ def run(tmp_path_factory):
     return folder
 
 
-@pytest.mark.drawn(4, of="whole trainings")
+@pytest.mark.drawn(8, of="whole trainings")
 def test_the_pipeline_makes_clips(run):
     pipe = load_pipeline(run / "pipeline")
     assert type(pipe).__name__ == "AnimateDiffPipeline"
@@ -66,7 +66,7 @@ def transformer(run):
     return train(run, RECIPE, device=torch.device("cpu"), network="transformer")
 
 
-@pytest.mark.drawn(4, of="whole trainings")
+@pytest.mark.drawn(8, of="whole trainings")
 def test_the_transformer_makes_clips(transformer):
     pipe = load_pipeline(transformer)
     assert type(pipe).__name__ == "CogVideoXPipeline"
@@ -78,7 +78,7 @@ def test_the_transformer_makes_clips(transformer):
         assert len(pipe.tokenizer(word).input_ids) == 2, word
 
 
-@pytest.mark.drawn(4, of="whole trainings")
+@pytest.mark.drawn(8, of="whole trainings")
 def test_both_networks_measured_alike(transformer, tmp_path):
     few = ["--prompts", "2", "--seeds", "2", "--steps", "2"]
     assert main(["scenes", "gate", "--model", str(transformer), *few, "--json", str(tmp_path / "gate.json")]) == 0
@@ -103,7 +103,7 @@ def test_another_network_is_refused_before_anything_is_made(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_made_again_it_changes_nothing(run):
     weights = run / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors"
     before = weights.read_bytes()
@@ -123,7 +123,7 @@ def test_the_decoder_learns_alone(run):
         assert not torch.equal(first.decode(latents[0]).sample, last.decode(latents[0]).sample)
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_gate_and_attribution(run, tmp_path, capsys, monkeypatch):
     pipeline = str(run / "pipeline")
     few = ["--prompts", "2", "--seeds", "2", "--steps", "3"]
@@ -144,7 +144,7 @@ def test_gate_and_attribution(run, tmp_path, capsys, monkeypatch):
         assert figure.width > 3 * figure.height  # a panel for each motion
 
 
-@pytest.mark.drawn(4, of="whole trainings")
+@pytest.mark.drawn(8, of="whole trainings")
 def test_methods_are_scored_on_every_kind_of_prompt(run, tmp_path, capsys):
     arguments = ["--guidance", "none,temporal-band", "--prompts", "2", "--steps", "2", "--kinds", "motion,relation"]
     out = tmp_path / "eval.json"
@@ -163,7 +163,7 @@ def test_methods_are_scored_on_every_kind_of_prompt(run, tmp_path, capsys):
     assert "motion: 2 prompts, seed 0" in capsys.readouterr().out
 
 
-@pytest.mark.drawn(4, of="whole trainings")
+@pytest.mark.drawn(8, of="whole trainings")
 def test_prompts_with_other_numbers_of_words_are_guided_together(run):
     """As the same clips one by one: in a batch, methods ask for as many words in every prompt."""
     pipe, method = load_pipeline(run / "pipeline"), cvg.Vico(iterations=1)

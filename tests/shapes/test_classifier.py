@@ -41,7 +41,7 @@ def test_guidance_raises_what_it_is_asked_for(pipe):
     assert list(run.history[0]["scores"][0]) == ["red circle", "blue square"]
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("name", ["cvg", "cvg+vico"])
 def test_by_name(pipe, name):
     clip = sample(pipe, [PROMPT], [0], guidance=method_named(name), steps=2)
@@ -68,7 +68,7 @@ def test_it_can_be_taken_to_the_editor_which_it_does_not_fit_by_itself():
         own.taken_to(torch.nn.Linear(2, 2))
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_a_direction_is_scored_without_and_with_it(monkeypatch):
     monkeypatch.setattr("cvg_kernels.shapes.edit_arms.STEPS", 10)
     found = direction_guidance(cvg.shapes.load_editor(), edits=2, seed=5)

@@ -43,7 +43,7 @@ def drawn(task, shift=0.0, reverse=False, things=None):
     return render([Scene(things or task.asked, motions)])[0]
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("things", [1, 2])
 def test_a_perfect_edit_has_the_content_and_the_places(things):
     for task in edit_tasks(12, fresh_seed(), things=things):
@@ -52,7 +52,7 @@ def test_a_perfect_edit_has_the_content_and_the_places(things):
         assert found.distance < FAR
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("things", [1, 2])
 def test_the_untouched_clip_has_the_places_and_none_of_the_content(things):
     for task in edit_tasks(12, fresh_seed(), things=things):
@@ -61,7 +61,7 @@ def test_the_untouched_clip_has_the_places_and_none_of_the_content(things):
         assert found.distance < FAR
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_a_shift_is_its_pixels_and_a_clip_run_backwards_has_the_other_direction():
     for task in edit_tasks(12, fresh_seed()):
         # towards the middle, so that nothing leaves the picture
@@ -99,7 +99,7 @@ def test_tasks_ask_for_another_colour_and_shape_and_are_drawn_one_by_one():
             ]
 
 
-@pytest.mark.drawn(4, of="whole trainings")
+@pytest.mark.drawn(8, of="whole trainings")
 def test_every_arm_runs_and_a_report_has_them_all(monkeypatch, capsys):
     monkeypatch.setattr("cvg_kernels.shapes.edit_arms.STEPS", 1)
     monkeypatch.setattr("cvg_kernels.shapes.edit_arms.LEVELS", (0, 2))
@@ -132,7 +132,7 @@ def test_every_arm_runs_and_a_report_has_them_all(monkeypatch, capsys):
     assert all(name in shown for group in measured.values() for name in group.arms)
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_encoders_are_measured_against_all_captions():
     assert len(contents(1, held_out=True)) == len(COLOURS) * 4
     assert len(contents(1, held_out=False)) == len(COLOURS) * 4 - len(HELD_OUT)
@@ -143,7 +143,7 @@ def test_encoders_are_measured_against_all_captions():
     assert found["depth_error"]["things"]["mean"] > 0.05
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_the_command_names_a_group_that_is_not_there(capsys):
     assert main(["shapes", "edits", "--prompts", "2", "--groups", "colour"]) == 2
     assert "--groups must be of structure, content, time" in capsys.readouterr().err

@@ -80,7 +80,7 @@ def test_what_ships_is_written_for_all():
     assert written_for_all(WEIGHTS)
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("wrong", ["missing", "unexpected", "mismatched"])
 def test_weights_of_another_model_are_refused(part, wrong, tmp_path):

@@ -23,7 +23,7 @@ def clip(states, frames=24):
     return torch.cat(halves)
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_the_truth_shows_its_states():
     for states in changing_things(6, seed=4):
         assert states[0] != states[1]
@@ -40,7 +40,7 @@ def test_consistency_knows_flicker():
     assert frame_consistency(torch.zeros(8, 3, 64, 64)) == 0
 
 
-@pytest.mark.drawn(4, of="whole trainings")
+@pytest.mark.drawn(8, of="whole trainings")
 def test_the_command(tmp_path, capsys):
     path = tmp_path / "long.json"
     few = ["--prompts", "2", "--frames", "9", "--steps", "5"]

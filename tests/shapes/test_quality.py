@@ -42,7 +42,7 @@ def distances(clips: torch.Tensor) -> list[float | None]:
     return [object_distance(clip, look(clip)) for clip in clips]
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_rendered_objects_are_clean(request):
     found = distances(real_clips(two_object_prompts(12, request.config.seed), request.config.seed))
     assert max(found) < 0.04 and np.mean(found) < 0.015
@@ -64,7 +64,7 @@ def test_every_outline_and_a_neighbour_fit(shape):
     assert both < 0.06 and both < alone
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_worse_pictures_are_farther_from_clean(request):
     seed = request.config.seed
     clips = real_clips(two_object_prompts(6, seed), seed)
@@ -123,7 +123,7 @@ def test_encoder_features_are_pooled_latents(vae):
     torch.testing.assert_close(found[1], torch.cat(want), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_encoder_frechet_orders_sets_of_clips(vae):
     """Another real set is near, through the autoencoder too; frozen, dark and noisy sets are far."""
     things = two_object_prompts(24, 7)
@@ -153,7 +153,7 @@ def test_means_leave_out_what_was_not_seen():
     assert difference["difference"] == 1.5
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_sweep_writes_a_report_like_that_of_eval(tmp_path, capsys):
     path = tmp_path / "sweep.json"
     command = "shapes sweep --option step_size --values 0,0.3 --prompts 2 --steps 3 --json"

@@ -40,7 +40,7 @@ def test_it_shows_single_objects():
     assert sum(verdict.bound for verdict in verdicts) >= 6
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_a_clip_depends_on_its_prompt_and_seed_alone():
     pipe = load_pipeline()
     prompts = ["a red circle moving left", "a blue square moving up and a white cross moving down"]
@@ -49,7 +49,7 @@ def test_a_clip_depends_on_its_prompt_and_seed_alone():
     torch.testing.assert_close(together[1:], alone, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_eval_writes_the_report(tmp_path, capsys):
     path = tmp_path / "report.json"
     code = main(f"shapes eval --guidance none,vico --prompts 2 --steps 2 --json {path}".split())
@@ -63,7 +63,7 @@ def test_eval_writes_the_report(tmp_path, capsys):
     assert set(report["guidance"]["vico"]["against_first"]["present"]) == {"difference", "ci95"}
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_eval_takes_options_and_combinations(tmp_path):
     path, methods = (tmp_path / "report.json", ["none", "gen1:temporal_scale=1", "vico:stop=0.5+gen1"])
     command = f"shapes eval --guidance {','.join(methods)} --prompts 2 --steps 2 --json {path}"

@@ -63,7 +63,7 @@ def test_another_structure_moves_things_and_another_content_does_not(pipe):
     assert overlap(ours, places(other_content)) > 2 * overlap(ours, places(other_structure))
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_its_encoders_read_the_world(pipe):
     seed = int(torch.randint(2**31, ()))
     assert retrieval(pipe, 1, False, 40, seed)["text"]["rate"] >= 0.9
@@ -71,7 +71,7 @@ def test_its_encoders_read_the_world(pipe):
     assert depth_error(pipe, 20, seed)["pixels"]["mean"] < 0.03
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_vico_and_capture_take_part_in_an_edit(pipe):
     task = edit_tasks(1, 0)[0]
     words = task.prompt.split()[1:]

@@ -71,7 +71,7 @@ def run(tmp_path_factory):
     return folder
 
 
-@pytest.mark.drawn(4, of="whole trainings")
+@pytest.mark.drawn(8, of="whole trainings")
 def test_training_ends_in_a_stock_pipeline(run):
     from diffusers import AnimateDiffPipeline
 
@@ -82,7 +82,7 @@ def test_training_ends_in_a_stock_pipeline(run):
     assert clip.shape == (1, 8, 3, 64, 64) and torch.isfinite(clip).all()
 
 
-@pytest.mark.drawn(4, of="whole trainings")
+@pytest.mark.drawn(8, of="whole trainings")
 def test_training_ends_in_an_editor_that_has_the_networks_of_its_run(run):
     editor = load_editor(run / "pipeline" / "editor")
     world = load_pipeline(run / "pipeline")
@@ -98,7 +98,7 @@ def test_training_ends_in_an_editor_that_has_the_networks_of_its_run(run):
     assert stored and not any(str(run) in text for text in stored)
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_what_is_trained_otherwise_is_found_and_differs(run, tmp_path):
     found = trained_otherwise(run)
     assert set(found["denoisers"]) == {"joint", "video"} and found["prior_scheduler"] is not None
@@ -112,7 +112,7 @@ class Stopped(Exception):
     """Stands for a machine that goes away."""
 
 
-@pytest.mark.drawn(4, of="whole trainings")
+@pytest.mark.drawn(8, of="whole trainings")
 def test_a_stopped_run_goes_on_as_it_would_have(run, tmp_path):
     """Stopped after the first video step, then resumed: the same weights as without the stop."""
     whole = run / "pipeline"
@@ -133,7 +133,7 @@ def test_a_stopped_run_goes_on_as_it_would_have(run, tmp_path):
         assert all(torch.equal(one[name], other[name]) for name in one), part
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_a_finished_run_is_left_alone(run):
     weights = run / "video" / "unet" / "diffusion_pytorch_model.safetensors"
     before = weights.stat().st_mtime_ns

@@ -17,14 +17,14 @@ def clips(seed: int, count: int, things: int = 2):
     return scenes, world.render(scenes)
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_the_oracle_is_right_on_the_truth(request):
     scenes, video = clips(request.config.seed, 100)
     right = [judge(clip, scene.things).all_right for clip, scene in zip(video, scenes, strict=True)]
     assert np.mean(right) >= 0.98
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_the_oracle_sees_one_object_as_one(request):
     scenes, video = clips(request.config.seed, 40, things=1)
     for clip, scene in zip(video, scenes, strict=True):

@@ -133,7 +133,7 @@ def test_what_takes_a_square_of_time_does_not(server):
     assert time.perf_counter() - began < 50
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("status", [401, 404, 429, 500])
 def test_a_status_of_failure_is_told(status, server):
     server.says(chat("1. a"), status=status)
@@ -150,7 +150,7 @@ def test_a_server_that_tells_the_key_back(server):
     assert "HTTP Error 401: no … here" in refused(server)
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
 def test_a_redirect_is_not_followed(status, server):
     """Least of all with the key."""
@@ -198,7 +198,7 @@ def _dripping(place):
     return answer
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("place", ["status", "headers", "body", "body without a length"])
 def test_a_reply_that_drips_ends_in_time(place, server):
     """The server would go on for 50 seconds."""
@@ -215,7 +215,7 @@ def test_silence_ends_in_time():
             synopsis.endpoint_writer(url, "m", key=KEY, seconds=0.4)("a flower")
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize(
     "lines",
     [
@@ -238,7 +238,7 @@ def test_what_is_no_http_is_told(lines, server):
     assert "gave no states" in refused(server)
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("key", [f"{KEY}\nX-Evil: 1", f"{KEY}\r", f"a {KEY}", f"{KEY}é", f"{KEY}\0"])
 def test_a_key_that_is_none_is_not_shown(key, server):
     """Python's own errors show the value of a header that it refuses."""

@@ -78,7 +78,7 @@ def test_a_pickle_beside_safetensors_is_left_alone(folder, tmp_path):
     assert not (tmp_path / "mark").exists()
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize(
     "settings",
     [
@@ -126,14 +126,14 @@ def test_tokenizers_that_are_none(file, data, folder):
         assert str(folder) in str(error) and "\n" not in str(error)
 
 
-@pytest.mark.drawn(4)
+@pytest.mark.drawn(6)
 @pytest.mark.parametrize("name", BAD_TENSORS)
 def test_weights_that_are_none(name, folder):
     (folder / UNET).write_bytes(BAD_TENSORS[name])
     refused(lambda: load_pipeline(folder), folder / UNET)
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize(
     "part, settings, why",
     [

@@ -135,7 +135,7 @@ def test_tensors_are_those_that_are_asked_for(tmp_path):
         read_tensors(path, shapes, finite=True)
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_a_pickle_is_no_file_of_ours(tmp_path):
     """And the pickle does run code where it is unpickled, or this test would show nothing."""
     mark, path = tmp_path / "mark", tmp_path / "some.file"

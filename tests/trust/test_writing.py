@@ -84,7 +84,7 @@ def test_a_folder_that_cannot_take_its_place_leaves_the_older_one(tmp_path, monk
     assert (folder / "a").read_text() == "older" and list(tmp_path.iterdir()) == [folder]
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_the_disk_is_full(tmp_path):
     """A file system of 64 KiB would need rights; the limit on a file's size is the nearest that every user may set."""
     code = (
@@ -116,7 +116,7 @@ def test_the_disk_is_full(tmp_path):
     )
 
 
-@pytest.mark.drawn(4, of="long tests")
+@pytest.mark.drawn(8, of="long tests")
 def test_a_killed_process_leaves_no_half_file(tmp_path):
     """Killed by the system while it writes one file after the other, at moments nobody chose."""
     path = tmp_path / "state.safetensors"
