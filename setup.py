@@ -41,6 +41,7 @@ if MODE not in MODES:
     raise SystemExit(f"CVG_BUILD must be one of {', '.join(MODES)}; got {MODE!r}")
 #: `setup.py -q` shows of CMake and the compiler only what failed.
 QUIET = "-q" in sys.argv or "--quiet" in sys.argv
+NOT_ASKED = "it was not asked for (CVG_BUILD=none)"
 NO_GPU = "no NVIDIA GPU was found at build time"
 LEVELS = os.environ.get("CVG_CPU_LEVELS", "native").strip().lower() or "native"
 if LEVELS not in ("native", "all"):
@@ -191,6 +192,8 @@ class NativeBuild(build_ext):
         """Builds one module; the reason why not, if that may happen."""
         for stale in package.glob(f"_native_{target}*"):
             stale.unlink()
+        if MODE == "none":
+            return NOT_ASKED
         if target == "cuda" and MODE == "cpu":
             return "it was not asked for (CVG_BUILD=cpu)"
         if target == "cuda" and MODE == "auto" and not has_gpu():
@@ -229,8 +232,7 @@ class CleanBuildPy(build_py):
         super().run()
         if MODE == "none":
             package = ROOT if self.editable_mode else build_lib
-            reason = "it was not asked for (CVG_BUILD=none)"
-            info = {"cpu": reason, "cuda": reason, "compiler": None, "cuda_archs": []}
+            info = {"cpu": NOT_ASKED, "cuda": NOT_ASKED, "compiler": None, "cuda_archs": []}
             write_build_info(package / "cvg_kernels", info)
 
 
