@@ -195,6 +195,12 @@ def test_without_a_compiler_auto_is_pure_python_and_says_so(project, tools):
     assert build_in_place(project, tools, "cpu", check=False)[0].returncode != 0
 
 
+def test_none_builds_nothing_in_place(project, tools, gpu):
+    _, info, modules = build_in_place(project, tools, "none", FAKE_CUDA="works")
+    assert modules == []
+    assert info["cpu"] == info["cuda"] == "it was not asked for (CVG_BUILD=none)"
+
+
 def test_without_cmake_auto_says_so(project, tools):
     (tools / "cmake").unlink()
     _, info, _ = build_in_place(project, tools, "auto")
