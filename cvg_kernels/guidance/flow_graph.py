@@ -21,7 +21,7 @@ from cvg_kernels.pipeline.layers import (
     temporal_partners,
 )
 from cvg_kernels.pipeline.models import model_of
-from cvg_kernels.reference.path_flow import residual_hop
+from cvg_kernels.reference import path_flow as reference
 
 FlowForm = Literal["soft", "hard", "exact", "rollout", "cross"]
 
@@ -133,7 +133,7 @@ def _rollout(
     """
     flow = cross
     if spatial is not None:
-        flow = torch.einsum("bfij,bkfj->bkfi", residual_hop(spatial, residual), flow)
+        flow = torch.einsum("bfij,bkfj->bkfi", reference.residual_hop(spatial, residual), flow)
     for hop in temporal:
-        flow = torch.einsum("blij,bkjl->bkil", residual_hop(hop, residual), flow)
+        flow = torch.einsum("blij,bkjl->bkil", reference.residual_hop(hop, residual), flow)
     return flow

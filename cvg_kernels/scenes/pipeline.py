@@ -59,7 +59,7 @@ def assemble_transformer_run(folder: Path) -> CogVideoXPipeline:
     """Puts the trained parts of a transformer's run together as a stock `CogVideoXPipeline`.
 
     Args:
-        folder: with `t5_tokenizer/`, `video_vae/` and `transformer-video/`.
+        folder: with `t5_tokenizer/`, `video_vae/` and `transformer-video-2/`.
     """
     learnt: Any = build_scheduler().config
     names = (
@@ -73,9 +73,9 @@ def assemble_transformer_run(folder: Path) -> CogVideoXPipeline:
     )
     return CogVideoXPipeline(
         tokenizer=load_fast_tokenizer(folder / "t5_tokenizer"),
-        text_encoder=load_model(T5EncoderModel, folder / "transformer-video" / "text_encoder"),
+        text_encoder=load_model(T5EncoderModel, folder / "transformer-video-2" / "text_encoder"),
         vae=load_model(AutoencoderKLCogVideoX, folder / "video_vae"),
-        transformer=load_model(CogVideoXTransformer3DModel, folder / "transformer-video" / "transformer"),
+        transformer=load_model(CogVideoXTransformer3DModel, folder / "transformer-video-2" / "transformer"),
         scheduler=CogVideoXDDIMScheduler(
             **{name: learnt[name] for name in names},
             snr_shift_scale=1.0,  # noise as in training

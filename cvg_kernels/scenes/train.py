@@ -39,6 +39,7 @@ class Recipe:
     decoder_steps: int = 2400
     transformer_image_steps: int = 2400  # of each of two cycles, on all pictures
     transformer_video_steps: int = 1200
+    transformer_video_steps_2: int = 2400  # of a second cycle
     video_autoencoder_steps: int = 600
     seed: int = 0
 
@@ -142,7 +143,7 @@ def _cycles(recipe: Recipe) -> list[tuple[str, Stage, int, int, int]]:
 
 
 def _transformer_stages(folder: Path, recipe: Recipe, device: torch.device) -> None:
-    """The transformer, in two cycles on the pictures of both of the UNet's, and then on the clips."""
+    """The transformer, in two cycles on the pictures of both of the UNet's, and then in two on the clips."""
     tokenizer = load_tokenizer(folder / "tokenizer")
     autoencoder = load_model(AutoencoderKL, folder / "autoencoder").eval()
     if not (folder / "t5_tokenizer").exists():
@@ -150,9 +151,10 @@ def _transformer_stages(folder: Path, recipe: Recipe, device: torch.device) -> N
     words = load_fast_tokenizer(folder / "t5_tokenizer")
     before = None
     of_pictures = [(stage, recipe.transformer_image_steps) for stage in PICTURES]
-    for stage, steps in (*of_pictures, (CLIPS, recipe.transformer_video_steps)):
+    of_clips = zip(CLIPS, (recipe.transformer_video_steps, recipe.transformer_video_steps_2), strict=True)
+    for stage, steps in (*of_pictures, *of_clips):
         if not (folder / stage.name / "text_encoder").exists():
-            whole = stage is CLIPS
+            whole = stage in CLIPS
             latents, captions = [], []
             for name, of, first, clips, _ in _cycles(recipe):
                 if (of is VIDEO) != whole:

@@ -46,12 +46,15 @@ class TransformerStage:
     decay: float  # of the moving average of the weights
 
 
-#: Two cycles of the learning rate, as the UNet has.
+#: Two cycles of the learning rate each.
 PICTURES = (
     TransformerStage("transformer-images", 48, rate=1.5e-3, decay=0.998),
     TransformerStage("transformer-images-2", 48, rate=9e-4, decay=0.998),
 )
-CLIPS = TransformerStage("transformer-video", 8, rate=6e-4, decay=0.996)
+CLIPS = (
+    TransformerStage("transformer-video", 8, rate=6e-4, decay=0.996),
+    TransformerStage("transformer-video-2", 8, rate=6e-4, decay=0.998),
+)
 
 
 def train_transformer(
@@ -72,7 +75,7 @@ def train_transformer(
     Args:
         folder: the run's folder.
         tokenizer: the transformer's tokenizer.
-        stage: one of `PICTURES`, or `CLIPS`.
+        stage: one of `PICTURES` or `CLIPS`.
         latents: `[N, C, h, w]` or `[N, C, F, h, w]`, all of them.
         captions: of each.
         before: where the networks lie that it begins with; `None` begins with fresh ones.

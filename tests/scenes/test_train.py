@@ -35,6 +35,7 @@ RECIPE = Recipe(
     decoder_steps=2,
     transformer_image_steps=2,
     transformer_video_steps=2,
+    transformer_video_steps_2=2,
     video_autoencoder_steps=2,
 )
 
