@@ -75,7 +75,7 @@ demo: $(VENV)/compiled $(VENV)/installed
 	$(call say,a video without and with guidance: $(OUT)/)
 	@SECONDS=0; $(BIN)/cvg-kernels generate "$(PROMPT)" --guidance "$(GUIDANCE)" --seed "$(SEED)" --output "$(OUT)/" \
 	&& $(call took,guided video)
-	@$(SUM)
+	@$(SUM); rm $(VENV)/phases
 
 test: $(VENV)/compiled $(VENV)/tests
 	$(BIN)/python -m pytest --numprocesses auto $(PYTEST_ARGS)
