@@ -188,7 +188,7 @@ def _wait(for_what, seconds=240.0):
         time.sleep(0.01)
 
 
-@pytest.mark.drawn(22, of="two processes")
+@pytest.mark.drawn(44, of="two processes")
 def test_two_processes_of_which_one_is_killed(tmp_path):
     """While the second is stopped, it lives and keeps its prompt;
     once it is killed, the first takes the prompt over.

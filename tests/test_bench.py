@@ -33,7 +33,7 @@ def test_the_layout_of_layers():
 
 
 @pytest.mark.parametrize("operation", ["attention", "temporal_attention", "temporal_maps", "frame_band_attention"])
-@pytest.mark.drawn(6)
+@pytest.mark.drawn(8, of="long tests")
 def test_quick_benchmarks(operation, tmp_path, capsys, one_thread):
     """Every arm runs, and agrees; ours is there by every backend that runs here."""
     path = tmp_path / "figures.json"

@@ -153,7 +153,7 @@ def test_the_clip_is_that_of_the_pipeline(clip, tmp_path, untrained):
     assert torch.equal(seen["frames"], expected)
 
 
-@pytest.mark.drawn(6)
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("kind", ["mp4", "folder", "portrait"])
 def test_inputs_of_any_kind(kind, tmp_path):
     path = tmp_path / "given"
@@ -186,7 +186,7 @@ def test_which_frames_and_how(tmp_path):
     assert top.max() < 40  # black, up to the colours of a GIF and the sides of the resize
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("prompt", [PROMPT, "a red circle and a blue square", None])
 def test_a_clip_of_its_own(prompt, tmp_path, capsys):
     Image.new("RGB", (32, 32), "blue").save(tmp_path / "blue.png")

@@ -84,7 +84,7 @@ SPECS = [None, "cvg", "vico", "vstar", "gen1", "temporal-band", "flowmo", "vico+
 
 
 @pytest.mark.parametrize("spec", SPECS, ids=str)
-@pytest.mark.drawn(10)
+@pytest.mark.drawn(8, of="long tests")
 def test_every_method_writes_its_results(spec, tmp_path):
     """The default is CVG; methods without words or losses have pictures too."""
     assert {part for one in SPECS if one for part in one.split("+")} == set(METHODS) - {"none"}

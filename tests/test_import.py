@@ -78,7 +78,7 @@ def test_import_loads_nothing_heavy(fresh, tmp_path):
     assert not loaded & set(HEAVY)
 
 
-@pytest.mark.drawn(6)
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("blocked", ["triton", "diffusers", "cvg_kernels._native_cpu"])
 def test_without_it_the_reference_runs(blocked, fresh, tmp_path):
     fresh.right(f"BLOCKED = {(blocked,)!r}{BLOCK}{REFERENCE}", tmp_path, TRITON_INTERPRET="0")
@@ -125,7 +125,7 @@ def test_every_public_name_is_there():
         _ = cvg_kernels.nonsense
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("first", ["", "import cvg_kernels.capturing.capture", "cvg.use_processors"])
 def test_capture_is_callable_whatever_was_imported_before(first, fresh, tmp_path):
     fresh.right(

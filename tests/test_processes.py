@@ -63,7 +63,7 @@ def test_a_process_alone_gathers_from_itself(monkeypatch):
         gather("mine", Place(0, 2, 0))
 
 
-@pytest.mark.drawn(22, of="two processes")
+@pytest.mark.drawn(44, of="two processes")
 @pytest.mark.usefixtures("one_thread")  # as theirs, so that no verdict hangs on the rounding
 def test_two_processes_score_as_one(tmp_path):
     """Under `accelerate launch`; two batches of clips, of which each process makes one."""

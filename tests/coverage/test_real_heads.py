@@ -31,7 +31,7 @@ def row(request: pytest.FixtureRequest):
     torch.set_num_threads(before)
 
 
-@pytest.mark.drawn(6)
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize(
     ("row", "backend"),
     [(name, "native") for name in FAMILIES] + [("cogvideox", "triton"), ("wan", "triton")],

@@ -68,7 +68,7 @@ def name_of(program) -> str:
     return program.stem
 
 
-@pytest.mark.drawn(6)
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("program", PROGRAMS, ids=name_of)
 @pytest.mark.filterwarnings("error::cvg_kernels.errors.GuidanceWarning")
 def test_a_program_runs(program, tmp_path, monkeypatch, capsys):

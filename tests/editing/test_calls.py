@@ -58,7 +58,7 @@ def test_noise_that_is_given_is_as_noise_that_is_drawn(editor, clips, scheduled,
     assert torch.equal(latents_of(editor, video=clips[0], latents=noise), drawn)
 
 
-@pytest.mark.drawn(6)
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("kind", ["EulerAncestralDiscrete", "DDPM", "LCM"])
 def test_schedulers_that_draw_noise_follow_the_generator(editor, clips, scheduled, kind):
     scheduled(kind)
@@ -266,7 +266,7 @@ def test_an_offloaded_encoder_is_fetched_for_images_and_for_texts(clips):
     assert fetched == [pipe.content_encoder] * 2
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("output_type", ["pil", "np", "pt"])
 def test_outputs_of_bfloat16_are_pictures(clips, output_type):
     pipe = tiny_editor().to(torch.bfloat16)

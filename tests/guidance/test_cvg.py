@@ -60,7 +60,7 @@ def test_the_loss_falls(name, normalize):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.drawn(6)
+@pytest.mark.drawn(8, of="long tests")
 def test_the_gradient_is_that_of_finite_differences(name):
     """Through the whole of it: denoiser, attention with capture, aggregator, backbone, cross-entropy."""
     pipe, options = BUILDERS[name]()

@@ -325,7 +325,7 @@ def test_which_denoisers():
         cvg.Gen1(2.0).attach(pipe.unet)
 
 
-@pytest.mark.drawn(3, of="compiled networks")
+@pytest.mark.drawn(12, of="compiled networks")
 def test_compiled_temporal_layers_can_be_left_out(caplog):
     """They run as they were written while attached to, with a line in the log, and compiled before and after."""
     compiled = []

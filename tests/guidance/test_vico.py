@@ -60,7 +60,7 @@ def test_the_loss_falls(name):
 
 @pytest.mark.parametrize("spatial", [False, True], ids=["", "spatial"])
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.drawn(6)
+@pytest.mark.drawn(8, of="long tests")
 def test_the_gradient_is_that_of_finite_differences(name, spatial):
     """Through the whole of it: denoiser, captured layers, flow, scores, loss."""
     if spatial and name in ("wan", "cogvideox"):
@@ -145,7 +145,7 @@ def test_the_first_step_is_guided_in_every_place(name):
 @pytest.mark.parametrize(
     "scheduler", ["DDIMScheduler", "EulerDiscreteScheduler", "DPMSolverMultistepScheduler", "UniPCMultistepScheduler"]
 )
-@pytest.mark.drawn(6)
+@pytest.mark.drawn(8, of="long tests")
 def test_schedulers(scheduler):
     """Also one that scales the denoiser's input: a step of zero changes nothing, the loss falls."""
     pipe, options = animatediff()
@@ -180,7 +180,7 @@ def test_schedulers_of_transformers(name):
         assert not torch.equal(run(pipe, options), stock)
 
 
-@pytest.mark.drawn(6)
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("name", NAMES)
 def test_samples_do_not_see_each_other(name):
     pipe, options = BUILDERS[name]()

@@ -168,7 +168,7 @@ def test_one_within_another(unet, inputs):
     assert not torch.equal(outer, alone) and not torch.equal(outer, stock)
 
 
-@pytest.mark.drawn(3, of="compiled networks")
+@pytest.mark.drawn(12, of="compiled networks")
 def test_a_compiled_network_runs_uncompiled(unet, inputs, caplog):
     compiled = []
 

@@ -35,7 +35,7 @@ def test_long_keys(backend, dtype):
     check_attention(backend, LONG, dtype, "mean", map_bound=2e-6 if dtype == torch.float32 else 5e-6)
 
 
-@pytest.mark.drawn(6)
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_each_gradient_alone(backend):
     """A gradient from one output only, to one input only, is that of the float64 definition."""
@@ -62,7 +62,7 @@ def test_each_gradient_alone(backend):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("head_reduction", ["mean", "none"])
-@pytest.mark.drawn(6)
+@pytest.mark.drawn(8, of="long tests")
 def test_maps_alone_equal_maps_with_values(backend, head_reduction):
     case = CASES[0]
     query, key, value = tensors(case, torch.float32, device_of(backend))

@@ -41,7 +41,7 @@ def inputs(dtype: torch.dtype = torch.float32, *, requires_grad: bool = True, qu
     ],
     ids=["all", "bf16", "fp64-no-grad", "maps-only", "token-bias", "reference-maps-only", "reference"],
 )
-@pytest.mark.drawn(6)
+@pytest.mark.drawn(8, of="long tests")
 def test_opcheck_forward(values, masked, biased, head_mean, dtype, requires_grad, backend):
     query, key, value = inputs(dtype, requires_grad=requires_grad)
     query = query.transpose(1, 2).contiguous().transpose(1, 2)
@@ -140,7 +140,7 @@ def everything(query, key, value, ids, mask, backend):
 
 @pytest.mark.parametrize("mask", ["none", "bool", "additive"])
 @pytest.mark.parametrize("backend", ["auto", *CPU_BACKENDS])
-@pytest.mark.drawn(9)
+@pytest.mark.drawn(8, of="long tests")
 def test_fullgraph_compile(backend, mask):
     """One graph forward, one backward, equal to eager; other sizes compile once more, then never again."""
     torch._dynamo.reset()

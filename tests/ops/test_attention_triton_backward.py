@@ -154,7 +154,7 @@ def test_each_gradient_that_comes_in(given, kind):
     check(call, ("out", "maps", "lse") if given == "all" else (given,))
 
 
-@pytest.mark.drawn(6)
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("biased", [False, True], ids=["captured", "biased"])
 def test_masked_rows_many_tokens_and_maps_per_head(biased):
     call = make(67, batch=2, keys=70, queries=37, masked=True, biased=biased, head_mean=False)

@@ -135,7 +135,7 @@ def test_forward_and_gradients_float32(backend, case):
 
 @pytest.mark.parametrize("case", LONG, **by_name)
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.drawn(6)
+@pytest.mark.drawn(8, of="long tests")
 def test_more_keys_than_a_tile(backend, case):
     check(backend, case, torch.float16 if backend == "triton" else torch.float32)
 
@@ -262,7 +262,7 @@ def test_the_row_maximum_has_a_gradient(backend, keys):
     assert difference[0, 0, 1].abs().max() > 100 * difference[0, 0, others].abs().max()
 
 
-@pytest.mark.drawn(6)
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_nan_stays_where_it_is(backend):
     """A query that is not a number says so, and to no other query."""

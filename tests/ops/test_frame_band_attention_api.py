@@ -117,7 +117,7 @@ def test_second_derivative_of_a_kernel_names_the_reference():
         grad.sum().backward()
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("backend", ["auto", *CPU_BACKENDS])
 def test_fullgraph_compile(backend):
     """One graph forward, one backward, equal to eager; other sizes compile once more, then never again."""
@@ -173,7 +173,7 @@ for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
 """
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("level", EVERY_LEVEL)
 def test_every_level_of_this_machine(level, fresh, tmp_path):
     fresh.right(_LEVEL_CHECK.format(level=level), tmp_path, CVG_CPU_ISA=level)

@@ -54,7 +54,7 @@ def assert_same(found, wanted) -> None:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("sink", ["video", "frame"])
 @pytest.mark.parametrize("frames, hops", [(1, 1), (3, 0), (5, 2), (16, 2), (21, 3), (33, 1)])
-@pytest.mark.drawn(18)
+@pytest.mark.drawn(8, of="long tests")
 def test_subgraphs(flow_team, frames, hops, sink, device):
     for ties in (False, True):
         for residual in ("average", "add", None):

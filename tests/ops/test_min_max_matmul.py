@@ -38,7 +38,7 @@ def test_hard_product_equals_an_eager_one_to_the_bit():
 @pytest.mark.parametrize("backend", KERNELS)
 @pytest.mark.parametrize("temperature", [None, 0.3, 0.01])
 @pytest.mark.parametrize("shape", [(1, 1, 1, 1), (2, 7, 5, 6), (1, 40, 33, 21), (3, 9, 70, 35)])
-@pytest.mark.drawn(8)
+@pytest.mark.drawn(8, of="long tests")
 def test_min_max_matmul(backend, temperature, shape):
     batch, rows, depth, columns = shape
     device = device_of(backend)

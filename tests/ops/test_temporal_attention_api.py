@@ -110,7 +110,7 @@ def test_results_lie_as_what_they_belong_to(axes):
 
 
 @pytest.mark.parametrize("backend", ["auto", *CPU_BACKENDS])
-@pytest.mark.drawn(6)
+@pytest.mark.drawn(8, of="long tests")
 def test_fullgraph_compile(backend):
     """One graph forward, one backward, equal to eager; other sizes compile once more, then never again."""
 
@@ -158,7 +158,7 @@ for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
 """
 
 
-@pytest.mark.drawn(6)
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("level", EVERY_LEVEL)
 def test_every_level_of_this_machine(level, fresh, tmp_path):
     fresh.right(_LEVEL_CHECK.format(level=level), tmp_path, CVG_CPU_ISA=level)

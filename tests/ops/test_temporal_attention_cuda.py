@@ -67,7 +67,7 @@ def test_forward_and_gradients(device, case, dtype):
     check("cuda", case, dtype, device)
 
 
-@pytest.mark.drawn(6)
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("gpu", SHARED)
 @pytest.mark.parametrize("frames, dim", [(128, 160), (100, 96), (20, 24), (9, 160)])
 def test_every_plan_of_shared_memory(emulated, frames, dim, gpu):

@@ -66,7 +66,7 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
-@pytest.mark.drawn(6)
+@pytest.mark.drawn(8, of="long tests")
 def test_a_wrong_index_is_seen(emulation_folder, tmp_path, monkeypatch, change):
     """By the watch, or by the numbers."""
     csrc = changed_sources(tmp_path, *CHANGES[change])

@@ -78,7 +78,7 @@ def test_kernels_against_float64(backend, sharpness, shape):
         assert_as_exact_as(have, eager, want, factor=3, depth=16, size=1.0)
 
 
-@pytest.mark.drawn(6)
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("backend", KERNELS)
 def test_tokens_that_are_masked_and_places_that_tie(backend):
     """−∞ takes a token out; a token alone is 1 everywhere, and all places share its gradient."""

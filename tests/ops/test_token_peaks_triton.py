@@ -15,7 +15,7 @@ from cvg_kernels.reference import token_peaks as reference  # noqa: E402
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
-@pytest.mark.drawn(6)
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("shape", [(1, 2, 9, 3, 70), (1, 2, 2, 2, 150)], ids=str)
 def test_peaks_are_looked_for_in_their_block_alone(shape):
     flow = torch.rand(shape, device=DEVICE)

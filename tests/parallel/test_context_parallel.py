@@ -70,7 +70,7 @@ def _refused(name: str, form: str, way: str) -> str | None:
     return None
 
 
-@pytest.mark.drawn(22, of="two processes")
+@pytest.mark.drawn(44, of="two processes")
 @pytest.mark.parametrize("name, form, way", CASES)
 def test_both_processes_have_what_one_gives(name, form, way, found):
     """Whole maps, the frames, and for Vico every loss and gradient norm, in both processes."""

@@ -102,7 +102,7 @@ CASES = [
 @pytest.mark.parametrize(
     ("name", "how", "when"), CASES, ids=[f"{case[0]}-{case[1].__name__}-{case[2]}" for case in CASES]
 )
-@pytest.mark.drawn(12)
+@pytest.mark.drawn(12, of="compiled networks")
 def test_capture_is_part_of_one_graph(name, how, when, coverage_note):
     """`fullgraph=True`: a break would be an error. One graph more, and none for later steps, runs, words or
     attachments.
@@ -140,7 +140,7 @@ def test_capture_is_part_of_one_graph(name, how, when, coverage_note):
     coverage_note(name, "compile", "one graph")
 
 
-@pytest.mark.drawn(3, of="compiled networks")
+@pytest.mark.drawn(12, of="compiled networks")
 def test_a_network_that_breaks_by_itself_breaks_no_more(coverage_note):
     """AnimateDiff's sizes here need a resized upsampling, of which the stock forward writes to its log."""
     pipe, options = PIPELINES["animatediff"].build()
@@ -156,7 +156,7 @@ def test_a_network_that_breaks_by_itself_breaks_no_more(coverage_note):
     coverage_note("animatediff", "compile", "broken where the stock network is")
 
 
-@pytest.mark.drawn(6)
+@pytest.mark.drawn(12, of="compiled networks")
 @pytest.mark.parametrize("how", [wrapped, blocks], ids=lambda how: how.__name__)
 def test_guidance_runs_in_graphs(how):
     """Vico's gradient goes through the compiled denoiser:
@@ -183,7 +183,7 @@ def test_guidance_runs_in_graphs(how):
     assert graphs.new() == 0 and not counters["graph_break"]
 
 
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(12, of="compiled networks")
 @pytest.mark.parametrize(("how", "name"), [(wrapped, "wan"), (blocks, "wan"), (wrapped, "cogvideox")])
 def test_temporal_maps_in_graphs(how, name):
     """Of attention that spans the video: those of the eager run, nothing compiled at later steps."""
@@ -230,7 +230,7 @@ def test_a_gradient_of_captured_maps(how):
         gradient()
 
 
-@pytest.mark.drawn(6)
+@pytest.mark.drawn(12, of="compiled networks")
 @pytest.mark.parametrize("how", [wrapped, blocks], ids=lambda how: how.__name__)
 def test_the_swap_is_part_of_a_graph(how):
     """Also while something is captured, and gone with its end."""
@@ -256,7 +256,7 @@ def test_the_swap_is_part_of_a_graph(how):
     assert not ran and graphs.new() == 0
 
 
-@pytest.mark.drawn(3, of="compiled networks")
+@pytest.mark.drawn(12, of="compiled networks")
 def test_several_take_part_in_one_graph():
     """Two captures of other words and a method at once."""
     pipe, options = PIPELINES["wan"].build()
@@ -303,7 +303,7 @@ def test_what_a_graph_cannot_see_runs_uncompiled(caplog):
         run(pipe, options)
 
 
-@pytest.mark.drawn(3, of="compiled networks")
+@pytest.mark.drawn(12, of="compiled networks")
 def test_a_tap_that_cannot_be_foreseen_breaks_the_graph():
     """Outside of a pipeline's run too: it is asked at its call;
     with `fullgraph=True` the compiler's error names it.
@@ -369,7 +369,7 @@ def test_a_processor_without_the_function_is_named():
         attention(*given)
 
 
-@pytest.mark.drawn(3, of="compiled networks")
+@pytest.mark.drawn(12, of="compiled networks")
 def test_maps_of_inductor(tmp_path, monkeypatch):
     """What people compile with: its kernels reorder sums, the maps stay those of eager to 1e-5."""
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))

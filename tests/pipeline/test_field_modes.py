@@ -116,7 +116,7 @@ def fresh_compiler():
 @pytest.mark.usefixtures("fresh_compiler")
 @pytest.mark.parametrize("when", ["before", "while", "between"])
 @pytest.mark.parametrize("how", COMPILING, ids=lambda how: how.__name__)
-@pytest.mark.drawn(12)
+@pytest.mark.drawn(12, of="compiled networks")
 def test_a_compiled_network(how, when, caplog):
     """Compiled before it is attached to, while, or between two runs of a block: the same, and compiled again
     afterwards.
@@ -158,7 +158,7 @@ def test_a_compiled_network(how, when, caplog):
     ],
     ids=lambda one: getattr(one, "__name__", type(one).__name__),
 )
-@pytest.mark.drawn(3)
+@pytest.mark.drawn(12, of="compiled networks")
 def test_methods_on_a_compiled_unet(method, how):
     """Vico's maps and gradient are part of graphs; what the others change runs uncompiled."""
     pipe, options = PIPELINES["animatediff"].build()

@@ -56,7 +56,7 @@ def test_a_method_on_a_pipeline(built, name):
 
 
 @pytest.mark.parametrize("built", KNOWN, indirect=True)
-@pytest.mark.drawn(36)
+@pytest.mark.drawn(8, of="long tests")
 def test_methods_together(built):
     names, methods = together(built)
     if not names:

@@ -81,7 +81,7 @@ def sequential_offload(pipe):
 
 @pytest.mark.parametrize("hooks", [model_offload, aligned, sequential_offload])
 @pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.drawn(6)
+@pytest.mark.drawn(8, of="long tests")
 def test_hooks_of_accelerate_in_any_order(name, hooks):
     """Put on before the method or after it, taken off before it or after it: the same video, and nothing stays."""
     built = Built.of(name)
@@ -128,7 +128,7 @@ def group_offload(pipe, level, path):
     ("level", "place"), [("block_level", "memory"), ("leaf_level", "memory"), ("leaf_level", "disk")]
 )
 @pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.drawn(6)
+@pytest.mark.drawn(8, of="long tests")
 def test_group_offload(name, level, place, tmp_path):
     """Switched on while a method is attached and before: the video is the same.
 

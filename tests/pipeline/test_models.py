@@ -168,7 +168,7 @@ def first_call(pipe, options) -> dict:
     }
 
 
-@pytest.mark.drawn(6)
+@pytest.mark.drawn(8, of="long tests")
 @pytest.mark.parametrize("name", MASKED)
 def test_texts_of_several_lengths_in_a_batch(name):
     """Maps of every token of two texts, one shorter, are those of each alone, where models trim otherwise or not at

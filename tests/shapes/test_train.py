@@ -147,7 +147,7 @@ def test_metrics_are_written(run):
     assert all(line["loss"] > 0 for line in lines)
 
 
-@pytest.mark.drawn(22, of="two processes")
+@pytest.mark.drawn(44, of="two processes")
 def test_two_processes_train_together(tmp_path):
     """The processes are separate programs, with the recipe's own batches; two steps of each stage."""
     folder = train(tmp_path, TINY, device=CPU, processes=2)

@@ -72,7 +72,7 @@ def attend(query: torch.Tensor) -> torch.Tensor:
 
 
 @compiled
-@pytest.mark.drawn(22, of="two processes")
+@pytest.mark.drawn(44, of="two processes")
 def test_spawned_processes_compute_the_same():
     query = torch.randn(1, 2, 33, 16)
     with multiprocessing.get_context("spawn").Pool(2) as pool:
