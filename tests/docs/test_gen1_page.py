@@ -21,7 +21,7 @@ from tests.editing.depth_models import depth_anything  # noqa: E402
 from tests.editing.tiny import tiny_editor  # noqa: E402
 from tests.pipelines import PIPELINES  # noqa: E402
 from tests.pipelines.parts import clip_of, clip_processor, clip_vision, image  # noqa: E402
-from tests.pipelines.unets import _ip_adapter_weights  # noqa: E402
+from tests.pipelines.unets import ip_adapter_weights  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -47,7 +47,7 @@ def pipeline_from_pretrained(cls, name, **parts):
 def load_ip_adapter(pipe, name, *, subfolder, weight_name):
     assert (name, subfolder, weight_name) == ("h94/IP-Adapter", "models", "ip-adapter_sd15.bin")
     pipe.register_modules(image_encoder=clip_vision(8), feature_extractor=clip_processor())
-    pipe.unet._load_ip_adapter_weights([_ip_adapter_weights(pipe.unet)])
+    pipe.unet._load_ip_adapter_weights([ip_adapter_weights(pipe.unet)])
 
 
 @pytest.mark.drawn(7)

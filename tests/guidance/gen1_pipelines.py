@@ -6,7 +6,7 @@ import torch
 
 from tests.pipelines import PIPELINES
 from tests.pipelines.parts import clip_processor, clip_vision
-from tests.pipelines.unets import _ip_adapter_weights
+from tests.pipelines.unets import ip_adapter_weights
 
 CONTROLLED = ["animatediff_controlnet", "animatediff_v2v_controlnet", "animatediff_sparsectrl", "wan_vace"]
 OURS = ("video", "mask", "conditioning_frames", "controlnet_frame_indices", "num_frames")
@@ -51,5 +51,5 @@ def with_adapter(name: str):
     parts["feature_extractor"] = clip_processor()
     pipe = type(pipe)(**parts)
     pipe.set_progress_bar_config(disable=True)
-    pipe.unet._load_ip_adapter_weights([_ip_adapter_weights(pipe.unet)])
+    pipe.unet._load_ip_adapter_weights([ip_adapter_weights(pipe.unet)])
     return pipe, options

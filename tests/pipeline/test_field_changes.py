@@ -15,7 +15,7 @@ from diffusers.models.attention_processor import AttnProcessor2_0  # noqa: E402
 import cvg_kernels as cvg  # noqa: E402
 from tests.pipeline.field import WORDS, Push, tree  # noqa: E402
 from tests.pipelines import PIPELINES, denoisers, run  # noqa: E402
-from tests.pipelines.unets import _ip_adapter_weights  # noqa: E402
+from tests.pipelines.unets import ip_adapter_weights  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -61,7 +61,7 @@ def unload_lora(pipe):
 def load_ip_adapter(pipe):
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        pipe.unet._load_ip_adapter_weights([_ip_adapter_weights(pipe.unet)])
+        pipe.unet._load_ip_adapter_weights([ip_adapter_weights(pipe.unet)])
 
 
 def unload_ip_adapter(pipe):

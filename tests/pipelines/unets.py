@@ -157,12 +157,12 @@ def animatediff_pag_alone():
 def animatediff_ip_adapter():
     """An image prompt beside the text: two attentions in each cross layer, by processors that have weights."""
     pipe = diffusers.AnimateDiffPipeline(image_encoder=clip_vision(8), feature_extractor=clip_processor(), **_parts())
-    pipe.unet._load_ip_adapter_weights([_ip_adapter_weights(pipe.unet)])
+    pipe.unet._load_ip_adapter_weights([ip_adapter_weights(pipe.unet)])
     embeds = torch.randn(2, 1, 8, generator=torch.Generator().manual_seed(1))
     return pipe, {**_CALL, "ip_adapter_image_embeds": [embeds]}
 
 
-def _ip_adapter_weights(unet: torch.nn.Module) -> dict[str, dict[str, torch.Tensor]]:
+def ip_adapter_weights(unet: torch.nn.Module) -> dict[str, dict[str, torch.Tensor]]:
     """Under the names of released adapters, which number the attention layers and count self-attention."""
     adapter = {}
     cross = [n for n in unet.attn_processors if "attn2" in n and "motion_modules" not in n]
