@@ -42,6 +42,18 @@ def overlaps(maps: torch.Tensor) -> torch.Tensor:
     return torch.minimum(shares[:, :, None], shares[:, None]).sum(-1).mean(-1)
 
 
+def concentration(maps: torch.Tensor) -> torch.Tensor:
+    """How much each word's map is gathered in few places of a frame: mean_f Σ_x p_kfx², as for `overlaps`.
+
+    Args:
+        maps: A `[B, K, F, h, w]`, not negative.
+
+    Returns:
+        `[B, K]` in [0, 1].
+    """
+    return _over_places(maps).square().sum(-1).mean(-1)
+
+
 def _over_places(maps: torch.Tensor) -> torch.Tensor:
     """The maps as distributions over the places of a frame, `[B, K, F, h·w]`."""
     flat = maps.flatten(3)
@@ -125,7 +137,7 @@ def concentration_loss(maps: torch.Tensor, pairs: Sequence[tuple[int, int]] = ()
         >>> cvg.guidance.concentration_loss(spread)
         tensor([0.5000])
     """
-    return 1 - _over_places(maps).square().sum(-1).mean(-1).amin(1)
+    return 1 - concentration(maps).amin(1)
 
 
 #: Losses of the words' maps, by name; they take maps and pairs.

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 import cvg_kernels as cvg
+from cvg_kernels.guidance.losses import concentration, overlaps
 from cvg_kernels.intervals import rate
 from cvg_kernels.scenes.captions import Caption, random_things
 from cvg_kernels.scenes.oracle import look
@@ -65,8 +66,6 @@ def statistics(maps: torch.Tensor) -> dict[str, torch.Tensor]:
         maps: `[B, K, F, h, w]`.
     """
     flat = maps.flatten(3)  # [B, K, F, places]
-    shares = flat / flat.sum(-1, keepdim=True).clamp_min(1e-12)
-    overlap = torch.minimum(shares[:, :, None], shares[:, None]).sum(-1).mean(-1)  # [B, K, K]
     own = torch.eye(maps.shape[1], dtype=torch.bool)
     strongest_other = torch.stack(
         [torch.cat([flat[:, :k], flat[:, k + 1 :]], 1).amax(1) for k in range(maps.shape[1])], 1
@@ -78,8 +77,8 @@ def statistics(maps: torch.Tensor) -> dict[str, torch.Tensor]:
         "largest of a frame, least": flat.amax(3).amin(2),
         "mean": flat.mean((2, 3)),
         "share of the words' softmax, largest": softmax.amax((2, 3)),
-        "concentration": shares.square().sum(-1).mean(-1),
-        "minus largest overlap": -overlap.masked_fill(own, -1).amax(2),
+        "concentration": concentration(maps),
+        "minus largest overlap": -overlaps(maps).masked_fill(own, -1).amax(2),
         "largest margin over others": (flat - strongest_other).amax((2, 3)),
     }
 
