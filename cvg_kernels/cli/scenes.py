@@ -33,6 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     score.add_argument("--guidance", default="none,vico", help="methods, separated by commas, each as for generate")
     score.add_argument("--kinds", default="", help="of prompts: things,relation,number,motion; default: all")
     score.add_argument("--prompts", type=int, default=60, help="of each kind")
+    score.add_argument("--clips", type=Path, help="keep every clip's verdict in this file, and make none that it has")
     score.add_argument("--steps", type=int, default=steps, help="denoising steps")
     score.add_argument("--device", default="cpu", help="cpu or cuda")
 
@@ -57,9 +58,9 @@ def run(options: argparse.Namespace) -> int:
         raise ArgumentError(f"--{name} must be at least 2, got {getattr(options, name)}")
     if getattr(options, "steps", 1) < 1:
         raise ArgumentError(f"--steps must be at least 1, got {options.steps}")
-    for name in ("json", "figure"):
+    for name in ("json", "figure", "clips"):
         file = getattr(options, name, None)
-        if file is not None and not file.resolve().parent.is_dir():
+        if isinstance(file, Path) and not file.resolve().parent.is_dir():
             raise ArgumentError(f"--{name} must lie in a folder that exists, got {file}")
     report = {"gate": _gate, "eval": _eval, "attribution": _attribution}[options.action](options)
     if options.json is not None:
@@ -131,6 +132,7 @@ def _eval(options: argparse.Namespace) -> dict:
 
     from cvg_kernels.guidance.methods import methods_named
     from cvg_kernels.scenes.evaluation import KINDS, evaluate, print_report
+    from cvg_kernels.scenes.kept import KeptClips
     from cvg_kernels.scenes.pipeline import load_pipeline
 
     kinds = options.kinds.split(",") if options.kinds else list(KINDS)
@@ -139,6 +141,7 @@ def _eval(options: argparse.Namespace) -> dict:
         near = nearest(unknown[0], KINDS) if unknown else ""
         raise ArgumentError(f"--kinds must be different ones of {', '.join(KINDS)}, got {options.kinds}{near}")
     methods = methods_named(options.guidance)
+    kept = KeptClips(options.clips)
     pipe = load_pipeline(options.model, _device(options))
     with Progress(transient=True) as bar:
         tasks = {name: bar.add_task(name, total=options.prompts * len(kinds)) for name in methods}
@@ -149,6 +152,7 @@ def _eval(options: argparse.Namespace) -> dict:
             prompts=options.prompts,
             seed=options.seed,
             kinds=kinds,
+            kept=kept,
             steps=options.steps,
             progress=lambda name, done: bar.update(tasks[name], completed=done),
         )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,9 +14,10 @@ from cvg_kernels.intervals import mean, paired_differences
 from cvg_kernels.processes import Place, gather
 from cvg_kernels.prompts.words import content_words
 from cvg_kernels.scenes.captions import Caption, random_things
+from cvg_kernels.scenes.kept import Judged, KeptClips, key_of
 from cvg_kernels.scenes.oracle import look
 from cvg_kernels.scenes.pipeline import sample
-from cvg_kernels.scenes.verdict import FAILURES, Verdict, judge
+from cvg_kernels.scenes.verdict import judge
 from cvg_kernels.scenes.world import DIRECTIONS, RELATIONS, TRAVEL
 
 #: What prompts ask for: several things, how two stand, how many there are, how they move.
@@ -56,33 +56,6 @@ def _moving(rng: np.random.Generator, thing):
     return dataclasses.replace(thing, direction=str(rng.choice(list(DIRECTIONS))), speed=str(rng.choice(list(TRAVEL))))
 
 
-@dataclasses.dataclass(frozen=True)
-class Judged:
-    """One clip, judged.
-
-    Attributes:
-        verdict: what the oracle says of it.
-        change: how much neighbouring frames differ, mean over pixels, in [0, 1].
-    """
-
-    verdict: Verdict
-    change: float
-
-    def scores(self) -> dict[str, float | None]:
-        """Shares of the things named, by how they ended; whether relation and all are right; how much moves."""
-        ends = Counter(self.verdict.things)
-        shares = {kind: ends[kind] / len(self.verdict.things) for kind in ("right", *FAILURES)}
-        relation = self.verdict.relation
-        return {
-            "shown": sum(self.verdict.shown) / len(self.verdict.things),
-            **shares,
-            "relation": None if relation is None else float(relation),
-            "extra": float(self.verdict.extra > 0),
-            "all right": float(self.verdict.all_right),
-            "change": self.change,
-        }
-
-
 def judge_prompts(
     pipe: Any,
     prompts: Sequence[Caption],
@@ -90,8 +63,9 @@ def judge_prompts(
     guidance: Any = None,
     progress: Callable[[int], None] = lambda done: None,
     place: Place = _ALONE,
+    kept: KeptClips | None = None,
     **options: Any,
-) -> tuple[list[Judged], float]:
+) -> list[Judged]:
     """Makes a clip for each prompt and judges it; several processes share them, and each returns all.
 
     Args:
@@ -101,25 +75,32 @@ def judge_prompts(
         guidance: a method or `None`.
         progress: called with the number of clips made, by all processes as far as this one can tell.
         place: which of the processes this one is.
+        kept: clips of earlier evaluations, which are not made again, and where those made now are kept.
         **options: options of `shapes.pipeline.sample`.
 
     Returns:
-        The clips in the order of the prompts, and the seconds that it took to make one.
+        The clips in the order of the prompts.
     """
+    kept = KeptClips() if kept is None else kept
+    networks = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+    made_with = key_of(networks, guidance, options)
     mine: dict[int, Judged] = {}
-    seconds = 0.0
     for numbers in _batches(prompts)[place.rank :: place.count]:
         part = [prompts[number] for number in numbers]
         seeds = [seed * 1_000_003 + number for number in numbers]
-        began = time.perf_counter()
-        clips = sample(pipe, list(map(str, part)), seeds, guidance=guidance, **options)
-        seconds += time.perf_counter() - began
-        for number, clip, prompt in zip(numbers, clips, part, strict=True):
-            mine[number] = Judged(judge(look(clip), prompt), _change(clip))
+        keys = [key_of(made_with, start, str(prompt)) for start, prompt in zip(seeds, part, strict=True)]
+        known = {number: kept[key] for number, key in zip(numbers, keys, strict=True)}
+        if None in known.values():
+            began = time.perf_counter()
+            clips = sample(pipe, list(map(str, part)), seeds, guidance=guidance, **options)
+            seconds = (time.perf_counter() - began) / len(part)
+            for number, key, clip, prompt in zip(numbers, keys, clips, part, strict=True):
+                known[number] = Judged(judge(look(clip), prompt), _change(clip), seconds)
+                kept.add(key, known[number], prompt=str(prompt), seed=seed, guidance=str(guidance))
+        mine |= {number: clip for number, clip in known.items() if clip is not None}
         progress(min(len(mine) * place.count, len(prompts)))
-    found = gather((mine, seconds), place)
-    clips = {number: one for each, _ in found for number, one in each.items()}
-    return [clips[number] for number in range(len(prompts))], sum(took for _, took in found) / len(prompts)
+    clips = {number: one for each in gather(mine, place) for number, one in each.items()}
+    return [clips[number] for number in range(len(prompts))]
 
 
 def _batches(prompts: Sequence[Caption]) -> list[list[int]]:
@@ -144,6 +125,7 @@ def evaluate(
     kinds: Sequence[str] = KINDS,
     progress: Callable[[str, int], None] = lambda name, done: None,
     place: Place = _ALONE,
+    kept: KeptClips | None = None,
     **options: Any,
 ) -> dict[str, Any]:
     """Scores methods on every kind of prompt, with the same prompts and seeds.
@@ -157,6 +139,7 @@ def evaluate(
         kinds: some of `KINDS`.
         progress: called with the method's name and the number of clips that it has made.
         place: which of the processes this one is.
+        kept: as for `judge_prompts`.
         **options: options of `shapes.pipeline.sample`.
 
     Returns:
@@ -169,11 +152,11 @@ def evaluate(
         for number, kind in enumerate(kinds):
             told = lambda done, name=name, number=number: progress(name, number * prompts + done)
             asked = prompts_of(kind, prompts, seed)
-            clips, seconds = judge_prompts(pipe, asked, seed, method, told, place, **options)
+            clips = judge_prompts(pipe, asked, seed, method, told, place, kept, **options)
             scores = [clip.scores() for clip in clips]
             by_score = {score: [one[score] for one in scores] for score in scores[0]}
             entry: dict[str, Any] = {score: mean(values) for score, values in by_score.items()}
-            entry["seconds_per_clip"] = seconds
+            entry["seconds_per_clip"] = sum(clip.seconds for clip in clips) / len(clips)
             if kind in first:
                 entry["against_first"] = paired_differences(first[kind], by_score)
             else:

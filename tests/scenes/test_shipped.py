@@ -29,7 +29,7 @@ def test_weights_fit():
 def test_it_shows_single_objects():
     """Far above chance: a single object of a common pair is there, in its colour and shape."""
     asked = [parse_caption(text) for text in ("a red circle", "a green square", "a yellow cross", "a white square")]
-    clips, _ = judge_prompts(load_pipeline(), 2 * asked, seed=3, steps=12)
+    clips = judge_prompts(load_pipeline(), 2 * asked, seed=3, steps=12)
     assert sum(clip.verdict.shown[0] for clip in clips) >= 5
 
 

@@ -19,7 +19,8 @@ from cvg_kernels.cli import main  # noqa: E402
 from cvg_kernels.errors import ArgumentError  # noqa: E402
 from cvg_kernels.scenes import attribution  # noqa: E402
 from cvg_kernels.scenes.captions import all_words, parse_caption  # noqa: E402
-from cvg_kernels.scenes.evaluation import KINDS, judge_prompts, prompts_of  # noqa: E402
+from cvg_kernels.scenes.evaluation import KINDS, evaluate, judge_prompts, prompts_of  # noqa: E402
+from cvg_kernels.scenes.kept import KeptClips  # noqa: E402
 from cvg_kernels.scenes.latents import captions_of  # noqa: E402
 from cvg_kernels.scenes.pipeline import load_pipeline, sample  # noqa: E402
 from cvg_kernels.scenes.train import Recipe, train  # noqa: E402
@@ -165,12 +166,45 @@ def test_methods_are_scored_on_every_kind_of_prompt(run, tmp_path, capsys):
 
 
 @pytest.mark.drawn(8, of="whole trainings")
+def test_an_evaluation_that_was_stopped_goes_on(run, tmp_path, monkeypatch):
+    """Clips that are kept are not made again, and the report is that of one run, but for the seconds."""
+    pipe, clips = load_pipeline(run / "pipeline"), tmp_path / "clips.jsonl"
+    calls = []
+    forward = pipe.unet.forward
+    monkeypatch.setattr(pipe.unet, "forward", lambda *args, **kwargs: calls.append(1) or forward(*args, **kwargs))
+    given = {"model": "x", "prompts": 3, "seed": 4, "kinds": ["things"], "steps": 2}
+    methods = {"none": None, "vico": cvg.Vico(iterations=1)}
+    whole = evaluate(pipe, methods, **given)
+
+    def interrupt(name, done):
+        if name == "vico":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(pipe, methods, kept=KeptClips(clips), progress=interrupt, **given)
+    made = len(clips.read_text().splitlines())
+    assert 3 < made < 6  # all of the first method, and a batch of the second
+    clips.write_text(clips.read_text() + '{"key": "ab')  # a line that was cut off
+    calls.clear()
+    resumed = evaluate(pipe, methods, kept=KeptClips(clips), **given)
+    assert calls
+    assert len(clips.read_text().splitlines()) == 6 + 1
+    calls.clear()
+    again = evaluate(pipe, methods, kept=KeptClips(clips), **given)
+    assert not calls and again == resumed
+    for report in (whole, resumed):
+        for entry in report["kinds"]["things"].values():
+            assert entry.pop("seconds_per_clip") > 0
+    assert whole == resumed
+
+
+@pytest.mark.drawn(8, of="whole trainings")
 def test_prompts_with_other_numbers_of_words_are_guided_together(run):
     """As the same clips one by one: in a batch, methods ask for as many words in every prompt."""
     pipe, method = load_pipeline(run / "pipeline"), cvg.Vico(iterations=1)
     asked = prompts_of("things", 4, 2)
     assert len({len(prompt.things) for prompt in asked}) == 3
-    together, _ = judge_prompts(pipe, asked, 5, method, steps=2)
+    together = judge_prompts(pipe, asked, 5, method, steps=2)
     assert len(together) == 4
     for number, prompt in enumerate(asked):
         clip = sample(pipe, [str(prompt)], [5 * 1_000_003 + number], guidance=method, steps=2)[0]
@@ -201,6 +235,7 @@ def test_prompts_are_of_their_kind_and_can_be_read_back():
             ["attribution", "--model", "x", "--figure", "no/such/folder.png"],
             "--figure must lie in a folder that exists",
         ),
+        (["eval", "--model", "x", "--clips", "no/such/clips.jsonl"], "--clips must lie in a folder that exists"),
         (["gate", "--model", "nothing/here"], "must hold a diffusers pipeline"),
     ],
 )
