@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", type=Path, help="a pipeline folder; default: the UNet's in the sources")
+    parser.add_argument("--model", default="unet", help="unet or transformer, in the sources, or a pipeline folder")
     parser.add_argument("--seed", type=int, default=0, help="seed of the prompts and the noise")
     parser.add_argument("--json", type=Path, help="also write the report here")
 
@@ -69,7 +69,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _name(options: argparse.Namespace) -> str:
-    return "unet" if options.model is None else options.model.name
+    return Path(options.model).name
 
 
 def _device(options: argparse.Namespace):

@@ -22,6 +22,8 @@ from cvg_kernels.scenes.world import DIRECTIONS, RELATIONS, TRAVEL
 
 #: What prompts ask for: several things, how two stand, how many there are, how they move.
 KINDS = ("things", "relation", "number", "motion")
+#: All kinds of prompts together, in reports.
+ALL = "all"
 _BATCH = 8
 _ALONE = Place()
 
@@ -144,19 +146,24 @@ def evaluate(
 
     Returns:
         model, prompts, seed, and by kind and method: the means of `Judged.scores` over the clips with their 95 %
-        intervals, `seconds_per_clip`, and from the second method on the paired differences to the first.
+        intervals, `seconds_per_clip`, and from the second method on the paired differences to the first; for several
+        kinds also of `ALL` together.
     """
-    found: dict[str, dict[str, Any]] = {kind: {} for kind in kinds}
+    together = (*kinds, ALL) if len(kinds) > 1 else tuple(kinds)
+    found: dict[str, dict[str, Any]] = {kind: {} for kind in together}
     first: dict[str, dict[str, list[float | None]]] = {}
     for name, method in methods.items():
+        clips: dict[str, list[Judged]] = {}
         for number, kind in enumerate(kinds):
             told = lambda done, name=name, number=number: progress(name, number * prompts + done)
             asked = prompts_of(kind, prompts, seed)
-            clips = judge_prompts(pipe, asked, seed, method, told, place, kept, **options)
-            scores = [clip.scores() for clip in clips]
+            clips[kind] = judge_prompts(pipe, asked, seed, method, told, place, kept, **options)
+        clips[ALL] = [clip for kind in kinds for clip in clips[kind]]
+        for kind in together:
+            scores = [clip.scores() for clip in clips[kind]]
             by_score = {score: [one[score] for one in scores] for score in scores[0]}
             entry: dict[str, Any] = {score: mean(values) for score, values in by_score.items()}
-            entry["seconds_per_clip"] = sum(clip.seconds for clip in clips) / len(clips)
+            entry["seconds_per_clip"] = sum(clip.seconds for clip in clips[kind]) / len(clips[kind])
             if kind in first:
                 entry["against_first"] = paired_differences(first[kind], by_score)
             else:
@@ -166,23 +173,31 @@ def evaluate(
 
 
 def print_report(report: dict[str, Any]) -> None:
-    """Prints a table for each kind of prompt: a row for each way that things end, a column for each method.
+    """Prints a table for each way that things end: a row for each method, a column for each kind of prompt.
 
-    Behind the first method stand differences to it; an asterisk marks those whose interval leaves out zero.
+    Below the first method stand differences to it; an asterisk marks those whose interval leaves out zero. What never
+    happened has no table.
     """
-    for kind, results in report["kinds"].items():
-        first, *others = results
-        print(f"\n{kind}: {report['prompts']} prompts, seed {report['seed']}, {report['model']}; 95 % intervals")
-        print("  ".join(["".ljust(14), first.ljust(22), *(name.ljust(26) for name in others)]))
-        for score, entry in results[first].items():
-            if score == "seconds_per_clip" or entry["mean"] is None:
-                continue
-            cells = [_mean_cell(entry).ljust(22)]
-            cells += [_difference_cell(results[name]["against_first"][score]).ljust(26) for name in others]
-            print("  ".join([score.ljust(14), *cells]))
+    kinds = report["kinds"]
+    first, *others = next(iter(kinds.values()))
+    print(f"{report['prompts']} prompts of each kind, seed {report['seed']}, {report['model']}; %, 95 % intervals")
+    for number, name in enumerate((first, *others)):
+        print(f"{number:3d}  {name}")
+    for score in next(iter(kinds.values()))[first]:
+        entries = {kind: {name: entry[score] for name, entry in kinds[kind].items()} for kind in kinds}
+        if score == "seconds_per_clip" or not any(e["mean"] for each in entries.values() for e in each.values()):
+            continue
+        print("\n" + "".join([score.ljust(14), *(kind.ljust(25) for kind in kinds)]).rstrip())
+        cells = [_mean_cell(entries[kind][first]) for kind in kinds]
+        print("  0" + " " * 11 + "".join(cell.ljust(25) for cell in cells).rstrip())
+        for number, name in enumerate(others, 1):
+            cells = [_difference_cell(kinds[kind][name]["against_first"][score]) for kind in kinds]
+            print(f"{number:3d}" + " " * 11 + "".join(cell.ljust(25) for cell in cells).rstrip())
 
 
 def _mean_cell(entry: dict[str, Any]) -> str:
+    if entry["mean"] is None:
+        return "–"
     low, high = entry["ci95"]
     return f"{100 * entry['mean']:5.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 

@@ -29,6 +29,8 @@ from cvg_kernels.shapes.model import assemble, build_scheduler
 
 #: The trained pipelines, `unet` and `transformer`, where the sources are at hand: they are in no wheel.
 WEIGHTS = Path(__file__).with_name("weights")
+#: The models in the sources, by name.
+SHIPPED = ("unet", "transformer")
 _KINDS: dict[str, tuple[Any, dict[str, Any]]] = {
     "AnimateDiffPipeline": (
         AnimateDiffPipeline,
@@ -83,22 +85,21 @@ def assemble_transformer_run(folder: Path) -> CogVideoXPipeline:
     )
 
 
-def load_pipeline(folder: Path | None = None, device: str | torch.device = "cpu") -> Any:
+def load_pipeline(folder: str | Path = "unet", device: str | torch.device = "cpu") -> Any:
     """Loads a pipeline of this world.
 
     Args:
-        folder: a pipeline folder made by `cvg-kernels scenes train`; `None` loads the UNet's that is in the sources.
+        folder: `"unet"` or `"transformer"`, which are in the sources, or a pipeline folder made by
+            `cvg-kernels scenes train`.
         device: where to put it.
 
     Raises:
         ArgumentError: if the folder holds no such pipeline, or weights that are not those of its networks.
     """
-    if folder is None:
-        folder = WEIGHTS / "unet"
-        if not folder.exists():
-            raise ArgumentError(
-                "the trained models of this world are in the sources alone; train one, or name a folder"
-            )
+    shipped = folder in SHIPPED
+    folder = WEIGHTS / folder if shipped else Path(folder)
+    if shipped and not folder.exists():
+        raise ArgumentError("the trained models of this world are in the sources alone; train one, or name a folder")
     if not (folder / "model_index.json").exists():
         raise ArgumentError(f"folder must hold a diffusers pipeline, got {folder} without model_index.json")
     name = read_object(folder / "model_index.json").get("_class_name")

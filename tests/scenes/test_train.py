@@ -5,6 +5,7 @@ made.
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -152,17 +153,26 @@ def test_methods_are_scored_on_every_kind_of_prompt(run, tmp_path, capsys):
     out = tmp_path / "eval.json"
     assert main(["scenes", "eval", "--model", str(run / "pipeline"), *arguments, "--json", str(out)]) == 0
     report = json.loads(out.read_text())
-    assert list(report["kinds"]) == ["motion", "relation"]
+    assert list(report["kinds"]) == ["motion", "relation", "all"]
     for kind, results in report["kinds"].items():
         assert list(results) == ["none", "temporal-band"]
         for entry in results.values():
             ends = ("right", *FAILURES)
             assert sum(entry[end]["mean"] for end in ends) == pytest.approx(1)
-            assert entry["relation"]["n"] == 0 or kind == "relation"
+            assert entry["relation"]["n"] == 0 or kind != "motion"
         difference = results["temporal-band"]["against_first"]["change"]["difference"]
         means = [results[name]["change"]["mean"] for name in results]
         assert difference == pytest.approx(means[1] - means[0]) and difference != 0
-    assert "motion: 2 prompts, seed 0" in capsys.readouterr().out
+    for name in ("none", "temporal-band"):
+        each = [report["kinds"][kind][name]["change"]["mean"] for kind in ("motion", "relation", "all")]
+        assert each[2] == pytest.approx(sum(each[:2]) / 2)
+    printed = capsys.readouterr().out
+    assert "2 prompts of each kind, seed 0" in printed and "  1  temporal-band\n" in printed
+    table = printed.partition("\nchange ")[2].splitlines()
+    assert table[0].split() == ["motion", "relation", "all"]
+    means, differences = (re.findall(r"([-+]?\d+\.\d) \[", row) for row in table[1:3])
+    assert means == [f"{100 * report['kinds'][kind]['none']['change']['mean']:.1f}" for kind in report["kinds"]]
+    assert len(differences) == 3
 
 
 @pytest.mark.drawn(8, of="whole trainings")
