@@ -85,17 +85,18 @@ def assemble_transformer_run(folder: Path) -> CogVideoXPipeline:
     )
 
 
-def load_pipeline(folder: str | Path = "unet", device: str | torch.device = "cpu") -> Any:
+def load_pipeline(folder: str | Path | None = None, device: str | torch.device = "cpu") -> Any:
     """Loads a pipeline of this world.
 
     Args:
         folder: `"unet"` or `"transformer"`, which are in the sources, or a pipeline folder made by
-            `cvg-kernels scenes train`.
+            `cvg-kernels scenes train`; `None`: the UNet.
         device: where to put it.
 
     Raises:
         ArgumentError: if the folder holds no such pipeline, or weights that are not those of its networks.
     """
+    folder = SHIPPED[0] if folder is None else folder
     shipped = folder in SHIPPED
     folder = WEIGHTS / folder if shipped else Path(folder)
     if shipped and not folder.exists():

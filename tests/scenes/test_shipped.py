@@ -1,4 +1,4 @@
-"""The models of this world that are in the sources: they fit, load as stock diffusers, and show what they are asked for."""
+"""The models of this world that are in the sources: they fit, load as stock diffusers, and show what is asked for."""
 
 from __future__ import annotations
 
