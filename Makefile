@@ -57,6 +57,9 @@ RIVALS = $(shell sed -nE 's/^ *"((ortools|pytest-benchmark)>=[^"]+)".*/\1/p' pyp
 CPP_FILES := $(shell find csrc -name '*.cpp' -o -name '*.h' -o -name '*.hpp' -o -name '*.cu' -o -name '*.cuh')
 FORMATTED := $(CPP_FILES) $(wildcard tests/*/*.cpp tests/*/*.h)
 
+# Where the environment forbids it, each of the processes of a run would compile all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
 # The compiler works while packages are fetched and unpacked.
 MAKEFLAGS += --jobs=2
 

@@ -17,7 +17,7 @@ from cvg_kernels import viz
 from cvg_kernels.capturing import capture
 from cvg_kernels.environment import devices, versions
 from cvg_kernels.errors import ArgumentError, is_whole, nearest
-from cvg_kernels.generate import DTYPES, check_device, check_output, peak_memory, timed
+from cvg_kernels.generate import check_device, check_dtype, check_output, check_seed, peak_memory, timed
 from cvg_kernels.guidance import CVG, Gen1, Together
 from cvg_kernels.guidance.methods import method_named
 from cvg_kernels.image_files import fit_square, read_image
@@ -76,18 +76,14 @@ class EditJob:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ArgumentError(f"--{name} must be at least {least}, got {value}")
-        if not -(2**63) <= self.seed < 2**64:
-            raise ArgumentError(f"--seed must fit 64 bits, got {self.seed}")
+        check_seed(self.seed)
         for name in ("guidance_scale", "temporal_scale"):
             if not math.isfinite(getattr(self, name)):
                 option = name.replace("_", "-")
                 raise ArgumentError(f"--{option} must be finite, got {getattr(self, name)}")
         if self.fit not in ("crop", "pad"):
             raise ArgumentError(f"--fit must be crop or pad, got {self.fit!r}{nearest(self.fit, ('crop', 'pad'))}")
-        if self.dtype not in DTYPES:
-            raise ArgumentError(
-                f"--dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}{nearest(self.dtype, DTYPES)}"
-            )
+        check_dtype(self.dtype)
         if self.words and self.prompt is None:
             raise ArgumentError("--words must be those of a --prompt, got none")
         self.methods()

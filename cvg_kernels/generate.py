@@ -31,7 +31,7 @@ from cvg_kernels.pipeline.video_pipeline import VideoPipeline
 from cvg_kernels.prompts.tokens import EncodedText, Word
 from cvg_kernels.prompts.words import content_words
 
-DTYPES = ("float32", "bfloat16", "float16")
+_DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclass
@@ -94,14 +94,10 @@ class Job:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ArgumentError(f"--{name} must be at least 1, got {value}")
-        if not -(2**63) <= self.seed < 2**64:
-            raise ArgumentError(f"--seed must fit 64 bits, got {self.seed}")
+        check_seed(self.seed)
         if not math.isfinite(self.guidance_scale):
             raise ArgumentError(f"--guidance-scale must be finite, got {self.guidance_scale}")
-        if self.dtype not in DTYPES:
-            raise ArgumentError(
-                f"--dtype must be one of {', '.join(DTYPES)}, got {self.dtype!r}{nearest(self.dtype, DTYPES)}"
-            )
+        check_dtype(self.dtype)
         self.method  # noqa: B018 — made here, so that a wrong one is told before a model is loaded
         check_device(self.device)
         check_output(self.output)
@@ -119,6 +115,26 @@ class Job:
                 raise ArgumentError(
                     f"prompt does not fit the shapes pipeline (give another with --model): {error}"
                 ) from None
+
+
+def check_seed(seed: int) -> None:
+    """Checks that torch takes a seed.
+
+    Raises:
+        ArgumentError: if not.
+    """
+    if not -(2**63) <= seed < 2**64:
+        raise ArgumentError(f"--seed must fit 64 bits, got {seed}")
+
+
+def check_dtype(dtype: str) -> None:
+    """Checks that a pipeline can compute in a dtype.
+
+    Raises:
+        ArgumentError: if not.
+    """
+    if dtype not in _DTYPES:
+        raise ArgumentError(f"--dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}{nearest(dtype, _DTYPES)}")
 
 
 def check_device(device: str) -> None:

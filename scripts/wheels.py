@@ -44,7 +44,9 @@ def run(command: list[str], folder: Path = ROOT, **environment: str) -> None:
 
 def cuda_label() -> str | None:
     """The label of the CUDA wheel's version, such as "+cu130"; `None` without nvcc."""
-    nvcc = os.environ.get("CUDACXX") or shutil.which("nvcc") or shutil.which("/usr/local/cuda/bin/nvcc")
+    homes = (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda")  # as setup.py looks
+    candidates = [os.environ.get("CUDACXX"), "nvcc", *(os.path.join(home, "bin", "nvcc") for home in homes if home)]
+    nvcc = next(filter(None, (shutil.which(candidate) for candidate in candidates if candidate)), None)
     if nvcc is None:
         return None
     told = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
@@ -134,7 +136,7 @@ def main() -> None:
         variables, modules = KINDS[kind]
         if kind == "cuda":
             if label is None:
-                print("no CUDA wheel: nvcc was not found (CUDACXX, PATH, /usr/local/cuda)")
+                print("no CUDA wheel: nvcc was not found (CUDACXX, PATH, CUDA_HOME, /usr/local/cuda)")
                 continue
             variables = variables | {"CVG_VERSION_LABEL": label}
         wheels.append((build(kind, variables, options.to, options.build_pip), modules))

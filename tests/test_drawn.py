@@ -44,14 +44,8 @@ def collected(tmp_path):
     (tmp_path / "test_it.py").write_text(TESTS)
 
     def collect(*arguments: str) -> list[str]:
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            *["-p", "no:xdist", "-p", "no:cacheprovider", "--co", "-q"],
-            *arguments,
-        ]
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        command = [sys.executable, "-m", "pytest", *["-p", "no:cacheprovider", "--co", "-q"], *arguments]
+        environment = os.environ | {"PYTHONPATH": str(ROOT), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
         ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert ended.returncode == 0, ended.stdout + ended.stderr
         return [line.partition("::")[2] for line in ended.stdout.splitlines() if "::" in line]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,36 @@ def whole(low: int, high: int) -> Callable[[str], int]:
         return number
 
     return read
+
+
+def add_settings(
+    parser: argparse.ArgumentParser, defaults: Mapping[str, Any], settings: Iterable[tuple[str, type, str]]
+) -> None:
+    """Adds an option for each plain setting of a job, its dtype and its device.
+
+    Args:
+        parser: of the command that does the job.
+        defaults: name → default.
+        settings: names, types and meanings of the others.
+    """
+    settings = (
+        *settings,
+        ("dtype", str, "float32, bfloat16 or float16"),
+        ("device", str, "cpu or cuda, or one GPU of several: cuda:1"),
+    )
+    for name, kind, meaning in settings:
+        parser.add_argument(f"--{name.replace('_', '-')}", type=kind, default=defaults[name], help=meaning)
+
+
+def settings_of(options: argparse.Namespace, job: type) -> dict[str, Any]:
+    """Those of the options that a job has, its words as a list.
+
+    Args:
+        options: of the command.
+        job: a dataclass.
+    """
+    found = {name: value for name, value in vars(options).items() if name in job.__annotations__}
+    return found | {"words": [word.strip() for word in options.words.split(",")] if options.words else []}
 
 
 def add_recipe(parser: argparse.ArgumentParser, recipe: Mapping[str, Any]) -> None:

@@ -65,6 +65,7 @@ def run(options: argparse.Namespace) -> int:
     from accelerate import Accelerator
     from rich.progress import Progress
 
+    from cvg_kernels.training.features import make_features
     from cvg_kernels.training.train import Recipe, train_classifier
 
     accelerator = Accelerator(cpu=options.cpu)
@@ -81,10 +82,10 @@ def run(options: argparse.Namespace) -> int:
     )
     if options.features is None:
         with Progress(disable=not accelerator.is_main_process) as bar:
-            own = clips.count // accelerator.num_processes
+            own = clips.ends[-1] // accelerator.num_processes
             task = bar.add_task("features", total=own)
             load = import_module(f"cvg_kernels.{options.world}.pipeline").load_pipeline
-            world.make_features(
+            make_features(
                 options.output / "features",
                 load(options.model, accelerator.device),
                 clips,

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from cvg_kernels.cli.arguments import path, whole
+from cvg_kernels.cli.arguments import add_settings, path, settings_of, whole
 from cvg_kernels.cli.defaults import defaults_of
 
 
@@ -57,15 +57,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how frames of INPUT become squares: crop cuts the middle, pad adds black",
     )
     parser.add_argument("--fps", type=int, default=defaults["fps"], help="frames a second of what is written")
-    for name, kind, meaning in (
+    settings = (
         ("frames", int, "frames of the clip"),
         ("seed", int, "seed of the noise, and of the clip that is drawn without INPUT"),
         ("steps", int, "denoising steps"),
-        ("guidance-scale", float, "how strongly the content is followed"),
-        ("dtype", str, "float32, bfloat16 or float16"),
-        ("device", str, "cpu or cuda, or one GPU of several: cuda:1"),
-    ):
-        parser.add_argument(f"--{name}", type=kind, default=defaults[name.replace("-", "_")], help=meaning)
+        ("guidance_scale", float, "how strongly the content is followed"),
+    )
+    add_settings(parser, defaults, settings)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -73,9 +71,7 @@ def run(options: argparse.Namespace) -> int:
     from cvg_kernels.edit import EditJob
     from cvg_kernels.edit import run as do
 
-    fields = {n: v for n, v in vars(options).items() if n in EditJob.__annotations__}
-    fields["words"] = [word.strip() for word in options.words.split(",")] if options.words else []
-    job = EditJob(**fields)
+    job = EditJob(**settings_of(options, EditJob))
     report = do(job)
     for note in report["input"]["notes"]:
         print(f"input: {note}")

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from cvg_kernels.cli.arguments import path
+from cvg_kernels.cli.arguments import add_settings, path, settings_of
 from cvg_kernels.cli.defaults import defaults_of
 from cvg_kernels.errors import ArgumentError
 
@@ -43,18 +43,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "pipeline, which ships",
     )
     parser.add_argument("--negative-prompt", help="what the clip should not show")
-    defaults = defaults_of("cvg_kernels.generate", "Job")
-    for name, kind, meaning in (
+    settings = (
         ("seed", int, "seed of the noise that both clips begin with"),
         ("steps", int, "denoising steps"),
         ("frames", int, "frames of the clip"),
         ("height", int, "in pixels; default: the pipeline's own"),
         ("width", int, "in pixels; default: the pipeline's own"),
-        ("guidance-scale", float, "of classifier-free guidance"),
-        ("dtype", str, "float32, bfloat16 or float16"),
-        ("device", str, "cpu or cuda, or one GPU of several: cuda:1"),
-    ):
-        parser.add_argument(f"--{name}", type=kind, default=defaults[name.replace("-", "_")], help=meaning)
+        ("guidance_scale", float, "of classifier-free guidance"),
+    )
+    add_settings(parser, defaults_of("cvg_kernels.generate", "Job"), settings)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -67,8 +64,7 @@ def run(options: argparse.Namespace) -> int:
         raise ArgumentError(f"prompt or --prompts FILE must be given, got {given}")
     if options.attempts is not None and (options.prompts is None or options.attempts < 1):
         raise ArgumentError(f"--attempts must be at least 1 and goes with --prompts, got {options.attempts}")
-    fields = {name: getattr(options, name) for name in vars(options) if name in Job.__annotations__}
-    fields["words"] = [word.strip() for word in options.words.split(",")] if options.words else []
+    fields = settings_of(options, Job)
     if options.prompts is not None:
         return _many(options, fields)
     report = do(Job(**fields))

@@ -8,9 +8,8 @@ a part of it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +22,7 @@ from cvg_kernels.scenes.oracle import Seen, look
 from cvg_kernels.scenes.verdict import relation_holds
 from cvg_kernels.scenes.world import FRAMES, RELATIONS, SIZE
 from cvg_kernels.shapes.pipeline import GUIDANCE_SCALE, STEPS
-from cvg_kernels.training.features import BATCH, batches, examples_of, make_shards, record_entities
+from cvg_kernels.training.features import BATCH, examples_of, record_entities
 from cvg_kernels.training.store import GENERATED, Examples
 
 #: What is true of a thing, by question. Nobody asks for the last of either: it is what guidance leads away from.
@@ -51,61 +50,37 @@ class Clips:
     steps: int = STEPS
     seed: int = 0
 
-    @property
-    def count(self) -> int:
-        """How many clips in all."""
-        return self.generated
-
     def __post_init__(self) -> None:
         if self.question not in LABELS:
             raise ArgumentError(f"question must be one of {', '.join(LABELS)}, got {self.question!r}")
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """What can be true of a thing."""
+        return LABELS[self.question]
 
-def make_features(
-    folder: Path,
-    pipe: Any,
-    clips: Clips,
-    *,
-    rank: int = 0,
-    processes: int = 1,
-    progress: Callable[[int], None] | None = None,
-) -> None:
-    """Makes this process's share of the features; shards that exist are kept.
+    @property
+    def ends(self) -> tuple[int]:
+        """The clips are of one kind: how many."""
+        return (self.generated,)
 
-    Args:
-        folder: where to keep them, as `training.store` describes.
-        pipe: the UNet's pipeline of this world.
-        clips: which; clip number i depends on the seed and i alone.
-        rank: number of this process.
-        processes: how many share the work.
-        progress: called with the number of clips done in a batch.
+    def grid(self, pipe: Any) -> tuple[int, int, int]:
+        """Frames, rows and columns of the features."""
+        return FRAMES, _GRID, _GRID
 
-    Raises:
-        ArgumentError: if the folder holds features made in another way.
-    """
-    make_shards(
-        folder,
-        pipe,
-        labels=LABELS[clips.question],
-        grid=(FRAMES, _GRID, _GRID),
-        steps=clips.steps,
-        read_steps=clips.read_steps,
-        recipe=dataclasses.asdict(clips),
-        parts=batches(clips.count)[rank::processes],
-        make=lambda selection, numbers: _generated(pipe, clips, selection, numbers),
-        progress=progress,
-    )
+    def make(self, pipe: Any, selection: Selection, numbers: range) -> Examples:
+        """Makes the examples of some clips; each depends on the seed and its number alone."""
+        return _generated(pipe, self, selection, numbers)
 
 
 def _generated(pipe: Any, clips: Clips, selection: Selection, numbers: range) -> Examples:
     """Clips that the pipeline makes; what is true of them is what the oracle sees, whatever the prompt said."""
-    labels = LABELS[clips.question]
     count = 2 + numbers[0] // BATCH % 3  # all prompts of a batch name as many things
     prompts = [_prompt(np.random.default_rng((clips.seed, 8, number)), clips.question, count) for number in numbers]
     maps, frames = record_entities(
         pipe,
         list(map(str, prompts)),
-        labels,
+        clips.labels,
         selection,
         steps=clips.read_steps,
         video=True,
@@ -117,7 +92,7 @@ def _generated(pipe: Any, clips: Clips, selection: Selection, numbers: range) ->
         generator=[torch.Generator().manual_seed(clips.seed * 1_000_003 + number) for number in numbers],
     )
     assert frames is not None  # they were asked for
-    number_of = labels.index
+    number_of = clips.labels.index
     true = [
         list(map(number_of, label_clip(clips.question, look(clip), prompt)))
         for clip, prompt in zip(frames, prompts, strict=True)

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from cvg_kernels.composition.features import Selection
-from cvg_kernels.pipeline.video_pipeline import VideoPipeline
 from cvg_kernels.shapes.oracle import look
 from cvg_kernels.shapes.pipeline import GUIDANCE_SCALE, STEPS
 from cvg_kernels.shapes.world import DIRECTIONS, FRAMES, SIZE, Thing, caption, random_scene, random_things, render
-from cvg_kernels.training.features import batches, examples_of, make_shards, record_entities
+from cvg_kernels.training.features import examples_of, record_entities
 from cvg_kernels.training.inversion import add_noise, ddim_invert
 from cvg_kernels.training.store import GENERATED, RIGHT_PROMPT, WRONG_PROMPT, Examples
 
@@ -49,51 +46,23 @@ class Clips:
     seed: int = 0
 
     @property
-    def count(self) -> int:
-        """How many clips in all."""
-        return self.real + self.generated
+    def labels(self) -> tuple[str, ...]:
+        """What can be true of a thing."""
+        return LABELS
 
+    @property
+    def ends(self) -> tuple[int, int]:
+        """The first numbers are clips of the world, the others generated."""
+        return self.real, self.real + self.generated
 
-def make_features(
-    folder: Path,
-    pipe: VideoPipeline,
-    clips: Clips,
-    *,
-    rank: int = 0,
-    processes: int = 1,
-    progress: Callable[[int], None] | None = None,
-) -> None:
-    """Makes this process's share of the features; shards that exist are kept.
+    def grid(self, pipe: Any) -> tuple[int, int, int]:
+        """Frames, rows and columns of the features."""
+        size = pipe.unet.config.sample_size
+        return FRAMES, size, size
 
-    Clip number i depends on the seed and i alone: the first `real` numbers are clips of the world, the others
-    generated.
-
-    Args:
-        folder: where to keep them, as `store` describes.
-        pipe: the shapes pipeline.
-        clips: which.
-        rank: number of this process.
-        processes: how many share the work.
-        progress: called with the number of clips done in a batch.
-
-    Raises:
-        ArgumentError: if the folder holds features made in another way.
-    """
-    size = pipe.unet.config.sample_size
-    make_shards(
-        folder,
-        pipe,
-        labels=LABELS,
-        grid=(FRAMES, size, size),
-        steps=clips.steps,
-        read_steps=clips.read_steps,
-        recipe=vars(clips),
-        parts=batches(clips.real, clips.count)[rank::processes],
-        make=lambda selection, numbers: (_real if numbers[0] < clips.real else _generated)(
-            pipe, clips, selection, numbers
-        ),
-        progress=progress,
-    )
+    def make(self, pipe: Any, selection: Selection, numbers: range) -> Examples:
+        """Makes the examples of some clips, all of a kind; each depends on the seed and its number alone."""
+        return (_real if numbers[0] < self.real else _generated)(pipe, self, selection, numbers)
 
 
 def _draw(clips: Clips, numbers: range) -> list[np.random.Generator]:

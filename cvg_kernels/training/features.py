@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
@@ -28,55 +28,79 @@ def batches(*ends: int) -> list[range]:
     ]
 
 
-def make_shards(
+class Clips(Protocol):
+    """Which clips of a world are made, and what is true of them: a dataclass, whose fields are the recipe."""
+
+    @property
+    def read_steps(self) -> int:
+        """How many of the first steps are read."""
+        ...
+
+    @property
+    def steps(self) -> int:
+        """Steps of the sampler."""
+        ...
+
+    @property
+    def labels(self) -> Sequence[str]:
+        """What can be true of an entity."""
+        ...
+
+    @property
+    def ends(self) -> tuple[int, ...]:
+        """The number at which each kind of clips ends; the last is how many there are."""
+        ...
+
+    def grid(self, pipe: VideoPipeline) -> tuple[int, int, int]:
+        """Frames, rows and columns of the features."""
+        ...
+
+    def make(self, pipe: VideoPipeline, selection: Selection, numbers: range) -> Examples:
+        """Makes the examples of some clips, all of a kind; each depends on the recipe and its number alone."""
+        ...
+
+
+def make_features(
     folder: Path,
     pipe: VideoPipeline,
+    clips: Clips,
     *,
-    labels: Sequence[str],
-    grid: tuple[int, int, int],
-    steps: int,
-    read_steps: int,
-    recipe: dict[str, Any],
-    parts: Iterable[range],
-    make: Callable[[Selection, range], Examples],
+    rank: int = 0,
+    processes: int = 1,
     progress: Callable[[int], None] | None = None,
 ) -> None:
-    """Makes features shard by shard; those that exist are kept.
+    """Makes this process's share of the features, shard by shard; those that exist are kept.
 
     Args:
         folder: where to keep them, as `store` describes.
         pipe: the world's pipeline.
-        labels: what can be true of an entity.
-        grid: frames, rows and columns of the features.
-        steps: steps of the sampler.
-        read_steps: how many of the first are read.
-        recipe: how the clips are drawn; a folder made in another way is refused.
-        parts: clip numbers, a shard each.
-        make: makes the examples of some clip numbers.
+        clips: which; a folder made of others is refused.
+        rank: number of this process.
+        processes: how many share the work.
         progress: called with the number of clips done in a shard.
 
     Raises:
         ArgumentError: if the folder holds features made in another way.
     """
     unet: Any = pipe.unet
-    selection = Selection.of(unet, grid)
-    pipe.scheduler.set_timesteps(steps)
+    selection = Selection.of(unet, clips.grid(pipe))
+    pipe.scheduler.set_timesteps(clips.steps)
     write_index(
         folder,
         {
-            "labels": labels,
-            "timesteps": [float(timestep) for timestep in pipe.scheduler.timesteps[:read_steps]],
+            "labels": clips.labels,
+            "timesteps": [float(timestep) for timestep in pipe.scheduler.timesteps[: clips.read_steps]],
             "layers": selection.layers,
             "heads": selection.heads,
             "grid": selection.grid,
             "fingerprint": fingerprint(unet, selection.layers),
-            "recipe": recipe,
+            "recipe": vars(clips),
         },
     )
-    for numbers in parts:
+    for numbers in batches(*clips.ends)[rank::processes]:
         path = shard(folder, numbers[0])
         if not path.exists():
-            write_shard(path, make(selection, numbers))
+            write_shard(path, clips.make(pipe, selection, numbers))
         if progress is not None:
             progress(len(numbers))
 

@@ -16,7 +16,8 @@ from accelerate import Accelerator
 import cvg_kernels as cvg
 from cvg_kernels import viz
 from cvg_kernels.shapes import load_pipeline
-from cvg_kernels.shapes.classifier_clips import LABELS, Clips, make_features
+from cvg_kernels.shapes.classifier_clips import LABELS, Clips
+from cvg_kernels.training.features import make_features
 from cvg_kernels.training.store import load
 from cvg_kernels.training.train import Recipe, train_classifier
 

@@ -16,11 +16,12 @@ pytest.importorskip("accelerate")
 import cvg_kernels as cvg  # noqa: E402
 from cvg_kernels.cli import main  # noqa: E402
 from cvg_kernels.composition import CompositionClassifier  # noqa: E402
-from cvg_kernels.shapes.classifier_clips import LABELS, Clips, make_features  # noqa: E402
+from cvg_kernels.shapes.classifier_clips import LABELS, Clips  # noqa: E402
 from cvg_kernels.shapes.pipeline import load_pipeline  # noqa: E402
 from cvg_kernels.shapes.world import DIRECTIONS, parse_caption, random_scene, render  # noqa: E402
 from cvg_kernels.training.checkpoint import Checkpoint  # noqa: E402
 from cvg_kernels.training.dataset import Entities, split  # noqa: E402
+from cvg_kernels.training.features import make_features  # noqa: E402
 from cvg_kernels.training.inversion import add_noise, ddim_invert  # noqa: E402
 from cvg_kernels.training.score import score  # noqa: E402
 from cvg_kernels.training.store import GENERATED, RIGHT_PROMPT, WRONG_PROMPT, Examples, load, write_index, write_shard  # noqa: E402

@@ -28,14 +28,20 @@ MAGNIFIED = 100 * ROUNDING
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory) -> list[dict]:
-    """What each of two processes found."""
+def found(request, tmp_path_factory) -> list[dict]:
+    """What each of two processes found of the cases that tests of this run ask for."""
+    asked: set[str] = set()
+    for item in request.session.items:
+        if getattr(item, "function", None) is test_both_processes_have_what_one_gives:
+            asked.add("-".join(item.callspec.params[part] for part in ("name", "form", "way")))
+        elif getattr(item, "function", None) is test_the_table_of_coverage_has_the_forms_that_are_right:
+            asked |= {"-".join(case) for case in CASES if case[2] == "capture"}
     folder, seed = tmp_path_factory.mktemp("parallel"), str(secrets.randbelow(2**31))
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "tests.parallel.worker"]
     each = [
         subprocess.Popen(
-            [*command, str(rank), str(folder), seed],
+            [*command, str(rank), str(folder), seed, *sorted(asked)],
             cwd=ROOT,
             env=environment,
             stdout=subprocess.PIPE,
@@ -86,6 +92,7 @@ def test_both_processes_have_what_one_gives(name, form, way, found):
         assert case["error"] < (MAGNIFIED if way == "vico" else ROUNDING)
 
 
+@pytest.mark.drawn(44, of="two processes")
 def test_the_table_of_coverage_has_the_forms_that_are_right(found, coverage_note):
     right: dict[str, list[str]] = {}
     for name, form, way in CASES:
@@ -96,6 +103,7 @@ def test_the_table_of_coverage_has_the_forms_that_are_right(found, coverage_note
         coverage_note(name, "context_parallel", ", ".join(forms))
 
 
+@pytest.mark.drawn(8, of="long tests")
 def test_shares_of_maps_are_put_together(found):
     """Uneven shares of the queries and shares of the heads, with the gradient of a loss that both compute."""
     for each in found:

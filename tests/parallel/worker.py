@@ -1,6 +1,6 @@
 """One of two processes that run a video together; says how far everything is from what a process alone gives.
 
-Started by test_context_parallel.py: `python -m tests.parallel.worker RANK FOLDER SEED`.
+Started by test_context_parallel.py: `python -m tests.parallel.worker RANK FOLDER SEED CASE…`.
 """
 
 from __future__ import annotations
@@ -174,7 +174,7 @@ def distance(got: list[torch.Tensor], want: list[torch.Tensor]) -> dict[str, Any
     }
 
 
-def main(rank: int, folder: Path, seed: int) -> None:
+def main(rank: int, folder: Path, seed: int, asked: list[str]) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     dist.init_process_group(
@@ -183,7 +183,7 @@ def main(rank: int, folder: Path, seed: int) -> None:
     torch.accelerator.device_count = lambda: 2  # diffusers counts GPUs
     ring_on_cpu.install()
     found: dict[str, Any] = {"shares": shares()}
-    for name, form, way in CASES:
+    for name, form, way in (case for case in CASES if "-".join(case) in asked):
         pipe, options = spread(name, form)
         alone, own = PIPELINES[name].build()
         case = found["-".join((name, form, way))] = {}
@@ -201,4 +201,4 @@ def main(rank: int, folder: Path, seed: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]))
+    main(int(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), sys.argv[4:])

@@ -12,10 +12,11 @@ import cvg_kernels as cvg  # noqa: E402
 from cvg_kernels.cli import main  # noqa: E402
 from cvg_kernels.composition import entities_of  # noqa: E402
 from cvg_kernels.scenes.captions import parse_caption, random_clip  # noqa: E402
-from cvg_kernels.scenes.classifier_clips import LABELS, Clips, label_clip, labels_asked, make_features  # noqa: E402
+from cvg_kernels.scenes.classifier_clips import LABELS, Clips, label_clip, labels_asked  # noqa: E402
 from cvg_kernels.scenes.oracle import look  # noqa: E402
 from cvg_kernels.scenes.pipeline import WEIGHTS, load_pipeline  # noqa: E402
 from cvg_kernels.scenes.world import RELATIONS, render  # noqa: E402
+from cvg_kernels.training.features import make_features  # noqa: E402
 from cvg_kernels.training.store import GENERATED, load  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -67,7 +68,7 @@ def test_features_are_made_and_kept(tmp_path, question):
     clips = Clips(question, generated=12, read_steps=1, steps=2)
     make_features(tmp_path, pipe, clips)
     index, examples = load(tmp_path)
-    assert index["labels"] == list(LABELS[question]) and len(examples) == clips.count == 12
+    assert index["labels"] == list(LABELS[question]) and len(examples) == 12
     assert (examples.source == GENERATED).all() and examples.clip.tolist() == list(range(12))
     assert ((examples.label >= 0).sum(1) == (examples.asked >= 0).sum(1)).all()
     if question == "number":  # two things in the first batch, three in the second

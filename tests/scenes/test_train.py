@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,6 +20,7 @@ import cvg_kernels as cvg  # noqa: E402
 from cvg_kernels.cli import main  # noqa: E402
 from cvg_kernels.errors import ArgumentError  # noqa: E402
 from cvg_kernels.scenes import attribution  # noqa: E402
+from cvg_kernels.scenes import train as training  # noqa: E402
 from cvg_kernels.scenes.captions import all_words, parse_caption  # noqa: E402
 from cvg_kernels.scenes.evaluation import KINDS, evaluate, judge_prompts, prompts_of  # noqa: E402
 from cvg_kernels.scenes.kept import KeptClips  # noqa: E402
@@ -42,12 +44,29 @@ RECIPE = Recipe(
 )
 
 
+def small_batches_by(patch):
+    """The same networks, a few samples a step."""
+    patch.setattr(training, "IMAGES", replace(training.IMAGES, samples=2))
+    patch.setattr(training, "VIDEO", replace(training.VIDEO, samples=1))
+    patch.setattr(training, "PICTURES", tuple(replace(stage, samples=2) for stage in training.PICTURES))
+    patch.setattr(training, "CLIPS", tuple(replace(stage, samples=1) for stage in training.CLIPS))
+    for batch in ("train_autoencoder._BATCH", "video_autoencoder._BATCH"):
+        patch.setattr(f"cvg_kernels.scenes.{batch}", 2)
+
+
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch):
+    small_batches_by(monkeypatch)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run's folder with everything in it."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("scenes")
-    train(folder, RECIPE, device=torch.device("cpu"))
+    with pytest.MonkeyPatch.context() as patch:
+        small_batches_by(patch)
+        train(folder, RECIPE, device=torch.device("cpu"))
     return folder
 
 
@@ -66,7 +85,9 @@ def test_the_pipeline_makes_clips(run):
 @pytest.fixture(scope="module")
 def transformer(run):
     """The transformer's pipeline, trained on the same latents."""
-    return train(run, RECIPE, device=torch.device("cpu"), network="transformer")
+    with pytest.MonkeyPatch.context() as patch:
+        small_batches_by(patch)
+        return train(run, RECIPE, device=torch.device("cpu"), network="transformer")
 
 
 @pytest.mark.drawn(8, of="whole trainings")

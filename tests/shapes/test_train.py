@@ -141,6 +141,7 @@ def test_a_finished_run_is_left_alone(run):
     assert weights.stat().st_mtime_ns == before
 
 
+@pytest.mark.drawn(8, of="whole trainings")
 def test_metrics_are_written(run):
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["stage"] for line in lines] == [stage for stage in STAGES for _ in range(2)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,11 +61,7 @@ def module_rows(module: Path) -> list[ObjectRow]:
     Raises:
         RuntimeError: the library holds no kernel.
     """
-    import triton
-
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    ended = subprocess.run([str(tool), "-res-usage", str(module)], capture_output=True, text=True, check=True)
-    rows = usage(ended.stdout)
+    rows = usage(_dumped("-res-usage", str(module)))
     if not rows:
         raise RuntimeError(f"{module} holds no CUDA kernel")
     return rows
@@ -79,10 +76,21 @@ def compiler(module: Path) -> str:
     Raises:
         RuntimeError: it stands nowhere.
     """
-    match = re.search(rb"Cuda compilation tools, release [\d.]+, V([\d.]+)", module.read_bytes())
-    if match is None:
-        raise RuntimeError(f"{module} does not tell its compiler")
-    return match[1].decode()
+    with tempfile.TemporaryDirectory() as folder:  # the kernels are packed in the library
+        _dumped("-xelf", "all", str(module.resolve()), folder=folder)
+        for file in Path(folder).iterdir():
+            if match := re.search(rb"Cuda compilation tools, release [\d.]+, V([\d.]+)", file.read_bytes()):
+                return match[1].decode()
+    raise RuntimeError(f"{module} does not tell its compiler")
+
+
+def _dumped(*arguments: str, folder: str | None = None) -> str:
+    """What `cuobjdump` says, run in a folder."""
+    import triton
+
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    command = [str(tool), *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout
 
 
 def built_module() -> Path | None:
