@@ -12,7 +12,7 @@ import torch
 
 from cvg_kernels.intervals import mean, paired_differences
 from cvg_kernels.processes import Place, gather
-from cvg_kernels.prompts.words import content_words
+from cvg_kernels.prompts.words import content_words, nouns_and_verbs
 from cvg_kernels.scenes.captions import Caption, random_things
 from cvg_kernels.scenes.kept import Judged, KeptClips, key_of
 from cvg_kernels.scenes.oracle import look
@@ -107,9 +107,10 @@ def judge_prompts(
 
 def _batches(prompts: Sequence[Caption]) -> list[list[int]]:
     """Numbers of prompts that are run together: methods ask for as many words in every prompt of a batch."""
-    alike: dict[tuple[int, int], list[int]] = {}
+    alike: dict[tuple[int, ...], list[int]] = {}
     for number, prompt in enumerate(prompts):
-        alike.setdefault((len(prompt.things), len(content_words(str(prompt)))), []).append(number)
+        words = [len(words_of(str(prompt))) for words_of in (content_words, nouns_and_verbs)]
+        alike.setdefault((len(prompt.things), *words), []).append(number)
     return [group[at : at + _BATCH] for group in alike.values() for at in range(0, len(group), _BATCH)]
 
 

@@ -19,6 +19,7 @@ pytest.importorskip("tokenizers")
 import cvg_kernels as cvg  # noqa: E402
 from cvg_kernels.cli import main  # noqa: E402
 from cvg_kernels.errors import ArgumentError  # noqa: E402
+from cvg_kernels.prompts.words import content_words, nouns_and_verbs  # noqa: E402
 from cvg_kernels.scenes import attribution  # noqa: E402
 from cvg_kernels.scenes import train as training  # noqa: E402
 from cvg_kernels.scenes.captions import all_words, parse_caption  # noqa: E402
@@ -230,11 +231,12 @@ def test_an_evaluation_that_was_stopped_goes_on(run, tmp_path, monkeypatch):
 
 
 @pytest.mark.drawn(8, of="whole trainings")
-def test_prompts_with_other_numbers_of_words_are_guided_together(run):
+@pytest.mark.parametrize("kind, words", [("things", None), ("relation", nouns_and_verbs)])
+def test_prompts_with_other_numbers_of_words_are_guided_together(run, kind, words):
     """As the same clips one by one: in a batch, methods ask for as many words in every prompt."""
-    pipe, method = load_pipeline(run / "pipeline"), cvg.Vico(iterations=1)
-    asked = prompts_of("things", 4, 2)
-    assert len({len(prompt.things) for prompt in asked}) == 3
+    pipe, method = load_pipeline(run / "pipeline"), cvg.Vico(words=words, iterations=1)
+    asked = prompts_of(kind, 4, 2)
+    assert len({len((words or content_words)(str(prompt))) for prompt in asked}) > 1
     together = judge_prompts(pipe, asked, 5, method, steps=2)
     assert len(together) == 4
     for number, prompt in enumerate(asked):
