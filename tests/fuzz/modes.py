@@ -11,8 +11,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from cvg_kernels.errors import CvgError
 from tests.fuzz.call import Call, results_of, tensors_of, with_tensors
 from tests.fuzz.cases import Case
+from tests.fuzz.exactness import judge_numbers
 from tests.fuzz.operations import OPERATIONS
-from tests.fuzz.oracle import Failure, Outcome, Refused, answer, attempt, equal, judge_numbers, wants
+from tests.fuzz.oracle import Failure, Outcome, Refused, answer, attempt, equal, wants
 from tests.fuzz.tensors import Maker
 
 
@@ -211,6 +212,7 @@ _JUNK = (
     torch.zeros(()),
     torch.zeros(2, 3, 5, 7, 11, 13),
     torch.zeros(3, dtype=torch.complex64),
+    torch.zeros(3, dtype=torch.uint16),
     torch.zeros(0),
     torch.ones(2, 2, dtype=torch.int64),
     torch.zeros(1, 1, 1, 1),

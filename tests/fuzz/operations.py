@@ -132,6 +132,8 @@ class Reached(NamedTuple):
 def _reached(query, key, scale, backend):
     """The logit at the key that is found, whichever of two that tie but for a rounding it is."""
     place = first_highest_keys(query, key, scale=scale, backend=backend)
+    if torch.is_autocast_enabled("cpu") and query.dtype != torch.float64:  # as it does
+        query, key = query.bfloat16(), key.bfloat16()
     wide = torch.promote_types(query.dtype, torch.float32)
     if place.device.type == "meta" or type(place) is not torch.Tensor:
         return Reached(torch.empty_like(place, dtype=wide))
@@ -255,6 +257,7 @@ OPERATIONS: dict[str, Operation] = {
         {name: _ATTENTION_SIZES[name] for name in ("batch", "heads", "queries", "keys", "dim")},
         {"scale": (1.0, 0.3, -0.7)},
         _ALL,
+        casts=True,
     ),
     "temporal_attention": Operation(
         _temporal,

@@ -14,7 +14,7 @@ import torch
 
 import cvg_kernels as cvg
 from tests.fuzz import __main__ as command
-from tests.fuzz import numbers, oracle
+from tests.fuzz import exactness, numbers
 from tests.fuzz.call import Call, Operation
 from tests.fuzz.cases import LAYOUTS, Case, Range, draw
 from tests.fuzz.operations import OPERATIONS
@@ -35,7 +35,7 @@ PARTS = [
 def test_generated_calls(backend, calls, one_thread, monkeypatch):
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
     # Another processor adds in another order, for which nobody chose these calls.
-    monkeypatch.setattr(oracle, "LENIENCY", 4.0)
+    monkeypatch.setattr(exactness, "LENIENCY", 4.0)
     torch._C._functorch._set_vmap_fallback_warning_enabled(False)
     if torch.cuda.is_available() and backend == "triton":
         pytest.skip("generated calls are made on the CPU")

@@ -64,9 +64,27 @@ def prepare() -> None:
         from tests.interpreter import round_as_gpus_do
 
         round_as_gpus_do()
+    _remember_cuts()
     torch._C._functorch._set_vmap_fallback_warning_enabled(False)
     warnings.simplefilter("ignore")
     faulthandler.enable()
+
+
+def _remember_cuts() -> None:
+    """Lets the solver of the reference, plain Python, solve a graph once though it is asked in several precisions."""
+    from cvg_kernels.reference import coupled_max_flow, max_flow
+
+    find, known = max_flow.source_side, {}
+
+    def source_side(capacity: list[list[float]], source: int, sink: int) -> list[bool]:
+        graph = (source, sink, tuple(map(tuple, capacity)))
+        if graph not in known:
+            if len(known) > 1000:
+                known.clear()
+            known[graph] = find(capacity, source, sink)
+        return known[graph]
+
+    max_flow.source_side = coupled_max_flow.source_side = source_side
 
 
 if __name__ == "__main__":
