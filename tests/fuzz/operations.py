@@ -137,7 +137,8 @@ def _reached(query, key, scale, backend):
     wide = torch.promote_types(query.dtype, torch.float32)
     if place.device.type == "meta" or type(place) is not torch.Tensor:
         return Reached(torch.empty_like(place, dtype=wide))
-    scores = float(scale) * (query.detach().double() @ key.detach().double().mT)
+    scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
+    scores = scale * (query.detach().double() @ key.detach().double().mT)
     reached = scores.gather(-1, place[..., None]).squeeze(-1)
     # No key is the highest one of a row with a NaN.
     return Reached(reached.masked_fill(scores.isnan().any(-1), torch.nan).to(wide))
