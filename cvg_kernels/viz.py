@@ -108,7 +108,7 @@ def loss_curve(history: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def save_png(picture: Any, path: Path) -> None:
-    """Writes a picture as PNG."""
+    """Writes a picture, as `contact_sheet` makes them, as PNG."""
     with written(path) as new:
         picture.save(new)
 

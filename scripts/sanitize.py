@@ -3,8 +3,8 @@
     python scripts/sanitize.py [address|thread|warnings …] [--calls N] [--tests FILE …]
 
 `address` is AddressSanitizer and UndefinedBehaviorSanitizer in one, also for the code of CUDA kernels on the CPU,
-`thread` is ThreadSanitizer, `warnings` compiles with -Wall -Wextra -Wconversion. Each builds into a folder of its own
-under build/sanitize and stays there. The module that is in cvg_kernels/ is left as it is: a finder of Python's, in the
+`thread` is ThreadSanitizer, `warnings` compiles with -Wall -Wextra -Wconversion -Wshadow. Each builds into a folder of
+its own under build/sanitize and stays there. The module that is in cvg_kernels/ is left as it is: a finder, in the
 folder, loads the other one in its place.
 
 What is switched off, and why:
@@ -48,7 +48,7 @@ EMULATED = ("test_max_flow_cuda.py", "test_temporal_attention_cuda.py")
 FLAGS = {
     "address": "-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g1",
     "thread": "-fsanitize=thread -g1",
-    "warnings": "-Wall -Wextra -Wconversion -Werror",
+    "warnings": "-Wall -Wextra -Wconversion -Wshadow -Werror",
 }
 LIBRARIES = {"address": ("libasan.so", "libstdc++.so"), "thread": ("libtsan.so", "libstdc++.so"), "warnings": ()}
 OPTIONS = {

@@ -10,6 +10,7 @@ of a rounding.
 
 from __future__ import annotations
 
+import math
 from functools import cached_property
 from typing import Any
 
@@ -153,7 +154,9 @@ class _Numbers:
         if self.exact is self.stock and factor:
             stocks = self._rounded_like_float32(part, name, natural)
         exponent = _exponent(call.arguments, self.exact.results.get("lse"))
-        allowed = factor * stocks + rounding + (call.depth**0.5 + exponent) * step + _MOVES * away
+        # A logit off by its rounding is a factor of the probability.
+        logits = math.expm1(min(exponent * step, 700.0))
+        allowed = factor * stocks + rounding + call.depth**0.5 * step + logits + _MOVES * away
         if error > LENIENCY * allowed:
             raise Failure(
                 f"{name} is off by {error:.3g}, allowed are {allowed:.3g} (the reference is off by {stocks:.3g}, a "
