@@ -124,8 +124,8 @@ The calls have sizes from 0 to 257, primes among them, in every layout and form 
 
 _TRITON = "`triton` runs in Triton's interpreter."
 _WITHOUT = (
-    "{names} no table: no run of generated calls was written down for this release. The tests of the operations\n"
-    "(`tests/ops`) hold it to the reference in float64."
+    "{names} no table: no run of generated calls was written down for this release. The tests of the\n"
+    "operations (`tests/ops`) hold every backend to the reference in float64."
 )
 _BACKENDS = ("native", "reference", "triton", "stock")
 
