@@ -34,39 +34,50 @@ inline SubgraphArgs subgraph_args(const FlowSizes& sizes, bool is_double, bool e
                     every_frame,
                     scale,
                     skip,
-                    tensor(cross)};
+                    tensor(cross),
+                    {},
+                    pointer<void>(flow),
+                    pointer<uint8_t>(cut),
+                    pointer<int>(bad),
+                    threads};
   std::transform(temporal.begin(), temporal.end(), args.temporal, tensor);
-  args.flow = pointer<void>(flow);
-  args.cut = pointer<uint8_t>(cut);
-  args.bad = pointer<int>(bad);
-  args.threads = threads;
   return args;
 }
 
 inline SubgraphGradArgs subgraph_grad_args(const FlowSizes& sizes, bool is_double, bool every_frame,
                                            double scale, Address grad, Address cut, Address cross,
                                            const std::vector<Address>& temporal, int threads) {
-  SubgraphGradArgs args{
-      sizes[0],  sizes[1],    sizes[3], static_cast<int>(sizes[2]), count_hops(temporal.size()),
-      is_double, every_frame, scale};
-  args.grad = pointer<const void>(grad);
-  args.cut = pointer<const uint8_t>(cut);
-  args.cross = pointer<void>(cross);
+  SubgraphGradArgs args{sizes[0],
+                        sizes[1],
+                        sizes[3],
+                        static_cast<int>(sizes[2]),
+                        count_hops(temporal.size()),
+                        is_double,
+                        every_frame,
+                        scale,
+                        pointer<const void>(grad),
+                        pointer<const uint8_t>(cut),
+                        pointer<void>(cross),
+                        {},
+                        threads};
   std::transform(temporal.begin(), temporal.end(), args.temporal, pointer<void>);
-  args.threads = threads;
   return args;
 }
 
 inline GraphArgs graph_args(int64_t graphs, int nodes, int source, int sink, bool is_double,
                             Address capacity, const std::array<int64_t, 3>& stride, Address flow,
                             Address source_side, Address bad, int threads) {
-  GraphArgs args{graphs, nodes, source, sink, is_double, pointer<const void>(capacity)};
-  std::copy(stride.begin(), stride.end(), args.stride);
-  args.flow = pointer<void>(flow);
-  args.source_side = pointer<uint8_t>(source_side);
-  args.bad = pointer<int>(bad);
-  args.threads = threads;
-  return args;
+  return {graphs,
+          nodes,
+          source,
+          sink,
+          is_double,
+          pointer<const void>(capacity),
+          {stride[0], stride[1], stride[2]},
+          pointer<void>(flow),
+          pointer<uint8_t>(source_side),
+          pointer<int>(bad),
+          threads};
 }
 
 }  // namespace cvg::bindings

@@ -308,9 +308,9 @@ def _write(
         viz.save_gif(clip, folder / f"{name}.gif", job.fps)
         viz.save_mp4(clip, folder / f"{name}.mp4", job.fps)
     rows = {"input": before, "structure": grey, "edited": after}
-    viz.contact_sheet(rows).save(folder / "contact_sheet.png")
+    viz.save_png(viz.contact_sheet(rows), folder / "contact_sheet.png")
     if job.words:
         rows = {"edited": after}
         for word in job.words:
             rows[f"where {word!r} looked"] = viz.overlay(after, captured.heat_map(word))
-        viz.contact_sheet(rows).save(folder / "heat_maps.png")
+        viz.save_png(viz.contact_sheet(rows), folder / "heat_maps.png")

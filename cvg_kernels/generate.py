@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import shutil
 import sys
 import tempfile
@@ -30,6 +32,7 @@ from cvg_kernels.pipeline.session import Run
 from cvg_kernels.pipeline.video_pipeline import VideoPipeline
 from cvg_kernels.prompts.tokens import EncodedText, Word
 from cvg_kernels.prompts.words import content_words
+from cvg_kernels.writing import WritingError, write_text, written
 
 _DTYPES = ("float32", "bfloat16", "float16")
 
@@ -212,12 +215,23 @@ def run(
             with timed(times, "write"):
                 written = _write(Path(folder), job, clips, maps, guided_run.history)
             report["files"] = sorted([*written, "report.json"])
-            (Path(folder) / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+            write_text(Path(folder) / "report.json", json.dumps(report, indent=2) + "\n")
         finally:  # should a picture fail, the clips before it are kept
             job.output.mkdir(exist_ok=True)
-            for path in Path(folder).iterdir():
-                shutil.move(path, job.output / path.name)
+            for path in sorted(Path(folder).iterdir(), key=lambda path: (path.name == "report.json", path.name)):
+                _move(path, job.output / path.name)
     return report
+
+
+def _move(path: Path, to: Path) -> None:
+    """Gives a file its place in one step, on another file system too."""
+    try:
+        os.replace(path, to)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise WritingError(f"{to} cannot be written, what was there is kept: {error.strerror}") from error
+        with written(to) as new:
+            shutil.copyfile(path, new)
 
 
 @contextmanager
@@ -334,14 +348,14 @@ def _write(folder: Path, job: Job, clips: dict, maps: dict, history: list) -> li
     for name, clip in clips.items():
         viz.save_gif(clip, folder / f"{name}.gif")
         viz.save_mp4(clip, folder / f"{name}.mp4")
-    viz.contact_sheet(clips).save(folder / "contact_sheet.png")
+    viz.save_png(viz.contact_sheet(clips), folder / "contact_sheet.png")
     for name, captured in maps.items() if words else ():
         rows = {name: clips[name]}
         for word in words:
             text, occurrence = (word, 0) if isinstance(word, str) else word
             heat = captured.heat_map(text, occurrence)
             rows[f"where {text!r} looked"] = viz.overlay(clips[name], heat)
-        viz.contact_sheet(rows).save(folder / f"heat_maps_{name}.png")
+        viz.save_png(viz.contact_sheet(rows), folder / f"heat_maps_{name}.png")
     if words:
         both = {name: (clips[name], captured) for name, captured in maps.items()}
         write_viewer(folder / "index.html", both, prompt=job.prompt)

@@ -107,6 +107,12 @@ def loss_curve(history: Sequence[Mapping[str, Any]], path: Path) -> None:
     _save_figure(figure, path)
 
 
+def save_png(picture: Any, path: Path) -> None:
+    """Writes a picture, as `contact_sheet` makes them, as PNG."""
+    with written(path) as new:
+        picture.save(new)
+
+
 def save_gif(frames: torch.Tensor, path: Path, fps: int = 6) -> None:
     """Writes frames `[F, 3, H, W]` in [0, 1] as a looping GIF."""
     from PIL import Image

@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import json
 import logging
-import os
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from typing import Any
 
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.reading import parse_json
+from cvg_kernels.writing import append_line
 
 _log = logging.getLogger("cvg_kernels")
 _MANIFEST_BYTE = 0
@@ -87,16 +87,13 @@ class Worklist:
             self._locking.lockf(self._locks, self._locking.LOCK_UN, 1, place)
 
     def record(self, entry: dict[str, Any]) -> None:
-        """Writes a line of the manifest, with `key` and `status`; it is on the disk when this returns."""
-        line = json.dumps(entry, ensure_ascii=False).encode() + b"\n"
-        with self._lock(_MANIFEST_BYTE), open(self.manifest, "a+b") as file:
-            if file.seek(0, os.SEEK_END):
-                file.seek(-1, os.SEEK_END)
-                if file.read(1) != b"\n":  # the writer of the line before was stopped in it
-                    line = b"\n" + line
-            file.write(line)
-            file.flush()
-            os.fsync(file.fileno())
+        """Writes a line of the manifest, with `key` and `status`; it is on the disk when this returns.
+
+        Raises:
+            WritingError: if it cannot be written.
+        """
+        with self._lock(_MANIFEST_BYTE):
+            append_line(self.manifest, json.dumps(entry, ensure_ascii=False), sync=True)
 
     @contextmanager
     def _lock(self, place: int) -> Iterator[None]:

@@ -1,7 +1,8 @@
 """Files appear whole under their names, or not at all.
 
 What is being written lies in a hidden folder `.writing-…` beside its place and is moved there by one rename. A process
-that is killed meanwhile leaves that folder, which can be deleted, and whatever had the name before.
+that is killed meanwhile leaves that folder, which can be deleted, and whatever had the name before. A folder takes the
+place of another in one call on Linux; elsewhere in two, between which a killed process leaves the older one in there.
 """
 
 from __future__ import annotations
@@ -10,22 +11,26 @@ import json
 import math
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from cvg_kernels.blocks import block
 from cvg_kernels.errors import CvgError
 
 _PREFIX = ".writing-"
+_HERE = -100  # AT_FDCWD: paths begin at the working folder
+_EXCHANGE = 2  # RENAME_EXCHANGE
 
 
 class WritingError(CvgError, OSError):
     """A file could not be written; what was there before is as it was."""
 
 
-@contextmanager
+@block
 def written(path: str | Path) -> Iterator[Path]:
     """Gives a path to write a file to, beside its place and of the same name, and moves it there when the block ends
     well.
@@ -50,7 +55,7 @@ def written(path: str | Path) -> Iterator[Path]:
         os.replace(new, final)
 
 
-@contextmanager
+@block
 def written_folder(path: str | Path, *, keep: bool = False) -> Iterator[Path]:
     """Gives a new folder to fill, and puts it in its place when the block ends well; as `written` for one file.
 
@@ -68,26 +73,29 @@ def written_folder(path: str | Path, *, keep: bool = False) -> Iterator[Path]:
         for file in new.rglob("*"):
             if file.is_file():
                 _sync(file)
-        old = new.parent / "older folder"
-        if final.exists():
-            os.rename(final, old)
-        try:
-            for entry in old.iterdir() if keep and old.exists() else ():
-                if not (new / entry.name).exists():
-                    os.rename(entry, new / entry.name)
+        for entry in final.iterdir() if keep and final.exists() else ():
+            if not (new / entry.name).exists():
+                _take_over(entry, new / entry.name)
+        if not final.exists():
             os.rename(new, final)
-        except OSError:
-            if old.exists():
-                os.rename(old, final)
-            raise
+        elif not _exchanged(new, final):
+            old = new.parent / "older folder"
+            try:
+                os.rename(final, old)
+                os.rename(new, final)
+            except BaseException:
+                if old.exists() and not final.exists():
+                    os.rename(old, final)
+                raise
 
 
-def append_line(path: str | Path, line: str) -> None:
+def append_line(path: str | Path, line: str, *, sync: bool = False) -> None:
     """Adds a line to a log; one that a stopped process left unfinished is ended first.
 
     Args:
         path: path of the log; its folder exists.
         line: without its end.
+        sync: whether it is on the disk when this returns.
 
     Raises:
         WritingError: if it cannot be written.
@@ -99,6 +107,9 @@ def append_line(path: str | Path, line: str) -> None:
                 file.seek(-1, os.SEEK_END)
                 whole = file.read(1) == b"\n"
             file.write((b"" if whole else b"\n") + line.encode() + b"\n")
+            file.flush()
+            if sync:
+                os.fsync(file.fileno())
     except OSError as error:
         raise WritingError(f"{path} cannot be written: {error.strerror or error}") from error
 
@@ -152,6 +163,34 @@ def _beside(final: Path, named: str | Path) -> Iterator[Path]:
     finally:
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _take_over(entry: Path, to: Path) -> None:
+    """Gives a file or a folder a second name, or copies it where a file cannot have two."""
+
+    def link(source: str, target: str) -> None:
+        try:
+            os.link(source, target, follow_symlinks=False)
+        except OSError:
+            shutil.copy2(source, target, follow_symlinks=False)
+
+    if entry.is_dir() and not entry.is_symlink():
+        shutil.copytree(entry, to, symlinks=True, copy_function=link)
+    else:
+        link(str(entry), str(to))
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Lets two folders change their places in one step; says whether that was possible."""
+    if sys.platform != "linux":
+        return False
+    import ctypes
+
+    try:
+        exchange = ctypes.CDLL(None, use_errno=True).renameat2
+    except (OSError, AttributeError):  # a C library without it
+        return False
+    return exchange(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _EXCHANGE) == 0
 
 
 def _sync(file: Path) -> None:

@@ -42,10 +42,10 @@ void subgraphs(const SubgraphArgs& args) {
   const int layers = inner_layers(args);
 #pragma omp parallel num_threads(threads)
   {
-    auto arcs = memory_of(Position::bytes(args.frames, args.hops));
+    auto hops = memory_of(Position::bytes(args.frames, args.hops));
     auto near = memory_of(Workspace::near_bytes(args.frames, layers, layers - 1));
     auto far = memory_of(Workspace::far_bytes(args.frames, layers, layers - 1));
-    const Position position(arcs.data(), args.frames, args.hops);
+    const Position position(hops.data(), args.frames, args.hops);
 #pragma omp for schedule(dynamic, 1)
     for (int64_t task = 0; task < positions * parts; ++task) {
       const int64_t part = task % parts, b = task / parts / args.positions;

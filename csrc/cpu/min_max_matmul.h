@@ -216,7 +216,7 @@ void product_gradient(const A* a, const A* b, const A* c, const A* grad, int64_t
                       int64_t depth, int64_t columns, A* grad_a, A* grad_b) {
   constexpr int64_t lanes = kLanes<A>;
   int64_t k = 0;
-  const auto at = [](auto* p, int64_t k) { return p ? p + k * lanes : nullptr; };
+  const auto at = [](auto* p, int64_t column) { return p ? p + column * lanes : nullptr; };
   for (; k + kBlockColumns <= columns; k += kBlockColumns) {
     columns_vjp<Form, kOneForAll, kBlockColumns>(a, at(b, k), at(c, k), at(grad, k), rows, depth,
                                                  columns, grad_a, at(grad_b, k));

@@ -16,7 +16,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from cvg_kernels.errors import ArgumentError, GuidanceWarning, check_flag
+from cvg_kernels.errors import ArgumentError, GuidanceWarning, check_flag, is_whole
 from cvg_kernels.guidance.base import Guidance, check_choice, check_count, check_number
 from cvg_kernels.guidance.descent import descend
 from cvg_kernels.guidance.flow_graph import FlowForm, Group, flow_groups, flow_of
@@ -199,7 +199,7 @@ class Vico(Guidance):
             return
         levels = self.levels if isinstance(self.levels, (list, tuple)) else ()
         pairs = [tuple(level) for level in levels if isinstance(level, (list, tuple))]
-        good = all(len(pair) == 2 and all(isinstance(n, int) for n in pair) for pair in pairs)
+        good = all(len(pair) == 2 and all(is_whole(n, 1) for n in pair) for pair in pairs)
         if not levels or len(pairs) < len(levels) or not good:
             raise ArgumentError(f"levels must be 'auto' or grids (rows, columns), got {self.levels!r}")
 

@@ -66,7 +66,7 @@ def _frozen(given: Any) -> tuple | None:
 
 
 def _bounds(tensor: torch.Tensor) -> tuple[int, int] | None:
-    if not can_look_at(tensor) or tensor.is_floating_point():
+    if not can_look_at(tensor) or tensor.dtype not in (torch.int64, torch.int32):  # those that are accepted
         return None
     low, high = torch.aminmax(tensor)
     return int(low), int(high)

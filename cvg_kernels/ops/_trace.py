@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
 import torch
+
+from cvg_kernels.blocks import block
 
 
 class _Record:
@@ -21,7 +22,7 @@ class _Record:
 _record: ContextVar[_Record | None] = ContextVar("backend_record", default=None)
 
 
-@contextmanager
+@block
 def trace_backends() -> Iterator[list[tuple[str, str]]]:
     """Collects `(operation, backend)` of every kernel call made inside the `with` block.
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 
 from cvg_kernels.backends import Backend, parse_backend, require
-from cvg_kernels.errors import ArgumentError
+from cvg_kernels.errors import ArgumentError, is_whole
 from cvg_kernels.ops._trace import note_backend
 from cvg_kernels.ops._validate_given import check_floating, described, holds_numbers
 from cvg_kernels.reference import depth_structure as reference
+
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def depth_structure(depth: torch.Tensor, t_s: int | torch.Tensor, *, backend: str | Backend = "auto") -> torch.Tensor:
@@ -46,11 +48,11 @@ def depth_structure(depth: torch.Tensor, t_s: int | torch.Tensor, *, backend: st
     if 0 in depth.shape[2:]:
         raise ArgumentError(f"depth must be floating point [B, F, h, w] without empty maps, got {described(depth)}")
     if isinstance(t_s, torch.Tensor):
-        if t_s.shape != depth.shape[:1] or t_s.is_floating_point() or t_s.dtype == torch.bool:
+        if t_s.shape != depth.shape[:1] or t_s.dtype not in _INTEGERS:
             raise ArgumentError(
                 f"t_s must be a number or integers [B] = {tuple(depth.shape[:1])}, got {t_s.dtype} {tuple(t_s.shape)}"
             )
-    elif not isinstance(t_s, int) or isinstance(t_s, bool):
+    elif not is_whole(t_s):
         raise ArgumentError(f"t_s must be an integer or an integer tensor [B], got {t_s!r}")
     if isinstance(t_s, torch.Tensor) and not holds_numbers(t_s):
         raise ArgumentError("t_s must be a number, or a tensor that holds numbers, which it reads")

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from cvg_kernels.backends import Backend
-from cvg_kernels.errors import ArgumentError
+from cvg_kernels.errors import ArgumentError, is_whole
 from cvg_kernels.kernels import Facts
 from cvg_kernels.ops._choice import run_kernel
 from cvg_kernels.ops._trace import note_backend, register_autograd
@@ -152,7 +152,7 @@ def max_flow(capacity: torch.Tensor, source: int, sink: int, *, backend: str | B
     if capacity.shape[2] != nodes or nodes < 2:
         raise ArgumentError(f"capacity must be square [G, n, n] with n ≥ 2, got {tuple(capacity.shape)}")
     for name, node in (("source", source), ("sink", sink)):
-        if not isinstance(node, int) or not 0 <= node < nodes:
+        if not is_whole(node, 0) or node >= nodes:
             raise ArgumentError(f"{name} must be a node in [0, {nodes}), got {node!r}")
     if source == sink:
         raise ArgumentError(f"source and sink must differ, got {source} for both")

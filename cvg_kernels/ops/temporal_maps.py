@@ -121,7 +121,7 @@ def _video(grid, query_start, key_start, query, key) -> Video:
         ("query_start", query_start, "queries", query.shape[2]),
         ("key_start", key_start, "keys", key.shape[2]),
     ):
-        if not isinstance(start, int) or start < 0:
+        if not is_whole(start, 0):
             raise ArgumentError(f"{name} must be a number of tokens, 0 or more, got {start!r}")
         if start + frames * places > length:
             raise ArgumentError(

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
 
+from cvg_kernels.blocks import block
 from cvg_kernels.errors import ArgumentError
 from cvg_kernels.pipeline.exchange import replaced_forwards
 from cvg_kernels.pipeline.models import MODELS, model_of, unwrap
@@ -29,7 +29,7 @@ def temporal_modules(denoiser: nn.Module) -> list[nn.Module]:
     return [m for name, m in unwrap(denoiser).named_modules() if names.search(name)]
 
 
-@contextmanager
+@block
 def temporal_layers_off(denoiser: nn.Module) -> Iterator[None]:
     """Makes a video model an image model: inside the block its temporal layers give back what they get.
 

@@ -9,7 +9,7 @@ from difflib import get_close_matches
 from functools import cached_property
 from typing import Any
 
-from cvg_kernels.errors import ArgumentError
+from cvg_kernels.errors import ArgumentError, is_whole
 from cvg_kernels.prompts import encoding
 from cvg_kernels.prompts.encoding import Encoding, Template
 from cvg_kernels.prompts.inflection import other_forms
@@ -105,7 +105,7 @@ class EncodedText:
         """
         tolist = getattr(ids, "tolist", None)
         ids = list(ids) if tolist is None else tolist()
-        if not ids or not all(isinstance(one, int) for one in ids):
+        if not ids or not all(is_whole(one) for one in ids):
             raise ArgumentError(f"ids must be the token ids of one text, a list of integers, got {_shown(ids)}")
         tokenizer = _text_tokenizer(tokenizer)
         if prompt is None:
@@ -289,7 +289,7 @@ def checked_words(words: Any, source: str = "words") -> tuple[Word, ...]:
     for one in words:
         word_and_occurrence(one)
         places = one.ids if isinstance(one, TokenSpan) else (0,)
-        if not places or not all(isinstance(index, int) and index >= 0 for index in places):
+        if not places or not all(is_whole(index, 0) for index in places):
             raise ArgumentError(f"{source}: a TokenSpan must have places from 0, got {one!r}")
     return words
 

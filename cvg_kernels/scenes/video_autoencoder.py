@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from diffusers import AutoencoderKL, AutoencoderKLCogVideoX
 from diffusers.models.autoencoders.autoencoder_kl_cogvideox import CogVideoXCausalConv3d
 from torch import nn
 
+from cvg_kernels.blocks import block
 from cvg_kernels.scenes.captions import random_caption, random_clip
 from cvg_kernels.scenes.world import SIZE, render
 from cvg_kernels.shapes.files import load_model, save_model
@@ -86,7 +86,7 @@ def _from_pictures(name: str, like: torch.Tensor, given: dict[str, torch.Tensor]
     return found
 
 
-@contextmanager
+@block
 def frame_by_frame(model: AutoencoderKLCogVideoX) -> Iterator[None]:
     """Lets convolutions over time use their last tap alone, as ones of pictures: the others stay as they are."""
     convolutions = [one for one in model.modules() if isinstance(one, CogVideoXCausalConv3d)]

@@ -3,6 +3,9 @@
 Calls are made in processes of their own, some thousand in each, so that one that dies or hangs names its call and the
 rest goes on. Every failure is printed as a program that repeats it, made as small as it goes. The exit status says
 whether there was one.
+
+A long run is kept in a file with `--keep`: the same command with the same file makes the calls that failed once more,
+then those that are left. `--write` adds a run without failures to those in docs/accuracy.json.
 """
 
 from __future__ import annotations
@@ -14,11 +17,13 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tests.fuzz import worker
 from tests.fuzz.cases import Case, draw
-from tests.fuzz.numbers import Numbers, write
+from tests.fuzz.numbers import Numbers, add
 from tests.fuzz.shrink import shrunk
 
 _BATCH = 5000  # calls of a process: few enough that its memory cannot creep far
@@ -31,24 +36,46 @@ class Run:
     Attributes:
         numbers: the largest errors of all of them.
         failures: number of a call → what was wrong.
+        first: number of the first call.
         made: calls so far.
     """
 
-    def __init__(self, seed: int, backend: str) -> None:
-        self.seed, self.backend = seed, backend
+    def __init__(self, seed: int, backend: str, first: int = 0) -> None:
+        self.seed, self.backend, self.first = seed, backend, first
         self.numbers = Numbers()
         self.failures: dict[int, str] = {}
         self.made = 0
 
-    def make(self, calls: int, first: int, seconds: float) -> None:
-        """Makes calls until all are made or the time is over."""
-        number, end = first, time.monotonic() + seconds
-        while number < first + calls and time.monotonic() < end:
-            wanted = min(_BATCH, first + calls - number)
-            made = self._batch(number, wanted, end - time.monotonic())
-            number += made
-            self.made += made
+    def make(self, calls: int, seconds: float, keep: Callable[[], object] = lambda: None) -> None:
+        """Makes calls until as many are made or the time is over; calls that failed before, once more."""
+        end = time.monotonic() + seconds
+        for number in sorted(self.failures):
+            del self.failures[number]
+            self._batch(number, 1, worker.LIMIT)
+        while self.made < calls and time.monotonic() < end:
+            wanted = min(_BATCH, calls - self.made)
+            self.made += self._batch(self.first + self.made, wanted, end - time.monotonic())
+            keep()
             print(f"{self.backend}: {self.made} calls, {len(self.failures)} failed", flush=True)
+
+    def state(self) -> dict[str, Any]:
+        """All of it, as JSON can hold it."""
+        return {
+            "seed": self.seed,
+            "backend": self.backend,
+            "first": self.first,
+            "made": self.made,
+            "failures": [*self.failures.items()],
+            "numbers": self.numbers.lines(),
+        }
+
+    @classmethod
+    def of(cls, state: dict[str, Any]) -> Run:
+        """The run that a state is of."""
+        run = cls(state["seed"], state["backend"], state["first"])
+        run.made, run.failures = state["made"], {int(number): says for number, says in state["failures"]}
+        run.numbers.add(state["numbers"])
+        return run
 
     def _batch(self, first: int, calls: int, seconds: float) -> int:
         """Makes calls in a process; returns how many it made, the one that it died of included."""
@@ -113,28 +140,47 @@ def report(run: Run) -> None:
 def main() -> int:
     """Reads the command line and makes the calls."""
     parser = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
-    parser.add_argument("--calls", type=int, default=20_000, help="of each backend (default: %(default)s)")
+    parser.add_argument("--calls", type=int, default=20_000, help="of each backend in all (default: %(default)s)")
     parser.add_argument("--backends", default="native,reference", help="comma-separated (default: %(default)s)")
     parser.add_argument("--first", type=int, default=0, help="number of the first call")
     parser.add_argument("--seed", type=int, default=None, help="repeat a run with the seed it printed")
     parser.add_argument("--minutes", type=float, default=600, help="of each backend, at most")
-    parser.add_argument("--write", action="store_true", help="write docs/accuracy.json and docs/accuracy.md")
+    parser.add_argument("--keep", type=Path, help="a JSON file in which the run is kept; goes on with the one there")
+    parser.add_argument("--write", action="store_true", help="add the run to docs/accuracy.json and docs/accuracy.md")
+    parser.add_argument("--anew", action="store_true", help="with --write: in the place of these backends' runs there")
     given = parser.parse_args()
-    seed = secrets.randbelow(2**31) if given.seed is None else given.seed
-    print(f"seed {seed} (repeat with --seed {seed})", flush=True)
+    runs = _kept(given) or _begun(given)
     worker.prepare()
-    runs = [Run(seed, backend) for backend in given.backends.split(",")]
-    merged = Numbers()
     for run in runs:
-        run.make(given.calls, given.first, 60 * given.minutes)
-        merged.add(run.numbers.lines())
+        run.make(given.calls, 60 * given.minutes, lambda: _keep(given.keep, runs))
+        _keep(given.keep, runs)
         report(run)
     failed = sum(len(run.failures) for run in runs)
     for run in runs:
         print(f"{run.backend}: {run.made} calls, {len(run.failures)} failed")
     if given.write and not failed:
-        write(merged, seed, {run.backend: run.made for run in runs})
+        add([run.state() for run in runs], anew=given.anew)
     return int(failed > 0)
+
+
+def _begun(given: argparse.Namespace) -> list[Run]:
+    seed = secrets.randbelow(2**31) if given.seed is None else given.seed
+    print(f"seed {seed} (repeat with --seed {seed})", flush=True)
+    return [Run(seed, backend, given.first) for backend in given.backends.split(",")]
+
+
+def _kept(given: argparse.Namespace) -> list[Run]:
+    if given.keep is None or not given.keep.exists():
+        return []
+    return [Run.of(state) for state in json.loads(given.keep.read_text())]
+
+
+def _keep(file: Path | None, runs: list[Run]) -> None:
+    """Replaces the file at once, so that what is killed meanwhile leaves the one before."""
+    if file is not None:
+        new = file.with_name(f"{file.name}.new")
+        new.write_text(json.dumps([run.state() for run in runs]))
+        new.replace(file)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any
 
-import numpy as np
 import torch
 
 #: Sizes that no tile, vector or warp divides.
@@ -18,9 +19,10 @@ VALUES = ("normal", "grid", "wide", "zeros", "tiny", "huge", "nan", "infinite")
 #: What torch offers around a call; see `tests.fuzz.modes`.
 MODES = ("plain", "no_grad", "inference", "autocast", "deterministic", "meta", "fake", "vmap", "func_grad", "broken")
 
-_MODE_WEIGHTS = np.array([62, 4, 4, 4, 4, 4, 3, 3, 3, 9], dtype=float)
-_LAYOUT_WEIGHTS = np.array([35, 12, 12, 12, 9, 20], dtype=float)
-_VALUE_WEIGHTS = np.array([45, 14, 14, 4, 6, 7, 5, 5], dtype=float)
+# The sums of the weights up to each.
+_MODE_WEIGHTS = list(accumulate([64, 4, 4, 4, 4, 4, 1, 3, 3, 9]))
+_LAYOUT_WEIGHTS = list(accumulate([35, 12, 12, 12, 9, 20]))
+_VALUE_WEIGHTS = list(accumulate([45, 14, 14, 4, 6, 7, 5, 5]))
 
 
 @dataclass(frozen=True)
@@ -77,18 +79,17 @@ class Range:
     most: int = 60
 
 
-def _size(generator: np.random.Generator, bounds: Range, large: bool) -> int:
+def _size(numbers: random.Random, bounds: Range, large: bool) -> int:
     if large and bounds.most > bounds.usual:
         primes = [prime for prime in _PRIMES if bounds.usual < prime <= bounds.most]
-        return int(generator.choice(primes or [bounds.most]))
-    if bounds.least == 0 and generator.random() < 0.03:
+        return numbers.choice(primes or [bounds.most])
+    if bounds.least == 0 and numbers.random() < 0.03:
         return 0
-    return int(generator.integers(max(bounds.least, 1), bounds.usual + 1))
+    return numbers.randint(max(bounds.least, 1), bounds.usual)
 
 
-def _one(generator: np.random.Generator, names: tuple, weights: np.ndarray | None = None):
-    share = None if weights is None else weights / weights.sum()
-    return names[int(generator.choice(len(names), p=share))]
+def _one(numbers: random.Random, names: tuple, weights: list[int] | None = None):
+    return numbers.choices(names, cum_weights=weights)[0]
 
 
 def draw(seed: int, number: int, backend: str, operations: dict) -> Case:
@@ -100,20 +101,20 @@ def draw(seed: int, number: int, backend: str, operations: dict) -> Case:
         backend: that calls are made of.
         operations: `OPERATIONS`, of which those are drawn that have the backend.
     """
-    generator = np.random.default_rng([seed, number])
+    numbers = random.Random((seed << 40) + number)
     names = tuple(name for name, operation in operations.items() if backend in operation.backends)
-    name = _one(generator, names)
+    name = _one(numbers, names)
     operation = operations[name]
-    # One size in most calls is large, and in every third none is: work is their product.
-    large = int(generator.integers(0, max(2, 2 * len(operation.sizes))))
+    # One size in every third call is large, and in the others none is: work is their product.
+    large = numbers.randrange(3 * len(operation.sizes))
     slow = backend.startswith("triton")
     sizes = {}
     for place, (size, bounds) in enumerate(operation.sizes.items()):
         if slow:
             bounds = Range(bounds.least, min(bounds.usual, 6), min(bounds.most, 70))
-        sizes[size] = _size(generator, bounds, place == large)
+        sizes[size] = _size(numbers, bounds, place == large)
     options = {
-        option: choices[0] if generator.random() < 0.4 else _one(generator, choices)
+        option: choices[0] if numbers.random() < 0.4 else _one(numbers, choices)
         for option, choices in operation.options.items()
     }
     dtypes = operation.dtypes
@@ -122,12 +123,12 @@ def draw(seed: int, number: int, backend: str, operations: dict) -> Case:
     return Case(
         name,
         backend,
-        _one(generator, dtypes),
-        _one(generator, MODES, _MODE_WEIGHTS),
-        _one(generator, LAYOUTS, _LAYOUT_WEIGHTS),
-        _one(generator, VALUES, _VALUE_WEIGHTS),
-        int(generator.choice([1, 1, 2, 3, 4])),
+        _one(numbers, dtypes),
+        _one(numbers, MODES, _MODE_WEIGHTS),
+        _one(numbers, LAYOUTS, _LAYOUT_WEIGHTS),
+        _one(numbers, VALUES, _VALUE_WEIGHTS),
+        numbers.choice((1, 1, 2, 3, 4)),
         sizes,
         options,
-        int(generator.integers(2**31)),
+        numbers.randrange(2**31),
     )

@@ -52,41 +52,69 @@ class Numbers:
             self.kinds[kind] = found
 
 
-def write(numbers: Numbers, seed: int, calls: dict[str, int]) -> None:
-    """Writes both files: backends that this run did not call keep the rows they had."""
+def add(runs: list[dict[str, Any]], anew: bool = False) -> None:
+    """Adds runs to both files.
+
+    Args:
+        runs: seed, backend, first, made and numbers of each.
+        anew: leave out what the files have of these backends.
+
+    Raises:
+        ValueError: if some of the calls are counted there already.
+    """
     file = _DOCS / "accuracy.json"
-    there = json.loads(file.read_text()) if file.exists() else {"runs": {}, "rows": []}
-    runs = there["runs"] | {name: {"seed": seed, "calls": made} for name, made in calls.items()}
-    rows = [row for row in there["rows"] if row["backend"] not in calls]
-    for (backend, operation, result, dtype), largest in numbers.kinds.items():
-        rows.append(
-            {
-                "backend": backend,
-                "operation": operation,
-                "result": result,
-                "dtype": dtype,
-                "share": round(largest.share, 3),
-                "error": float(f"{largest.error:.2e}"),
-                "call": largest.number,
-                "compared": numbers.compared[backend, operation, result, dtype],
-            }
-        )
-    rows.sort(key=lambda row: tuple(row[name] for name in ("operation", "result", "backend", "dtype")))
-    listed = ",\n  ".join(json.dumps(row) for row in rows)
-    file.write_text(f'{{"runs": {json.dumps(runs)},\n "rows": [\n  {listed}\n]}}\n')
-    (_DOCS / "accuracy.md").write_text(page({"runs": runs, "rows": rows}))
+    found = json.loads(file.read_text()) if file.exists() else {"runs": [], "rows": []}
+    given = {run["backend"] for run in runs}
+    if anew:
+        found = {part: [one for one in found[part] if one["backend"] not in given] for part in found}
+    for run in runs:
+        _check_new(run, found["runs"])
+        names = ("backend", "seed", "first")
+        found["runs"].append({name: run[name] for name in names} | {"calls": run["made"]})
+        _merge(run, found["rows"])
+    found["runs"].sort(key=lambda run: (run["backend"], run["seed"], run["first"]))
+    found["rows"].sort(key=lambda row: tuple(row[name] for name in ("operation", "result", "backend", "dtype")))
+    listed = {part: ",\n  ".join(json.dumps(one) for one in found[part]) for part in ("runs", "rows")}
+    file.write_text(f'{{"runs": [\n  {listed["runs"]}\n ],\n "rows": [\n  {listed["rows"]}\n]}}\n')
+    (_DOCS / "accuracy.md").write_text(page(found))
+
+
+def _check_new(run: dict[str, Any], there: list[dict[str, Any]]) -> None:
+    for other in there:
+        alike = all(run[name] == other[name] for name in ("backend", "seed"))
+        if alike and max(run["first"], other["first"]) < min(
+            run["first"] + run["made"], other["first"] + other["calls"]
+        ):
+            raise ValueError(f"docs/accuracy.json has calls of these already: {other}")
+
+
+def _merge(run: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """Takes the figures of a run into the rows: of each kind the largest share, and how many were compared."""
+    names = ("backend", "operation", "result", "dtype")
+    there = {tuple(row[name] for name in names): row for row in rows}
+    for *kind, share, error, number, compared in run["numbers"]:
+        row = there.get(tuple(kind))
+        before = row["compared"] if row else 0
+        if row is None:
+            row = dict(zip(names, kind, strict=True)) | {"share": -1.0}
+            rows.append(row)
+        if share > row["share"]:
+            figures = {"share": round(share, 3), "error": float(f"{error:.2e}")}
+            row.update(figures | {"seed": run["seed"], "call": number})
+        row["compared"] = before + compared
 
 
 _HEAD = """# Accuracy
 
-Written by `make fuzz FUZZ_ARGS=--write`, never by hand. Each number is the largest share of its budget that an error
-had in any of the generated calls that were compared with the reference in float64. Above 1 is a failure, and there is
-none.
+Written by `make fuzz FUZZ_ARGS=--write`, which adds its calls to those made before, never by hand. Each number is the
+largest share of its budget that an error had in any of the generated calls that were compared with the reference in
+float64. Above 1 is a failure, and there is none.
 
 The budget of a result is three times what the reference is off in the call's own precision (for the reference itself:
 nothing), and on top what no kernel avoids: a rounding of the result, and √n roundings of a sum of n terms. Some
 inputs are badly conditioned: the exact result itself moves when they move by a rounding. There four times this move
-is allowed as well, and the roundings of a logit, or of a flow over its temperature, before it is an exponent.
+is allowed as well, and the roundings of a logit, or of a flow over its temperature, before it is an exponent. Of a
+call in float64, in which the reference cannot be seen to be off, its error in float32 in units of a rounding counts.
 
 The calls have sizes from 0 to 257, primes among them, in every layout and form of mask, with numbers from denormal to
 10³⁰, ties, NaN and infinities; what came out finite is compared.
@@ -95,18 +123,28 @@ The calls have sizes from 0 to 257, primes among them, in every layout and form 
 
 
 _TRITON = "`triton` runs in Triton's interpreter."
-_NO_TRITON = (
-    "`triton` and `stock` have no table: no run of their generated calls was written down for this release. The\n"
-    "tests of the operations (`tests/ops`) hold both to the reference in float64."
+_WITHOUT = (
+    "{names} no table: no run of generated calls was written down for this release. The tests of the\n"
+    "operations (`tests/ops`) hold every backend to the reference in float64."
 )
+_BACKENDS = ("native", "reference", "triton", "stock")
 
 
 def page(found: dict) -> str:
     """The docs' page."""
-    lines = [_HEAD, "| backend | calls | seed |", "| --- | --- | --- |"]
-    for name, run in sorted(found["runs"].items()):
-        lines.append(f"| `{name}` | {run['calls']:,} | {run['seed']} |".replace(",", " "))
-    lines += ["", _TRITON if "triton" in found["runs"] else _NO_TRITON, ""]
+    lines = [_HEAD, "| backend | calls | of them | seed |", "| --- | --- | --- | --- |"]
+    for run in found["runs"]:
+        last = run["first"] + run["calls"] - 1
+        cells = (f"`{run['backend']}`", f"{run['calls']:,}", f"{run['first']:,} to {last:,}", str(run["seed"]))
+        lines.append(f"| {' | '.join(cells)} |".replace(",", " "))
+    there = {run["backend"] for run in found["runs"]}
+    for name in sorted(there):
+        total = sum(run["calls"] for run in found["runs"] if run["backend"] == name)
+        lines.append(f"| **`{name}`** | **{total:,}** | in all | |".replace(",", " "))
+    lines += [""] + ([_TRITON, ""] if "triton" in there else [])
+    missing = [f"`{name}`" for name in _BACKENDS if name not in there]
+    if missing:
+        lines += [_WITHOUT.format(names=" and ".join(missing) + (" have" if len(missing) > 1 else " has")), ""]
     for backend in sorted({row["backend"] for row in found["rows"]}):
         rows = [row for row in found["rows"] if row["backend"] == backend]
         dtypes = [d for d in ("float32", "bfloat16", "float16", "float64") if any(r["dtype"] == d for r in rows)]

@@ -132,10 +132,13 @@ class Reached(NamedTuple):
 def _reached(query, key, scale, backend):
     """The logit at the key that is found, whichever of two that tie but for a rounding it is."""
     place = first_highest_keys(query, key, scale=scale, backend=backend)
+    if torch.is_autocast_enabled("cpu") and query.dtype != torch.float64:  # as it does
+        query, key = query.bfloat16(), key.bfloat16()
     wide = torch.promote_types(query.dtype, torch.float32)
     if place.device.type == "meta" or type(place) is not torch.Tensor:
         return Reached(torch.empty_like(place, dtype=wide))
-    scores = float(scale) * (query.detach().double() @ key.detach().double().mT)
+    scale = query.shape[-1] ** -0.5 if scale is None else float(scale)
+    scores = scale * (query.detach().double() @ key.detach().double().mT)
     reached = scores.gather(-1, place[..., None]).squeeze(-1)
     # No key is the highest one of a row with a NaN.
     return Reached(reached.masked_fill(scores.isnan().any(-1), torch.nan).to(wide))
@@ -255,6 +258,7 @@ OPERATIONS: dict[str, Operation] = {
         {name: _ATTENTION_SIZES[name] for name in ("batch", "heads", "queries", "keys", "dim")},
         {"scale": (1.0, 0.3, -0.7)},
         _ALL,
+        casts=True,
     ),
     "temporal_attention": Operation(
         _temporal,

@@ -94,6 +94,8 @@ class Maker:
         if dtype.is_floating_point:
             memory.fill_(torch.nan)
         view = memory.as_strided(shape, strides, before)
+        if layout not in ("expanded", "overlapping"):
+            return view.copy_(numbers)
         # The last of those that share a place is what both read.
         places = torch.arange(len(memory)).as_strided(shape, strides, before).reshape(-1)
         memory[places] = numbers.reshape(-1)

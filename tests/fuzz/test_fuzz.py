@@ -14,7 +14,7 @@ import torch
 
 import cvg_kernels as cvg
 from tests.fuzz import __main__ as command
-from tests.fuzz import numbers, oracle
+from tests.fuzz import exactness, numbers
 from tests.fuzz.call import Call, Operation
 from tests.fuzz.cases import LAYOUTS, Case, Range, draw
 from tests.fuzz.operations import OPERATIONS
@@ -35,7 +35,7 @@ PARTS = [
 def test_generated_calls(backend, calls, one_thread, monkeypatch):
     monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
     # Another processor adds in another order, for which nobody chose these calls.
-    monkeypatch.setattr(oracle, "LENIENCY", 4.0)
+    monkeypatch.setattr(exactness, "LENIENCY", 4.0)
     torch._C._functorch._set_vmap_fallback_warning_enabled(False)
     if torch.cuda.is_available() and backend == "triton":
         pytest.skip("generated calls are made on the CPU")
@@ -163,7 +163,7 @@ def test_a_process_that_dies_names_its_call(monkeypatch):
 
     monkeypatch.setattr(subprocess, "run", die)
     run = command.Run(1, "native")
-    run.make(10, 0, 60)
+    run.make(10, 60)
     assert asked == [0, 4, 8] and sorted(run.failures) == [3, 7, 11]
     assert "Segmentation fault" in run.failures[3]
 
@@ -185,3 +185,66 @@ def test_the_page_is_that_of_the_numbers():
     assert all(row["share"] <= 1 for row in found["rows"])
     there = {row["operation"] for row in found["rows"] if row["backend"] == "native"}
     assert there == {name for name, op in OPERATIONS.items() if "native" in op.backends}
+
+
+# --- runs that are kept and added up ---------------------------------------------------------------------------------
+
+
+class Calls:
+    """In the place of the processes: makes no call; those in `wrong` fail."""
+
+    def __init__(self, *wrong: int) -> None:
+        self.wrong, self.asked = wrong, []
+
+    def __call__(self, given, **options):
+        first, calls, folder = int(given[5]), int(given[6]), command.Path(given[8])
+        self.asked.append((first, calls))
+        made = range(first, first + calls)
+        lines = [{"kind": "failure", "number": n, "says": "is off"} for n in made if n in self.wrong]
+        found = [["native", "max_flow", "flow", "float32", n / 100, 1e-7, n, 1] for n in made]
+        kept = numbers.Numbers()
+        kept.add(found)
+        lines.append({"kind": "end", "made": calls, "numbers": kept.lines()})
+        (folder / "found.jsonl").write_text("\n".join(map(json.dumps, lines)))
+        return SimpleNamespace(returncode=0, stderr="")
+
+
+def called(monkeypatch, *arguments: object) -> int:
+    monkeypatch.setattr("sys.argv", ["fuzz", "--backends", "native", "--seed", "7", *map(str, arguments)])
+    monkeypatch.setattr(command, "report", lambda run: None)
+    monkeypatch.setattr(command.worker, "prepare", lambda: None)
+    return command.main()
+
+
+def test_a_kept_run_goes_on_and_makes_failed_calls_again(monkeypatch, tmp_path):
+    monkeypatch.setattr(command, "_BATCH", 10)
+    monkeypatch.setattr(numbers, "_DOCS", tmp_path)
+    keep = ["--keep", tmp_path / "run.json", "--write"]
+    monkeypatch.setattr(subprocess, "run", calls := Calls(3, 14))
+    assert called(monkeypatch, *keep, "--calls", 20) == 1
+    assert calls.asked == [(0, 10), (10, 10)] and not (tmp_path / "accuracy.json").exists()
+    monkeypatch.setattr(subprocess, "run", calls := Calls(14))
+    assert called(monkeypatch, *keep, "--calls", 25) == 1
+    assert calls.asked == [(3, 1), (14, 1), (20, 5)]
+    monkeypatch.setattr(subprocess, "run", calls := Calls())
+    assert called(monkeypatch, *keep, "--calls", 25) == 0 and calls.asked == [(14, 1)]
+    found = json.loads((tmp_path / "accuracy.json").read_text())
+    assert found["runs"] == [{"backend": "native", "seed": 7, "first": 0, "calls": 25}]
+    assert found["rows"][0]["share"] == 0.24 and (tmp_path / "accuracy.md").read_text() == numbers.page(found)
+
+
+def test_runs_are_added_up(monkeypatch, tmp_path):
+    monkeypatch.setattr(numbers, "_DOCS", tmp_path)
+    monkeypatch.setattr(subprocess, "run", Calls())
+    assert called(monkeypatch, "--calls", 20, "--first", 30, "--write") == 0
+    assert called(monkeypatch, "--calls", 30, "--write") == 0
+    with pytest.raises(ValueError, match="has calls of these already"):
+        called(monkeypatch, "--calls", 5, "--first", 49, "--write")
+    found = json.loads((tmp_path / "accuracy.json").read_text())
+    assert [(run["first"], run["calls"]) for run in found["runs"]] == [(0, 30), (30, 20)]
+    (row,) = found["rows"]
+    assert (row["share"], row["call"], row["seed"], row["compared"]) == (0.49, 49, 7, 50)
+    assert "| **`native`** | **50** | in all |" in numbers.page(found)
+    assert called(monkeypatch, "--calls", 10, "--write", "--anew") == 0
+    found = json.loads((tmp_path / "accuracy.json").read_text())
+    assert [run["calls"] for run in found["runs"]] == [10] and found["rows"][0]["compared"] == 10

@@ -18,6 +18,10 @@ HERE = Path(__file__).parent
 COMPILER = shutil.which(os.environ.get("CXX", "c++"))
 #: Every access to memory becomes a call, which emulated_watch.cpp answers; calls stay where they stand in the code.
 WATCHED = ("-fsanitize=thread", "-O1", "-fno-optimize-sibling-calls")
+#: Under `make sanitize` the compiler's own sanitizers look in the place of the watch, at the emulation as well.
+SANITIZED = ("-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-O1", "-g1")
+if os.environ.get("CVG_SANITIZED") != "address":
+    SANITIZED = ()
 
 
 def build(folder: Path, name: str, kernels: str, *options: str, csrc: Path = ROOT / "csrc") -> ModuleType:
@@ -35,13 +39,13 @@ def build(folder: Path, name: str, kernels: str, *options: str, csrc: Path = ROO
     for file, level in zip(objects, ("-O2", "-O2", "-O2", "-O0"), strict=True):
         if not file.exists():
             source = HERE / f"{file.stem}.cpp"
-            subprocess.run([COMPILER, *common, level, "-c", source, "-o", file], check=True)
+            subprocess.run([COMPILER, *common, level, *SANITIZED, "-c", source, "-o", file], check=True)
     number = len(list(folder.glob("*.so")))
     watched = folder / f"{kernels}-{number}.o"
-    flags = [*common, *WATCHED, *options]
+    flags = [*common, *(SANITIZED or WATCHED), *options]
     subprocess.run([COMPILER, *flags, "-c", HERE / f"{kernels}.cpp", "-o", watched], check=True)
     file = folder / f"{name}-{number}.so"
-    subprocess.run([COMPILER, "-shared", *objects, watched, "-o", file], check=True)
+    subprocess.run([COMPILER, "-shared", *SANITIZED, *objects, watched, "-o", file], check=True)
     return load(file)
 
 

@@ -361,6 +361,8 @@ GOOD = {
         ({"token_ids": 3}, r"token_ids must have shape \[K\] or \[B, K\] with B = 1, got \(\)"),
         ({"token_ids": [[0], [1, 2]]}, r"token_ids must be integers, \[K\] or \[B, K\], got"),
         ({"token_ids": [True]}, "token_ids must be int64 or int32, got torch.bool"),
+        ({"token_ids": [1j]}, "token_ids must be int64 or int32, got torch.complex64"),
+        ({"token_ids": torch.zeros(1, dtype=torch.uint16)}, "token_ids must be int64 or int32, got torch.uint16"),
         ({"token_ids": [0.5]}, "token_ids must be int64 or int32"),
         ({"token_ids": torch.zeros(2, 1, dtype=torch.int64)}, r"\[K\] or \[B, K\] with B = 1"),
         ({"key_mask": torch.zeros(1, 4)}, "key_mask must be bool"),

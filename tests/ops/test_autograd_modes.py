@@ -14,6 +14,7 @@ from torch.autograd import forward_ad
 
 import cvg_kernels as cvg
 from cvg_kernels.backends import Backend, unavailable_reason
+from tests.differences import SHARPEST, slope_of
 
 BACKENDS = ["auto", "reference", "native"]
 DERIVATIVES = ["grad", "vjp", "jvp", "forward", "jacobian"]
@@ -168,7 +169,8 @@ def test_derivatives_of_torch_func_and_forward_mode(mode, case, backend):
 
 
 def test_second_derivatives(case, backend):
-    """Of the square of the loss, along one line, against a difference of gradients."""
+    """Of the square of the loss, along one line, against differences of gradients, whose width and budget come from
+    the loss."""
     name, _, tensors = case
     if backend == "native" and name == "depth_structure":
         pytest.skip("it has no kernel")
@@ -186,13 +188,16 @@ def test_second_derivatives(case, backend):
         return
     grads = torch.autograd.grad(slope(leaves, create_graph=True), leaves)
     found = sum((g * line).sum() for g, line in zip(grads, lines, strict=True))
-    step = 1e-5
-    ahead, behind = (
-        slope([(t + side * line).requires_grad_() for t, line in zip(tensors, lines, strict=True)])
-        for side in (step, -step)
-    )
-    scale = max(ahead.abs().item(), 1.0)
-    torch.testing.assert_close(found, (ahead - behind) / (2 * step), rtol=1e-4, atol=1e-4 * scale)
+
+    def along(distance):
+        return slope([(t + distance * line).requires_grad_() for t, line in zip(tensors, lines, strict=True)]).item()
+
+    length = (sum(t.square().sum() for t in tensors) / sum(line.square().sum() for line in lines)).sqrt().item()
+    told = slope_of(along, torch.finfo(torch.float64).eps, length, found.item())
+    terms = sum((g * line).abs().sum() for g, line in zip(grads, lines, strict=True)).item()
+    assert told.budget <= SHARPEST * max(abs(told.value), terms), f"differences cannot tell: {told}"
+    rounding = 1e-12 * terms  # of the sum that is claimed
+    assert abs(found.item() - told.value) <= told.budget + rounding, f"{found.item():.6g}, by differences {told}"
 
 
 def test_vmap_and_a_gradient_through_it(case, backend):

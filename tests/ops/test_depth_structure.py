@@ -92,6 +92,8 @@ def test_gradients():
         ({"t_s": True}, "t_s must be an integer or an integer tensor"),
         ({"t_s": torch.tensor([1, 2])}, r"t_s must be a number or integers \[B\] = \(1,\)"),
         ({"t_s": torch.tensor([1.0])}, r"integers \[B\] = \(1,\), got torch.float32"),
+        ({"t_s": torch.zeros(1, dtype=torch.complex64)}, r"integers \[B\] = \(1,\), got torch.complex64"),
+        ({"t_s": torch.zeros(1, dtype=torch.uint16)}, r"integers \[B\] = \(1,\), got torch.uint16"),
         ({"t_s": torch.tensor([-2])}, "t_s must not be negative"),
     ],
 )

@@ -265,6 +265,7 @@ GOOD = {
         ({"query_frames": [0, 1]}, r"query_frames must have shape \(3,\), got \(2,\)"),
         ({"key_frames": torch.zeros(3, 1)}, r"key_frames must have shape \(3,\), got \(3, 1\)"),
         ({"key_frames": torch.zeros(3)}, "key_frames must be int64 or int32, got torch.float32"),
+        ({"key_frames": torch.zeros(3).cfloat()}, "key_frames must be int64 or int32, got torch.complex64"),
         ({"key_frames": "all"}, "key_frames must be integers, one per token, got 'all'"),
         ({"query_frames": [0, -2, 1]}, r"query_frames must lie in \[-1, 16777215\], got -2"),
         ({"query_frames": [0, 2**24, 1]}, r"query_frames must lie in .*, got 16777216"),

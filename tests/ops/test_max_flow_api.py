@@ -341,6 +341,7 @@ def test_refused_subgraphs(change, message):
         ({"capacity": torch.ones(2, 3, 3, dtype=torch.int64)}, "got torch.int64"),
         ({"source": 4}, r"source must be a node in \[0, 4\), got 4"),
         ({"sink": -1}, "sink must be a node"),
+        ({"sink": True}, r"sink must be a node in \[0, 4\), got True"),
         ({"sink": 0}, "source and sink must differ"),
         ({"capacity": torch.rand(1, 65, 65), "backend": "native"}, "frames .or nodes. 65 is not supported"),
     ],

@@ -255,6 +255,8 @@ GOOD = {"query": torch.zeros(2, 2, 9, 4), "key": torch.zeros(2, 2, 9, 4), "lse":
         ({"grid": (2, 0, 2)}, r"grid must be \(F, h, w\)"),
         ({"grid": 8}, r"grid must be \(F, h, w\), numbers above 0, got 8"),
         ({"grid": (3, 2, 2)}, r"behind query_start 0 must fit the 9 queries, and takes 12"),
+        ({"query_start": False}, "query_start must be a number of tokens, 0 or more, got False"),
+        ({"key_start": True}, "key_start must be a number of tokens, 0 or more, got True"),
         ({"query_start": 2}, r"behind query_start 2 must fit the 9 queries, and takes 10"),
         ({"key": torch.zeros(2, 2, 7, 4)}, "behind key_start 0 must fit the 7 keys, and takes 8"),
         ({"key_start": -1}, "key_start must be a number of tokens, 0 or more, got -1"),

@@ -15,6 +15,7 @@ from tests.coverage.oracle import watched  # noqa: E402
 from tests.pipeline.field import WORDS  # noqa: E402
 from tests.pipelines import PIPELINES, run  # noqa: E402
 from tests.pipelines.wan import TRANSFORMER, parts  # noqa: E402
+from tests.roundings import assert_equal_but_for_roundings, moves  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -121,24 +122,33 @@ def test_capture_and_swap(quantise):
 
 @pytest.mark.parametrize("quantise", WEIGHTS, ids=lambda one: one.__name__)
 def test_guidance_is_that_of_the_rounded_weights(quantise):
-    """Losses, gradients and video are those of a plain model that has the weights written out."""
-    vico = cvg.Vico(words=WORDS, stop=1.0, iterations=1)
-    found = []
-    for written_out in (False, True):
-        pipe, options = built()
-        quantise(pipe)
-        for parent, name, module in linears(pipe) if written_out else ():
-            plain = nn.Linear(module.in_features, module.out_features, module.bias is not None)
-            with torch.no_grad():
-                zero = module(torch.zeros(1, module.in_features))
-                plain.weight.copy_((module(torch.eye(module.in_features)) - zero).T)
-                plain.bias.copy_(zero[0])
-            setattr(parent, name, plain)
-        with vico.attach(pipe) as made:
-            video = run(pipe, options)
-        assert made.guided_steps == 2
-        found.append([video, *(e[k] for e in made.history for k in ("loss", "gradient_norm"))])
-    torch.testing.assert_close(*found, rtol=2e-3, atol=1e-4)
+    """Losses, gradients and video are those of a plain model that has the weights written out, but for roundings."""
+    rounded, options = built()
+    quantise(rounded)
+    plain, _ = built()
+    quantise(plain)
+    write_out(plain)
+    moved = moves(lambda: guided(plain, options), [plain.transformer])
+    assert_equal_but_for_roundings(guided(rounded, options), guided(plain, options), moved)
+
+
+def write_out(pipe):
+    """Puts plain layers in the place of quantised ones."""
+    for parent, name, module in linears(pipe):
+        plain = nn.Linear(module.in_features, module.out_features, module.bias is not None)
+        with torch.no_grad():
+            zero = module(torch.zeros(1, module.in_features))
+            plain.weight.copy_((module(torch.eye(module.in_features)) - zero).T)
+            plain.bias.copy_(zero[0])
+        setattr(parent, name, plain)
+
+
+def guided(pipe, options):
+    """The video, and the loss and the gradient's size of every update."""
+    with cvg.Vico(words=WORDS, stop=1.0, iterations=1).attach(pipe) as made:
+        video = run(pipe, options)
+    assert made.guided_steps == 2
+    return [video, *(entry[key] for key in ("loss", "gradient_norm") for entry in made.history)]
 
 
 def test_layers_without_a_gradient_are_told():

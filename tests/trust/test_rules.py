@@ -14,8 +14,6 @@ WRITES = {
     "writing.py": {"write_text", "save_file", "open"},  # the one way itself, and logs that are only added to
     "worklist.py": {"open"},  # locks, and a log that is only added to
     "bench/harness.py": {"write_text"},  # /proc
-    "generate.py": {"write_text", "save"},  # into a hidden folder that becomes the output at the end
-    "edit.py": {"save"},  # likewise
     "capturing/viewer.py": {"save"},  # a picture into memory, which becomes text of the page
 }
 _WRITERS = {

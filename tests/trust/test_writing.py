@@ -67,10 +67,14 @@ def test_a_folder_appears_whole(keep, tmp_path):
     assert list(tmp_path.iterdir()) == [folder]
 
 
-def test_a_folder_that_cannot_take_its_place_leaves_the_older_one(tmp_path, monkeypatch):
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_folder_that_cannot_take_its_place_leaves_the_older_one(keep, tmp_path, monkeypatch):
+    """Where two folders cannot change their places in one step."""
+    monkeypatch.setattr("cvg_kernels.writing._exchanged", lambda *_: False)
     folder = tmp_path / "model"
     folder.mkdir()
     (folder / "a").write_text("older")
+    (folder / "mine").write_text("mine")
     rename = os.rename
 
     def full(source, target):
@@ -79,9 +83,10 @@ def test_a_folder_that_cannot_take_its_place_leaves_the_older_one(tmp_path, monk
         rename(source, target)
 
     monkeypatch.setattr(os, "rename", full)
-    with pytest.raises(WritingError, match="model cannot be written"), written_folder(folder) as new:
+    with pytest.raises(WritingError, match="model cannot be written"), written_folder(folder, keep=keep) as new:
         (new / "a").write_text("newer")
-    assert (folder / "a").read_text() == "older" and list(tmp_path.iterdir()) == [folder]
+    assert (folder / "a").read_text() == "older" and (folder / "mine").exists()
+    assert list(tmp_path.iterdir()) == [folder]
 
 
 @pytest.mark.drawn(8, of="long tests")

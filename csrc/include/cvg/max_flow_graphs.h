@@ -53,7 +53,7 @@ struct Position {
   CVG_HD Position(void* memory, int width, int hops)
       : capacity(static_cast<double*>(memory)),
         open(reinterpret_cast<uint64_t*>(capacity + size_t(hops) * width * width)) {}
-  CVG_HD Position(double* capacity, uint64_t* open) : capacity(capacity), open(open) {}
+  CVG_HD Position(double* capacities, uint64_t* rooms) : capacity(capacities), open(rooms) {}
 };
 
 // The layers that the solver sees. An output frame that is the sink is not one of them.
@@ -119,9 +119,9 @@ CVG_HD bool solve_subgraph(const SubgraphArgs& args, int64_t b, int64_t k, int64
       frame < 0 ? graph : ((b * args.tokens + k) * args.positions + l) * width + frame;
   uint8_t* cut = args.cut + place * (args.hops + 1) * width;
   for (int layer = 0; layer <= args.hops; ++layer, cut += width) {
-    const uint64_t near = frame >= 0 && layer == args.hops ? ~bit(frame) : work.reached[layer];
+    const uint64_t side = frame >= 0 && layer == args.hops ? ~bit(frame) : work.reached[layer];
     for (int node = team.lane(); node < width; node += team.size()) {
-      cut[node] = near >> node & 1;
+      cut[node] = side >> node & 1;
     }
   }
   team.sync();
