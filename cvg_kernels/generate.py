@@ -213,8 +213,8 @@ def run(
     with tempfile.TemporaryDirectory(prefix=".cvg-", dir=scratch) as folder:
         try:
             with timed(times, "write"):
-                written = _write(Path(folder), job, clips, maps, guided_run.history)
-            report["files"] = sorted([*written, "report.json"])
+                names = _write(Path(folder), job, clips, maps, guided_run.history)
+            report["files"] = sorted([*names, "report.json"])
             write_text(Path(folder) / "report.json", json.dumps(report, indent=2) + "\n")
         finally:  # should a picture fail, the clips before it are kept
             job.output.mkdir(exist_ok=True)
