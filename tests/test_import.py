@@ -60,6 +60,7 @@ def test_first_use_of_an_operation_loads_operations_only(fresh, tmp_path):
         for room in (
             "ops",
             "backends",
+            "blocks",
             "kernels",
             "auto",
             "errors",

@@ -31,11 +31,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     train.add_argument(
         "--question", help=f"of scenes: what it learns to tell, number or relation; default: {scenes['question']}"
     )
-    train.add_argument("--features", type=path, help="those of another run; made if not given")
+    train.add_argument("--features", type=path, help="the features folder of another run; made if not given")
     train.add_argument("--model", type=path, help="a pipeline folder of that world; default: that in the sources")
     train.add_argument("--clips", type=int, help=f"real clips to invert; of shapes, default: {shapes['real']}")
     for name, meaning in (("generated", "clips to generate"), ("read_steps", "denoising steps read")):
-        told = f"{meaning}; default: {shapes[name]}, of scenes {scenes[name]}"
+        default = f"{shapes[name]}, of scenes {scenes[name]}" if shapes[name] != scenes[name] else f"{shapes[name]}"
+        told = f"{meaning}; default: {default}"
         train.add_argument(f"--{name.replace('_', '-')}", type=int, help=told)
     train.add_argument("--noise", action="store_true", help="of shapes: noise real clips, do not invert them")
     train.add_argument("--no-dual", action="store_true", help="of shapes: train without the wrong prompts")

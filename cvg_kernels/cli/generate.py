@@ -21,8 +21,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=path,
         metavar="FILE",
         help="many prompts: a text file, one a line, or JSON Lines with prompt, words, seed, guidance, model and any "
-        "other setting of this command, which go before what is given here. Each gets a folder in OUTPUT, and "
-        "OUTPUT/manifest.jsonl says what became of it; run again to resume. Several processes: accelerate launch "
+        "other setting of this command, which take precedence over those given here. Each gets a folder in OUTPUT, "
+        "and OUTPUT/manifest.jsonl says what became of it; run again to resume. Several processes: accelerate launch "
         "-m cvg_kernels generate …, torchrun -m, or srun",
     )
     parser.add_argument(
@@ -33,7 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--guidance",
         help="the guidance method, with options after colons, several joined by a plus: "
-        "cvg (the default, for the shapes pipeline), vico, gen1:temporal_scale=2, vico:stop=0.2+gen1",
+        "cvg (the default, for the shapes pipeline), vico, vstar, gen1, flowmo, temporal-band or none; "
+        "gen1:temporal_scale=2, vico:stop=0.2+gen1",
     )
     parser.add_argument("--words", help="words to guide and to show, separated by commas; default: all content words")
     parser.add_argument("--output", type=path, default=Path("out"), help="folder for the results")
@@ -56,14 +57,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Does the job and prints a short table; returns 2 if no step was guided, 1 if prompts of a file failed."""
-    from cvg_kernels.generate import Job
-    from cvg_kernels.generate import run as do
-
     if (options.prompt is None) == (options.prompts is None):
         given = "both" if options.prompts else "neither"
         raise ArgumentError(f"prompt or --prompts FILE must be given, got {given}")
     if options.attempts is not None and (options.prompts is None or options.attempts < 1):
         raise ArgumentError(f"--attempts must be at least 1 and goes with --prompts, got {options.attempts}")
+    from cvg_kernels.generate import Job
+    from cvg_kernels.generate import run as do
+
     fields = settings_of(options, Job)
     if options.prompts is not None:
         return _many(options, fields)

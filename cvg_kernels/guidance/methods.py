@@ -115,6 +115,8 @@ def _one(spec: str, words: Sequence[Word] | None) -> Any:
         return None
     try:
         return kind(**options)
+    except ArgumentError as error:
+        raise ArgumentError(f"guidance {name!r}: {error}") from None
     except TypeError as error:  # a value of another type than the method compares it with
         raise ArgumentError(f"guidance {spec!r} cannot be made: {error}") from None
 
