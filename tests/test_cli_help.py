@@ -64,6 +64,17 @@ def test_help_tells_what_every_option_does_and_its_default(helps):
     )
 
 
+def test_help_of_an_action_says_what_it_does(helps):
+    """What the list of actions says of it, or more."""
+    for name, text in helps[0].items():
+        command, _, action = name.partition(" ")
+        if not action:
+            continue
+        said = text.split("\n\n")[1]
+        assert re.match(r"[A-Z].* .*[.…]$", said, re.DOTALL), f"{name}: {said}"
+        assert re.search(rf"\n +{action}\s+[a-z]", helps[0][command])
+
+
 def test_help_names_the_questions_of_the_world_of_scenes(helps):
     pytest.importorskip("diffusers")
     from cvg_kernels.scenes.classifier_clips import LABELS

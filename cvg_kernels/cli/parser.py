@@ -18,11 +18,26 @@ class Help(argparse.HelpFormatter):
         return text if nothing or "default" in text else f"{text}; default: %(default)s"
 
 
+class Commands(argparse._SubParsersAction):
+    """The commands of a parser; what its list says of one stands above the help of that one, too."""
+
+    def add_parser(self, name: str, **options: Any) -> Any:
+        """Adds a command.
+
+        Args:
+            name: its name.
+            **options: those of its parser; without a description of its own, `help` is it.
+        """
+        purpose = options.get("help", "")
+        return super().add_parser(name, **{"description": f"{purpose[:1].upper()}{purpose[1:]}."} | options)
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line, like those of the commands themselves."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **{"formatter_class": Help} | options)
+        self.register("action", "parsers", Commands)
 
     def error(self, message: str) -> NoReturn:
         """Prints the message and exits with 2."""

@@ -57,6 +57,7 @@ def test_combinations():
         ("magic", "guidance must be one of none, cvg, vico, vstar, gen1, temporal-band, flowmo, got 'magic'"),
         ("vicco", "guidance must be one of .*, got 'vicco'; did you mean 'vico'\\?"),
         ("vico:stpo=0.2", "takes option=value with the options .*; got 'stpo=0.2'; did you mean 'stop'\\?"),
+        ("cvg+vico:stop=two", "^guidance 'vico': stop must be a finite number in \\[0, 1\\], got 'two'$"),
         ("vico:stop", "takes option=value with the options .*; got 'stop'$"),
         ("vico:flow=exct", "flow must be one of .*, got 'exct'; did you mean 'exact'\\?"),
         ("", "guidance must be one of .*, got ''"),
