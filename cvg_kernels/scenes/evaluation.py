@@ -188,12 +188,15 @@ def print_report(report: dict[str, Any]) -> None:
         entries = {kind: {name: entry[score] for name, entry in kinds[kind].items()} for kind in kinds}
         if score == "seconds_per_clip" or not any(e["mean"] for each in entries.values() for e in each.values()):
             continue
-        print("\n" + "".join([score.ljust(14), *(kind.ljust(25) for kind in kinds)]).rstrip())
-        cells = [_mean_cell(entries[kind][first]) for kind in kinds]
-        print("  0" + " " * 11 + "".join(cell.ljust(25) for cell in cells).rstrip())
+        print()
+        _print_row(score, list(kinds))
+        _print_row("  0", [_mean_cell(entries[kind][first]) for kind in kinds])
         for number, name in enumerate(others, 1):
-            cells = [_difference_cell(kinds[kind][name]["against_first"][score]) for kind in kinds]
-            print(f"{number:3d}" + " " * 11 + "".join(cell.ljust(25) for cell in cells).rstrip())
+            _print_row(f"{number:3d}", [_difference_cell(kinds[kind][name]["against_first"][score]) for kind in kinds])
+
+
+def _print_row(head: str, cells: Sequence[str]) -> None:
+    print("".join([head.ljust(14), *(cell.ljust(25) for cell in cells)]).rstrip())
 
 
 def _mean_cell(entry: dict[str, Any]) -> str:

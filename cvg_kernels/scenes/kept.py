@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from cvg_kernels.errors import ArgumentError
+from cvg_kernels.reading import parse_json, read_bytes, text_of
 from cvg_kernels.scenes.verdict import FAILURES, Verdict
 from cvg_kernels.writing import append_line
 
@@ -47,6 +48,9 @@ class Judged:
         }
 
 
+_BEGIN = '{"key"'  # of a line
+
+
 class KeptClips:
     """Clips of earlier evaluations, a line each.
 
@@ -54,8 +58,8 @@ class KeptClips:
         path: path of the file, which need not exist; `None` keeps nothing.
 
     Raises:
-        ArgumentError: if the file has lines of another kind. A last line that a stopped process left unfinished is
-            passed over.
+        ArgumentError: if the file has lines of another kind. One that a stopped process left unfinished is passed
+            over.
     """
 
     def __init__(self, path: Path | None = None) -> None:
@@ -63,16 +67,15 @@ class KeptClips:
         self._found: dict[str, Judged] = {}
         if path is None or not path.exists():
             return
-        *lines, last = path.read_text(encoding="utf-8").split("\n")
-        for number, line in enumerate([*lines, last], 1):
+        for number, line in enumerate(text_of(read_bytes(path), path).splitlines(), 1):
+            said = None
             try:
-                said = json.loads(line) if line else None
-                if said:
-                    self._found[said["key"]] = _read(said)
+                said = parse_json(line, path)
+                self._found[said["key"]] = _read(said)
             except (ValueError, KeyError, TypeError) as error:
-                if isinstance(error, json.JSONDecodeError):
-                    continue  # left unfinished
-                raise ArgumentError(f"line {number} of {path} is not a judged clip") from error
+                unfinished = said is None and (line.startswith(_BEGIN) or _BEGIN.startswith(line))
+                if not unfinished:
+                    raise ArgumentError(f"line {number} of {path} is not a judged clip") from error
 
     def __getitem__(self, key: str) -> Judged | None:
         """Returns the clip of a key, or `None`."""

@@ -44,6 +44,11 @@ def test_a_line_that_was_cut_off_is_passed_over_and_another_kind_of_file_is_an_e
     path.write_text(line + '{"something": "else"}\n')
     with pytest.raises(ArgumentError, match="line 2 of .*clips.jsonl is not a judged clip"):
         KeptClips(path)
+    for other in ("# Notes\n", "[1, 2]\n", "{}\n", line.replace("verdict", "judgement")):
+        path.write_text(other)
+        with pytest.raises(ArgumentError, match="line 1 of .*clips.jsonl is not a judged clip"):
+            KeptClips(path)
+        assert path.read_text() == other
 
 
 def test_the_key_tells_all_that_clips_are_made_with_apart():
